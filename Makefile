@@ -1,0 +1,48 @@
+# Every target sets up what it needs; on a fresh machine only make and Python >= 3.11 are assumed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint benchmark zoo clean distclean
+
+demo: $(INSTALLED)
+	$(BIN)/secateur demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Produce every number quoted in the documentation.
+benchmark: $(INSTALLED)
+	@set -e; for script in benchmarks/[!_]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+# Retrain the bundled model.
+zoo: $(INSTALLED)
+	$(BIN)/python -m secateur.zoo.train_digits
+
+# The newest Python that runs and can make environments; a name on the path may be an empty shim.
+$(BIN)/python:
+	@for python in python3.13 python3.12 python3.11 python3; do \
+		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+			2>/dev/null; then exec $$python -m venv $(VENV); fi; \
+	done; \
+	echo "No Python >= 3.11 with venv and ensurepip on PATH: install one, then run make again." >&2; \
+	exit 1
+
+# One pip command, so that torch, torchvision and timm are resolved together.
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[dev,export,data,train]'
+	@touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
