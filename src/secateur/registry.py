@@ -5,11 +5,14 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import entry_points
+from typing import Generic, TypeVar
 
 from secateur.errors import UserError
 
+T = TypeVar("T")
 
-class Registry[T]:
+
+class Registry(Generic[T]):
     """Maps names to extensions of one sort, such as criteria or model families.
 
     Every module of `package` is imported at the first look-up, and so are the entry points of

@@ -1,0 +1,74 @@
+"""Places in a running model where a branch can be observed, masked or replaced.
+
+A tap names a module, whether its input or output carries the quantity, and how to see the
+quantity in canonical layout. Views share memory with the tensor they are taken from, so the same
+function serves for reading and for writing.
+
+Sites of an attention branch: `input` (B,N,D), `query` and `key` (B,N,H,K), `value` (B,N,H,V),
+`context` (B,N,H,V), `update` (B,N,D: what is added to the stream). Of an MLP: `input`, `hidden`
+(B,N,F), `update`. Of either: `stream` (B,N,D before the branch).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+View = Callable[[Tensor], Tensor]
+Edit = Callable[[Tensor], Tensor | None]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The view of a tensor as it is."""
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """Where one quantity of a branch passes by."""
+
+    module: str
+    at: Literal["input", "output"]
+    view: View = whole
+
+
+def attach(model: nn.Module, tap: Tap, edit: Edit) -> RemovableHandle:
+    """Call `edit` with the canonical view each time the quantity passes.
+
+    Where `edit` returns a tensor of the same shape, it replaces the quantity; the rest of the
+    carrying tensor stays as it is. Gradients flow through both.
+    """
+    module = model.get_submodule(tap.module)
+
+    def changed(carrier: Tensor) -> Tensor | None:
+        new = edit(tap.view(carrier))
+        if new is None:
+            return None
+        if tap.view is whole:
+            return new
+        copy = carrier.clone()
+        tap.view(copy).copy_(new)
+        return copy
+
+    if tap.at == "output":
+        return module.register_forward_hook(lambda _module, _args, output: changed(output))
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        new = changed(args[0])
+        return None if new is None else (new, *args[1:])
+
+    return module.register_forward_pre_hook(before)
+
+
+@contextmanager
+def attached(model: nn.Module, edits: list[tuple[Tap, Edit]]) -> Iterator[None]:
+    """Attach several edits for the length of a `with` block."""
+    handles = [attach(model, tap, edit) for tap, edit in edits]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

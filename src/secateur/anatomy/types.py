@@ -1,0 +1,168 @@
+"""The vocabulary: a stream, the branches that read from and write to it, their groups of units.
+
+Letters used everywhere: D residual width, N tokens, H heads, K query/key dims per head,
+V value dims per head, F MLP hidden neurons.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width"]
+BranchKind = Literal["attention", "mlp"]
+
+ATTENTION_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads")
+MLP_GROUPS: tuple[GroupName, ...] = ("hidden",)
+ALL_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block", "width")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Size of something: parameters and multiply-accumulates for one image."""
+
+    params: int = 0
+    macs: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(params=self.params + other.params, macs=self.macs + other.macs)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(params=self.params - other.params, macs=self.macs - other.macs)
+
+    def __mul__(self, count: int) -> "Cost":
+        return Cost(params=self.params * count, macs=self.macs * count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A cost that grows linearly with the residual width D: `base + D * per_width`."""
+
+    base: Cost = Cost()
+    per_width: Cost = Cost()
+
+    def at(self, width: int) -> Cost:
+        """The cost at residual width `width`."""
+        return self.base + self.per_width * width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """Sizes of an attention layer: every head has the same number of dims."""
+
+    heads: int
+    qk: int
+    vo: int
+
+    def size(self, group: GroupName) -> int:
+        """Units of one group (`qk` and `vo` per head)."""
+        return {"heads": self.heads, "qk": self.qk, "vo": self.vo}[group]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpShape:
+    """Size of an MLP: its hidden neurons."""
+
+    hidden: int
+
+    def size(self, group: GroupName) -> int:
+        """Units of one group."""
+        return {"hidden": self.hidden}[group]
+
+
+Shape = AttentionShape | MlpShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One attention layer or MLP on the residual stream.
+
+    `id` is its module path in the model. `refusals` says for each group that this branch cannot
+    offer, why. The rates price it: `fixed` whenever it exists, the others per unit.
+    """
+
+    id: str
+    kind: BranchKind
+    block: int
+    width: int
+    tokens: int
+    shape: Shape
+    fixed: Rate
+    per_head: Rate = Rate()
+    per_qk: Rate = Rate()
+    per_qk_layer: Rate = Rate()
+    per_vo: Rate = Rate()
+    per_hidden: Rate = Rate()
+    stage: int = 0
+    refusals: Mapping[GroupName, str] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[GroupName, ...]:
+        """The groups of units inside this branch that can be made smaller."""
+        own = ATTENTION_GROUPS if self.kind == "attention" else MLP_GROUPS
+        return tuple(group for group in own if group not in self.refusals)
+
+    def cost(self, shape: Shape | None, width: int | None = None) -> Cost:
+        """Cost of this branch, with its norm, in another shape (None: dropped)."""
+        if shape is None:
+            return Cost()
+        width = self.width if width is None else width
+        if isinstance(shape, MlpShape):
+            return self.fixed.at(width) + self.per_hidden.at(width) * shape.hidden
+        return (
+            self.fixed.at(width)
+            + self.per_head.at(width) * shape.heads
+            + self.per_qk.at(width) * (shape.heads * shape.qk)
+            + self.per_qk_layer.at(width) * shape.qk
+            + self.per_vo.at(width) * (shape.heads * shape.vo)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block of the stream: its branches stand or fall together in the group `block`."""
+
+    id: str
+    index: int
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """What a host model is made of. Pure data; says nothing about weights.
+
+    `ends` is the cost of all that is not a branch: embedding, final norm, heads.
+    """
+
+    family: str
+    width: int
+    tokens: int
+    prefix_tokens: int
+    input_size: tuple[int, int, int]
+    num_classes: int
+    blocks: tuple[Block, ...]
+    branches: tuple[Branch, ...]
+    ends: Rate
+    refusals: Mapping[GroupName, str] = field(default_factory=dict)
+
+    def branch(self, branch_id: str) -> Branch:
+        """The branch called `branch_id`; KeyError if there is none."""
+        for branch in self.branches:
+            if branch.id == branch_id:
+                return branch
+        raise KeyError(branch_id)
+
+    @property
+    def shapes(self) -> "Shapes":
+        """The present shape of every branch."""
+        return {branch.id: branch.shape for branch in self.branches}
+
+    def cost(self, shapes: "Shapes | None" = None) -> Cost:
+        """Cost of the whole model with its branches in `shapes` (missing ones are dropped)."""
+        shapes = self.shapes if shapes is None else shapes
+        total = self.ends.at(self.width)
+        for branch in self.branches:
+            total = total + branch.cost(shapes.get(branch.id))
+        return total
+
+
+Shapes = dict[str, Shape | None]
