@@ -72,3 +72,19 @@ def attached(model: nn.Module, edits: list[tuple[Tap, Edit]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def watch_gradient(
+    model: nn.Module, tap: Tap, see: Callable[[Tensor, Tensor], None]
+) -> RemovableHandle:
+    """Call `see(quantity, gradient)` in each backward pass, both in canonical view, detached."""
+    module = model.get_submodule(tap.module)
+
+    def register(carrier: Tensor) -> None:
+        if carrier.requires_grad:
+            kept = carrier.detach()
+            carrier.register_hook(lambda grad: see(tap.view(kept), tap.view(grad)))
+
+    if tap.at == "output":
+        return module.register_forward_hook(lambda _module, _args, output: register(output))
+    return module.register_forward_pre_hook(lambda _module, args: register(args[0]))

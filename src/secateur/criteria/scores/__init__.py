@@ -1,0 +1,1 @@
+"""One file per criterion; each registers itself in `secateur.criteria.registry`."""

@@ -1,0 +1,56 @@
+"""Kinds of evidence: each names the sites it looks at and adds what it sees to running sums."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from secateur.registry import Registry
+
+Sums = dict[str, Tensor]
+Seen = Mapping[str, Tensor]
+Update = Callable[[Sums, Seen], None]
+Scope = Literal["attention", "mlp", "branch", "block"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceKind:
+    """One kind of evidence.
+
+    `update(sums, seen)` gets the canonical tensors of one branch (or block) for one batch; with
+    `gradient`, each site's tensor comes with `<site>.grad` of the loss, summed over the batch.
+    """
+
+    name: str
+    scope: Scope
+    sites: tuple[str, ...]
+    update: Update
+    gradient: bool = False
+
+
+evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.evidence.sorts")
+
+
+def evidence_kind(
+    name: str, *, scope: Scope, sites: tuple[str, ...], gradient: bool = False
+) -> Callable[[Update], Update]:
+    """Register an update function as a kind of evidence."""
+
+    def file(update: Update) -> Update:
+        kind = EvidenceKind(name=name, scope=scope, sites=sites, update=update, gradient=gradient)
+        evidence_kinds.register(name)(kind)
+        return update
+
+    return file
+
+
+def add_(sums: Sums, key: str, value: Tensor) -> None:
+    """Add `value` to a running sum, in at least fp32."""
+    value = value.detach()
+    if value.dtype.itemsize < 4:
+        value = value.float()
+    if key in sums:
+        sums[key] += value
+    else:
+        sums[key] = value.clone()

@@ -1,0 +1,185 @@
+"""The streaming pass: run calibration images once, let every needed kind of evidence add up."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.anatomy.family import family_of
+from secateur.anatomy.taps import Tap, attach, watch_gradient
+from secateur.anatomy.types import Anatomy, Branch
+from secateur.data.batches import Batches
+from secateur.errors import UserError
+from secateur.evidence.kinds import EvidenceKind, Sums, evidence_kinds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Sums by kind of evidence and by branch (or block) id, over `images` images."""
+
+    images: int
+    tokens: int
+    sums: dict[str, dict[str, Sums]] = field(default_factory=dict)
+
+    def of(self, kind: str, owner: str) -> Sums:
+        """The sums of one kind for one branch or block."""
+        return self.sums[kind][owner]
+
+    def about(self, owner: str) -> dict[str, Sums]:
+        """All sums for one branch or block, by kind."""
+        return {kind: by_owner[owner] for kind, by_owner in self.sums.items() if owner in by_owner}
+
+
+def observe(
+    model: nn.Module,
+    batches: Batches,
+    needs: Iterable[str],
+    *,
+    only: Iterable[str] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evidence:
+    """Collect the kinds of evidence named in `needs` in one pass over `batches`.
+
+    Memory does not grow with the number of images. `only` limits the pass to some branches.
+    Gradient kinds use the labels, or the model's own predictions where there are none.
+    `on_batch(images)` reports progress. Raises UserError when activations are not finite.
+    """
+    family = family_of(model)
+    anatomy = family.read(model)
+    kinds = [evidence_kinds.get(name) for name in sorted(set(needs))]
+    chosen = set(only) if only is not None else {branch.id for branch in anatomy.branches}
+    sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in kinds}
+    gradient = any(kind.gradient for kind in kinds)
+    images = 0
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model, gradient=gradient))
+        for branch in anatomy.branches:
+            if branch.id in chosen:
+                taps = family.taps(model, branch)
+                for handle in _watch_branch(model, branch, taps, kinds, sums):
+                    stack.callback(handle.remove)
+        for handle in _watch_blocks(model, anatomy, kinds, sums):
+            stack.callback(handle.remove)
+        for batch in batches:
+            images += len(batch.images_BCHW)
+            _run(model, batch.images_BCHW, batch.labels_B, gradient)
+            if on_batch is not None:
+                on_batch(images)
+    for kind, by_owner in sums.items():
+        _require_finite(kind, by_owner)
+    plain = {kind: dict(by_owner) for kind, by_owner in sums.items()}
+    return Evidence(images=images, tokens=anatomy.tokens, sums=plain)
+
+
+@contextmanager
+def frozen(model: nn.Module, *, gradient: bool = False) -> Iterator[None]:
+    """Evaluation mode with weights that take no gradient; everything is put back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval()
+    model.requires_grad_(False)
+    try:
+        with torch.set_grad_enabled(gradient):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _run(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor | None, gradient: bool) -> None:
+    if not gradient:
+        model(images_BCHW)
+        return
+    # WHY: with frozen weights, an input that takes gradients is what makes autograd record.
+    logits_BC = model(images_BCHW.requires_grad_())
+    target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
+    F.cross_entropy(logits_BC.float(), target_B, reduction="sum").backward()
+
+
+def _watch_branch(
+    model: nn.Module,
+    branch: Branch,
+    taps: dict[str, Tap],
+    kinds: list[EvidenceKind],
+    sums: dict[str, dict[str, Sums]],
+) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Hooks that hand one branch's tensors to its kinds as soon as all of them were seen."""
+    mine = [kind for kind in kinds if kind.scope in (branch.kind, "branch")]
+    for kind in mine:
+        expected = len(kind.sites)
+        seen: dict[str, Tensor] = {}
+
+        def hand_over(
+            kind: EvidenceKind = kind, seen: dict[str, Tensor] = seen, expected: int = expected
+        ) -> None:
+            if len([site for site in seen if not site.endswith(".grad")]) == expected:
+                kind.update(sums[kind.name][branch.id], seen)
+                seen.clear()
+
+        def see(
+            site: str, x: Tensor, seen: dict[str, Tensor] = seen, done: Callable[[], None] = hand_over
+        ) -> None:
+            seen[site] = x.detach()
+            done()
+
+        def see_gradient(
+            site: str,
+            x: Tensor,
+            grad: Tensor,
+            seen: dict[str, Tensor] = seen,
+            done: Callable[[], None] = hand_over,
+        ) -> None:
+            seen[site], seen[f"{site}.grad"] = x, grad
+            done()
+
+        for site in kind.sites:
+            if kind.gradient:
+                yield watch_gradient(model, taps[site], partial(see_gradient, site))
+            else:
+                yield attach(model, taps[site], partial(see, site))
+
+
+def _watch_blocks(
+    model: nn.Module,
+    anatomy: Anatomy,
+    kinds: list[EvidenceKind],
+    sums: dict[str, dict[str, Sums]],
+) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Hooks on the input and output of every block that still has branches."""
+    mine = [kind for kind in kinds if kind.scope == "block"]
+    if not mine:
+        return
+    for block in anatomy.blocks:
+        if not block.branches:
+            continue
+        before: dict[str, Tensor] = {}
+
+        def enter(x: Tensor, before: dict[str, Tensor] = before) -> None:
+            before["stream"] = x.detach()
+
+        def leave(x: Tensor, before: dict[str, Tensor] = before, owner: str = block.id) -> None:
+            stream = before.pop("stream")
+            for kind in mine:
+                kind.update(
+                    sums[kind.name][owner], {"stream": stream, "update": x.detach() - stream}
+                )
+
+        yield attach(model, Tap(block.id, "input"), enter)
+        yield attach(model, Tap(block.id, "output"), leave)
+
+
+def _require_finite(kind: str, by_owner: dict[str, Sums]) -> None:
+    for owner, values in by_owner.items():
+        for name, value in values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise UserError(
+                    f"{owner} gives values that are not finite on the calibration images "
+                    f"({kind}.{name}); check the weights and the preprocessing (--mean, --std)."
+                )

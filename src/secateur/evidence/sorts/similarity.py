@@ -1,0 +1,45 @@
+"""How much a branch or block changes the residual stream it is added to.
+
+Measured on the stream itself (after LayerScale and, for post-norm hosts, after the norm), so the
+recorded update is exactly what was added. Legend: B batch, N tokens, D residual width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
+
+
+def _add_similarity_(sums: Sums, before_BND: Tensor, after_BND: Tensor) -> None:
+    update_BND = after_BND - before_BND
+    count = torch.tensor(float(before_BND.shape[0] * before_BND.shape[1]), dtype=torch.float64)
+    cosine = F.cosine_similarity(before_BND, after_BND, dim=-1)
+    add_(sums, "count", count)
+    add_(sums, "cosine", cosine.sum(dtype=torch.float64))
+    add_(sums, "stream_square", before_BND.square().sum(dtype=torch.float64))
+    add_(sums, "update_square", update_BND.square().sum(dtype=torch.float64))
+    add_(sums, "update_sum", update_BND.sum((0, 1), dtype=torch.float64))
+
+
+@evidence_kind("branch_similarity", scope="branch", sites=("stream", "update"))
+def branch_similarity(sums: Sums, seen: Seen) -> None:
+    """Sums over tokens of cos(x, x + update), squared norms, and the update itself (D,)."""
+    before = seen["stream"].float()
+    _add_similarity_(sums, before, before + seen["update"].float())
+
+
+@evidence_kind("block_similarity", scope="block", sites=("stream", "update"))
+def block_similarity(sums: Sums, seen: Seen) -> None:
+    """The same for a whole block: x before its first branch against x after its last one."""
+    before = seen["stream"].float()
+    _add_similarity_(sums, before, before + seen["update"].float())
+
+
+@evidence_kind("update_mean", scope="branch", sites=("update",))
+def update_mean(sums: Sums, seen: Seen) -> None:
+    """Sum over tokens of the branch's update: `update_sum` (D,), and `count`."""
+    update_BND = seen["update"]
+    count = torch.tensor(float(update_BND.shape[0] * update_BND.shape[1]), dtype=torch.float64)
+    add_(sums, "count", count)
+    add_(sums, "update_sum", update_BND.sum((0, 1), dtype=torch.float64))
