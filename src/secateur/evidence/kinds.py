@@ -1,6 +1,6 @@
 """Kinds of evidence: each names the sites it looks at and adds what it sees to running sums."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ class EvidenceKind:
 
     `update(sums, seen)` gets the canonical tensors of one branch (or block) for one batch; with
     `gradient`, each site's tensor comes with `<site>.grad` of the loss, summed over the batch.
+    `covers` names kinds that need not be collected beside it, since it holds all they hold.
     """
 
     name: str
@@ -27,18 +28,26 @@ class EvidenceKind:
     sites: tuple[str, ...]
     update: Update
     gradient: bool = False
+    covers: tuple[str, ...] = ()
 
 
 evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.evidence.sorts")
 
 
 def evidence_kind(
-    name: str, *, scope: Scope, sites: tuple[str, ...], gradient: bool = False
+    name: str,
+    *,
+    scope: Scope,
+    sites: tuple[str, ...],
+    gradient: bool = False,
+    covers: tuple[str, ...] = (),
 ) -> Callable[[Update], Update]:
     """Register an update function as a kind of evidence."""
 
     def file(update: Update) -> Update:
-        kind = EvidenceKind(name=name, scope=scope, sites=sites, update=update, gradient=gradient)
+        kind = EvidenceKind(
+            name=name, scope=scope, sites=sites, update=update, gradient=gradient, covers=covers
+        )
         evidence_kinds.register(name)(kind)
         return update
 
@@ -54,3 +63,10 @@ def add_(sums: Sums, key: str, value: Tensor) -> None:
         sums[key] += value
     else:
         sums[key] = value.clone()
+
+
+def chosen_kinds(needs: Iterable[str]) -> list[EvidenceKind]:
+    """The kinds to collect for `needs`, sorted, without those that another one covers."""
+    kinds = [evidence_kinds.get(name) for name in sorted(set(needs))]
+    covered = {name for kind in kinds for name in kind.covers}
+    return [kind for kind in kinds if kind.name not in covered]

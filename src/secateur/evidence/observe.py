@@ -15,7 +15,7 @@ from secateur.anatomy.taps import Tap, attach, watch_gradient
 from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.evidence.kinds import EvidenceKind, Sums, evidence_kinds
+from secateur.evidence.kinds import EvidenceKind, Sums, chosen_kinds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def observe(
     """
     family = family_of(model)
     anatomy = family.read(model)
-    kinds = [evidence_kinds.get(name) for name in sorted(set(needs))]
+    kinds = chosen_kinds(needs)
     chosen = set(only) if only is not None else {branch.id for branch in anatomy.branches}
     sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in kinds}
     gradient = any(kind.gradient for kind in kinds)

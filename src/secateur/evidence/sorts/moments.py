@@ -25,13 +25,17 @@ def add_energies_(sums: Sums, x_TF: Tensor) -> None:
     add_(sums, "square", x_TF.square().sum(0, dtype=torch.float64))
 
 
-@evidence_kind("hidden_moments", scope="mlp", sites=("hidden",))
+@evidence_kind(
+    "hidden_moments", scope="mlp", sites=("hidden",), covers=("hidden_energies",)
+)
 def hidden_moments(sums: Sums, seen: Seen) -> None:
     """Moments of the hidden neurons after the activation, over all tokens: (F,) and (F, F)."""
     add_moments_(sums, seen["hidden"].flatten(0, 1))
 
 
-@evidence_kind("context_moments", scope="attention", sites=("context",))
+@evidence_kind(
+    "context_moments", scope="attention", sites=("context",), covers=("context_energies",)
+)
 def context_moments(sums: Sums, seen: Seen) -> None:
     """Moments of the attention output before the projection, all heads jointly: (HV, HV)."""
     add_moments_(sums, seen["context"].flatten(2).flatten(0, 1))

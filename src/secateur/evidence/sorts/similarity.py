@@ -22,7 +22,9 @@ def _add_similarity_(sums: Sums, before_BND: Tensor, after_BND: Tensor) -> None:
     add_(sums, "update_sum", update_BND.sum((0, 1), dtype=torch.float64))
 
 
-@evidence_kind("branch_similarity", scope="branch", sites=("stream", "update"))
+@evidence_kind(
+    "branch_similarity", scope="branch", sites=("stream", "update"), covers=("update_mean",)
+)
 def branch_similarity(sums: Sums, seen: Seen) -> None:
     """Sums over tokens of cos(x, x + update), squared norms, and the update itself (D,)."""
     before = seen["stream"].float()

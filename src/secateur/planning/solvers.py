@@ -1,0 +1,158 @@
+"""Pick one size per menu under one budget: uniform shares or a global ranking of losses.
+
+Both are monotone in one number (a share, or a price per unit of loss), found by bisection and
+followed by a greedy fill, so that a budget is met from below and within one step of a group
+(ChipNet, ICLR 2021, for the bisection; Kwon et al., arXiv 2204.09656, for exact filling).
+"""
+
+from collections.abc import Callable
+
+from secateur.anatomy.types import Anatomy
+from secateur.errors import UserError
+from secateur.planning.types import Menu, Sizes, dense_sizes, shapes_of
+
+CostOf = Callable[[Sizes], float]
+
+
+def cost_function(anatomy: Anatomy, unit: str) -> CostOf:
+    """Counted parameters or MACs of the whole model as a function of sizes."""
+
+    def cost(sizes: Sizes) -> float:
+        total = anatomy.cost(shapes_of(anatomy, sizes))
+        return float(total.macs if unit == "macs" else total.params)
+
+    return cost
+
+
+def uniform_sizes(menus: list[Menu], share: float) -> Sizes:
+    """Every group at the same share of its present size, rounded down to an allowed one.
+
+    Menus of whole branches and blocks are kept.
+    """
+    sizes: Sizes = {}
+    for menu in menus:
+        if menu.group in ("branch", "block"):
+            sizes[menu.key] = 1
+            continue
+        wanted = share * menu.sizes[-1] + 1e-9
+        sizes[menu.key] = max((s for s in menu.sizes if s <= wanted), default=menu.sizes[0])
+    return sizes
+
+
+def ranked_sizes(menus: list[Menu], price: float, cost_of: CostOf | None, base: Sizes) -> Sizes:
+    """Every step down a menu whose loss (per cost saved, with `cost_of`) is below `price`."""
+    sizes: Sizes = {}
+    for menu in menus:
+        size = menu.sizes[-1]
+        for smaller in reversed(menu.sizes[:-1]):
+            if _step_price(menu, size, smaller, cost_of, base) > price:
+                break
+            size = smaller
+        sizes[menu.key] = size
+    return sizes
+
+
+def _step_price(
+    menu: Menu, size: int, smaller: int, cost_of: CostOf | None, base: Sizes
+) -> float:
+    """Mean loss per unit removed of one step, or per cost that it alone would save."""
+    loss = menu.loss(smaller) - menu.loss(size)
+    if cost_of is None:
+        return loss / (size - smaller)
+    saved = cost_of({**base, menu.key: size}) - cost_of({**base, menu.key: smaller})
+    return loss / max(saved, 1e-12)
+
+
+def solve_uniform(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> Sizes:
+    """The largest equal share of all groups within `limit`, then filled up group by group."""
+    _require_reachable(anatomy, menus, cost_of, limit)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if cost_of(uniform_sizes(menus, middle)) <= limit:
+            low = middle
+        else:
+            high = middle
+    chosen = uniform_sizes(menus, low)
+    if cost_of(chosen) > limit:
+        # WHY: even the smallest widths are too much, so whole layers must go as well.
+        return solve_ranking(anatomy, menus, cost_of, limit, per_cost=True)
+    # WHY: a uniform plan stays as even as it can: the fill goes round by round.
+    return _fill(menus, chosen, cost_of, limit, lambda menu, size: size / menu.sizes[-1])
+
+
+def solve_ranking(
+    anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float, *, per_cost: bool
+) -> Sizes:
+    """Steps with the least loss (per cost saved, with `per_cost`) first, over all menus."""
+    _require_reachable(anatomy, menus, cost_of, limit)
+    base = {menu.key: menu.sizes[-1] for menu in menus}
+    priced = cost_of if per_cost else None
+    prices = {
+        (menu.key, smaller): _step_price(menu, size, smaller, priced, base)
+        for menu in menus
+        for smaller, size in zip(menu.sizes, menu.sizes[1:], strict=False)
+    }
+    ladder = sorted({0.0, *prices.values()})
+
+    def at(price: float) -> Sizes:
+        sizes: Sizes = {}
+        for menu in menus:
+            size = menu.sizes[-1]
+            for smaller in reversed(menu.sizes[:-1]):
+                if prices[menu.key, smaller] > price:
+                    break
+                size = smaller
+            sizes[menu.key] = size
+        return sizes
+
+    low, high = 0, len(ladder) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if cost_of(at(ladder[middle])) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    chosen = at(ladder[low])
+    if cost_of(chosen) > limit:
+        chosen = {menu.key: menu.sizes[0] for menu in menus}
+
+    def urgency(menu: Menu, size: int) -> float:
+        return -prices[menu.key, size]
+
+    return _fill(menus, chosen, cost_of, limit, urgency)
+
+
+def _fill(
+    menus: list[Menu],
+    sizes: Sizes,
+    cost_of: CostOf,
+    limit: float,
+    order: Callable[[Menu, int], float],
+) -> Sizes:
+    """Give back single steps, lowest `order(menu, size)` first, while the budget allows."""
+    sizes = dict(sizes)
+    room = True
+    while room:
+        room = False
+        growable = [m for m in menus if sizes[m.key] < m.sizes[-1]]
+        for menu in sorted(growable, key=lambda m: order(m, sizes[m.key])):
+            bigger = menu.sizes[menu.sizes.index(sizes[menu.key]) + 1]
+            tried = {**sizes, menu.key: bigger}
+            if cost_of(tried) <= limit:
+                sizes, room = tried, True
+                break
+    return sizes
+
+
+def _require_reachable(
+    anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float
+) -> None:
+    least = cost_of({menu.key: menu.sizes[0] for menu in menus})
+    dense = cost_of(dense_sizes(anatomy))
+    if least > limit:
+        raise UserError(
+            f"the budget of {limit:,.0f} is out of reach: with these groups, widths and protected "
+            f"layers the smallest reachable is {least:,.0f} ({100 * least / dense:.1f} % of the "
+            "dense model); raise the budget or allow more groups with --groups."
+        )

@@ -1,0 +1,95 @@
+"""Menus, sizes and plans: what could be chosen, what was chosen, and what that means in shapes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from secateur.anatomy.types import (
+    Anatomy,
+    AttentionShape,
+    Branch,
+    GroupName,
+    MlpShape,
+    Shape,
+    Shapes,
+)
+
+Key = tuple[str, GroupName]
+Sizes = dict[Key, int]
+Reduction = Literal["select", "rotate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Menu:
+    """The sizes one group of one branch (or block) could take and the loss each would cost.
+
+    `sizes` ascends to the dense size; `losses` descends to 0, on one scale for the whole plan.
+    For `branch` and `block` the sizes are 0 (dropped) and 1.
+    """
+
+    owner: str
+    group: GroupName
+    sizes: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def key(self) -> Key:
+        """What identifies this menu."""
+        return (self.owner, self.group)
+
+    def loss(self, size: int) -> float:
+        """Predicted loss at a size on the menu."""
+        return self.losses[self.sizes.index(size)]
+
+
+Units = tuple[int, ...] | tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One shape per branch (None: dropped), and which units stay or that they are rotated.
+
+    `units[branch][group]` are kept indices into the dense model: (F,) for `hidden`, (H,) for
+    `heads`, one tuple per dense head for `qk` and `vo`. A group without units in a branch keeps
+    everything or is rotated, as `reductions` says.
+    """
+
+    shapes: Shapes
+    units: dict[str, dict[GroupName, Units]] = field(default_factory=dict)
+    reductions: dict[GroupName, Reduction] = field(default_factory=dict)
+    predicted_loss: float = 0.0
+
+
+def dense_sizes(anatomy: Anatomy) -> Sizes:
+    """The present size of every group, branch and block."""
+    sizes: Sizes = {(block.id, "block"): 1 for block in anatomy.blocks if block.branches}
+    for branch in anatomy.branches:
+        sizes[branch.id, "branch"] = 1
+        own: tuple[GroupName, ...] = (
+            ("heads", "qk", "vo") if branch.kind == "attention" else ("hidden",)
+        )
+        for group in own:
+            sizes[branch.id, group] = branch.shape.size(group)
+    return sizes
+
+
+def shapes_of(anatomy: Anatomy, sizes: Sizes) -> Shapes:
+    """The shape of every branch when the groups in `sizes` take these sizes."""
+    shapes: Shapes = {}
+    for block in anatomy.blocks:
+        for branch_id in block.branches:
+            dropped = sizes.get((block.id, "block"), 1) == 0
+            branch = anatomy.branch(branch_id)
+            shapes[branch_id] = None if dropped else _shape_of(branch, sizes)
+    return shapes
+
+
+def _shape_of(branch: Branch, sizes: Sizes) -> Shape | None:
+    if sizes.get((branch.id, "branch"), 1) == 0:
+        return None
+
+    def size(group: GroupName) -> int:
+        return sizes.get((branch.id, group), branch.shape.size(group))
+
+    if branch.kind == "attention":
+        return AttentionShape(heads=size("heads"), qk=size("qk"), vo=size("vo"))
+    return MlpShape(hidden=size("hidden"))
