@@ -39,19 +39,6 @@ def uniform_sizes(menus: list[Menu], share: float) -> Sizes:
     return sizes
 
 
-def ranked_sizes(menus: list[Menu], price: float, cost_of: CostOf | None, base: Sizes) -> Sizes:
-    """Every step down a menu whose loss (per cost saved, with `cost_of`) is below `price`."""
-    sizes: Sizes = {}
-    for menu in menus:
-        size = menu.sizes[-1]
-        for smaller in reversed(menu.sizes[:-1]):
-            if _step_price(menu, size, smaller, cost_of, base) > price:
-                break
-            size = smaller
-        sizes[menu.key] = size
-    return sizes
-
-
 def _step_price(
     menu: Menu, size: int, smaller: int, cost_of: CostOf | None, base: Sizes
 ) -> float:

@@ -1,0 +1,92 @@
+"""Make a model smaller: one plan, one pass over its branches, survivors repaired in closed form."""
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.types import Anatomy, Branch
+from secateur.evidence import Evidence
+from secateur.planning.types import Plan
+from secateur.surgery.moments import Moments, moments
+from secateur.surgery.repair import Repair
+from secateur.surgery.select import select
+
+
+def repair_needs(repair: Repair, plan_groups: set[str]) -> set[str]:
+    """The kinds of evidence that a repair of these groups asks for."""
+    if repair == "none":
+        return set()
+    detail = "moments" if repair == "least_squares" else "energies"
+    needs = set()
+    if "hidden" in plan_groups:
+        needs.add(f"hidden_{detail}")
+    if plan_groups & {"vo", "heads"}:
+        needs.add(f"context_{detail}")
+    if plan_groups & {"branch", "block"}:
+        needs.add("update_mean")
+    return needs
+
+
+@torch.no_grad()
+def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair) -> None:
+    """Shrink `model` in place to the plan's shapes, with evidence from the uncut model.
+
+    Branches without units in the plan keep their weights untouched. The mean update of a dropped
+    branch stays in the stream unless `repair` is `none`.
+    """
+    family = family_of(model)
+    anatomy = family.read(model)
+    for branch in anatomy.branches:
+        if plan.shapes.get(branch.id) is None:
+            continue
+        units = plan.units.get(branch.id, {})
+        if units:
+            known = _moments_of(branch, evidence) if repair != "none" else None
+            weights = select(family.weights(model, branch), units, known, repair, branch.id)
+            family.assign_(model, branch, weights)
+    drop_branches_(model, family, anatomy, plan, evidence, repair)
+
+
+def drop_branches_(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    plan: Plan,
+    evidence: Evidence | None,
+    repair: Repair,
+) -> None:
+    """Remove the branches whose shape is None; fold their mean update into earlier biases."""
+    dropped = {b.id for b in anatomy.branches if plan.shapes.get(b.id) is None}
+    family.drop_(model, dropped)
+    if repair == "none" or evidence is None:
+        return
+    for branch in anatomy.branches:
+        if branch.id in dropped:
+            family.add_constant_(model, branch, mean_update(evidence, branch))
+
+
+def mean_update(evidence: Evidence, branch: Branch) -> Tensor:
+    """Mean over tokens of what a branch adds to the stream (D,), fp64."""
+    about = evidence.about(branch.id)
+    sums = about.get("update_mean") or about["branch_similarity"]
+    return sums["update_sum"] / sums["count"]
+
+
+def _moments_of(branch: Branch, evidence: Evidence | None) -> Moments | None:
+    if evidence is None:
+        return None
+    prefix = "context" if branch.kind == "attention" else "hidden"
+    about = evidence.about(branch.id)
+    if f"{prefix}_moments" in about:
+        return moments(about[f"{prefix}_moments"])
+    if f"{prefix}_energies" in about:
+        return _diagonal(about[f"{prefix}_energies"])
+    return None
+
+
+def _diagonal(sums: dict[str, Tensor]) -> Moments:
+    """Moments that know means and variances only, enough for the repair `mean`."""
+    count = float(sums["count"])
+    mean_U = sums["sum"].double() / count
+    variance_U = sums["square"].double() / count - mean_U.square()
+    return Moments(mean_U=mean_U, cov_UU=torch.diag(variance_U), count=count)

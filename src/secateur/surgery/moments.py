@@ -1,0 +1,58 @@
+"""Moments in fp64 from the sums of a pass, and the ridge that keeps solves finite.
+
+Legend: U units that a writer reads (hidden neurons, or all context dims of all heads).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import UserError
+from secateur.evidence import Sums
+
+RIDGE = 1e-4
+"""Ridge relative to the mean of the covariance's diagonal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Mean (U,) and covariance (U, U) in fp64 over `count` tokens."""
+
+    mean_U: Tensor
+    cov_UU: Tensor
+    count: float
+
+    @property
+    def gram_UU(self) -> Tensor:
+        """Uncentred second moment E[x x^T]."""
+        return self.cov_UU + torch.outer(self.mean_U, self.mean_U)
+
+
+def moments(sums: Sums) -> Moments:
+    """Moments from `count`, `sum` and `gram`."""
+    count = float(sums["count"])
+    mean_U = sums["sum"].double() / count
+    gram_UU = sums["gram"].double() / count
+    cov_UU = gram_UU - torch.outer(mean_U, mean_U)
+    return Moments(mean_U=mean_U, cov_UU=(cov_UU + cov_UU.T) / 2, count=count)
+
+
+def ridge_solve(gram_SS: Tensor, right_ST: Tensor, relative: float, owner: str) -> Tensor:
+    """Solve (G + r * mean(diag G) I) X = R in fp64; UserError if G is not finite.
+
+    Falls back to the pseudo-inverse where G is singular beyond what the ridge mends, so that
+    exactly duplicated units are no obstacle.
+    """
+    if not bool(torch.isfinite(gram_SS).all()):
+        raise UserError(
+            f"{owner}: the calibration images give values that are not finite; check the "
+            "preprocessing and the weights."
+        )
+    size = gram_SS.shape[0]
+    level = relative * float(gram_SS.diagonal().mean())
+    eye = torch.eye(size, dtype=gram_SS.dtype, device=gram_SS.device)
+    factor, failed = torch.linalg.cholesky_ex(gram_SS + level * eye)
+    if int(failed) == 0:
+        return torch.cholesky_solve(right_ST, factor)
+    return torch.linalg.pinv(gram_SS, hermitian=True) @ right_ST

@@ -1,0 +1,94 @@
+"""Reduction by selection: keep a subset of units, as a slice of every tensor that knows them.
+
+Legend: D residual width, H heads, K query/key dims, V value dims per head, F hidden neurons.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from secateur.anatomy.types import GroupName
+from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.planning.types import Units
+from secateur.surgery.moments import Moments
+from secateur.surgery.repair import Repair, repaired_writer
+
+UnitsByGroup = Mapping[GroupName, Units]
+
+
+def select(
+    weights: BranchWeights,
+    units: UnitsByGroup,
+    moments: Moments | None,
+    repair: Repair,
+    owner: str,
+) -> BranchWeights:
+    """The weights of the kept units, their writer repaired from `moments` of what it reads."""
+    if isinstance(weights, MlpWeights):
+        return _select_hidden(weights, units, moments, repair, owner)
+    return _select_dims(weights, units, moments, repair, owner)
+
+
+def _select_hidden(
+    weights: MlpWeights,
+    units: UnitsByGroup,
+    moments: Moments | None,
+    repair: Repair,
+    owner: str,
+) -> MlpWeights:
+    if "hidden" not in units:
+        return weights
+    kept_F = torch.tensor(units["hidden"], dtype=torch.long, device=weights.w2_DF.device)
+    w2_DF, b2_D = repaired_writer(weights.w2_DF, weights.b2_D, kept_F, moments, repair, owner)
+    return MlpWeights(
+        readers_FD=tuple(w[kept_F] for w in weights.readers_FD),
+        reader_biases_F=tuple(None if b is None else b[kept_F] for b in weights.reader_biases_F),
+        w2_DF=w2_DF,
+        b2_D=b2_D,
+    )
+
+
+def _select_dims(
+    weights: AttentionWeights,
+    units: UnitsByGroup,
+    moments: Moments | None,
+    repair: Repair,
+    owner: str,
+) -> AttentionWeights:
+    device = weights.q_HKD.device
+    shape = weights.shape
+    heads_H = _index(units.get("heads", tuple(range(shape.heads))), device)
+    qk_HK = _per_head(units.get("qk"), heads_H, shape.qk)
+    vo_HV = _per_head(units.get("vo"), heads_H, shape.vo)
+    kept_S = (heads_H[:, None] * shape.vo + vo_HV).flatten()
+    o_DS, ob_D = repaired_writer(
+        weights.o_DHV.flatten(1), weights.ob_D, kept_S, moments, repair, owner
+    )
+    rows = heads_H[:, None]
+
+    def bias(full: Tensor | None, index: Tensor) -> Tensor | None:
+        return None if full is None else full[rows, index]
+
+    return AttentionWeights(
+        q_HKD=weights.q_HKD[rows, qk_HK],
+        k_HKD=weights.k_HKD[rows, qk_HK],
+        v_HVD=weights.v_HVD[rows, vo_HV],
+        o_DHV=o_DS.unflatten(1, (heads_H.numel(), -1)),
+        qb_HK=bias(weights.qb_HK, qk_HK),
+        kb_HK=bias(weights.kb_HK, qk_HK),
+        vb_HV=bias(weights.vb_HV, vo_HV),
+        ob_D=ob_D,
+        scale=weights.scale,
+    )
+
+
+def _index(units: Units, device: torch.device) -> Tensor:
+    return torch.tensor(units, dtype=torch.long, device=device)
+
+
+def _per_head(units: Units | None, heads_H: Tensor, size: int) -> Tensor:
+    """Kept dims (kept heads, kept dims) from one tuple per dense head; all dims without any."""
+    if units is None:
+        return torch.arange(size, device=heads_H.device).expand(heads_H.numel(), size)
+    return _index(units, heads_H.device)[heads_H]
