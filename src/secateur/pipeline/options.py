@@ -1,0 +1,97 @@
+"""What a user may ask of a pruning run, checked before any work is done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
+from secateur.errors import UserError
+from secateur.planning.budget import Budget, CostBudget, Drop, ShapeBudget, parse_budget
+from secateur.planning.menus import Limits, check_protected
+from secateur.presets import DEFAULT, Preset, load_preset
+from secateur.registry import unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """A pruning run in full. `groups` None: those of the budget, else those of the preset."""
+
+    budget: str
+    preset: str = DEFAULT
+    groups: tuple[GroupName, ...] | None = None
+    align: Mapping[GroupName, int] = field(default_factory=dict)
+    minimum: Mapping[GroupName, int] = field(default_factory=dict)
+    protect: tuple[str, ...] = ()
+    repair: str | None = None
+    allocation: str | None = None
+    seed: int = 0
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Options resolved against a model: everything checked, nothing left to guess."""
+
+    options: Options
+    preset: Preset
+    budget: Budget
+    groups: tuple[GroupName, ...]
+    limits: Limits
+
+
+def resolve(options: Options, anatomy: Anatomy) -> Task:
+    """Check options against a model; UserError with what to do for anything that cannot work."""
+    preset = load_preset(options.preset)
+    changes = {"repair": options.repair, "allocation": options.allocation}
+    preset = Preset.model_validate(
+        preset.model_dump() | {key: value for key, value in changes.items() if value is not None}
+    )
+    budget = parse_budget(options.budget)
+    defaults = Limits()
+    limits = Limits(
+        align={**defaults.align, **options.align},
+        minimum={**defaults.minimum, **options.minimum},
+        protect=options.protect,
+    )
+    check_protected(anatomy, limits)
+    groups = _groups(options, preset, budget)
+    _check_groups(groups, anatomy, budget)
+    return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
+
+
+def parse_groups(names: Sequence[str]) -> tuple[GroupName, ...]:
+    """Group names from strings; UserError with suggestions for an unknown one."""
+    for name in names:
+        if name not in ALL_GROUPS:
+            raise UserError(unknown("group", name, list(ALL_GROUPS)))
+    return tuple(group for group in ALL_GROUPS if group in names)
+
+
+def _groups(options: Options, preset: Preset, budget: Budget) -> tuple[GroupName, ...]:
+    if isinstance(budget, CostBudget):
+        return preset.groups if options.groups is None else options.groups
+    named = [*budget.shares, *(_drop_group(drop) for drop in budget.drops)]
+    if options.groups is not None and set(named) - set(options.groups):
+        extra = ", ".join(sorted(set(named) - set(options.groups)))
+        raise UserError(
+            f"the budget names {extra}, which --groups leaves out; name the same groups in both."
+        )
+    return parse_groups(named)
+
+
+def _drop_group(drop: Drop) -> GroupName:
+    return "block" if drop.kind == "block" else "branch"
+
+
+def _check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
+    """Refuse groups that no branch of the model can offer, with the reason."""
+    for group in groups:
+        if group in anatomy.refusals:
+            raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
+        if group in ("branch", "block", "width"):
+            continue
+        if any(group in branch.groups for branch in anatomy.branches):
+            continue
+        reasons = {b.refusals[group] for b in anatomy.branches if group in b.refusals}
+        why = "; ".join(sorted(reasons)) or "no layer of this model has such units"
+        if isinstance(budget, ShapeBudget) or len(groups) == 1:
+            raise UserError(f"group '{group}' cannot be pruned in this model: {why}.")

@@ -1,0 +1,137 @@
+"""What a pruning run gives back: the smaller model and the record of how it came about."""
+
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.anatomy.types import Anatomy, AttentionShape, Cost, Shape
+from secateur.measuring.accuracy import Accuracy
+from secateur.pipeline.options import Task
+from secateur.planning.types import Menu, Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataUsed:
+    """Which calibration images a run saw."""
+
+    source: str
+    images: int
+    fingerprint: str | None = None
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """A pruned model with its plan, costs, timings and, where measured, accuracy and latency.
+
+    `seconds` has one entry per stage. `before` is the anatomy of the dense model.
+    """
+
+    model: nn.Module
+    before: Anatomy
+    after: Anatomy
+    plan: Plan
+    menus: list[Menu]
+    task: Task
+    data: DataUsed
+    seconds: dict[str, float]
+    accuracy_dense: Accuracy | None = None
+    accuracy: Accuracy | None = None
+    latency: list[dict[str, Any]] = field(default_factory=list)
+    command: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def cost_dense(self) -> Cost:
+        """Parameters and MACs of the dense model."""
+        return self.before.cost()
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters and MACs of the pruned model."""
+        return self.after.cost()
+
+    def record(self) -> dict[str, Any]:
+        """Everything about the run as plain JSON data, for reports, specs and machines."""
+        return {
+            "preset": self.task.preset.name,
+            "preset_title": self.task.preset.title,
+            "preset_source": self.task.preset.source,
+            "budget": self.task.options.budget,
+            "groups": list(self.task.groups),
+            "repair": self.task.preset.repair,
+            "allocation": self.task.preset.allocation,
+            "seed": self.task.options.seed,
+            "macs": {"dense": self.cost_dense.macs, "pruned": self.cost.macs},
+            "params": {"dense": self.cost_dense.params, "pruned": self.cost.params},
+            "predicted_loss": self.plan.predicted_loss,
+            "branches": [self._branch_record(branch.id) for branch in self.before.branches],
+            "accuracy": {
+                "dense": None if self.accuracy_dense is None else self.accuracy_dense.to_json(),
+                "pruned": None if self.accuracy is None else self.accuracy.to_json(),
+            },
+            "latency": self.latency,
+            "seconds": self.seconds,
+            "data": {
+                "source": self.data.source,
+                "images": self.data.images,
+                "fingerprint": self.data.fingerprint,
+                "unreadable": list(self.data.unreadable),
+            },
+            "environment": environment(),
+            "command": self.command,
+            "notes": self.notes,
+        }
+
+    def _branch_record(self, branch_id: str) -> dict[str, Any]:
+        branch = self.before.branch(branch_id)
+        kept = self.plan.shapes[branch_id]
+        dense_cost, kept_cost = branch.cost(branch.shape), branch.cost(kept)
+        return {
+            "id": branch_id,
+            "kind": branch.kind,
+            "block": branch.block,
+            "dense": _shape_json(branch.shape),
+            "kept": _shape_json(kept),
+            "macs": {"dense": dense_cost.macs, "pruned": kept_cost.macs},
+            "params": {"dense": dense_cost.params, "pruned": kept_cost.params},
+        }
+
+    def save(self, out: str | Path) -> None:
+        """Write spec.json, model.safetensors, README.md and report.html into `out`, or nothing.
+
+        Raises UserError when `out` exists and was not written by secateur.
+        """
+        from secateur.pipeline.saving import save_result
+
+        save_result(self, Path(out))
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine of this process."""
+    versions = {"python": platform.python_version()}
+    for package in ("secateur", "torch", "timm"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions | {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "executable": Path(sys.executable).name,
+    }
+
+
+def _shape_json(shape: Shape | None) -> dict[str, int] | None:
+    if shape is None:
+        return None
+    if isinstance(shape, AttentionShape):
+        return {"heads": shape.heads, "qk": shape.qk, "vo": shape.vo}
+    return {"hidden": shape.hidden}

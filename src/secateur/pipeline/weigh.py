@@ -1,0 +1,112 @@
+"""From evidence to menus by a preset's criteria, and from chosen sizes to a plan."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy, Branch, GroupName
+from secateur.criteria import criteria, score
+from secateur.criteria.registry import Question
+from secateur.evidence import Evidence
+from secateur.pipeline.options import Task
+from secateur.planning.menus import drop_menu, kept_units, unit_menu
+from secateur.planning.types import Key, Menu, Plan, Sizes, Units, shapes_of
+
+UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """Menus of all groups that may change, and the unit scores behind them."""
+
+    menus: list[Menu]
+    scores: dict[Key, Tensor]
+
+
+def criteria_needs(task: Task) -> set[str]:
+    """The kinds of evidence that the task's criteria ask for; UserError if one cannot score."""
+    needs: set[str] = set()
+    for group in task.groups:
+        chosen = criteria.get(task.preset.criterion_for(group))
+        if group not in chosen.needs:
+            score(chosen, Question(group=group, owner="", weights=None, sums={}, images=1, seed=0))
+        needs.update(chosen.needs[group])
+    return needs
+
+
+def weigh(
+    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
+) -> Weighed:
+    """Score every unit, branch and block that may go, and turn the scores into menus."""
+    menus: list[Menu] = []
+    scores: dict[Key, Tensor] = {}
+    for number, branch in enumerate(anatomy.branches):
+        weights = family.weights(model, branch)
+        for group in _groups_of(branch, task.groups):
+            question = Question(
+                group=group,
+                owner=branch.id,
+                weights=weights,
+                sums=evidence.about(branch.id),
+                images=evidence.images,
+                seed=task.options.seed * 100_003 + number * 7 + len(group),
+            )
+            value = score(criteria.get(task.preset.criterion_for(group)), question)
+            scores[branch.id, group] = value
+            if group == "branch":
+                menus.append(drop_menu(branch.id, group, float(value), task.limits))
+            else:
+                menus.append(unit_menu(branch, group, value, task.limits))
+    if "block" in task.groups:
+        menus += _block_menus(anatomy, task, evidence, scores)
+    return Weighed(menus=menus, scores=scores)
+
+
+def _block_menus(
+    anatomy: Anatomy, task: Task, evidence: Evidence, scores: dict[Key, Tensor]
+) -> list[Menu]:
+    chosen = criteria.get(task.preset.criterion_for("block"))
+    menus = []
+    for block in anatomy.blocks:
+        if not block.branches:
+            continue
+        question = Question(
+            group="block",
+            owner=block.id,
+            weights=None,
+            sums=evidence.about(block.id),
+            images=evidence.images,
+            seed=task.options.seed * 100_003 + 50_021 + block.index,
+        )
+        value = score(chosen, question)
+        scores[block.id, "block"] = value
+        protected = task.limits.protects(block.id) or any(
+            task.limits.protects(branch) for branch in block.branches
+        )
+        menu = drop_menu(block.id, "block", float(value), task.limits)
+        menus.append(
+            Menu(owner=block.id, group="block", sizes=(1,), losses=(0.0,)) if protected else menu
+        )
+    return menus
+
+
+def plan_of(anatomy: Anatomy, weighed: Weighed, sizes: Sizes) -> Plan:
+    """The plan in which every group takes its chosen size and keeps its best units."""
+    shapes = shapes_of(anatomy, sizes)
+    units: dict[str, dict[GroupName, Units]] = {}
+    for branch in anatomy.branches:
+        if shapes[branch.id] is None:
+            continue
+        for group in UNIT_GROUPS:
+            size = sizes.get((branch.id, group))
+            if size is not None and size < branch.shape.size(group):
+                kept = kept_units(weighed.scores[branch.id, group], size)
+                units.setdefault(branch.id, {})[group] = kept
+    loss = sum(menu.loss(sizes[menu.key]) for menu in weighed.menus)
+    return Plan(shapes=shapes, units=units, predicted_loss=loss)
+
+
+def _groups_of(branch: Branch, groups: tuple[GroupName, ...]) -> list[GroupName]:
+    own = [group for group in groups if group in branch.groups]
+    return own + (["branch"] if "branch" in groups else [])

@@ -1,0 +1,74 @@
+"""A paper's method as one short YAML: which groups, which criterion, which allocation and repair."""
+
+from importlib.resources import files
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from secateur.anatomy.types import GroupName
+from secateur.criteria import criteria
+from secateur.errors import UserError
+from secateur.registry import unknown
+
+DEFAULT = "energy"
+
+
+class Preset(BaseModel):
+    """One choice for each step. `criteria` overrides `criterion` for single groups.
+
+    `groups` are the ones that compete under a cost budget unless the user names others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    source: str
+    groups: tuple[GroupName, ...]
+    criterion: str
+    criteria: dict[GroupName, str] = {}
+    allocation: Literal["uniform", "ranking"] = "uniform"
+    per_cost: bool = True
+    repair: Literal["none", "mean", "least_squares"] = "none"
+
+    def criterion_for(self, group: GroupName) -> str:
+        """The criterion that scores a group."""
+        return self.criteria.get(group, self.criterion)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with secateur."""
+    folder = files("secateur.presets")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name[-5:] == ".yaml")
+
+
+def load_preset(name: str) -> Preset:
+    """The preset called `name`, or the one in a YAML file; UserError when it is not valid."""
+    if name.endswith((".yaml", ".yml")):
+        try:
+            with open(name, encoding="utf-8") as file:
+                text = file.read()
+        except OSError as error:
+            raise UserError(f"preset file '{name}' cannot be read: {error.strerror}.") from error
+    elif name in preset_names():
+        text = (files("secateur.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise UserError(unknown("preset", name, preset_names()))
+    return parse_preset(name, text)
+
+
+def parse_preset(name: str, text: str) -> Preset:
+    """A preset from YAML text; UserError naming the field that is wrong."""
+    try:
+        fields = yaml.safe_load(text)
+        preset = Preset.model_validate({"name": name, **fields})
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"preset '{name}' is not valid YAML: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"preset '{name}': field '{where}': {first['msg']}.") from error
+    for used in {preset.criterion, *preset.criteria.values()}:
+        criteria.get(used)
+    return preset
