@@ -1,0 +1,76 @@
+"""From the names of classes to the outputs of a head."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+from secateur.errors import UserError
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+_IMAGENET_1K = 1000
+
+
+@cache
+def wordnet_indices(num_classes: int) -> Mapping[str, int]:
+    """Return WordNet id → output of an ImageNet head with `num_classes`; empty if none has.
+
+    Source: the lists timm ships (for 1000 classes: ILSVRC-2012, ids in sorted order).
+    """
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        return {}
+    names: list[str] = ImageNetInfo(subset).label_names()
+    return {name: index for index, name in enumerate(names)}
+
+
+def class_indices(
+    names: Sequence[str], num_classes: int | None, *, order_given: bool, where: str
+) -> tuple[list[int], int]:
+    """Return the head's output for each class in `names`, and how many outputs are counted over.
+
+    WordNet ids go to their ImageNet outputs, also where only some classes are present and, for
+    want of other knowledge, where `num_classes` is None. Other classes keep their position, and
+    their number must then be that of the head's outputs.
+
+    Raises UserError when the classes cannot be those of the head.
+    """
+    indices = wordnet_indices(num_classes or _IMAGENET_1K)
+    unknown = [name for name in names if name not in indices]
+    if names and not unknown:
+        return [indices[name] for name in names], num_classes or _IMAGENET_1K
+    by_position = list(range(len(names))), len(names)
+    if num_classes is None:
+        return by_position
+    if indices and all(_WORDNET_ID.fullmatch(name) for name in names):
+        raise UserError(
+            f"{where}: {len(unknown)} of its {len(names)} classes (such as '{unknown[0]}') are not "
+            f"among the {num_classes} ImageNet classes of the head; use images of its classes."
+        )
+    if len(names) != num_classes:
+        raise UserError(
+            f"{where} has {len(names)} classes ({_some(names)}) but the head has {num_classes} "
+            "outputs; use images of the classes that the model was trained on"
+            + (" in folders named by WordNet id, such as n01440764." if indices else ".")
+        )
+    if indices and not order_given:
+        raise UserError(
+            f"{where} has {len(names)} classes, but its folders ({_some(names)}) are not named by "
+            f"WordNet id, so they cannot be matched to the head's {num_classes} ImageNet outputs; "
+            "name them n01440764, n01443537, ...."
+        )
+    return by_position
+
+
+def refuse_labels_beyond(largest: int, num_classes: int, where: str) -> None:
+    """Raise UserError when label `largest` is no output of a head with `num_classes`."""
+    if largest >= num_classes:
+        raise UserError(
+            f"{where} has labels up to {largest}, so at least {largest + 1} classes, but the head "
+            f"has {num_classes} outputs; use images of the classes the model was trained on."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,92 @@
+"""WebDataset shards: tar files in which an image and its label share a name.
+
+They are indexed once by their tar headers and read at random, rather than streamed by timm's
+reader: that one passes over images it cannot decode, and cannot tell how many there are.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from secateur.data.source import Source, all_or_no_labels
+from secateur.errors import UserError
+
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp"})
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Where the image lies in its shard, in bytes, and what it shows."""
+
+    offset: int | None = None
+    size: int = 0
+    label: int | None = None
+
+
+def open_shards(shards: Sequence[Path], where: str) -> Source:
+    """List the samples of uncompressed tar `shards`, in the order of the shards' names.
+
+    A sample is the files that share a name up to its first dot: one image (jpg, jpeg, png, webp)
+    and its label as text in `.cls` or under "label" in `.json`. Raises UserError when a shard is
+    damaged or compressed, or holds no image.
+    """
+    names: list[str] = []
+    labels: list[int | None] = []
+    places: list[tuple[Path, int, int]] = []
+    for shard in sorted(shards):
+        for key, sample in _index(shard).items():
+            if sample.offset is not None:
+                names.append(f"{shard.name}/{key}")
+                labels.append(sample.label)
+                places.append((shard, sample.offset, sample.size))
+    if not names:
+        raise UserError(f"no images in {where}; give tar files with .jpg, .png or .webp members.")
+    return Source(names=names, labels=all_or_no_labels(labels, where), read=partial(_read, places))
+
+
+def _index(shard: Path) -> dict[str, _Sample]:
+    """Samples of one shard by name; only headers and labels are read."""
+    samples: dict[str, _Sample] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                match = _MEMBER.fullmatch(member.name)
+                if not member.isfile() or match is None:
+                    continue
+                sample = samples.setdefault(match[1], _Sample())
+                ending = match[2].lower()
+                if ending in _IMAGE_ENDINGS and sample.offset is None:
+                    sample.offset, sample.size = member.offset_data, member.size
+                elif ending in ("cls", "json"):
+                    content = tar.extractfile(member)
+                    label = _label(content.read() if content else b"", ending, shard, member.name)
+                    sample.label = label if label is not None else sample.label
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(
+            f"cannot read {shard} as an uncompressed tar file: {error}; unpack or fetch it again."
+        ) from error
+    return samples
+
+
+def _label(content: bytes, ending: str, shard: Path, member: str) -> int | None:
+    try:
+        if ending == "cls":
+            return int(content)
+        label = json.loads(content).get("label")
+        return None if label is None else int(label)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the label in '{member}' of {shard} is not an integer; write the class's number."
+        ) from error
+
+
+def _read(places: Sequence[tuple[Path, int, int]], index: int) -> bytes:
+    shard, offset, size = places[index]
+    with shard.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)

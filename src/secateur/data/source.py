@@ -1,0 +1,66 @@
+"""What every place images come from gives: names, labels and encoded images by number."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from secateur.errors import UserError
+
+_SPLIT = re.compile(r"(train|training|test|val|valid|validation|dev|eval)(?![a-z])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Images that can be read in any order; nothing of them is held in memory.
+
+    `names` are the same on every machine and unique. `labels` are None where there are none.
+    `class_names` say what the labels mean where that is known; `order_given` is false where
+    their order is only that of folder names, which a head need not share.
+    `read(i)` returns the encoded file of image i; it can be pickled for loader workers.
+    """
+
+    names: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: Sequence[str] | None = None
+    order_given: bool = True
+    read: Callable[[int], bytes]
+
+
+def all_or_no_labels(labels: Sequence[int | None], where: str) -> list[int] | None:
+    """Return the labels, or None if no image has one (missing labels are None or negative).
+
+    Raises UserError when only some images have a label.
+    """
+    known = [label for label in labels if label is not None and label >= 0]
+    if known and len(known) < len(labels):
+        raise UserError(
+            f"{where}: only {len(known)} of {len(labels)} images have a label; "
+            "give all images a label or none."
+        )
+    return known or None
+
+
+def refuse_mixed_splits(files: Sequence[Path], where: str) -> None:
+    """Raise UserError when the names of `files` tell of several splits, such as train and test.
+
+    Scoring a model on a folder that also holds its training split would flatter it.
+    """
+    splits = {match[1] for file in files if (match := _SPLIT.match(file.name.lower()))}
+    if len(splits) > 1:
+        one = sorted(splits)[0]
+        raise UserError(
+            f"{where} holds several splits ({', '.join(sorted(splits))}); "
+            f"name one, for example '{where}/{one}*{files[0].suffix}'."
+        )
+
+
+def encode_lossless(image: Image.Image) -> bytes:
+    """Return a decoded image as an uncompressed PPM or PGM file, the same on every machine."""
+    buffer = io.BytesIO()
+    converted = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    converted.save(buffer, "PPM")
+    return buffer.getvalue()
