@@ -52,6 +52,18 @@ class Family(Protocol):
         """LayerScale of the branch (D,), or None: update = scale * writer's output."""
         ...
 
+    def embed(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
+        """The residual stream (B, N, D) before the first branch."""
+        ...
+
+    def through(self, model: nn.Module, branch: Branch) -> nn.Module:
+        """One branch alone as a module from stream to stream; shares the model's modules."""
+        ...
+
+    def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
+        """What the model makes of the stream after the last branch."""
+        ...
+
     def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:
         """Where the quantities of a branch can be seen; see `secateur.anatomy.taps`."""
         ...

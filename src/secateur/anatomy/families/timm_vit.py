@@ -103,6 +103,22 @@ class TimmVit:
         scale = getattr(model.get_submodule(parent), "ls1" if name == "attn" else "ls2", None)
         return scale.gamma if isinstance(scale, LayerScale) else None
 
+    def embed(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
+        """Patches, prefix tokens and positions, as in the model's own forward pass."""
+        x_BND = model._pos_embed(model.patch_embed(images_BCHW))
+        return model.norm_pre(model.patch_drop(x_BND))
+
+    def through(self, model: nn.Module, branch: Branch) -> nn.Module:
+        """The block without its other branch."""
+        parent, _, name = branch.id.rpartition(".")
+        block = model.get_submodule(parent)
+        kept = AttentionBlock if name == "attn" else MlpBlock
+        return kept(block, post_norm=_is_post_norm(block)).train(block.training)
+
+    def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
+        """Final norm, pooling and classifier."""
+        return model.forward_head(model.norm(stream_BND))
+
     def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:
         """Sites of a branch; queries and keys are seen after QK-norm where there is one."""
         parent, _, name = branch.id.rpartition(".")

@@ -9,12 +9,17 @@ from torch import Tensor
 from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
 
 
-def add_moments_(sums: Sums, x_TF: Tensor) -> None:
-    """Add `count` (), `sum` (F,) and `gram` (F, F) of rows x."""
-    x_TF = x_TF.float()
-    add_(sums, "count", torch.tensor(float(x_TF.shape[0]), dtype=torch.float64))
-    add_(sums, "sum", x_TF.sum(0, dtype=torch.float64))
-    add_(sums, "gram", x_TF.T @ x_TF)
+def add_moments_(sums: Sums, x_BNF: Tensor, weights_N: Tensor | None = None) -> None:
+    """Add `count` (), `sum` (F,) and `gram` (F, F) of x over tokens, weighted by position."""
+    x_TF = x_BNF.float().flatten(0, 1)
+    weighted_TF = x_TF
+    count = torch.tensor(float(x_TF.shape[0]), dtype=torch.float64)
+    if weights_N is not None:
+        weighted_TF = (x_BNF.float() * weights_N[:, None].float()).flatten(0, 1)
+        count = weights_N.sum(dtype=torch.float64) * x_BNF.shape[0]
+    add_(sums, "count", count)
+    add_(sums, "sum", weighted_TF.sum(0, dtype=torch.float64))
+    add_(sums, "gram", weighted_TF.T @ x_TF)
 
 
 def add_energies_(sums: Sums, x_TF: Tensor) -> None:
@@ -30,7 +35,7 @@ def add_energies_(sums: Sums, x_TF: Tensor) -> None:
 )
 def hidden_moments(sums: Sums, seen: Seen) -> None:
     """Moments of the hidden neurons after the activation, over all tokens: (F,) and (F, F)."""
-    add_moments_(sums, seen["hidden"].flatten(0, 1))
+    add_moments_(sums, seen["hidden"], seen.get("weights"))
 
 
 @evidence_kind(
@@ -38,7 +43,7 @@ def hidden_moments(sums: Sums, seen: Seen) -> None:
 )
 def context_moments(sums: Sums, seen: Seen) -> None:
     """Moments of the attention output before the projection, all heads jointly: (HV, HV)."""
-    add_moments_(sums, seen["context"].flatten(2).flatten(0, 1))
+    add_moments_(sums, seen["context"].flatten(2), seen.get("weights"))
 
 
 @evidence_kind("hidden_energies", scope="mlp", sites=("hidden",))
