@@ -1,11 +1,13 @@
 """From menus and a budget to one size per group."""
 
 import math
+from dataclasses import dataclass
 
-from secateur.anatomy.types import Anatomy
+from secateur.anatomy.types import Anatomy, Cost
 from secateur.errors import UserError
 from secateur.pipeline.options import Task
-from secateur.planning.budget import CostBudget, Drop, ShapeBudget
+from secateur.planning.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget
+from secateur.planning.menus import allowed_sizes, block_menu, drop_menu
 from secateur.planning.solvers import (
     cost_function,
     solve_ranking,
@@ -20,6 +22,70 @@ def decide(anatomy: Anatomy, menus: list[Menu], task: Task) -> Sizes:
     if isinstance(task.budget, ShapeBudget):
         return _by_shape(anatomy, menus, task.budget)
     return _by_cost(anatomy, menus, task, task.budget)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetUse:
+    """A cost budget in absolute terms, what was reached, and the share of it left unused."""
+
+    unit: CostUnit
+    limit: float
+    reached: int
+    shortfall_percent: float
+
+
+def budget_use(before: Anatomy, after: Cost, budget: Budget) -> BudgetUse | None:
+    """How a budget in MACs or parameters was met; None for budgets of shares and drops."""
+    if isinstance(budget, ShapeBudget):
+        return None
+    limit = cost_limit(before, budget)
+    reached = after.macs if budget.unit == "macs" else after.params
+    return BudgetUse(
+        unit=budget.unit,
+        limit=limit,
+        reached=reached,
+        shortfall_percent=100 * (limit - reached) / limit,
+    )
+
+
+def check_reachable(anatomy: Anatomy, task: Task) -> None:
+    """UserError when no choice of sizes meets the budget, found without looking at an image.
+
+    Which sizes a group may take does not depend on what its units are worth.
+    """
+    menus = _unweighed(anatomy, task)
+    if isinstance(task.budget, ShapeBudget):
+        for drop in task.budget.drops:
+            _dropped(anatomy, menus, drop)
+        return
+    unit = task.budget.unit
+    cost_of = cost_function(anatomy, unit)
+    least = cost_of({menu.key: menu.sizes[0] for menu in menus})
+    dense, limit = cost_of({}), cost_limit(anatomy, task.budget)
+    if least > limit:
+        raise UserError(
+            f"budget '{task.options.budget}' is out of reach: with the groups "
+            f"{', '.join(task.groups)}, their smallest widths and the protected layers, the "
+            f"smallest reachable is {math.ceil(1000 * least / dense) / 10:.1f}% {unit} "
+            f"({least:,.0f} of {dense:,.0f}); raise the budget, or allow more groups with --groups "
+            "or smaller widths with --align and --min-width."
+        )
+
+
+def _unweighed(anatomy: Anatomy, task: Task) -> list[Menu]:
+    """The menus of a task, all losses 0."""
+    menus = []
+    for branch in anatomy.branches:
+        for group in task.groups:
+            if group in branch.groups:
+                sizes = allowed_sizes(branch, group, task.limits)
+                losses = (0.0,) * len(sizes)
+                menus.append(Menu(owner=branch.id, group=group, sizes=sizes, losses=losses))
+        if "branch" in task.groups:
+            menus.append(drop_menu(branch.id, "branch", 0.0, task.limits))
+    if "block" in task.groups:
+        menus += [block_menu(block, 0.0, task.limits) for block in anatomy.blocks if block.branches]
+    return menus
 
 
 def cost_limit(anatomy: Anatomy, budget: CostBudget) -> float:

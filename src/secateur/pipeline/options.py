@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
+
+from pydantic import ValidationError
 
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.errors import UserError
@@ -10,10 +13,17 @@ from secateur.planning.menus import Limits, check_protected
 from secateur.presets import DEFAULT, Preset, load_preset
 from secateur.registry import unknown
 
+LIMIT = 512
+"""Calibration images taken from a path or data string unless told otherwise."""
+UNIT_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "width")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """A pruning run in full. `groups` None: those of the budget, else those of the preset."""
+    """A pruning run in full. `groups` None: those of the budget, else those of the preset.
+
+    `limit`, `workers` and `skip_unreadable` concern images given as a path or data string.
+    """
 
     budget: str
     preset: str = DEFAULT
@@ -25,6 +35,9 @@ class Options:
     allocation: str | None = None
     seed: int = 0
     batch_size: int = 32
+    limit: int | None = LIMIT
+    workers: int = 0
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +53,7 @@ class Task:
 
 def resolve(options: Options, anatomy: Anatomy) -> Task:
     """Check options against a model; UserError with what to do for anything that cannot work."""
-    preset = load_preset(options.preset)
-    changes = {"repair": options.repair, "allocation": options.allocation}
-    preset = Preset.model_validate(
-        preset.model_dump() | {key: value for key, value in changes.items() if value is not None}
-    )
-    budget = parse_budget(options.budget)
+    preset, budget = check_words(options)
     defaults = Limits()
     limits = Limits(
         align={**defaults.align, **options.align},
@@ -56,6 +64,35 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     groups = _groups(options, preset, budget)
     _check_groups(groups, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
+
+
+def check_words(options: Options) -> tuple[Preset, Budget]:
+    """The preset, with the options' changes, and the budget: all that needs no model to check."""
+    budget = parse_budget(options.budget)
+    if isinstance(budget, CostBudget) and budget.unit == "ms":
+        raise UserError(
+            f"budget '{options.budget}' is a time, and this version plans in MACs and parameters; "
+            "write for example '50% macs', and look at the latency measured afterwards."
+        )
+    for name, sizes in (("align", options.align), ("min-width", options.minimum)):
+        for group, size in sizes.items():
+            if size < 1 or group not in UNIT_GROUPS:
+                raise UserError(
+                    f"{name} {group}={size} makes no sense: give a width of at least 1 for one of "
+                    f"{', '.join(UNIT_GROUPS)}."
+                )
+    return _changed(load_preset(options.preset), options), budget
+
+
+def _changed(preset: Preset, options: Options) -> Preset:
+    wanted = {"repair": options.repair, "allocation": options.allocation}
+    changes = {key: value for key, value in wanted.items() if value is not None}
+    try:
+        return Preset.model_validate(preset.model_dump() | changes)
+    except ValidationError as error:
+        field_name = str(error.errors()[0]["loc"][0])
+        known = list(get_args(Preset.model_fields[field_name].annotation))
+        raise UserError(unknown(field_name, str(changes[field_name]), known)) from error
 
 
 def parse_groups(names: Sequence[str]) -> tuple[GroupName, ...]:
@@ -84,6 +121,8 @@ def _drop_group(drop: Drop) -> GroupName:
 
 def _check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
     """Refuse groups that no branch of the model can offer, with the reason."""
+    if not groups:
+        raise UserError(f"no group is left to prune; name some of {', '.join(ALL_GROUPS)}.")
     for group in groups:
         if group in anatomy.refusals:
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")

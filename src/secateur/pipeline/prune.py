@@ -1,27 +1,26 @@
-"""Prune a model: observe → weigh → plan → cut, in one call."""
+"""Prune a model: observe → weigh → plan → cut → measure, in one call."""
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from torch import nn
 
 from secateur.anatomy.family import family_of
-from secateur.data.batches import Batches, as_batches
-from secateur.data.images import ImageSet, open_images
-from secateur.data.preprocessing import Preprocessing
+from secateur.anatomy.types import GroupName
+from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
-from secateur.pipeline.decide import decide
-from secateur.pipeline.options import Options, Task, parse_groups, resolve
-from secateur.pipeline.result import DataUsed, Result
+from secateur.pipeline.decide import check_reachable, decide
+from secateur.pipeline.dense import base_or_reason, logits
+from secateur.pipeline.measure import Progress, measure_
+from secateur.pipeline.opening import open_data
+from secateur.pipeline.options import LIMIT, Options, Task, parse_groups, resolve
+from secateur.pipeline.result import Result
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
 from secateur.presets import DEFAULT
+from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.cut import cut_, repair_needs
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(stage, done, total)."""
 
 
 def prune(
@@ -34,43 +33,75 @@ def prune(
     protect: Sequence[str] = (),
     repair: str | None = None,
     allocation: str | None = None,
-    align: dict[str, int] | None = None,
-    minimum: dict[str, int] | None = None,
+    align: Mapping[str, int] | None = None,
+    minimum: Mapping[str, int] | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    limit: int | None = LIMIT,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    eval_images: object | None = None,
+    latency: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Return a smaller copy of `model` within `budget`; the model given is left as it is.
 
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
-    loader; they need no labels. See `secateur.planning.budget` for budgets. Everything that can
-    be wrong with the request raises UserError before the pass over the images begins.
+    loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
+    See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and pruned
+    model are evaluated; with `latency` they are timed in turns. Everything that can be wrong with
+    the request raises UserError before the pass over the images begins.
     """
     options = Options(
         budget=budget,
         preset=preset,
         groups=None if groups is None else parse_groups(groups),
-        align=dict(zip(parse_groups(list(align or {})), (align or {}).values(), strict=True)),
-        minimum=dict(zip(parse_groups(list(minimum or {})), (minimum or {}).values(), strict=True)),
+        align=_by_group(align),
+        minimum=_by_group(minimum),
         protect=tuple(protect),
         repair=repair,
         allocation=allocation,
         seed=seed,
         batch_size=batch_size,
+        limit=limit,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
     )
-    return run(model, images, options, progress)
+    scored = None
+    if eval_images is not None:
+        scored, _ = open_data(
+            model,
+            eval_images,
+            batch_size=batch_size,
+            workers=workers,
+            skip_unreadable=skip_unreadable,
+        )
+    result = run(model, images, options, progress)
+    with _timed(result.seconds, "measure"):
+        measure_(result, model, scored, latency=latency, progress=progress)
+    return result
 
 
 def run(
     model: nn.Module, images: object, options: Options, progress: Progress | None = None
 ) -> Result:
-    """The same as `prune`, from options."""
+    """The same as `prune` from options, without measuring."""
     seconds: dict[str, float] = {}
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
     needs = criteria_needs(task) | repair_needs(task.preset.repair, set(task.groups))
-    batches, data = open_batches(model, images, options.batch_size)
+    check_reachable(anatomy, task)
+    refuse_not_finite(model.state_dict(), "the model")
+    batches, data = open_data(
+        model,
+        images,
+        limit=options.limit,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        skip_unreadable=options.skip_unreadable,
+    )
     with _timed(seconds, "observe"):
         evidence = _observe(model, batches, needs, progress)
     with _timed(seconds, "weigh"):
@@ -89,23 +120,14 @@ def run(
         task=task,
         data=data,
         seconds=seconds,
+        base=base_or_reason(model),
+        dense_logits=logits(model),
     )
 
 
-def open_batches(model: nn.Module, images: object, batch_size: int) -> tuple[Batches, DataUsed]:
-    """Batches of calibration images and where they came from."""
-    if isinstance(images, str | Path):
-        classes = int(getattr(model, "num_classes", 0)) or None
-        images = open_images(images, Preprocessing.of(model), num_classes=classes)
-    batches = as_batches(images, batch_size)
-    if isinstance(images, ImageSet):
-        return batches, DataUsed(
-            source=images.source,
-            images=len(images),
-            fingerprint=images.fingerprint,
-            unreadable=images.unreadable,
-        )
-    return batches, DataUsed(source=type(images).__name__, images=batches.images)
+def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:
+    given = dict(sizes or {})
+    return {group: given[group] for group in parse_groups(list(given))}
 
 
 def _observe(

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,20 @@ from torch import nn
 
 from secateur.anatomy.types import Anatomy, AttentionShape, Cost, Shape
 from secateur.measuring.accuracy import Accuracy
+from secateur.pipeline.decide import BudgetUse, budget_use
+from secateur.pipeline.opening import DataUsed
 from secateur.pipeline.options import Task
 from secateur.planning.types import Menu, Plan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataUsed:
-    """Which calibration images a run saw."""
-
-    source: str
-    images: int
-    fingerprint: str | None = None
-    unreadable: tuple[str, ...] = ()
+from secateur.storage.base import Base
 
 
 @dataclass(slots=True, kw_only=True)
 class Result:
     """A pruned model with its plan, costs, timings and, where measured, accuracy and latency.
 
-    `seconds` has one entry per stage. `before` is the anatomy of the dense model.
+    `seconds` has one entry per stage. `before` is the anatomy of the dense model, `base` what it
+    can be rebuilt from, or why it cannot; `dense_logits` are its first logits for a fixed input,
+    by which it can be told from others (see `secateur.storage.fingerprint`).
     """
 
     model: nn.Module
@@ -41,6 +36,8 @@ class Result:
     task: Task
     data: DataUsed
     seconds: dict[str, float]
+    base: Base | str | None = None
+    dense_logits: list[list[float]] = field(default_factory=list)
     accuracy_dense: Accuracy | None = None
     accuracy: Accuracy | None = None
     latency: list[dict[str, Any]] = field(default_factory=list)
@@ -57,6 +54,11 @@ class Result:
         """Parameters and MACs of the pruned model."""
         return self.after.cost()
 
+    @property
+    def budget_use(self) -> BudgetUse | None:
+        """Target and what was reached, for a budget in MACs or parameters."""
+        return budget_use(self.before, self.cost, self.task.budget)
+
     def record(self) -> dict[str, Any]:
         """Everything about the run as plain JSON data, for reports, specs and machines."""
         return {
@@ -64,6 +66,7 @@ class Result:
             "preset_title": self.task.preset.title,
             "preset_source": self.task.preset.source,
             "budget": self.task.options.budget,
+            "target": None if self.budget_use is None else asdict(self.budget_use),
             "groups": list(self.task.groups),
             "repair": self.task.preset.repair,
             "allocation": self.task.preset.allocation,
@@ -84,6 +87,7 @@ class Result:
                 "fingerprint": self.data.fingerprint,
                 "unreadable": list(self.data.unreadable),
             },
+            "dense_logits": self.dense_logits,
             "environment": environment(),
             "command": self.command,
             "notes": self.notes,

@@ -10,7 +10,7 @@ from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.evidence import Evidence
 from secateur.pipeline.options import Task
-from secateur.planning.menus import drop_menu, kept_units, unit_menu
+from secateur.planning.menus import block_menu, drop_menu, kept_units, unit_menu
 from secateur.planning.types import Key, Menu, Plan, Sizes, Units, shapes_of
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
@@ -81,13 +81,7 @@ def _block_menus(
         )
         value = score(chosen, question)
         scores[block.id, "block"] = value
-        protected = task.limits.protects(block.id) or any(
-            task.limits.protects(branch) for branch in block.branches
-        )
-        menu = drop_menu(block.id, "block", float(value), task.limits)
-        menus.append(
-            Menu(owner=block.id, group="block", sizes=(1,), losses=(0.0,)) if protected else menu
-        )
+        menus.append(block_menu(block, float(value), task.limits))
     return menus
 
 

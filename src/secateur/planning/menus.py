@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import Anatomy, Branch, GroupName
+from secateur.anatomy.types import Anatomy, Block, Branch, GroupName
 from secateur.errors import UserError
 from secateur.planning.types import Menu, Sizes, Units
 
@@ -72,6 +72,13 @@ def drop_menu(owner: str, group: GroupName, score: float, limits: Limits) -> Men
     if limits.protects(owner):
         return Menu(owner=owner, group=group, sizes=(1,), losses=(0.0,))
     return Menu(owner=owner, group=group, sizes=(0, 1), losses=(max(score, 0.0), 0.0))
+
+
+def block_menu(block: Block, score: float, limits: Limits) -> Menu:
+    """Menu of a whole block: one with a protected branch stays."""
+    if any(limits.protects(branch) for branch in block.branches):
+        return Menu(owner=block.id, group="block", sizes=(1,), losses=(0.0,))
+    return drop_menu(block.id, "block", score, limits)
 
 
 def kept_units(score: Tensor, size: int) -> Units:
