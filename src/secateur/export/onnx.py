@@ -1,0 +1,18 @@
+"""ONNX: one file that ONNX Runtime, OpenVINO, TensorRT and others read."""
+
+from pathlib import Path
+
+from torch import nn
+
+from secateur.export import exporters
+from secateur.export.parity import Parity, written
+from secateur.measuring.runtimes import installed
+from secateur.measuring.runtimes._onnx import PACKAGES, to_onnx
+from secateur.measuring.runtimes.onnxruntime import session
+
+
+@exporters.register("onnx")
+def export_onnx(model: nn.Module, out: Path, input_size: tuple[int, int, int]) -> Parity:
+    """Write `model` to an .onnx file with input "images" and output "logits"."""
+    installed("export to onnx", (*PACKAGES, "onnxruntime"))
+    return written(model, out, input_size, suffix=".onnx", write=to_onnx, load=session)
