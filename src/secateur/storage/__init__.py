@@ -1,0 +1,1 @@
+"""Models in and out: named models, checkpoints, and the directories that secateur writes."""

@@ -1,0 +1,110 @@
+"""The README.md of a saved model: front matter for the hub, what was removed, how to load it."""
+
+from collections.abc import Iterator, Mapping
+
+from huggingface_hub import ModelCard, ModelCardData
+from pydantic import JsonValue
+
+from secateur.storage.spec import AttentionSpec, MlpSpec, Spec
+
+TEXT = """---
+{front}
+---
+
+# {title}
+
+A vision transformer made smaller by secateur: {base},
+pruned{how}. Its sizes are in `spec.json`, its weights in `model.safetensors`; loading them runs
+no code from these files.
+
+```python
+import secateur
+
+model = secateur.load("{title}")  # or "hub:ORG/NAME"; an ordinary torch module in eval mode
+```
+
+## Results
+
+{results}
+
+## What is left of each branch
+
+| branch | size |
+|---|---|
+{branches}
+
+## How it was made
+
+{provenance}
+"""
+
+
+def card(title: str, spec: Spec) -> str:
+    """The model card as Markdown with YAML front matter."""
+    front = ModelCardData(
+        library_name="secateur",
+        pipeline_tag="image-classification",
+        tags=["secateur", "pruned", "vision-transformer", "image-classification"],
+    )
+    how = "".join(
+        f" {word} `{spec.provenance[key]}`"
+        for word, key in (("with preset", "preset"), ("to", "budget"))
+        if spec.provenance.get(key)
+    )
+    text = TEXT.format(
+        front=front.to_yaml(),
+        title=title,
+        base=f"`{spec.base.library}:{spec.base.name}`",
+        how=how,
+        results=_results(spec.results),
+        branches="\n".join(f"| `{key}` | {_size(size)} |" for key, size in spec.shapes.items()),
+        provenance=_lines({**spec.provenance, **spec.versions}),
+    )
+    return str(ModelCard(text))
+
+
+def _size(size: AttentionSpec | MlpSpec | None) -> str:
+    if size is None:
+        return "removed"
+    if isinstance(size, MlpSpec):
+        return f"{size.hidden} neurons"
+    return f"{size.heads} heads × ({size.qk} query/key, {size.vo} value dims)"
+
+
+def _results(results: Mapping[str, JsonValue]) -> str:
+    """Quantities measured dense and pruned side by side; all others listed."""
+    rows = []
+    rest: dict[str, JsonValue] = {}
+    for key, value in results.items():
+        if isinstance(value, dict) and {"dense", "pruned"} <= value.keys():
+            rows.append(f"| {key} | {_number(value['dense'])} | {_number(value['pruned'])} |")
+        else:
+            rest[key] = value
+    parts = []
+    if rows:
+        parts.append("\n".join(["| | dense | pruned |", "|---|---|---|", *rows]))
+    if rest:
+        parts.append(_lines(rest))
+    return "\n\n".join(parts) or "None were recorded."
+
+
+def _lines(values: Mapping[str, JsonValue]) -> str:
+    return "\n".join(f"- {name}: {_number(value)}" for name, value in _flat(values)) or "Unknown."
+
+
+def _flat(values: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _number(value: JsonValue) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"`{value}`"

@@ -1,0 +1,1 @@
+"""One file per library of models; each registers itself in `secateur.storage.library.libraries`."""

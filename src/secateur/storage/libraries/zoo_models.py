@@ -1,0 +1,53 @@
+"""The models that ship with the package: `digits_vit`, also written `zoo:digits_vit`."""
+
+import json
+from collections.abc import Callable, Iterator
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from secateur.errors import UserError
+from secateur.registry import unknown
+from secateur.storage.library import Arguments, libraries
+from secateur.zoo import digits_vit, zoo_path
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"digits_vit": digits_vit}
+
+
+class ZooModels:
+    """Bundled models: each has a card NAME.json and weights NAME.safetensors."""
+
+    title = f"{' or '.join(MODELS)} (bundled)"
+    by_name = True
+
+    def open(
+        self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None
+    ) -> nn.Module:
+        """The bundled model; its classes and image size cannot be chosen."""
+        if num_classes is not None or img_size is not None:
+            raise UserError(f"'{name}' is bundled as it is: leave out num_classes and img_size.")
+        return _known(name)() if pretrained else self.skeleton(name, {})
+
+    def recognise(self, model: nn.Module) -> Iterator[tuple[str, Arguments]]:
+        """By the architecture in the model's configuration."""
+        config = getattr(model, "pretrained_cfg", None)
+        name = config.get("architecture") if isinstance(config, dict) else None
+        if name in MODELS:
+            yield name, {}
+
+    def skeleton(self, name: str, arguments: Arguments) -> nn.Module:
+        """The architecture written on the model's card."""
+        if arguments:
+            raise UserError(f"the bundled model '{name}' takes no arguments.")
+        _known(name)
+        card = json.loads(zoo_path(f"{name}.json").read_text(encoding="utf-8"))
+        return VisionTransformer(**card["arguments"])
+
+
+def _known(name: str) -> Callable[[], nn.Module]:
+    if name not in MODELS:
+        raise UserError(unknown("bundled model", name, sorted(MODELS)))
+    return MODELS[name]
+
+
+libraries.register("zoo")(ZooModels())

@@ -1,0 +1,172 @@
+"""`secateur.load`: one verb for every place a model can come from."""
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from secateur.errors import UserError
+from secateur.storage.base import build, identify
+from secateur.storage.hub import download
+from secateur.storage.library import Library, libraries
+from secateur.storage.meta import on_meta
+from secateur.storage.saved import load_saved
+from secateur.storage.spec import SPEC
+from secateur.storage.weights import (
+    Weights,
+    fill_,
+    misfit,
+    read_checkpoint,
+    refuse_not_finite,
+)
+
+
+def load(
+    source: str | Path | nn.Module,
+    *,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    pretrained: bool | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A model in eval mode, ready to be pruned or used.
+
+    `source` is `timm:NAME` (also `timm:hf_hub:ORG/NAME`, `timm:local-dir:PATH`), `hf:NAME_OR_DIR`,
+    `torchvision:NAME`, `digits_vit`, a directory saved by secateur, `hub:ORG/NAME` (such a
+    directory on the Hugging Face hub), or a module, which is put in eval mode and returned where
+    it is. `checkpoint` is a file of weights for a named model, loaded strictly; without one, the
+    library's own weights are loaded, or none if `pretrained` is False. Pickled code is never run.
+
+    Raises UserError for unknown names, weights that do not fit or hold NaN, damaged directories.
+    """
+    options: dict[str, object] = {
+        "checkpoint": checkpoint,
+        "num_classes": num_classes,
+        "img_size": img_size,
+        "pretrained": pretrained,
+    }
+    if isinstance(source, nn.Module):
+        _refuse_options(f"a {type(source).__name__}", options)
+        return source.eval()
+    device = _device(device)
+    directory = _saved_directory(source)
+    if directory is not None:
+        _refuse_options(str(source), options)
+        return load_saved(directory, device)
+    if pretrained and checkpoint is not None:
+        raise UserError("give either pretrained=True or a checkpoint, not both.")
+    sizes = {"num_classes": num_classes, "img_size": img_size}
+    if checkpoint is None:
+        model = _open(str(source), sizes, pretrained is not False)
+    else:
+        model = _open_with(Path(checkpoint), str(source), sizes)
+    return model.eval().to(device)
+
+
+Sizes = dict[str, int | None]
+
+
+def _open(source: str, sizes: Sizes, pretrained: bool) -> nn.Module:
+    library, name = _parse(source)
+    model = library.open(name, pretrained=pretrained, **sizes)
+    refuse_not_finite(model.state_dict(), source)
+    model.__dict__.update(secateur_base=identify(model, compare_outputs=False))
+    return model
+
+
+def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
+    """The named model on the meta device, filled from a checkpoint."""
+    library, name = _parse(source)
+    with on_meta():
+        model = library.open(name, pretrained=False, **sizes)
+    base = identify(model, compare_outputs=False)
+    tensors = read_checkpoint(path)
+    _refuse_other_classes(model, tensors, path, source, sizes["num_classes"])
+    if reason := misfit(model, tensors):
+        hint = "; pass the --img-size it was trained for" if reason.startswith("pos_embed") else ""
+        raise UserError(f"{path} does not fit {source}: {reason}{hint}.")
+    refuse_not_finite(tensors, str(path))
+    # WHY: calibration and repair need full precision, whatever a checkpoint was stored in.
+    full = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+    fill_(model, full, lambda: build(base, "cpu"))
+    model.__dict__.update(secateur_base=base)
+    return model
+
+
+def _refuse_other_classes(
+    model: nn.Module, tensors: Weights, path: Path, source: str, num_classes: int | None
+) -> None:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or "head"
+    head = heads if isinstance(heads, str) else heads[0]
+    wanted = model.state_dict().get(f"{head}.weight")
+    found = tensors.get(f"{head}.weight")
+    if found is None or (wanted is not None and wanted.shape[0] == found.shape[0]):
+        return
+    classes = num_classes or (0 if wanted is None else wanted.shape[0])
+    raise UserError(
+        f"{path} has a head for {found.shape[0]} classes, but {source} was built for {classes}; "
+        f"pass --num-classes {found.shape[0]}."
+    )
+
+
+def _saved_directory(source: str | Path) -> Path | None:
+    """The directory that `source` names, local or from the hub, or None if it names a model."""
+    text = str(source)
+    if isinstance(source, str) and text.startswith("hub:"):
+        return download(text.removeprefix("hub:"))
+    prefix, colon, _ = text.partition(":")
+    named = isinstance(source, str) and ((colon and len(prefix) > 1) or text in _zoo_names())
+    path = Path(source)
+    if named and not (path / SPEC).is_file():
+        return None
+    if isinstance(source, Path) or path.exists() or "/" in text or "\\" in text:
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file; name its architecture and pass it as the checkpoint, as in "
+                f"timm:NAME --checkpoint {path}."
+            )
+        if not path.exists():
+            raise UserError(f"there is no directory {path}.")
+        return path
+    return None
+
+
+def _parse(source: str) -> tuple[Library, str]:
+    prefix, colon, name = source.partition(":")
+    if not colon and source in _zoo_names():
+        return libraries.get("zoo"), source
+    known = {key: library for key, library in libraries.items() if library.by_name}
+    if colon and prefix in known and name:
+        return known[prefix], name
+    titles = ", ".join(library.title for library in known.values())
+    what = f"no model is called '{source}';"
+    if colon and prefix not in known:
+        what = f"unknown prefix '{prefix}:' in '{source}';"
+    if timm.is_model(source.partition(".")[0]):
+        what += f" did you mean 'timm:{source}'?"
+    raise UserError(f"{what} Known: {titles}, hub:ORG/NAME, or a directory saved by secateur.")
+
+
+def _zoo_names() -> tuple[str, ...]:
+    return ("digits_vit",)
+
+
+def _refuse_options(what: str, options: dict[str, object]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{what} already has its weights and sizes: leave out {name}.")
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{device}' cannot be used here: {error}.") from error
+    return found

@@ -1,0 +1,119 @@
+"""Models from the directories that secateur writes. Nothing in them is ever executed."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur.anatomy.family import family_of
+from secateur.anatomy.types import Shapes
+from secateur.data.preprocessing import Preprocessing
+from secateur.errors import UserError
+from secateur.storage.base import Base, build
+from secateur.storage.fingerprint import agree, probe
+from secateur.storage.shapes import add_biases_, resize_
+from secateur.storage.spec import WEIGHTS, Spec, read_spec
+from secateur.storage.weights import common_dtype, fill_, misfit
+
+
+def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The model of a directory written by `secateur.storage.save`, in eval mode.
+
+    Only `spec.json` and `model.safetensors` are opened. It carries `secateur_base` and
+    `secateur_spec`. Raises UserError, naming the file and the reason, when anything is missing,
+    damaged, of another version, or does not give the outputs that the model had when saved.
+    """
+    spec = read_spec(directory)
+    path = directory / WEIGHTS
+    tensors = _read_weights(path, spec)
+    shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
+    try:
+        base = spec.base.base()
+        model = assemble(base, shapes, spec.added_biases, tensors)
+    except UserError as error:
+        raise UserError(f"{directory} cannot be rebuilt: {error}") from error
+    _check_fingerprint(model, spec, directory)
+    model.__dict__.update(secateur_base=base, secateur_spec=spec)
+    return model.to(device)
+
+
+def assemble(
+    base: Base, shapes: Shapes, added_biases: Iterable[str], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """The pruned model in eval mode: base on the meta device → shapes → tensors, strictly."""
+    model = build(base)
+    family = family_of(model)
+    resize_(model, family, family.read(model), shapes)
+    return complete_(model, base, added_biases, tensors)
+
+
+def complete_(
+    resized: nn.Module, base: Base, added_biases: Iterable[str], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """Give a resized model on the meta device its added biases, tensors and preprocessing."""
+    add_biases_(resized, added_biases)
+    if reason := misfit(resized, tensors):
+        raise UserError(f"the weights do not fit the shapes: {reason}.")
+    fill_(resized, tensors, lambda: build(base, "cpu"))
+    _give_preprocessing_(resized, base.preprocessing)
+    return resized.eval()
+
+
+def _read_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the directory is not complete.")
+    size = path.stat().st_size
+    if size != spec.weights.bytes:
+        raise UserError(
+            f"{path} has {size} bytes instead of {spec.weights.bytes}; it is truncated or not the "
+            "file that was saved."
+        )
+    if sha256(path) != spec.weights.sha256:
+        raise UserError(f"{path} was changed after it was saved (its SHA-256 differs).")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file: {error}.") from error
+    if str(common_dtype(tensors)) != f"torch.{spec.weights.dtype}":
+        raise UserError(f"{path} does not hold {spec.weights.dtype} weights as its spec says.")
+    return tensors
+
+
+def _check_fingerprint(model: nn.Module, spec: Spec, directory: Path) -> None:
+    fingerprint = spec.fingerprint
+    try:
+        expected = torch.tensor(fingerprint.logits, dtype=torch.float64)
+        found = probe(model, fingerprint.input_size, fingerprint.seed)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{directory} cannot be run on its fingerprint's input: {error}."
+        ) from error
+    if not agree(found, expected, fingerprint.tolerance):
+        largest = (
+            f"{float((found - expected).abs().max()):.2g}"
+            if found.shape == expected.shape
+            else f"of shape {tuple(found.shape)}"
+        )
+        versions = ", ".join(f"{name} {number}" for name, number in spec.versions.items())
+        raise UserError(
+            f"{directory} does not give the outputs it was saved with (difference {largest}, "
+            f"allowed {fingerprint.tolerance:.2g}); its files do not belong together, or a library "
+            f"has changed since it was saved with {versions}."
+        )
+
+
+def _give_preprocessing_(model: nn.Module, preprocessing: Preprocessing) -> None:
+    """Put the saved preprocessing where `Preprocessing.of` and timm look for it."""
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.to_json().items()}
+    config = {**(getattr(model, "pretrained_cfg", None) or {}), **own}
+    model.__dict__.update(pretrained_cfg=config, default_cfg=config)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

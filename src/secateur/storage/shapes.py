@@ -1,0 +1,61 @@
+"""From a dense model to the shapes of a pruned one, and back to a list of what differs."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from secateur.anatomy.family import Family, read
+from secateur.anatomy.types import Anatomy, AttentionShape, MlpShape, Shapes
+from secateur.anatomy.weights import AttentionWeights, MlpWeights
+from secateur.errors import UserError
+
+
+def shapes_of(model: nn.Module, dense: Anatomy) -> Shapes:
+    """The shape in `model` of every branch of its dense anatomy; None for a dropped one."""
+    present = read(model).shapes
+    if extra := sorted(set(present) - set(dense.shapes)):
+        raise UserError(
+            f"{extra[0]} is no branch of the dense model this one is said to come from."
+        )
+    return {branch.id: present.get(branch.id) for branch in dense.branches}
+
+
+def resize_(model: nn.Module, family: Family, anatomy: Anatomy, shapes: Shapes) -> None:
+    """Give a dense model, on any device, these shapes, with uninitialised weights.
+
+    Raises UserError when the branches or their kinds are not those of `anatomy`.
+    """
+    if odd := sorted(set(shapes) ^ set(anatomy.shapes)):
+        raise UserError(f"branch {odd[0]} is not in both the file and its base model.")
+    for branch in anatomy.branches:
+        shape = shapes[branch.id]
+        if shape is None or shape == branch.shape:
+            continue
+        like = family.weights(model, branch)
+        if isinstance(like, AttentionWeights) and isinstance(shape, AttentionShape):
+            family.assign_(model, branch, AttentionWeights.empty(shape, like))
+        elif isinstance(like, MlpWeights) and isinstance(shape, MlpShape):
+            family.assign_(model, branch, MlpWeights.empty(shape, like))
+        else:
+            raise UserError(f"the shape of branch {branch.id} is not one of its kind.")
+    family.drop_(model, {branch_id for branch_id, shape in shapes.items() if shape is None})
+
+
+def added_biases(model: nn.Module, resized: nn.Module) -> list[str]:
+    """Modules of `model` that have a bias which the dense model, resized, lacks."""
+    extra = set(model.state_dict()) - set(resized.state_dict())
+    return sorted(name.removesuffix(".bias") for name in extra if name.endswith(".bias"))
+
+
+def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
+    """Give modules without a bias one, uninitialised; UserError where there is no place for it."""
+    for path in paths:
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            raise UserError(f"there is no module '{path}' to have an added bias.") from error
+        weight = getattr(module, "weight", None)
+        if getattr(module, "bias", 0) is not None or not isinstance(weight, torch.Tensor):
+            raise UserError(f"module '{path}' cannot have an added bias.")
+        module.bias = nn.Parameter(weight.new_empty(weight.shape[0]))

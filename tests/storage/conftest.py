@@ -1,0 +1,41 @@
+"""A small saved model, made once, for the tests that damage copies of it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.storage.base import base_of
+from secateur.storage.save import save
+from tests.storage.tiny import host, shrink_
+
+
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    dense = host("vit")
+    base = base_of(dense)
+    save(shrink_(dense), folder, base=base, provenance={"preset": "spectral"}, results={})
+    return folder
+
+
+@pytest.fixture
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(saved_once, tmp_path / "small"))
+
+
+@pytest.fixture
+def edit(saved: Path) -> Callable[[Callable[[dict[str, Any]], object]], None]:
+    """Change spec.json of `saved` by a function of its contents."""
+
+    def edit(change: Callable[[dict[str, Any]], object]) -> None:
+        path = saved / "spec.json"
+        spec = json.loads(path.read_text())
+        change(spec)
+        path.write_text(json.dumps(spec))
+
+    return edit

@@ -1,0 +1,237 @@
+"""A damaged, foreign or hostile directory is refused by name, and nothing in it is run."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from secateur.errors import UserError
+from secateur.storage.load import load
+from secateur.storage.saved import load_saved
+
+Edit = Callable[[Callable[[dict[str, Any]], object]], None]
+
+
+def _refused(saved: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(saved)
+    sentence = str(caught.value)
+    assert str(saved) in sentence
+    for word in words:
+        assert word in sentence, sentence
+
+
+def _put_weights(saved: Path, edit: Edit, tensors: dict[str, torch.Tensor]) -> None:
+    """Other weights, with size and hash that agree."""
+    path = saved / "model.safetensors"
+    path.unlink()
+    save_file(tensors, path)
+    weights = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    edit(lambda spec: spec["weights"].update(weights))
+
+
+def test_the_undamaged_copy_loads(saved: Path) -> None:
+    model = load(saved)
+    assert model.secateur_spec.provenance == {"preset": "spectral"}
+    assert model.secateur_base.library == "timm"
+
+
+def test_one_changed_byte(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    _refused(saved, "model.safetensors", "SHA-256")
+
+
+def test_truncated_weights(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    _refused(saved, "model.safetensors", "truncated")
+
+
+@pytest.mark.parametrize("name", ["spec.json", "model.safetensors"])
+def test_missing_file(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    _refused(saved, name)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
+def test_unknown_format_version(saved: Path, edit: Edit, version: object) -> None:
+    edit(lambda spec: spec.update(format=version))
+    _refused(saved, "format version", "reads version 1")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, '{"format": 1', "null", "\udcff"], ids=str.__len__
+)
+def test_unreadable_spec(saved: Path, text: str) -> None:
+    (saved / "spec.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    _refused(saved, "spec.json")
+
+
+def test_huge_spec_is_not_read(saved: Path) -> None:
+    with (saved / "spec.json").open("r+b") as file:
+        file.truncate(9 * 2**20)
+    _refused(saved, "larger than")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda spec: spec.pop("base"), "base"),
+        (lambda spec: spec.update(hook="import os"), "hook"),
+        (lambda spec: spec["base"].update(module="os"), "module"),
+        (lambda spec: spec["shapes"].update({"blocks.0.mlp": {"hidden": 0}}), "hidden"),
+        (lambda spec: spec["shapes"].update({"blocks.0.mlp": {"hidden": 2.5}}), "hidden"),
+        (lambda spec: spec["shapes"].update({"blocks.0.mlp": {"hidden": "20"}}), "hidden"),
+        (lambda spec: spec["fingerprint"].update(input_size=[3, 10**6, 10**6]), "input_size"),
+        (lambda spec: spec["fingerprint"].update(logits=[[1.0]]), "logits"),
+        (lambda spec: spec["weights"].update(dtype="object"), "dtype"),
+    ],
+)
+def test_spec_that_does_not_validate(
+    saved: Path, edit: Edit, change: Callable[[dict[str, Any]], object], word: str
+) -> None:
+    edit(change)
+    _refused(saved, "spec.json", "not valid", word)
+
+
+@pytest.mark.parametrize(
+    ("base", "word"),
+    [
+        ({"library": "os", "name": "system"}, "unknown model library 'os'"),
+        ({"library": "timm", "name": "no_such_model"}, "unknown timm model"),
+        ({"library": "timm", "name": "hf_hub:evil/model"}, "base.name"),
+        ({"library": "timm", "name": "local-dir:/tmp"}, "base.name"),
+        ({"library": "timm", "name": "../../etc/passwd"}, "base.name"),
+        ({"arguments": {"checkpoint_path": "evil.pth"}}, "checkpoint_path"),
+        ({"arguments": {"pretrained": True}}, "pretrained"),
+        ({"arguments": {"pretrained_cfg": "evil"}}, "pretrained_cfg"),
+        ({"arguments": {"cache_dir": "/tmp"}}, "cache_dir"),
+        ({"arguments": {"features_only": True}}, "features_only"),
+        ({"arguments": {"pretrained_cfg_overlay": {"file": "evil.pth"}}}, "neither a scalar"),
+        ({"arguments": {"block_fn": "os.system"}}, "cannot build"),
+        ({"arguments": {"norm_layer": "os.system"}}, "cannot build"),
+        ({"arguments": {"depth": -1}}, "rebuilt"),
+        ({"library": "timm-class", "name": "os.system"}, "unknown class 'os.system'"),
+        (
+            {"library": "timm-class", "name": "VisionTransformer", "arguments": {"device": "cpu"}},
+            "'device' is no argument",
+        ),
+        (
+            {
+                "library": "timm-class",
+                "name": "VisionTransformer",
+                "arguments": {"mlp_layer": "subprocess.Popen"},
+            },
+            "unknown mlp_layer",
+        ),
+        ({"preprocessing": {"mean": "evil"}}, "preprocessing"),
+    ],
+)
+def test_base_that_could_reach_further_than_sizes(
+    saved: Path, edit: Edit, base: dict[str, object], word: str
+) -> None:
+    edit(lambda spec: spec["base"].update(base))
+    _refused(saved, word)
+
+
+def test_shapes_of_other_branches(saved: Path, edit: Edit) -> None:
+    edit(lambda spec: spec["shapes"].update({"blocks.9.mlp": None}))
+    _refused(saved, "blocks.9.mlp")
+
+
+def test_shape_of_the_wrong_kind(saved: Path, edit: Edit) -> None:
+    edit(lambda spec: spec["shapes"].update({"blocks.0.mlp": {"heads": 1, "qk": 8, "vo": 8}}))
+    _refused(saved, "blocks.0.mlp")
+
+
+def test_shapes_that_do_not_match_the_weights(saved: Path, edit: Edit) -> None:
+    edit(lambda spec: spec["shapes"].update({"blocks.0.mlp": {"hidden": 24}}))
+    _refused(saved, "do not fit", "blocks.0.mlp.fc1.weight is (20, 32) instead of (24, 32)")
+
+
+def test_dropped_branch_that_has_weights(saved: Path, edit: Edit) -> None:
+    edit(lambda spec: spec["shapes"].update({"blocks.0.mlp": None}))
+    _refused(saved, "unexpected blocks.0.mlp.fc1")
+
+
+@pytest.mark.parametrize("path", ["blocks.0.mlp.fc1", "blocks.0", "nowhere", "cls_token"])
+def test_added_bias_in_an_impossible_place(saved: Path, edit: Edit, path: str) -> None:
+    edit(lambda spec: spec.update(added_biases=[path]))
+    _refused(saved, path)
+
+
+def test_missing_tensor(saved: Path, edit: Edit) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    del tensors["head.bias"]
+    _put_weights(saved, edit, tensors)
+    _refused(saved, "missing head.bias")
+
+
+def test_other_weights_of_the_same_shapes(saved: Path, edit: Edit) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors["head.bias"] = tensors["head.bias"].flip(0)
+    _put_weights(saved, edit, tensors)
+    _refused(saved, "does not give the outputs", "timm")
+
+
+def test_weights_of_another_type(saved: Path, edit: Edit) -> None:
+    tensors = {k: v.half() for k, v in load_file(saved / "model.safetensors").items()}
+    _put_weights(saved, edit, tensors)
+    _refused(saved, "float32")
+
+
+def test_other_number_of_heads_shows_in_the_outputs(saved: Path, edit: Edit) -> None:
+    """Names and shapes agree; only the fingerprint can tell."""
+    before = json.loads((saved / "spec.json").read_text())["shapes"]["blocks.0.attn"]
+    assert before == {"heads": 3, "qk": 4, "vo": 6}
+    edit(lambda spec: spec["shapes"].update({"blocks.0.attn": {"heads": 1, "qk": 12, "vo": 18}}))
+    _refused(saved, "does not give the outputs")
+
+
+class _Bomb:
+    """Pickled, it makes a file when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.marker,))
+
+
+def test_planted_pickles_are_never_opened(saved: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "exploded"
+    bomb = pickle.dumps(_Bomb(marker))
+    for name in ("model.pkl", "model.pth", "pytorch_model.bin", "spec.pkl", "config.json"):
+        (saved / name).write_bytes(bomb)
+    load_saved(saved)
+    assert not marker.exists()
+    pickle.loads(bomb)
+    assert marker.exists(), "the bomb must be a real one"
+
+
+def test_pickle_in_place_of_the_weights(saved: Path, edit: Edit, tmp_path: Path) -> None:
+    marker = tmp_path / "exploded"
+    path = saved / "model.safetensors"
+    path.unlink()
+    path.write_bytes(pickle.dumps(_Bomb(marker)))
+    weights = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    edit(lambda spec: spec["weights"].update(weights))
+    _refused(saved, "no readable safetensors file")
+    (saved / "spec.json").write_bytes(pickle.dumps(_Bomb(marker)))
+    _refused(saved, "spec.json")
+    assert not marker.exists()
