@@ -13,17 +13,19 @@ from secateur.anatomy.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch
 class BranchRow:
     """One branch: its cost, its share of the model's MACs and parameters in percent.
 
-    `groups` gives the units of each group that can be made smaller (`qk` and `vo` per head);
-    `refusals` says of the others why they cannot.
+    `shape` gives the units of each group (`qk` and `vo` per head), `groups` those that can be made
+    smaller, `refusals` why the others cannot.
     """
 
     id: str
     kind: str
+    block: int
     macs: int
     params: int
     macs_percent: float
     params_percent: float
-    groups: Mapping[GroupName, int]
+    shape: Mapping[GroupName, int]
+    groups: tuple[GroupName, ...]
     refusals: Mapping[GroupName, str]
 
 
@@ -77,10 +79,12 @@ def _row(anatomy: Anatomy, branch: Branch) -> BranchRow:
     return BranchRow(
         id=branch.id,
         kind=branch.kind,
+        block=branch.block,
         macs=own.macs,
         params=own.params,
         macs_percent=100 * own.macs / total.macs,
         params_percent=100 * own.params / total.params,
-        groups={g: branch.shape.size(g) for g in groups if g not in branch.refusals},
+        shape={group: branch.shape.size(group) for group in groups},
+        groups=branch.groups,
         refusals=dict(branch.refusals),
     )

@@ -1,5 +1,6 @@
 """Open models and images as users name them, with the preprocessing that belongs to both."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.storage.base import Base
 from secateur.storage.load import load as load_model
+from secateur.storage.meta import on_meta
 from secateur.storage.spec import SPEC
 
 Numbers = float | tuple[float, ...]
@@ -65,17 +67,26 @@ def load(
 
 
 def load_shape(
-    source: str, *, num_classes: int | None = None, img_size: int | None = None
+    source: str,
+    *,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A model of which only the sizes matter: untrained where its weights would be downloaded."""
+    """A model of which only the sizes matter: untrained where its weights would be downloaded.
+
+    On the meta device such a model costs neither time nor memory.
+    """
     named = ":" in source and not source.startswith(("hub:", "zoo:"))
     untrained = named and not (Path(source) / SPEC).is_file()
-    return load_model(
-        source,
-        num_classes=num_classes,
-        img_size=img_size,
-        pretrained=False if untrained else None,
-    )
+    with on_meta() if untrained and str(device) == "meta" else nullcontext():
+        return load_model(
+            source,
+            num_classes=num_classes,
+            img_size=img_size,
+            pretrained=False if untrained else None,
+            device=device,
+        )
 
 
 def open_data(
@@ -112,6 +123,12 @@ def open_data(
         fingerprint=images.fingerprint,
         unreadable=images.unreadable,
     )
+
+
+def unreadable_note(names: tuple[str, ...]) -> str:
+    """A sentence naming images that were left out."""
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{len(names)} unreadable images were left out: {some}."
 
 
 def refuse_missing(source: str | Path) -> None:

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from torch import nn
 
 from secateur.anatomy.family import family_of
-from secateur.anatomy.types import GroupName
+from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
 from secateur.pipeline.decide import check_reachable, decide
 from secateur.pipeline.dense import base_or_reason, logits
 from secateur.pipeline.measure import Progress, measure_
-from secateur.pipeline.opening import open_data
+from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
 from secateur.pipeline.options import LIMIT, Options, Task, parse_groups, resolve
 from secateur.pipeline.result import Result
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
+from secateur.planning.types import Plan
 from secateur.presets import DEFAULT
 from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.cut import cut_, repair_needs
@@ -67,9 +68,9 @@ def prune(
         workers=workers,
         skip_unreadable=skip_unreadable,
     )
-    scored = None
+    scored, used = None, None
     if eval_images is not None:
-        scored, _ = open_data(
+        scored, used = open_data(
             model,
             eval_images,
             batch_size=batch_size,
@@ -77,8 +78,11 @@ def prune(
             skip_unreadable=skip_unreadable,
         )
     result = run(model, images, options, progress)
-    with _timed(result.seconds, "measure"):
-        measure_(result, model, scored, latency=latency, progress=progress)
+    if used is not None and used.unreadable:
+        result.notes.append(f"Evaluation: {unreadable_note(used.unreadable)}")
+    if scored is not None or latency:
+        with _timed(result.seconds, "measure"):
+            measure_(result, model, scored, latency=latency, progress=progress)
     return result
 
 
@@ -122,7 +126,17 @@ def run(
         seconds=seconds,
         base=base_or_reason(model),
         dense_logits=logits(model),
+        notes=_notes(anatomy, plan, data),
     )
+
+
+def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed) -> list[str]:
+    notes = []
+    if data.unreadable:
+        notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
+    if plan.shapes == anatomy.shapes:
+        notes.append("The dense model is within the budget already; nothing was removed.")
+    return notes
 
 
 def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:

@@ -62,6 +62,9 @@ class Result:
     def record(self) -> dict[str, Any]:
         """Everything about the run as plain JSON data, for reports, specs and machines."""
         return {
+            "model": f"{self.base.library}:{self.base.name}"
+            if isinstance(self.base, Base)
+            else None,
             "preset": self.task.preset.name,
             "preset_title": self.task.preset.title,
             "preset_source": self.task.preset.source,

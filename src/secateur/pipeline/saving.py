@@ -1,6 +1,8 @@
 """Write a result as one directory that loads tomorrow: weights, spec, card and report."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from secateur.errors import UserError
 from secateur.pipeline.result import Result
@@ -19,7 +21,6 @@ PROVENANCE = (
     "data",
     "dense_logits",
 )
-RESULTS = ("macs", "params", "predicted_loss", "accuracy", "latency", "seconds")
 
 
 def save_result(result: Result, out: Path, *, base: Base | None = None) -> None:
@@ -38,6 +39,21 @@ def save_result(result: Result, out: Path, *, base: Base | None = None) -> None:
         base=known,
         provenance={key: record[key] for key in PROVENANCE}
         | {"environment": record["environment"], "command": result.command},
-        results={key: record[key] for key in RESULTS},
+        results=_results(record),
         extra_files={"report.html": render(record)},
     )
+
+
+def _results(record: Mapping[str, Any]) -> dict[str, object]:
+    """What was measured, dense beside pruned, as the card and the spec show it."""
+    found = {key: record[key] for key in ("macs", "params", "predicted_loss")}
+    dense, pruned = record["accuracy"]["dense"], record["accuracy"]["pruned"]
+    if dense is not None and pruned is not None:
+        for key in ("top1", "top5", "stderr"):
+            found[key] = {"dense": dense[key], "pruned": pruned[key]}
+        found |= {key: pruned[key] for key in ("agreement", "kl")} | {"images": pruned["n"]}
+    rows = record["latency"]
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        name = f"ms, {one['runtime']}, batch {one['batch_size']}, {one['threads']} threads"
+        found[name] = {"dense": one["median_ms"], "pruned": other["median_ms"]}
+    return found | {"seconds": sum(record["seconds"].values())}

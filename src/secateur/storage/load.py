@@ -71,7 +71,8 @@ Sizes = dict[str, int | None]
 def _open(source: str, sizes: Sizes, pretrained: bool) -> nn.Module:
     library, name = _parse(source)
     model = library.open(name, pretrained=pretrained, **sizes)
-    refuse_not_finite(model.state_dict(), source)
+    if pretrained:
+        refuse_not_finite(model.state_dict(), source)
     model.__dict__.update(secateur_base=identify(model, compare_outputs=False))
     return model
 

@@ -1,0 +1,63 @@
+"""Make trained vision transformers smaller and faster by removing what they do not need.
+
+    import secateur
+
+    model = secateur.load("timm:vit_tiny_patch16_224", checkpoint="vit_tiny.safetensors")
+    result = secateur.prune(model, "calibration_images/", budget="50% macs")
+    result.save("small/")
+    again = secateur.load("small/")
+
+Names are imported when they are first used, so that `import secateur` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from secateur.errors import UserError
+
+if TYPE_CHECKING:
+    from secateur.measuring.latency import bench
+    from secateur.pipeline.demo import demo
+    from secateur.pipeline.inspect import inspect
+    from secateur.pipeline.measure import evaluate
+    from secateur.pipeline.opening import load
+    from secateur.pipeline.prune import prune
+    from secateur.pipeline.result import Result
+
+    __version__: str
+
+_HOMES = {
+    "Result": "secateur.pipeline.result",
+    "bench": "secateur.measuring.latency",
+    "demo": "secateur.pipeline.demo",
+    "evaluate": "secateur.pipeline.measure",
+    "inspect": "secateur.pipeline.inspect",
+    "load": "secateur.pipeline.opening",
+    "prune": "secateur.pipeline.prune",
+}
+
+__all__ = [
+    "Result",
+    "UserError",
+    "__version__",
+    "bench",
+    "demo",
+    "evaluate",
+    "inspect",
+    "load",
+    "prune",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("secateur")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,130 @@
+"""`secateur bench`: latency of models side by side, in the runtimes they are deployed in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.common import Answer, verb
+from secateur.cli.options import MACHINE, names
+from secateur.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from torch import nn
+
+    from secateur.measuring.latency import Row
+
+
+@verb
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Models as for inspect. A single directory saved by secateur is measured beside "
+            "its dense original.",
+            show_default=False,
+        ),
+    ],
+    runtime: Annotated[
+        str, typer.Option(metavar="A,B", help="eager, compile, onnxruntime, openvino.")
+    ] = "eager",
+    batch_size: Annotated[str, typer.Option(metavar="N,N", help="Images per pass.")] = "1",
+    min_runs: Annotated[int, typer.Option(help="Least passes per model.")] = 30,
+    max_seconds: Annotated[
+        float,
+        typer.Option(help="Seconds per runtime and batch size, or more."),
+    ] = 10.0,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads; all cores unless given.", rich_help_panel=MACHINE, show_default=False
+        ),
+    ] = None,
+) -> Answer:
+    """Time models in turns: median and spread of many passes over random images.
+
+    Weights do not matter for time, so nothing is downloaded.
+    """
+    from secateur.measuring.latency import bench as measure
+    from secateur.measuring.runtimes import require
+
+    chosen = names(runtime) or []
+    for name in chosen:
+        require(name)
+    batches = _whole_numbers(batch_size)
+    opened = _open(models)
+    rows = measure(
+        opened,
+        _input_size(opened),
+        runtimes=chosen,
+        batch_sizes=batches,
+        min_runs=min_runs,
+        max_seconds=max_seconds,
+        threads=threads,
+    )
+    return Answer(
+        data={"rows": [row.to_json() for row in rows]}, show=lambda console: _show(console, rows)
+    )
+
+
+def _open(sources: list[str]) -> dict[str, "nn.Module"]:
+    """The models by name, the dense original first where only one saved model is given."""
+    from secateur.pipeline.opening import load_shape
+    from secateur.storage.base import Base, build
+    from secateur.storage.spec import Spec
+
+    if repeated := {name for name in sources if sources.count(name) > 1}:
+        raise UserError(f"{min(repeated)} is named twice; name each model once.")
+    opened = {name: load_shape(name) for name in sources}
+    only = next(iter(opened.values()))
+    base = getattr(only, "secateur_base", None)
+    saved = isinstance(getattr(only, "secateur_spec", None), Spec)
+    if len(opened) == 1 and saved and isinstance(base, Base):
+        return {"dense": build(base, "cpu"), **opened}
+    return opened
+
+
+def _input_size(models: dict[str, "nn.Module"]) -> tuple[int, int, int]:
+    from secateur.anatomy.family import read
+
+    sizes = {name: read(model).input_size for name, model in models.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {'×'.join(map(str, size))}" for name, size in sizes.items())
+        raise UserError(f"the models take images of different sizes ({told}); measure them apart.")
+    return next(iter(sizes.values()))
+
+
+def _whole_numbers(text: str) -> list[int]:
+    parts = names(text) or []
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--batch-size {text} cannot be understood; write for example 1,8.")
+    return [int(part) for part in parts]
+
+
+def _show(console: "Console", rows: "Sequence[Row]") -> None:
+    from secateur.cli.tables import plain_table
+    from secateur.report.words import milliseconds, percent
+
+    several = len({(row.latency.runtime, row.latency.batch_size) for row in rows}) < len(rows)
+    table = plain_table("model", "runtime", "batch", "median", "IQR", "images/s", "of the first")
+    for row in rows:
+        own = row.latency
+        table.add_row(
+            Path(row.model).name if "/" in row.model else row.model,
+            own.runtime,
+            str(own.batch_size),
+            milliseconds(own.median_ms),
+            milliseconds(own.iqr_ms),
+            f"{own.throughput:,.0f}",
+            percent(row.ratio) if several else "–",
+        )
+    console.print(table)
+    first = rows[0].latency
+    console.print(
+        f"{first.device}, {first.threads} threads; {first.runs} passes or more of each model, in "
+        "turns. “Of the first”: the time as a share of the first model's."
+    )

@@ -1,0 +1,185 @@
+"""What every verb shares: one answer for people or machines, and errors as one sentence."""
+
+import inspect
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from secateur.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes; typer's own for a mistyped option is WRONG_INPUT too."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a verb found: `data` is printed with --json, `show` prints it for people."""
+
+    data: Mapping[str, object]
+    show: Callable[["Console"], None]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"secateur {version('secateur')}")
+        raise typer.Exit(DONE)
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """Options of every verb."""
+
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show warnings, and where an error came from.")
+    ] = False
+    version: Version = False
+
+
+def verb(function: Callable[..., Answer]) -> Callable[..., None]:
+    """Make a function that returns an Answer into a command.
+
+    Parameters that are dataclasses become one option per field; `OutputOptions` are added.
+    """
+    bundles: dict[str, type] = {
+        name: hint
+        for name, hint in get_type_hints(function, include_extras=True).items()
+        if isinstance(hint, type) and is_dataclass(hint) and name != "return"
+    }
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        output = _take(OutputOptions, values)
+        arguments = {name: _take(bundle, values) for name, bundle in bundles.items()}
+        with _errors_as_sentences(output.debug):
+            with redirect_stdout(sys.stderr) if output.json else nullcontext():
+                answer = function(**arguments, **values)
+            _print(answer, output)
+
+    signature = _flat_signature(function, {**bundles, "output": OutputOptions})
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return command
+
+
+def _flat_signature(
+    function: Callable[..., Answer], bundles: Mapping[str, type]
+) -> inspect.Signature:
+    hints = get_type_hints(function, include_extras=True)
+    plain = [
+        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in bundles
+    ]
+    for bundle in bundles.values():
+        kinds = get_type_hints(bundle, include_extras=True)
+        plain += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=kinds[field.name],
+            )
+            for field in fields(bundle)
+        ]
+    return inspect.Signature(plain)
+
+
+def _take(bundle: Any, values: dict[str, Any]) -> Any:
+    return bundle(**{field.name: values.pop(field.name) for field in fields(bundle)})
+
+
+def _print(answer: Answer, output: OutputOptions) -> None:
+    if output.json:
+        from pydantic_core import to_jsonable_python
+
+        data = to_jsonable_python(answer.data, inf_nan_mode="null")
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        answer.show(Console(highlight=False))
+
+
+@contextmanager
+def _errors_as_sentences(debug: bool) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            yield
+    except UserError as error:
+        _complain(str(error), debug)
+        raise typer.Exit(WRONG_INPUT) from None
+    except KeyboardInterrupt:
+        _complain("interrupted.", debug=False)
+        raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        hint = "" if debug else " (not your input's fault; --debug shows where it happened)"
+        _complain(f"{type(error).__name__}: {first}{hint}", debug)
+        raise typer.Exit(FAILED) from None
+
+
+def _complain(sentence: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"error: {' '.join(sentence.splitlines())}", err=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Progress on stderr with images per second and the time left; silent off a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        expand=True,
+    )
+    tasks: dict[str, Any] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, rate="")
+        speed = bars.tasks[bars.task_ids.index(tasks[stage])].speed
+        rate = f"{speed:.0f}/s" if speed else ""
+        bars.update(tasks[stage], completed=done, total=total, rate=rate)
+
+    with bars:
+        yield report

@@ -1,0 +1,172 @@
+"""Options that several verbs share, and how their text becomes values."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODEL, IMAGES, MACHINE = "Model", "Images", "Machine"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="timm:NAME, hf:NAME_OR_DIR, torchvision:NAME, digits_vit (bundled), hub:ORG/NAME, or "
+        "a directory saved by secateur.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeOptions:
+    """How a named model is built."""
+
+    num_classes: Annotated[
+        int | None,
+        typer.Option(help="Outputs of the head.", rich_help_panel=MODEL, show_default=False),
+    ] = None
+    img_size: Annotated[
+        int | None,
+        typer.Option(help="Side of its images.", rich_help_panel=MODEL, show_default=False),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOptions(ShapeOptions):
+    """Where a model's weights come from, and how its images are prepared."""
+
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights: .safetensors, or .pth read without running code. Without it, the "
+            "library's own.",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M[,M,M]",
+            help="Instead of the mean in the model's configuration.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S[,S,S]",
+            help="Instead of the standard deviation in the model's configuration.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the resized image that is kept.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None
+    interpolation: Annotated[
+        str | None,
+        typer.Option(help="bicubic, bilinear, ...", rich_help_panel=IMAGES, show_default=False),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """How images are read."""
+
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=IMAGES)] = 32
+    workers: Annotated[
+        int, typer.Option(help="Processes that decode images.", rich_help_panel=IMAGES)
+    ] = 0
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that cannot be decoded, and name them.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False
+    seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=IMAGES)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions:
+    """How much of the machine is used."""
+
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads; all cores unless given.", rich_help_panel=MACHINE, show_default=False
+        ),
+    ] = None
+
+
+DATA_HELP = (
+    "Image folder, parquet files, tar shards, hfds/NAME:SPLIT, or digits (bundled). Folders named "
+    "by WordNet id go to ImageNet's classes."
+)
+
+
+def open_model(source: str, host: HostOptions) -> "nn.Module":
+    """The model named on the command line, with its weights and its preprocessing."""
+    from secateur.pipeline.opening import load
+
+    given = asdict(host)
+    mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
+    return load(source, mean=mean, std=std, **given)
+
+
+def use_threads(machine: MachineOptions) -> None:
+    """Let torch use as many CPU threads as wished."""
+    import torch
+
+    if machine.threads is not None:
+        if machine.threads < 1:
+            raise UserError(f"--threads must be at least 1, not {machine.threads}.")
+        torch.set_num_threads(machine.threads)
+
+
+def numbers(option: str, text: str | None) -> float | tuple[float, ...] | None:
+    """One number, or several with commas between them; UserError for anything else."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"{option} {text} is no list of numbers; write for example 0.5 or 0.485,0.456,0.406."
+        ) from None
+    return values[0] if len(values) == 1 else values
+
+
+def names(text: str | None) -> list[str] | None:
+    """Names with commas between them."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def widths(option: str, text: str | None) -> Mapping[str, int]:
+    """`hidden=32,qk=16` as a mapping; UserError for anything else."""
+    sizes: dict[str, int] = {}
+    for part in names(text) or []:
+        name, equals, number = part.partition("=")
+        if not equals or not number.strip().isdecimal():
+            raise UserError(
+                f"{option} {text} cannot be understood; write for example {option} hidden=32,qk=16."
+            )
+        sizes[name.strip()] = int(number)
+    return sizes

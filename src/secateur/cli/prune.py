@@ -1,0 +1,210 @@
+"""`secateur prune`: observe, weigh, plan, cut, measure and save."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.options import (
+    DATA_HELP,
+    IMAGES,
+    DataOptions,
+    HostOptions,
+    MachineOptions,
+    Model,
+    names,
+    open_model,
+    use_threads,
+    widths,
+)
+
+if TYPE_CHECKING:
+    from secateur.pipeline.result import Result
+
+PRUNING = "Pruning"
+
+
+def _presets() -> str:
+    """The names of the presets, found without importing anything."""
+    folder = files("secateur") / "presets"
+    return ", ".join(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions:
+    """What to remove and how."""
+
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A method: {_presets()}, or a YAML file. Without it, the recommended one.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Touch only these: qk, vo, heads, hidden, branch, block.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Branches or blocks that stay as they are, such as blocks.0,blocks.11.mlp.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+    align: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G=N,...",
+            help="Widths are multiples of this. Default: qk=8,vo=8,hidden=16.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+    min_width: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G=N,...",
+            help="Least widths. Default: qk=8,vo=8,hidden=16.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            help="Of what is left: none, mean, least_squares; else the preset's.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the budget: uniform, ranking; else the preset's.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
+
+
+@verb
+def prune(
+    model: Model,
+    data: Annotated[str, typer.Option(help=f"Calibration images. {DATA_HELP}")],
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="What is kept: '50% macs', '3M params', '2.0 GMACs', '50% qk, 70% hidden'; or "
+            "removed: 'drop 4 attention', 'drop 25% blocks'."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the smaller model.")],
+    options: PruneOptions,
+    host: HostOptions,
+    images: DataOptions,
+    machine: MachineOptions,
+    limit: Annotated[
+        int, typer.Option(help="Calibration images to use; 0 for all.", rich_help_panel=IMAGES)
+    ] = 512,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images on which dense and pruned model are evaluated.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Time dense and pruned model in turns.")
+    ] = True,
+) -> Answer:
+    """Make a model smaller, within a budget, and save it with a report.
+
+    DIR holds spec.json, model.safetensors, README.md and report.html.
+    """
+    from secateur.pipeline.opening import refuse_missing
+    from secateur.pipeline.options import Options, check_words, parse_groups
+    from secateur.pipeline.prune import prune as run
+    from secateur.presets import DEFAULT
+    from secateur.storage.save import check_out
+
+    check_out(out)
+    align, minimum = widths("--align", options.align), widths("--min-width", options.min_width)
+    preset, groups = options.preset or DEFAULT, names(options.groups)
+    parse_groups([*(groups or []), *align, *minimum])
+    check_words(
+        Options(budget=budget, preset=preset, repair=options.repair, allocation=options.allocation)
+    )
+    for source in (data, eval_data):
+        if source is not None:
+            refuse_missing(source)
+    use_threads(machine)
+    opened = open_model(model, host)
+    with progress_bar() as progress:
+        result = run(
+            opened,
+            data,
+            budget,
+            preset=preset,
+            groups=groups,
+            protect=names(options.protect) or (),
+            repair=options.repair,
+            allocation=options.allocation,
+            align=align,
+            minimum=minimum,
+            seed=images.seed,
+            batch_size=images.batch_size,
+            limit=limit or None,
+            workers=images.workers,
+            skip_unreadable=images.skip_unreadable,
+            eval_images=eval_data,
+            latency=latency,
+            progress=progress,
+        )
+    result.command = "secateur " + shlex.join(sys.argv[1:])
+    result.save(out)
+    return answer(result, out)
+
+
+def answer(result: "Result", out: Path, **more: object) -> Answer:
+    """A saved result, for machines and for people."""
+    from rich.console import Console
+
+    from secateur.cli.tables import show_result
+
+    record = result.record()
+    data = {
+        "out": str(out),
+        "preset": record["preset"],
+        "budget": record["budget"],
+        "target": record["target"],
+        "macs": record["macs"],
+        "params": record["params"],
+        "seconds": sum(result.seconds.values()),
+        "stages": record["seconds"],
+        "accuracy": record["accuracy"],
+        "latency": record["latency"],
+        "data": record["data"],
+        "notes": record["notes"],
+        **more,
+    }
+
+    def show(console: Console) -> None:
+        show_result(console, result)
+        console.print(f"Saved to {out}; open {out / 'report.html'}.")
+
+    return Answer(data=data, show=show)

@@ -1,0 +1,84 @@
+"""Tables for people, narrow enough for any terminal."""
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from secateur.measuring.accuracy import Accuracy
+from secateur.report.words import count, duration, milliseconds, percent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.pipeline.result import Result
+
+UNKNOWN = "–"
+
+
+def plain_table(first: str, *others: str) -> Table:
+    """A table whose first column is text, which may wrap, and whose other columns are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, min_width=max(10, min(14, len(first))))
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def top1(accuracy: Accuracy | None) -> str:
+    """Top-1 accuracy with its standard error."""
+    if accuracy is None or accuracy.top1 is None or accuracy.stderr is None:
+        return UNKNOWN
+    return f"{accuracy.top1:.1f} ± {accuracy.stderr:.1f} %"
+
+
+def share(value: float | None) -> str:
+    """A number that is in percent already."""
+    return UNKNOWN if value is None else f"{value:.1f} %"
+
+
+def show_result(console: "Console", result: "Result") -> None:
+    """Dense beside pruned: costs, accuracy, latency; then the budget and the time it took."""
+    before, after = result.cost_dense, result.cost
+    table = plain_table("", "dense", "pruned", "of dense")
+    for name, dense, pruned in (
+        ("MACs", before.macs, after.macs),
+        ("parameters", before.params, after.params),
+    ):
+        table.add_row(name, count(dense), count(pruned), percent(pruned / dense))
+    _add_accuracy(table, result)
+    _add_latency(table, result)
+    console.print(table)
+    use = result.budget_use
+    if use is not None:
+        console.print(
+            f"Budget {result.task.options.budget}: target {count(use.limit)}, reached "
+            f"{count(use.reached)}, {use.shortfall_percent:.1f} % of it unused."
+        )
+    else:
+        console.print(f"Budget {result.task.options.budget}: met layer by layer.")
+    stages = ", ".join(f"{name} {duration(value)}" for name, value in result.seconds.items())
+    console.print(f"{result.data.images} calibration images; {stages}.")
+    for note in result.notes:
+        console.print(f"Note: {note}")
+
+
+def _add_accuracy(table: Table, result: "Result") -> None:
+    dense, pruned = result.accuracy_dense, result.accuracy
+    if dense is None or pruned is None:
+        return
+    if dense.top1 is not None and pruned.top1 is not None:
+        loss = f"{pruned.top1 - dense.top1:+.1f} points"
+        table.add_row("top-1", top1(dense), top1(pruned), loss)
+    table.add_row("agreement", "", share(pruned.agreement), "")
+
+
+def _add_latency(table: Table, result: "Result") -> None:
+    rows = result.latency
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        table.add_row(
+            f"latency, {first['runtime']}, batch {first['batch_size']}",
+            milliseconds(first["median_ms"]),
+            milliseconds(second["median_ms"]),
+            percent(second["ratio"]),
+        )
