@@ -6,11 +6,24 @@ Legend: D residual width, N tokens, H heads, K query/key dims, V value dims, F h
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
+from timm.layers import AttentionPoolPrr
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from secateur.anatomy.places import AnyAttention, AnyMlp, linear, readers
 from secateur.anatomy.types import AttentionShape, Cost, Rate
+
+
+class Prices(TypedDict, total=False):
+    """The rates of a `Branch`."""
+
+    fixed: Rate
+    per_qk: Rate
+    per_qk_layer: Rate
+    per_vo: Rate
+    per_hidden: Rate
 
 
 def parameters(module: nn.Module) -> int:
@@ -18,49 +31,45 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _per_width(modules: Iterable[nn.Module | None], width: int) -> int:
+def _per_width(modules: Iterable[nn.Module], width: int) -> int:
     """Parameters per residual channel of modules that hold only (D,) vectors."""
-    return sum(parameters(m) for m in modules if m is not None) // width
+    return sum(parameters(m) for m in modules) // width
 
 
 def attention_rates(
-    attn: nn.Module, shape: AttentionShape, norms: list[nn.Module], tokens: int
-) -> dict[str, Any]:
+    attn: AnyAttention, shape: AttentionShape, norms: list[nn.Module], tokens: int
+) -> Prices:
     """The `Branch` prices of a fused-qkv attention layer with its norm and LayerScale."""
     n, width = tokens, attn.proj.out_features
     bias_in = int(attn.qkv.bias is not None)
     bias_out = int(attn.proj.bias is not None)
     qk_norm = (parameters(attn.q_norm) + parameters(attn.k_norm)) // shape.qk
-    extra = [getattr(attn, "gate", None), getattr(attn, "norm", None)]
-    extra_params = sum(parameters(m) for m in extra if m is not None)
-    gate_macs = n * extra[0].weight.numel() if extra[0] is not None else 0
+    gate: nn.Module = getattr(attn, "gate", None) or nn.Identity()
+    scale_norm: nn.Module = getattr(attn, "norm", nn.Identity())
+    gate_macs = n * gate.weight.numel() if isinstance(gate, nn.Linear) else 0
     return {
         "fixed": Rate(
-            base=Cost(params=extra_params, macs=gate_macs),
+            base=Cost(params=parameters(gate) + parameters(scale_norm), macs=gate_macs),
             per_width=Cost(params=_per_width(norms, width) + bias_out),
         ),
         "per_qk": Rate(
             base=Cost(params=2 * bias_in, macs=n * n), per_width=Cost(params=2, macs=2 * n)
         ),
         "per_qk_layer": Rate(base=Cost(params=qk_norm)),
-        "per_vo": Rate(
-            base=Cost(params=bias_in, macs=n * n), per_width=Cost(params=2, macs=2 * n)
-        ),
+        "per_vo": Rate(base=Cost(params=bias_in, macs=n * n), per_width=Cost(params=2, macs=2 * n)),
     }
 
 
-def mlp_rates(mlp: nn.Module, norms: list[nn.Module], tokens: int) -> dict[str, Any]:
+def mlp_rates(mlp: AnyMlp, norms: list[nn.Module], tokens: int) -> Prices:
     """The `Branch` prices of an MLP with one reader (fc1) or two (gated), norm and LayerScale."""
-    width, hidden = mlp.fc2.out_features, mlp.fc2.in_features
-    readers = [mlp.fc1_g, mlp.fc1_x] if hasattr(mlp, "fc1_g") else [mlp.fc1]
-    rows = sum(r.out_features for r in readers) // hidden
-    bias_in = sum(r.bias.numel() for r in readers if r.bias is not None) // hidden
+    writer = linear(mlp, "fc2")
+    width, hidden = writer.out_features, writer.in_features
+    rows = sum(r.out_features for r in readers(mlp)) // hidden
+    bias_in = sum(r.bias.numel() for r in readers(mlp) if r.bias is not None) // hidden
     inner = parameters(mlp.norm) // hidden
     return {
         "fixed": Rate(
-            per_width=Cost(
-                params=_per_width(norms, width) + int(mlp.fc2.bias is not None),
-            )
+            per_width=Cost(params=_per_width(norms, width) + int(writer.bias is not None))
         ),
         "per_hidden": Rate(
             base=Cost(params=bias_in + inner),
@@ -69,16 +78,15 @@ def mlp_rates(mlp: nn.Module, norms: list[nn.Module], tokens: int) -> dict[str, 
     }
 
 
-def vit_ends(model: nn.Module, tokens: int, params: int) -> Rate:
+def vit_ends(vit: VisionTransformer, tokens: int, params: int) -> Rate:
     """Everything of a timm VisionTransformer that is not a branch; `params` is its exact count."""
-    width = model.embed_dim
-    heads = [model.head, getattr(model, "head_dist", None)]
-    linear = [head for head in heads if isinstance(head, nn.Linear)]
-    pool_params, pool_macs = _attention_pool(model, tokens)
-    fixed = sum(h.bias.numel() for h in linear if h.bias is not None) + pool_params
-    patch = model.patch_embed.proj
-    macs = int(model.patch_embed.num_patches) * patch.weight[0].numel()
-    macs += sum(head.out_features for head in linear)
+    width = vit.embed_dim
+    heads = [vit.head, getattr(vit, "head_dist", None)]
+    classifiers = [head for head in heads if isinstance(head, nn.Linear)]
+    pool_params, pool_macs = _attention_pool(vit, tokens)
+    fixed = sum(h.bias.numel() for h in classifiers if h.bias is not None) + pool_params
+    patches, kernel = int(vit.patch_embed.num_patches), vit.patch_embed.proj.weight[0].numel()
+    macs = patches * kernel + sum(head.out_features for head in classifiers)
     per_width = (params - fixed) // width
     return Rate(
         base=Cost(params=params - per_width * width, macs=pool_macs),
@@ -86,13 +94,15 @@ def vit_ends(model: nn.Module, tokens: int, params: int) -> Rate:
     )
 
 
-def _attention_pool(model: nn.Module, tokens: int) -> tuple[int, int]:
-    """Parameters and MACs of an attention-pooling head (SigLIP), (0, 0) without one."""
-    pool = getattr(model, "attn_pool", None)
+def _attention_pool(vit: VisionTransformer, tokens: int) -> tuple[int, int]:
+    """Parameters and MACs of a pooling head that attends (SigLIP), (0, 0) without one."""
+    pool: nn.Module | None = vit.attn_pool
     if pool is None:
         return 0, 0
-    seen = tokens if model.pool_include_prefix else tokens - model.num_prefix_tokens
-    macs = 2 * seen * model.embed_dim
+    seen = tokens if vit.pool_include_prefix else tokens - vit.num_prefix_tokens
+    # One latent query attends to all tokens, or (PRR) each token does.
+    queries = seen if isinstance(pool, AttentionPoolPrr) else 1
+    macs = 2 * queries * seen * vit.embed_dim
     for name, module in pool.named_modules():
         if isinstance(module, nn.Linear):
             macs += module.weight.numel() * (seen if name.endswith("kv") else 1)

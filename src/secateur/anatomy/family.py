@@ -52,6 +52,10 @@ class Family(Protocol):
         """LayerScale of the branch (D,), or None: update = scale * writer's output."""
         ...
 
+    def writes_linearly(self, model: nn.Module, branch: Branch) -> bool:
+        """Whether the update is linear in what the writer gives (false with a norm behind it)."""
+        ...
+
     def embed(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
         """The residual stream (B, N, D) before the first branch."""
         ...

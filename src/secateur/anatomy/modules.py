@@ -79,8 +79,9 @@ class SlimAttention(nn.Module):
             )
         else:
             out_BHNV = self._attend(q_BHNK, k_BHNK, v_BHNV, attn_mask, is_causal)
-        out_BND = out_BHNV.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
-        return self.proj_drop(self.proj(out_BND))
+        context_BND = out_BHNV.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
+        out_BND: Tensor = self.proj_drop(self.proj(context_BND))
+        return out_BND
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -88,14 +89,15 @@ class SlimAttention(nn.Module):
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             tokens = q.shape[-2]
-            logits_BHNN = logits_BHNN + logits_BHNN.new_full(
-                (tokens, tokens), float("-inf")
-            ).triu_(1)
+            logits_BHNN = logits_BHNN + logits_BHNN.new_full((tokens, tokens), float("-inf")).triu_(
+                1
+            )
         elif attn_mask is not None and attn_mask.dtype == torch.bool:
             logits_BHNN = logits_BHNN.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             logits_BHNN = logits_BHNN + attn_mask
-        return self.attn_drop(logits_BHNN.softmax(dim=-1)) @ v
+        weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
+        return weights_BHNN @ v
 
 
 class AttentionBlock(nn.Module):
@@ -104,9 +106,9 @@ class AttentionBlock(nn.Module):
     def __init__(self, block: nn.Module, *, post_norm: bool) -> None:
         super().__init__()
         self.post_norm: Final[bool] = post_norm
-        self.norm1, self.attn = block.norm1, block.attn
+        self.norm1, self.attn = block.get_submodule("norm1"), block.get_submodule("attn")
         self.ls1 = getattr(block, "ls1", None) or nn.Identity()
-        self.drop_path1 = block.drop_path1
+        self.drop_path1 = block.get_submodule("drop_path1")
 
     def forward(
         self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -116,7 +118,8 @@ class AttentionBlock(nn.Module):
             update = self.norm1(self.attn(x_BND, attn_mask=attn_mask, is_causal=is_causal))
         else:
             update = self.attn(self.norm1(x_BND), attn_mask=attn_mask, is_causal=is_causal)
-        return x_BND + self.drop_path1(self.ls1(update))
+        added_BND: Tensor = self.drop_path1(self.ls1(update))
+        return x_BND + added_BND
 
 
 class MlpBlock(nn.Module):
@@ -125,16 +128,17 @@ class MlpBlock(nn.Module):
     def __init__(self, block: nn.Module, *, post_norm: bool) -> None:
         super().__init__()
         self.post_norm: Final[bool] = post_norm
-        self.norm2, self.mlp = block.norm2, block.mlp
+        self.norm2, self.mlp = block.get_submodule("norm2"), block.get_submodule("mlp")
         self.ls2 = getattr(block, "ls2", None) or nn.Identity()
-        self.drop_path2 = block.drop_path2
+        self.drop_path2 = block.get_submodule("drop_path2")
 
     def forward(
         self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """Add the MLP's update to the stream; the attention arguments have no meaning here."""
         update = self.norm2(self.mlp(x_BND)) if self.post_norm else self.mlp(self.norm2(x_BND))
-        return x_BND + self.drop_path2(self.ls2(update))
+        added_BND: Tensor = self.drop_path2(self.ls2(update))
+        return x_BND + added_BND
 
 
 class EmptyBlock(nn.Identity):

@@ -4,53 +4,57 @@ Legend: D residual width, H heads, K query/key dims per head, V value dims per h
 """
 
 import torch
+from timm.layers import SwiGLU
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from secateur.anatomy.modules import SlimAttention
+from secateur.anatomy.places import AnyAttention, AnyMlp, linear, readers
 from secateur.anatomy.types import AttentionShape
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 
 
-def attention_weights(attn: nn.Module, shape: AttentionShape) -> AttentionWeights:
+def attention_weights(attn: AnyAttention, shape: AttentionShape) -> AttentionWeights:
     """Split a fused qkv (rows [q|k|v], each by head) and its projection into canonical layout."""
     h, k, v = shape.heads, shape.qk, shape.vo
-    wq, wk, wv = attn.qkv.weight.detach().split([h * k, h * k, h * v])
+    qkv, proj = linear(attn, "qkv"), linear(attn, "proj")
+    wq, wk, wv = qkv.weight.detach().split([h * k, h * k, h * v])
     biases: list[Tensor | None] = [None, None, None]
-    if attn.qkv.bias is not None:
-        biases = list(attn.qkv.bias.detach().split([h * k, h * k, h * v]))
+    if qkv.bias is not None:
+        biases = list(qkv.bias.detach().split([h * k, h * k, h * v]))
     return AttentionWeights(
         q_HKD=wq.unflatten(0, (h, k)),
         k_HKD=wk.unflatten(0, (h, k)),
         v_HVD=wv.unflatten(0, (h, v)),
-        o_DHV=attn.proj.weight.detach().unflatten(1, (h, v)),
+        o_DHV=proj.weight.detach().unflatten(1, (h, v)),
         qb_HK=_by_head(biases[0], h),
         kb_HK=_by_head(biases[1], h),
         vb_HV=_by_head(biases[2], h),
-        ob_D=None if attn.proj.bias is None else attn.proj.bias.detach(),
+        ob_D=_detached(proj.bias),
         scale=float(attn.scale),
     )
 
 
-def mlp_weights(mlp: nn.Module) -> MlpWeights:
+def mlp_weights(mlp: AnyMlp) -> MlpWeights:
     """Readers of fc1, of the two halves of a packed gated fc1, or of fc1_g and fc1_x."""
-    hidden = mlp.fc2.in_features
-    if hasattr(mlp, "fc1_g"):
-        readers = [mlp.fc1_g.weight, mlp.fc1_x.weight]
-        biases = [mlp.fc1_g.bias, mlp.fc1_x.bias]
-    else:
-        halves = mlp.fc1.out_features // hidden
-        readers = list(mlp.fc1.weight.split(hidden))
-        biases = [None] * halves if mlp.fc1.bias is None else list(mlp.fc1.bias.split(hidden))
+    writer = linear(mlp, "fc2")
+    hidden = writer.in_features
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    for reader in readers(mlp):
+        halves = reader.out_features // hidden
+        weights += reader.weight.detach().split(hidden)
+        bias = _detached(reader.bias)
+        biases += [None] * halves if bias is None else bias.split(hidden)
     return MlpWeights(
-        readers_FD=tuple(w.detach() for w in readers),
-        reader_biases_F=tuple(None if b is None else b.detach() for b in biases),
-        w2_DF=mlp.fc2.weight.detach(),
-        b2_D=None if mlp.fc2.bias is None else mlp.fc2.bias.detach(),
+        readers_FD=tuple(weights),
+        reader_biases_F=tuple(biases),
+        w2_DF=writer.weight.detach(),
+        b2_D=_detached(writer.bias),
     )
 
 
-def assign_attention_(attn: nn.Module, weights: AttentionWeights) -> nn.Module:
+def assign_attention_(attn: AnyAttention, weights: AttentionWeights) -> nn.Module:
     """Return an attention module with these weights: the host's own class if it fits.
 
     timm's Attention has one head width, from which its fused kernel derives the softmax scale,
@@ -58,12 +62,8 @@ def assign_attention_(attn: nn.Module, weights: AttentionWeights) -> nn.Module:
     """
     shape = weights.shape
     like = attn.qkv
-    qkv = _linear(
-        torch.cat([weights.q_HKD.flatten(0, 1), weights.k_HKD.flatten(0, 1),
-                   weights.v_HVD.flatten(0, 1)]),
-        _fused_bias(weights),
-        like,
-    )
+    rows = [w.flatten(0, 1) for w in (weights.q_HKD, weights.k_HKD, weights.v_HVD)]
+    qkv = _linear(torch.cat(rows), _fused_bias(weights), like)
     proj = _linear(weights.o_DHV.flatten(1), weights.ob_D, attn.proj)
     if isinstance(attn, Attention) and shape.qk == shape.vo == attn.head_dim:
         attn.num_heads = shape.heads
@@ -88,18 +88,21 @@ def assign_attention_(attn: nn.Module, weights: AttentionWeights) -> nn.Module:
     return slim.train(attn.training)
 
 
-def assign_mlp_(mlp: nn.Module, weights: MlpWeights) -> None:
+def assign_mlp_(mlp: AnyMlp, weights: MlpWeights) -> None:
     """Give the MLP these weights in place; its class stays."""
     biases = weights.reader_biases_F
-    if hasattr(mlp, "fc1_g"):
+    if isinstance(mlp, SwiGLU):
         mlp.fc1_g = _linear(weights.readers_FD[0], biases[0], mlp.fc1_g)
         mlp.fc1_x = _linear(weights.readers_FD[1], biases[1], mlp.fc1_x)
     else:
         present = [b for b in biases if b is not None]
-        mlp.fc1 = _linear(
-            torch.cat(weights.readers_FD), torch.cat(present) if present else None, mlp.fc1
-        )
-    mlp.fc2 = _linear(weights.w2_DF, weights.b2_D, mlp.fc2)
+        bias = torch.cat(present) if present else None
+        mlp.fc1 = _linear(torch.cat(weights.readers_FD), bias, linear(mlp, "fc1"))
+    mlp.fc2 = _linear(weights.w2_DF, weights.b2_D, linear(mlp, "fc2"))
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
 
 
 def _by_head(bias: Tensor | None, heads: int) -> Tensor | None:

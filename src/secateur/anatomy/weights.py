@@ -4,7 +4,7 @@ Legend: D residual width, H heads, K query/key dims per head, V value dims per h
 Surgery and criteria read and write only these; a family translates.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,8 +36,18 @@ class AttentionWeights:
         return AttentionShape(heads=heads, qk=qk, vo=self.v_HVD.shape[1])
 
     def to(self, dtype: torch.dtype) -> "AttentionWeights":
-        """A copy in another floating type, for solves."""
-        return _map(self, dtype)
+        """The same in another floating type, for solves."""
+        return AttentionWeights(
+            q_HKD=self.q_HKD.detach().to(dtype),
+            k_HKD=self.k_HKD.detach().to(dtype),
+            v_HVD=self.v_HVD.detach().to(dtype),
+            o_DHV=self.o_DHV.detach().to(dtype),
+            qb_HK=_cast(self.qb_HK, dtype),
+            kb_HK=_cast(self.kb_HK, dtype),
+            vb_HV=_cast(self.vb_HV, dtype),
+            ob_D=_cast(self.ob_D, dtype),
+            scale=self.scale,
+        )
 
     @staticmethod
     def empty(shape: AttentionShape, like: "AttentionWeights") -> "AttentionWeights":
@@ -74,8 +84,13 @@ class MlpWeights:
         return MlpShape(hidden=self.w2_DF.shape[1])
 
     def to(self, dtype: torch.dtype) -> "MlpWeights":
-        """A copy in another floating type, for solves."""
-        return _map(self, dtype)
+        """The same in another floating type, for solves."""
+        return MlpWeights(
+            readers_FD=tuple(w.detach().to(dtype) for w in self.readers_FD),
+            reader_biases_F=tuple(_cast(b, dtype) for b in self.reader_biases_F),
+            w2_DF=self.w2_DF.detach().to(dtype),
+            b2_D=_cast(self.b2_D, dtype),
+        )
 
     @staticmethod
     def empty(shape: MlpShape, like: "MlpWeights") -> "MlpWeights":
@@ -94,12 +109,5 @@ class MlpWeights:
 BranchWeights = AttentionWeights | MlpWeights
 
 
-def _map(weights, dtype):  # type: ignore[no-untyped-def]
-    def cast(value):  # type: ignore[no-untyped-def]
-        if isinstance(value, Tensor):
-            return value.detach().to(dtype)
-        if isinstance(value, tuple):
-            return tuple(cast(item) for item in value)
-        return value
-
-    return replace(weights, **{f.name: cast(getattr(weights, f.name)) for f in fields(weights)})
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.detach().to(dtype)

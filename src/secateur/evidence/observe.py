@@ -9,6 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.taps import Tap, attach, watch_gradient
@@ -61,8 +62,10 @@ def observe(
         for branch in anatomy.branches:
             if branch.id in chosen:
                 taps = family.taps(model, branch)
-                for handle in _watch_branch(model, branch, taps, kinds, sums):
-                    stack.callback(handle.remove)
+                for kind in kinds:
+                    if kind.scope in (branch.kind, "branch"):
+                        for handle in _watch(model, branch, taps, kind, sums[kind.name]):
+                            stack.callback(handle.remove)
         for handle in _watch_blocks(model, anatomy, kinds, sums):
             stack.callback(handle.remove)
         for batch in batches:
@@ -70,8 +73,8 @@ def observe(
             _run(model, batch.images_BCHW, batch.labels_B, gradient)
             if on_batch is not None:
                 on_batch(images)
-    for kind, by_owner in sums.items():
-        _require_finite(kind, by_owner)
+    for name, by_owner in sums.items():
+        _require_finite(name, by_owner)
     plain = {kind: dict(by_owner) for kind, by_owner in sums.items()}
     return Evidence(images=images, tokens=anatomy.tokens, sums=plain)
 
@@ -98,52 +101,34 @@ def _run(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor | None, gradien
         model(images_BCHW)
         return
     # WHY: with frozen weights, an input that takes gradients is what makes autograd record.
-    logits_BC = model(images_BCHW.requires_grad_())
+    logits_BC = model(images_BCHW.detach().requires_grad_())
     target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
     F.cross_entropy(logits_BC.float(), target_B, reduction="sum").backward()
 
 
-def _watch_branch(
+def _watch(
     model: nn.Module,
     branch: Branch,
     taps: dict[str, Tap],
-    kinds: list[EvidenceKind],
-    sums: dict[str, dict[str, Sums]],
-) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Hooks that hand one branch's tensors to its kinds as soon as all of them were seen."""
-    mine = [kind for kind in kinds if kind.scope in (branch.kind, "branch")]
-    for kind in mine:
-        expected = len(kind.sites)
-        seen: dict[str, Tensor] = {}
+    kind: EvidenceKind,
+    by_owner: dict[str, Sums],
+) -> Iterator[RemovableHandle]:
+    """Hooks that hand one branch's tensors to a kind as soon as all of them were seen."""
+    seen: dict[str, Tensor] = {}
 
-        def hand_over(
-            kind: EvidenceKind = kind, seen: dict[str, Tensor] = seen, expected: int = expected
-        ) -> None:
-            if len([site for site in seen if not site.endswith(".grad")]) == expected:
-                kind.update(sums[kind.name][branch.id], seen)
-                seen.clear()
+    def see(site: str, x: Tensor, gradient: Tensor | None = None) -> None:
+        seen[site] = x.detach()
+        if gradient is not None:
+            seen[f"{site}.grad"] = gradient
+        if all(name in seen for name in kind.sites):
+            kind.update(by_owner[branch.id], seen)
+            seen.clear()
 
-        def see(
-            site: str, x: Tensor, seen: dict[str, Tensor] = seen, done: Callable[[], None] = hand_over
-        ) -> None:
-            seen[site] = x.detach()
-            done()
-
-        def see_gradient(
-            site: str,
-            x: Tensor,
-            grad: Tensor,
-            seen: dict[str, Tensor] = seen,
-            done: Callable[[], None] = hand_over,
-        ) -> None:
-            seen[site], seen[f"{site}.grad"] = x, grad
-            done()
-
-        for site in kind.sites:
-            if kind.gradient:
-                yield watch_gradient(model, taps[site], partial(see_gradient, site))
-            else:
-                yield attach(model, taps[site], partial(see, site))
+    for site in kind.sites:
+        if kind.gradient:
+            yield watch_gradient(model, taps[site], partial(see, site))
+        else:
+            yield attach(model, taps[site], partial(see, site))
 
 
 def _watch_blocks(
@@ -151,7 +136,7 @@ def _watch_blocks(
     anatomy: Anatomy,
     kinds: list[EvidenceKind],
     sums: dict[str, dict[str, Sums]],
-) -> Iterator[torch.utils.hooks.RemovableHandle]:
+) -> Iterator[RemovableHandle]:
     """Hooks on the input and output of every block that still has branches."""
     mine = [kind for kind in kinds if kind.scope == "block"]
     if not mine:

@@ -39,9 +39,7 @@ def uniform_sizes(menus: list[Menu], share: float) -> Sizes:
     return sizes
 
 
-def _step_price(
-    menu: Menu, size: int, smaller: int, cost_of: CostOf | None, base: Sizes
-) -> float:
+def _step_price(menu: Menu, size: int, smaller: int, cost_of: CostOf | None, base: Sizes) -> float:
     """Mean loss per unit removed of one step, or per cost that it alone would save."""
     loss = menu.loss(smaller) - menu.loss(size)
     if cost_of is None:
@@ -132,9 +130,7 @@ def _fill(
     return sizes
 
 
-def _require_reachable(
-    anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float
-) -> None:
+def _require_reachable(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> None:
     least = cost_of({menu.key: menu.sizes[0] for menu in menus})
     dense = cost_of(dense_sizes(anatomy))
     if least > limit:

@@ -54,5 +54,7 @@ def ridge_solve(gram_SS: Tensor, right_ST: Tensor, relative: float, owner: str) 
     eye = torch.eye(size, dtype=gram_SS.dtype, device=gram_SS.device)
     factor, failed = torch.linalg.cholesky_ex(gram_SS + level * eye)
     if int(failed) == 0:
-        return torch.cholesky_solve(right_ST, factor)
-    return torch.linalg.pinv(gram_SS, hermitian=True) @ right_ST
+        solved_ST: Tensor = torch.cholesky_solve(right_ST, factor)
+        return solved_ST
+    inverse_SS: Tensor = torch.linalg.pinv(gram_SS, hermitian=True)
+    return inverse_SS @ right_ST

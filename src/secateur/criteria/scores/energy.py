@@ -35,7 +35,7 @@ def by_group(question: Question, unit_U: Tensor) -> Tensor:
     if question.group == "hidden":
         return unit_U
     assert isinstance(question.weights, AttentionWeights)
-    unit_HV = unit_U.unflatten(0, (question.weights.shape.heads, -1))
+    unit_HV = unit_U.view(question.weights.shape.heads, -1)
     return unit_HV.sum(1) if question.group == "heads" else unit_HV
 
 

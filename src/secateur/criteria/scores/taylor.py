@@ -4,8 +4,6 @@ from torch import Tensor
 
 from secateur.criteria.registry import Question, criterion
 
-NEEDS = {group: ("attention_gates",) for group in ("qk", "vo", "heads")}
-
 
 @criterion(
     "taylor",
@@ -13,7 +11,9 @@ NEEDS = {group: ("attention_gates",) for group in ("qk", "vo", "heads")}
     source="Molchanov et al., CVPR 2019, arXiv 1906.10771",
     needs={
         "hidden": ("mlp_gates",),
-        **NEEDS,
+        "qk": ("attention_gates",),
+        "vo": ("attention_gates",),
+        "heads": ("attention_gates",),
         "branch": ("attention_gates", "mlp_gates"),
     },
 )

@@ -30,9 +30,7 @@ def add_energies_(sums: Sums, x_TF: Tensor) -> None:
     add_(sums, "square", x_TF.square().sum(0, dtype=torch.float64))
 
 
-@evidence_kind(
-    "hidden_moments", scope="mlp", sites=("hidden",), covers=("hidden_energies",)
-)
+@evidence_kind("hidden_moments", scope="mlp", sites=("hidden",), covers=("hidden_energies",))
 def hidden_moments(sums: Sums, seen: Seen) -> None:
     """Moments of the hidden neurons after the activation, over all tokens: (F,) and (F, F)."""
     add_moments_(sums, seen["hidden"], seen.get("weights"))
