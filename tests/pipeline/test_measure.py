@@ -35,7 +35,7 @@ def test_dense_and_pruned_are_scored_on_the_same_images(model: nn.Module) -> Non
     assert expected.agreement < 100
     assert [row["model"] for row in result.latency] == ["dense", "pruned"]
     assert ("observe", 64, 64) in seen
-    assert ("evaluate pruned", 450, 450) in seen
+    assert ("evaluate", 450, 450) in seen
     assert set(result.seconds) == {"observe", "weigh", "plan", "cut", "measure"}
 
 

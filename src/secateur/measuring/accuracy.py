@@ -4,7 +4,7 @@ Shape suffixes: B batch, C classes (the head's outputs), N images.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.data.batches import as_batches
+from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
 from secateur.measuring.modes import evaluating
 
@@ -93,17 +93,49 @@ def predict(
     when the two models have different numbers of outputs.
     """
     batches = as_batches(images, batch_size)
-    parts: list[Predictions] = []
     models = [model] if reference is None else [model, reference]
     with evaluating(*models), torch.inference_mode():
-        for batch in batches:
-            logits_BC = _logits(model, batch.images_BCHW, "model")
-            reference_BC = (
-                None if reference is None else _logits(reference, batch.images_BCHW, "reference")
-            )
-            parts.append(_compare(logits_BC, batch.labels_B, reference_BC))
-            if on_batch is not None:
-                on_batch(len(batch.images_BCHW))
+        outputs = _outputs(model, reference, batches, on_batch)
+        return _joined([_compare(*batch) for batch in outputs])
+
+
+def evaluate_both(
+    model: nn.Module,
+    reference: nn.Module,
+    images: object,
+    *,
+    batch_size: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[Accuracy, Accuracy]:
+    """Measure `model` beside `reference`, and `reference` by itself, running each once."""
+    own: list[Predictions] = []
+    other: list[Predictions] = []
+    batches = as_batches(images, batch_size)
+    with evaluating(model, reference), torch.inference_mode():
+        for logits_BC, labels_B, reference_BC in _outputs(model, reference, batches, on_batch):
+            own.append(_compare(logits_BC, labels_B, reference_BC))
+            other.append(_compare(cast(Tensor, reference_BC), labels_B, None))
+    return summarize(_joined(own)), summarize(_joined(other))
+
+
+def _outputs(
+    model: nn.Module,
+    reference: nn.Module | None,
+    batches: Batches,
+    on_batch: Callable[[int], None] | None,
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Logits of the model, labels and logits of the reference, batch by batch."""
+    for batch in batches:
+        logits_BC = _logits(model, batch.images_BCHW, "model")
+        reference_BC = (
+            None if reference is None else _logits(reference, batch.images_BCHW, "reference")
+        )
+        yield logits_BC, batch.labels_B, reference_BC
+        if on_batch is not None:
+            on_batch(len(batch.images_BCHW))
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
     return Predictions(
         top1_N=torch.cat([part.top1_N for part in parts]),
         labels_N=_cat([part.labels_N for part in parts]),

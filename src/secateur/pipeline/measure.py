@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from secateur.data.batches import Batches
-from secateur.measuring.accuracy import Accuracy
+from secateur.measuring.accuracy import Accuracy, evaluate_both
 from secateur.measuring.accuracy import evaluate as measure_accuracy
 from secateur.measuring.latency import bench
 from secateur.pipeline.opening import open_data
@@ -57,15 +57,21 @@ def score(
     reference: nn.Module | None = None,
 ) -> Accuracy:
     """Accuracy on batches that are open already, reporting progress as `stage`."""
+    counted = _counter(stage, batches.images, progress)
+    return measure_accuracy(model, batches, reference=reference, on_batch=counted)
+
+
+def _counter(stage: str, total: int, progress: Progress | None) -> Callable[[int], None]:
+    """From images per batch to a report of all images so far."""
     done = 0
 
     def on_batch(images: int) -> None:
         nonlocal done
         done += images
         if progress is not None:
-            progress(stage, done, batches.images)
+            progress(stage, done, total)
 
-    return measure_accuracy(model, batches, reference=reference, on_batch=on_batch)
+    return on_batch
 
 
 def measure_(
@@ -78,8 +84,9 @@ def measure_(
 ) -> None:
     """Fill in the accuracy on `images`, if any, and the latency, if wanted, of both models."""
     if images is not None:
-        result.accuracy_dense = score(dense, images, "evaluate dense", progress)
-        result.accuracy = score(result.model, images, "evaluate pruned", progress, reference=dense)
+        counted = _counter("evaluate", images.images, progress)
+        both = evaluate_both(result.model, dense, images, on_batch=counted)
+        result.accuracy, result.accuracy_dense = both
     if latency:
         models = {"dense": dense, "pruned": result.model}
         device = str(next(dense.parameters()).device)
