@@ -14,11 +14,13 @@ from secateur.registry import Registry
 class Family(Protocol):
     """How to read and change the models of one family.
 
-    Functions whose names end in an underscore change the model they are given.
+    Functions whose names end in an underscore change the model they are given. `examples` are
+    names for `secateur.load`, one per kind of member, for the table of what is supported.
     """
 
     name: str
     title: str
+    examples: tuple[str, ...]
 
     def matches(self, model: nn.Module) -> bool:
         """Whether this family can read `model`."""

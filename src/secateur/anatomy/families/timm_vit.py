@@ -40,6 +40,14 @@ class TimmVit:
 
     name = "timm_vit"
     title = "timm VisionTransformer (ViT, DeiT, DeiT-III, DINOv2)"
+    examples = (
+        "timm:vit_base_patch16_224",
+        "timm:deit_base_distilled_patch16_224",
+        "timm:deit3_base_patch16_224",
+        "timm:vit_base_patch14_reg4_dinov2",
+        "timm:vit_giant_patch14_dinov2",
+        "timm:vit_base_patch16_siglip_224",
+    )
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is such a module."""
