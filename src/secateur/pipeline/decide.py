@@ -14,7 +14,7 @@ from secateur.planning.solvers import (
     solve_uniform,
     uniform_sizes,
 )
-from secateur.planning.types import Menu, Sizes
+from secateur.planning.types import Menu, Sizes, shapes_of
 
 
 def decide(anatomy: Anatomy, menus: list[Menu], task: Task) -> Sizes:
@@ -55,8 +55,8 @@ def check_reachable(anatomy: Anatomy, task: Task) -> None:
     """
     menus = _unweighed(anatomy, task)
     if isinstance(task.budget, ShapeBudget):
-        for drop in task.budget.drops:
-            _dropped(anatomy, menus, drop)
+        _check_shares(menus, task, task.budget)
+        _drops(anatomy, menus, task.budget)
         return
     unit = task.budget.unit
     cost_of = cost_function(anatomy, unit)
@@ -110,22 +110,46 @@ def _by_shape(anatomy: Anatomy, menus: list[Menu], budget: ShapeBudget) -> Sizes
     for menu in menus:
         if menu.group in ("branch", "block"):
             sizes[menu.key] = 1
-    for drop in budget.drops:
-        sizes |= _dropped(anatomy, menus, drop)
-    return sizes
+    return sizes | _drops(anatomy, menus, budget)
 
 
-def _dropped(anatomy: Anatomy, menus: list[Menu], drop: Drop) -> Sizes:
-    """Size 0 for the layers or blocks of one kind with the least predicted loss."""
+def _check_shares(menus: list[Menu], task: Task, budget: ShapeBudget) -> None:
+    """UserError when some layer cannot become as small as its share."""
+    for group, share in budget.shares.items():
+        own = [m for m in menus if m.group == group and not task.limits.protects(m.owner)]
+        least = max((menu.sizes[0] / menu.sizes[-1] for menu in own), default=0.0)
+        if least > share + 1e-9:
+            raise UserError(
+                f"budget '{task.options.budget}' is out of reach: the smallest reachable is "
+                f"{math.ceil(1000 * least - 1e-9) / 10:g}% {group} at the widths allowed; raise "
+                "the budget, or allow smaller widths with --align and --min-width."
+            )
+
+
+def _drops(anatomy: Anatomy, menus: list[Menu], budget: ShapeBudget) -> Sizes:
+    """Size 0 for all that is dropped; blocks go first, so that no layer is dropped twice."""
+    gone: Sizes = {}
+    for drop in sorted(budget.drops, key=lambda drop: drop.kind != "block"):
+        gone |= _dropped(anatomy, menus, drop, gone)
+    return gone
+
+
+def _dropped(anatomy: Anatomy, menus: list[Menu], drop: Drop, gone: Sizes) -> Sizes:
+    """Size 0 for the layers or blocks of one kind with the least predicted loss.
+
+    A share is rounded up to whole layers, so that no more is kept than was asked for.
+    """
     group = "block" if drop.kind == "block" else "branch"
     present = [menu for menu in menus if menu.group == group]
     if drop.kind in ("attention", "mlp"):
         present = [m for m in present if anatomy.branch(m.owner).kind == drop.kind]
-    count = math.floor(drop.amount * len(present) + 1e-9) if drop.relative else int(drop.amount)
-    droppable = sorted((m for m in present if m.sizes[0] == 0), key=lambda m: m.losses[0])
+    count = math.ceil(drop.amount * len(present) - 1e-9) if drop.relative else int(drop.amount)
+    left = shapes_of(anatomy, gone)
+    free = [m for m in present if m.sizes[0] == 0 and left.get(m.owner, 0) is not None]
+    droppable = sorted((m for m in free if m.key not in gone), key=lambda m: m.losses[0])
     if count > len(droppable):
         raise UserError(
             f"cannot drop {count} of kind '{drop.kind}': the model has {len(droppable)} that are "
-            "not protected; drop fewer."
+            "not protected or dropped already; drop fewer."
         )
     return {menu.key: 0 for menu in droppable[:count]}

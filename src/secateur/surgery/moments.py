@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.errors import UserError
 from secateur.evidence import Sums
 
-RIDGE = 1e-4
+RIDGE = 1e-5
 """Ridge relative to the mean of the covariance's diagonal."""
 
 

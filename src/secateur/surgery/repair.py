@@ -6,7 +6,7 @@ The writer computes y = W x + b from units x. With the kept units S and the remo
 - `mean`: b + W_P mu_P: removed units are replaced by their mean (VBP, arXiv 2507.12988; FLAP,
   AAAI 2024, which overwrites the bias where we add).
 - `least_squares`: x_P is predicted from x_S by ridge regression,
-  B = C_PS (C_SS + r I)^-1, c = mu_P - B mu_S; W <- W_S + W_P B, b <- b + W_P c
+  B = C_PS (C_SS + r I)^-1, iterated once, c = mu_P - B mu_S; W <- W_S + W_P B, b <- b + W_P c
   (CORP, arXiv 2602.05243; equal to the refit of OBS-type methods).
 
 Legend: D residual width, U units before, S units kept, P units removed.
@@ -50,6 +50,9 @@ def repaired_writer(
         cov_SS = moments.cov_UU[kept_S][:, kept_S]
         cov_SP = moments.cov_UU[kept_S][:, removed]
         b_SP = ridge_solve(cov_SS, cov_SP, ridge, owner)
+        # WHY: one more step (iterated Tikhonov) on what the first one leaves squares the bias of
+        # the ridge, so that exactly redundant units are predicted exactly.
+        b_SP = b_SP + ridge_solve(cov_SS, cov_SP - cov_SS @ b_SP, ridge, owner)
         w_DS = w_DS + w_DP @ b_SP.T
         constant_D = constant_D - w_DP @ (b_SP.T @ moments.mean_U[kept_S])
     return w_DS, constant_D if bias_D is None else bias_D + constant_D

@@ -1,0 +1,100 @@
+"""What a family cannot support is refused with the reason, before any image is looked at."""
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from secateur.anatomy.family import family_of, read
+from secateur.anatomy.types import GroupName
+from secateur.errors import UserError
+from secateur.pipeline import prune
+from tests.contract.cases import UNIT_GROUPS, offered
+from tests.hosts import HOSTS, anatomy_of, build, gated, vit
+
+
+class Untouched:
+    """Images that must not be looked at."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("the images were touched")
+
+
+REFUSED = [
+    (name, group) for name in HOSTS for group in UNIT_GROUPS if not offered(anatomy_of(name), group)
+]
+
+
+@pytest.mark.parametrize(("name", "group"), REFUSED)
+def test_groups_that_a_host_lacks_are_refused(name: str, group: GroupName) -> None:
+    model = build(name)
+    reasons = {b.refusals[group] for b in read(model).branches if group in b.refusals}
+    assert reasons, "a family must say why"
+    with pytest.raises(UserError) as by_groups:
+        prune(model, Untouched(), "90% macs", groups=[group], preset="magnitude")
+    with pytest.raises(UserError) as by_budget:
+        prune(model, Untouched(), f"50% {group}", preset="magnitude")
+    for error in (by_groups, by_budget):
+        assert f"'{group}'" in str(error.value)
+        assert all(reason in str(error.value) for reason in reasons)
+
+
+def test_every_kind_of_refusal_is_tested() -> None:
+    assert {group for _, group in REFUSED} == set(UNIT_GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": "half of it"}, "cannot be understood"),
+        ({"budget": "0% macs"}, "above 0"),
+        ({"budget": "1% macs"}, "smallest reachable is"),
+        ({"budget": "5% hidden"}, "smallest reachable"),
+        ({"budget": "50% qk"}, "smallest reachable"),
+        ({"budget": "drop 7 attention"}, "cannot drop 7"),
+        ({"budget": "2x faster"}, "time"),
+        ({"groups": ["hiden"]}, "did you mean 'hidden'"),
+        ({"groups": ["width"]}, "width"),
+        ({"preset": "enrgy"}, "did you mean 'energy'"),
+        ({"repair": "glue"}, "glue"),
+        ({"allocation": "lottery"}, "lottery"),
+        ({"protect": ["blocks.9"]}, "blocks.9"),
+        ({"align": {"hidden": 0}}, "hidden=0"),
+        ({"preset": "vbp", "groups": ["heads", "block", "qk", "branch", "width"]}, "width"),
+    ],
+    ids=str,
+)
+def test_wrong_requests_are_refused_before_the_pass(change: dict[str, Any], words: str) -> None:
+    request = {"budget": "50% macs", "preset": "energy"} | change
+    with pytest.raises(UserError, match=words):
+        prune(build("vit"), Untouched(), **request)
+
+
+def test_the_trap_works() -> None:
+    with pytest.raises(AssertionError, match="touched"):
+        prune(build("vit"), Untouched(), "95% macs", align={"hidden": 1}, preset="energy")
+
+
+def test_unknown_families_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"torch\.nn\.modules\.linear\.Linear .*VisionTransformer"):
+        family_of(nn.Linear(2, 2))
+
+
+def test_members_that_cannot_be_read_are_refused_by_name() -> None:
+    import timm
+    from timm.layers import DiffAttention
+    from timm.models.vision_transformer import ParallelScalingBlock
+
+    with pytest.raises(UserError, match=r"blocks\.0 is a ParallelScalingBlock"):
+        read(vit(block_fn=ParallelScalingBlock))
+    with pytest.raises(UserError, match=r"blocks\.0\.attn is a DiffAttention"):
+        read(vit(attn_layer=DiffAttention))
+    with pytest.raises(UserError, match="patch_embed is a HybridEmbed"):
+        read(timm.create_model("vit_tiny_r_s16_p8_224"))
+    wrapped = gated()
+    wrapped.blocks[1].mlp.fc2 = nn.Sequential(nn.Linear(64, 32))
+    with pytest.raises(UserError, match=r"'fc2' of a Mlp is a Sequential"):
+        read(wrapped)

@@ -1,0 +1,58 @@
+"""Pruned models are ordinary modules: they train, copy, and give back their state."""
+
+import copy
+
+import pytest
+import torch
+
+from secateur.data.batches import as_batches
+from secateur.evidence import observe
+from secateur.surgery.cut import cut_
+from tests.contract.cases import plan_for
+from tests.hosts import HOSTS, anatomy_of, build, images_for
+
+NEEDS = ("hidden_moments", "context_moments", "update_mean")
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_gradients_reach_every_parameter(name: str) -> None:
+    model = build(name).train()
+    x = images_for(model)
+    evidence = observe(model, as_batches(x, 2), NEEDS)
+    cut_(model, plan_for(anatomy_of(name), "everything"), evidence, "least_squares")
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.requires_grad and parameter.is_leaf, parameter_name
+    model(x).square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        # Keys may shift by a constant without effect, so their bias has no gradient to speak of.
+        if not parameter_name.endswith(("k_norm.bias", "k.bias", "k_proj.bias", "key.bias")):
+            assert float(parameter.grad.abs().max()) > 1e-6, parameter_name
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@torch.no_grad()
+def test_copies_and_states_carry_the_whole_model(name: str) -> None:
+    model, other = build(name), build(name)
+    plan = plan_for(anatomy_of(name), "everything")
+    cut_(model, plan, None, "none")
+    x = images_for(model)
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    cut_(other, plan, None, "none")
+    for parameter in other.parameters():
+        parameter.zero_()
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_keep_their_type_and_frozen_parameters(dtype: torch.dtype) -> None:
+    model = build("deit3").to(dtype)
+    model.requires_grad_(False)
+    x = images_for(model).to(dtype)
+    evidence = observe(model, as_batches(x, 2), NEEDS)
+    cut_(model, plan_for(anatomy_of("deit3"), "everything"), evidence, "least_squares")
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model(x).dtype == dtype

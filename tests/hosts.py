@@ -1,0 +1,142 @@
+"""Tiny random models of every kind; the contract tests run on each that is registered here.
+
+A new model family registers one builder per kind of member and gets the whole suite:
+
+    @host("my_family_with_a_twist")
+    def _() -> nn.Module:
+        return MyModel(width=32, depth=3, heads=4)
+"""
+
+import copy
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+
+from secateur.anatomy.family import read
+from secateur.anatomy.types import Anatomy
+
+HOSTS: dict[str, Callable[[], nn.Module]] = {}
+
+
+def host(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
+    """Register a builder of a tiny model with at least three blocks."""
+
+    def file(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        assert name not in HOSTS, f"host '{name}' is registered twice"
+        HOSTS[name] = build
+        return build
+
+    return file
+
+
+def build(name: str) -> nn.Module:
+    """A fresh host in evaluation mode; every parameter is random, the same at each call."""
+    return copy.deepcopy(shared(name))
+
+
+@cache
+def shared(name: str) -> nn.Module:
+    """The same for all, for looking only."""
+    model = HOSTS[name]()
+    randomise_(model, seed=sum(name.encode()))
+    return model.eval()
+
+
+@cache
+def anatomy_of(name: str) -> Anatomy:
+    """The anatomy of a host."""
+    return read(shared(name))
+
+
+def images_for(model: nn.Module, count: int = 4, seed: int = 0) -> Tensor:
+    """Random images of the size that the model takes."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *read(model).input_size, generator=generator)
+
+
+@torch.no_grad()
+def randomise_(model: nn.Module, seed: int) -> None:
+    """Random values for all parameters, also for those that begin as zeros, ones or nearly so.
+
+    Biases of zero, norms of one and LayerScales of 1e-5 would hide most mistakes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith(("bias", "token", "pos_embed", "latent")):
+            parameter.copy_(0.4 * noise)
+        elif parameter.ndim < 2:
+            parameter.copy_(1 + 0.3 * noise)
+        else:
+            parameter.copy_(1.3 * noise / parameter[0].numel() ** 0.5)
+
+
+SIZES: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "num_classes": 10,
+}
+
+
+def vit(**changes: Any) -> nn.Module:
+    """A plain timm VisionTransformer in miniature."""
+    return VisionTransformer(**SIZES | changes)
+
+
+def named(name: str, **changes: Any) -> nn.Module:
+    """A model of a timm architecture in miniature."""
+    return timm.create_model(name, **SIZES | changes)
+
+
+def gated() -> nn.Module:
+    """A ViT whose attention outputs are gated."""
+    model = VisionTransformer(**SIZES)
+    for block in model.blocks:
+        block.attn = Attention(32, num_heads=4, qkv_bias=True, gated=True)
+    return model
+
+
+TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
+    "vit": vit,
+    "vit_two_wide_heads": partial(vit, num_heads=2),
+    "vit_no_biases": partial(vit, qkv_bias=False, proj_bias=False),
+    "vit_average_pool": partial(vit, class_token=False, global_pool="avg"),
+    "vit_attention_pool": partial(vit, class_token=False, global_pool="map"),
+    "vit_refined_pool": partial(vit, global_pool="prr"),
+    "vit_no_positions": partial(vit, pos_embed="none", embed_norm_layer=nn.LayerNorm),
+    "vit_any_size": partial(vit, dynamic_img_size=True),
+    "vit_swiglu": partial(vit, mlp_layer=SwiGLU, act_layer=nn.SiLU),
+    "vit_qk_norm": partial(vit, qk_norm=True, num_heads=2),
+    "vit_scale_norms": partial(vit, scale_attn_norm=True, scale_mlp_norm=True),
+    "vit_gated": gated,
+    "vit_post_norm": partial(vit, block_fn=ResPostBlock, init_values=0.1),
+    "deit_distilled": partial(VisionTransformerDistilled, **SIZES),
+    "deit3": partial(named, "deit3_small_patch16_224"),
+    "dinov2_registers": partial(named, "vit_small_patch14_reg4_dinov2"),
+    "dinov2_swiglu_packed": partial(
+        named, "vit_small_patch14_reg4_dinov2", mlp_layer=SwiGLUPacked, act_layer=nn.SiLU
+    ),
+    "clip": partial(named, "vit_base_patch16_clip_quickgelu_224.openai"),
+    "aimv2": partial(
+        vit,
+        qkv_bias=False,
+        proj_bias=False,
+        norm_layer=RmsNorm,
+        mlp_layer=SwiGLU,
+        class_token=False,
+        global_pool="avg",
+    ),
+}
+for _name, _build in TIMM_VITS.items():
+    host(_name)(_build)
