@@ -1,7 +1,7 @@
 """The streaming pass: run calibration images once, let every needed kind of evidence add up."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.taps import Tap, attach, watch_gradient
+from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batches
 from secateur.errors import UserError
@@ -42,12 +43,16 @@ def observe(
     needs: Iterable[str],
     *,
     only: Iterable[str] | None = None,
+    token_weights: Mapping[str, Tensor] | None = None,
+    sample_labels: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evidence:
     """Collect the kinds of evidence named in `needs` in one pass over `batches`.
 
     Memory does not grow with the number of images. `only` limits the pass to some branches.
-    Gradient kinds use the labels, or the model's own predictions where there are none.
+    `token_weights` (N,) by branch weigh the tokens in moments. Gradient kinds use the labels, or
+    the model's own predictions where there are none; with the seed `sample_labels`, labels drawn
+    from the model's own distribution, whose gradients give the Fisher metric.
     `on_batch(images)` reports progress. Raises UserError when activations are not finite.
     """
     family = family_of(model)
@@ -56,6 +61,7 @@ def observe(
     chosen = set(only) if only is not None else {branch.id for branch in anatomy.branches}
     sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in kinds}
     gradient = any(kind.gradient for kind in kinds)
+    generator = None if sample_labels is None else torch.Generator().manual_seed(sample_labels)
     images = 0
     with ExitStack() as stack:
         stack.enter_context(frozen(model, gradient=gradient))
@@ -64,13 +70,17 @@ def observe(
                 taps = family.taps(model, branch)
                 for kind in kinds:
                     if kind.scope in (branch.kind, "branch"):
-                        for handle in _watch(model, branch, taps, kind, sums[kind.name]):
+                        known = _known(family.weights(model, branch), branch, token_weights)
+                        for handle in _watch(model, branch, taps, kind, sums[kind.name], known):
                             stack.callback(handle.remove)
         for handle in _watch_blocks(model, anatomy, kinds, sums):
             stack.callback(handle.remove)
         for batch in batches:
             images += len(batch.images_BCHW)
-            _run(model, batch.images_BCHW, batch.labels_B, gradient)
+            if gradient:
+                _run_back(model, batch.images_BCHW, batch.labels_B, generator)
+            else:
+                model(batch.images_BCHW)
             if on_batch is not None:
                 on_batch(images)
     for name, by_owner in sums.items():
@@ -96,14 +106,33 @@ def frozen(model: nn.Module, *, gradient: bool = False) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _run(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor | None, gradient: bool) -> None:
-    if not gradient:
-        model(images_BCHW)
-        return
+def _run_back(
+    model: nn.Module,
+    images_BCHW: Tensor,
+    labels_B: Tensor | None,
+    generator: torch.Generator | None,
+) -> None:
+    """Forward and backward pass of the cross-entropy, summed over the batch."""
     # WHY: with frozen weights, an input that takes gradients is what makes autograd record.
     logits_BC = model(images_BCHW.detach().requires_grad_())
-    target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
+    if generator is not None:
+        chances_BC = logits_BC.detach().float().softmax(-1).cpu()
+        target_B = torch.multinomial(chances_BC, 1, generator=generator)[:, 0].to(logits_BC.device)
+    else:
+        target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
     F.cross_entropy(logits_BC.float(), target_B, reduction="sum").backward()
+
+
+def _known(
+    weights: BranchWeights, branch: Branch, token_weights: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """What a kind may need of a branch beside its tensors: softmax scale and token weights."""
+    known = {}
+    if isinstance(weights, AttentionWeights):
+        known["scale"] = torch.tensor(weights.scale)
+    if token_weights is not None and branch.id in token_weights:
+        known["weights"] = token_weights[branch.id]
+    return known
 
 
 def _watch(
@@ -112,6 +141,7 @@ def _watch(
     taps: dict[str, Tap],
     kind: EvidenceKind,
     by_owner: dict[str, Sums],
+    known: Mapping[str, Tensor],
 ) -> Iterator[RemovableHandle]:
     """Hooks that hand one branch's tensors to a kind as soon as all of them were seen."""
     seen: dict[str, Tensor] = {}
@@ -121,7 +151,7 @@ def _watch(
         if gradient is not None:
             seen[f"{site}.grad"] = gradient
         if all(name in seen for name in kind.sites):
-            kind.update(by_owner[branch.id], seen)
+            kind.update(by_owner[branch.id], {**known, **seen})
             seen.clear()
 
     for site in kind.sites:

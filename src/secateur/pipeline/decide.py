@@ -7,6 +7,7 @@ from secateur.anatomy.types import Anatomy, Cost
 from secateur.errors import UserError
 from secateur.pipeline.options import Task
 from secateur.planning.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget
+from secateur.planning.knapsack import solve_knapsack
 from secateur.planning.menus import allowed_sizes, block_menu, drop_menu
 from secateur.planning.solvers import (
     cost_function,
@@ -100,6 +101,8 @@ def _by_cost(anatomy: Anatomy, menus: list[Menu], task: Task, budget: CostBudget
     limit = cost_limit(anatomy, budget)
     if task.preset.allocation == "uniform":
         return solve_uniform(anatomy, menus, cost_of, limit)
+    if task.preset.allocation == "knapsack":
+        return solve_knapsack(anatomy, menus, cost_of, limit)
     return solve_ranking(anatomy, menus, cost_of, limit, per_cost=task.preset.per_cost)
 
 

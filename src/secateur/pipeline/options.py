@@ -33,6 +33,7 @@ class Options:
     protect: tuple[str, ...] = ()
     repair: str | None = None
     allocation: str | None = None
+    effort: str = "full"
     seed: int = 0
     batch_size: int = 32
     limit: int | None = LIMIT

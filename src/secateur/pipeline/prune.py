@@ -17,6 +17,7 @@ from secateur.pipeline.measure import Progress, measure_
 from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
 from secateur.pipeline.options import LIMIT, Options, Task, parse_groups, resolve
 from secateur.pipeline.result import Result
+from secateur.pipeline.spectral import cut_spectral_, plan_spectral, prepare
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
 from secateur.planning.types import Plan
 from secateur.presets import DEFAULT
@@ -34,6 +35,7 @@ def prune(
     protect: Sequence[str] = (),
     repair: str | None = None,
     allocation: str | None = None,
+    effort: str = "full",
     align: Mapping[str, int] | None = None,
     minimum: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -62,6 +64,7 @@ def prune(
         protect=tuple(protect),
         repair=repair,
         allocation=allocation,
+        effort=effort,
         seed=seed,
         batch_size=batch_size,
         limit=limit,
@@ -94,7 +97,12 @@ def run(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
-    needs = criteria_needs(task) | repair_needs(task.preset.repair, set(task.groups))
+    spectral = task.preset.engine == "spectral"
+    needs = (
+        set()
+        if spectral
+        else criteria_needs(task) | repair_needs(task.preset.repair, set(task.groups))
+    )
     check_reachable(anatomy, task)
     refuse_not_finite(model.state_dict(), "the model")
     batches, data = open_data(
@@ -106,21 +114,31 @@ def run(
         workers=options.workers,
         skip_unreadable=options.skip_unreadable,
     )
-    with _timed(seconds, "observe"):
-        evidence = _observe(model, batches, needs, progress)
-    with _timed(seconds, "weigh"):
-        weighed = weigh(model, family, anatomy, task, evidence)
-    with _timed(seconds, "plan"):
-        plan = plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task))
-    with _timed(seconds, "cut"):
-        smaller = copy.deepcopy(model)
-        cut_(smaller, plan, evidence, task.preset.repair)
+    smaller = copy.deepcopy(model)
+    if spectral:
+        with _timed(seconds, "weigh"):
+            prepared = prepare(model, family, anatomy, task, batches, progress)
+        menus = prepared.menus
+        with _timed(seconds, "plan"):
+            plan = plan_spectral(anatomy, task, menus)
+        with _timed(seconds, "cut"):
+            cut_spectral_(smaller, model, anatomy, plan, prepared, batches, progress)
+    else:
+        with _timed(seconds, "observe"):
+            evidence = _observe(model, batches, needs, progress)
+        with _timed(seconds, "weigh"):
+            weighed = weigh(model, family, anatomy, task, evidence)
+        menus = weighed.menus
+        with _timed(seconds, "plan"):
+            plan = plan_of(anatomy, weighed, decide(anatomy, menus, task))
+        with _timed(seconds, "cut"):
+            cut_(smaller, plan, evidence, task.preset.repair)
     return Result(
         model=smaller.eval(),
         before=anatomy,
         after=family.read(smaller),
         plan=plan,
-        menus=weighed.menus,
+        menus=menus,
         task=task,
         data=data,
         seconds=seconds,

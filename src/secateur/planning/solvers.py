@@ -50,7 +50,7 @@ def _step_price(menu: Menu, size: int, smaller: int, cost_of: CostOf | None, bas
 
 def solve_uniform(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> Sizes:
     """The largest equal share of all groups within `limit`, then filled up group by group."""
-    _require_reachable(anatomy, menus, cost_of, limit)
+    require_reachable(anatomy, menus, cost_of, limit)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -63,14 +63,14 @@ def solve_uniform(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: f
         # WHY: even the smallest widths are too much, so whole layers must go as well.
         return solve_ranking(anatomy, menus, cost_of, limit, per_cost=True)
     # WHY: a uniform plan stays as even as it can: the fill goes round by round.
-    return _fill(menus, chosen, cost_of, limit, lambda menu, size: size / menu.sizes[-1])
+    return fill(menus, chosen, cost_of, limit, lambda menu, size: size / menu.sizes[-1])
 
 
 def solve_ranking(
     anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float, *, per_cost: bool
 ) -> Sizes:
     """Steps with the least loss (per cost saved, with `per_cost`) first, over all menus."""
-    _require_reachable(anatomy, menus, cost_of, limit)
+    require_reachable(anatomy, menus, cost_of, limit)
     base = {menu.key: menu.sizes[-1] for menu in menus}
     priced = cost_of if per_cost else None
     prices = {
@@ -105,10 +105,10 @@ def solve_ranking(
     def urgency(menu: Menu, size: int) -> float:
         return -prices[menu.key, size]
 
-    return _fill(menus, chosen, cost_of, limit, urgency)
+    return fill(menus, chosen, cost_of, limit, urgency)
 
 
-def _fill(
+def fill(
     menus: list[Menu],
     sizes: Sizes,
     cost_of: CostOf,
@@ -130,7 +130,7 @@ def _fill(
     return sizes
 
 
-def _require_reachable(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> None:
+def require_reachable(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> None:
     least = cost_of({menu.key: menu.sizes[0] for menu in menus})
     dense = cost_of(dense_sizes(anatomy))
     if least > limit:

@@ -17,6 +17,9 @@ DEFAULT = "energy"
 class Preset(BaseModel):
     """One choice for each step. `criteria` overrides `criterion` for single groups.
 
+    The engine `spectral` measures its menus and cuts front to back; it asks no criterion and
+    repairs by itself.
+
     `groups` are the ones that compete under a cost budget unless the user names others.
     """
 
@@ -26,9 +29,10 @@ class Preset(BaseModel):
     title: str
     source: str
     groups: tuple[GroupName, ...]
-    criterion: str
+    engine: Literal["criteria", "spectral"] = "criteria"
+    criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
-    allocation: Literal["uniform", "ranking"] = "uniform"
+    allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Literal["none", "mean", "least_squares"] = "none"
 

@@ -70,3 +70,34 @@ def _fill_(errors: Tensor, size: int, count: int, step_cost: float, costs_P: Ten
     base = float(errors[size])
     for i in range(count):
         errors[size - 1 - i] = base + max(step_cost, 0.0) * float(fraction_P[i])
+
+
+def eliminate_heads(cov_UU: Tensor, w_DU: Tensor, heads: int, ridge: float) -> Elimination:
+    """The same for whole heads, each a run of U / heads consecutive inputs; one at a time.
+
+    Removing the inputs M of a head costs tr(W_M [(H^-1)_MM]^-1 W_M^T).
+    """
+    cov_UU, w_DU = cov_UU.double(), w_DU.double().clone()
+    dims = cov_UU.shape[0] // heads
+    level = max(ridge * float(cov_UU.diagonal().mean()), torch.finfo(torch.float64).tiny)
+    eye = torch.eye(cov_UU.shape[0], dtype=torch.float64, device=cov_UU.device)
+    inverse_UU = torch.linalg.inv(cov_UU + level * eye)
+    left = list(range(heads))
+    order: list[int] = []
+    errors = torch.zeros(heads + 1, dtype=torch.float64)
+    while left:
+        costs: list[float] = []
+        for place in range(len(left)):
+            block = slice(place * dims, (place + 1) * dims)
+            inner = torch.linalg.solve(inverse_UU[block, block], w_DU[:, block].T)
+            costs.append(float((w_DU[:, block].T * inner).sum()))
+        place = min(range(len(left)), key=costs.__getitem__)
+        errors[len(left) - 1] = errors[len(left)] + max(costs[place], 0.0)
+        block = slice(place * dims, (place + 1) * dims)
+        keep = torch.ones(len(left) * dims, dtype=torch.bool, device=cov_UU.device)
+        keep[block] = False
+        gain = torch.linalg.solve(inverse_UU[block, block], inverse_UU[block])
+        w_DU = (w_DU - w_DU[:, block] @ gain)[:, keep]
+        inverse_UU = (inverse_UU - inverse_UU[:, block] @ gain)[keep][:, keep]
+        order.append(left.pop(place))
+    return Elimination(order=torch.tensor(order), errors=errors)

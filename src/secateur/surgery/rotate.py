@@ -57,7 +57,9 @@ def matrix_roots(gram: Tensor) -> tuple[Tensor, Tensor]:
     root = values.clamp(min=0).sqrt()
     inverse = torch.where(real, 1 / root.clamp(min=1e-300), torch.zeros_like(root))
     root = torch.where(real, root, torch.zeros_like(root))
-    return (vectors * root[..., None, :]) @ vectors.mT, (vectors * inverse[..., None, :]) @ vectors.mT
+    return (vectors * root[..., None, :]) @ vectors.mT, (
+        vectors * inverse[..., None, :]
+    ) @ vectors.mT
 
 
 def value_basis(

@@ -27,7 +27,7 @@ def logit_moments(sums: Sums, seen: Seen) -> None:
     add_(sums, "q_sum", q_BNHK.sum((0, 1), dtype=torch.float64))
 
 
-@evidence_kind("attention_moments", scope="attention", sites=("query", "key", "scale"))
+@evidence_kind("attention_moments", scope="attention", sites=("query", "key"))
 def attention_moments(sums: Sums, seen: Seen) -> None:
     """Per head Gram of queries, and of keys as the softmax weighs them: (H, K, K) each.
 

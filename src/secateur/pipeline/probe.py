@@ -1,0 +1,290 @@
+"""Menus that are measured: reduce one group at a time, look at what the whole model then says.
+
+Each probe replaces one branch by its reduced form, repaired with the evidence at hand, and runs
+the rest of the dense model on from there; its damage is the divergence KL(dense || probed) of the
+outputs in nats. Legend: B batch, N tokens, D residual width, C classes, P probe images.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy, Branch, GroupName
+from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.evidence import Evidence, Sums
+from secateur.planning.curves import menu_from_probes
+from secateur.planning.menus import Limits, allowed_sizes, drop_menu
+from secateur.planning.types import Key, Menu
+from secateur.surgery.eliminate import eliminate, eliminate_heads
+from secateur.surgery.reduce import (
+    RefitSettings,
+    reduce_heads,
+    reduce_hidden,
+    reduce_query_key,
+    reduce_value,
+)
+from secateur.surgery.refit import Joint, joint_moments
+from secateur.surgery.rotate import query_key_basis, value_basis
+
+PROBE_REFIT = RefitSettings(ridges=(1e-3,), blends=(0.0,))
+"""Probes repair with one fixed ridge and the local target: there is nothing to choose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much probing a run may do: images, and the shares of each group's size to measure."""
+
+    images: int
+    shares: tuple[float, ...]
+
+
+QUICK = Effort(images=32, shares=(0.5, 0.25))
+FULL = Effort(images=64, shares=(0.75, 0.5, 0.25, 0.125))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One measurement: the divergence (nats) with a group at a size."""
+
+    owner: str
+    group: GroupName
+    size: int
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """Menus of all groups, and the measurements behind them."""
+
+    menus: list[Menu]
+    probes: list[Probe]
+
+
+@torch.no_grad()
+def probe_menus(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    groups: tuple[GroupName, ...],
+    limits: Limits,
+    evidence: Evidence,
+    images_PCHW: Tensor,
+    shares: tuple[float, ...],
+    on_branch: Callable[[int, int], None] | None = None,
+) -> Probed:
+    """Measure menus branch by branch along the dense stream of the probe images."""
+    bench = _Bench.of(model, family, anatomy, images_PCHW)
+    menus: list[Menu] = []
+    probes: list[Probe] = []
+    block_start: Tensor = bench.stream_PND
+    for number, branch in enumerate(anatomy.branches):
+        about = evidence.about(branch.id)
+        weights = family.weights(model, branch)
+        block = next(b for b in anatomy.blocks if branch.id in b.branches)
+        if branch.id == block.branches[0]:
+            block_start = bench.stream_PND
+        for group in [group for group in groups if group in branch.groups]:
+            curve = error_curve(weights, group, allowed_sizes(branch, group, limits), about)
+            found = _probe_sizes(bench, number, branch, weights, group, curve, about, shares)
+            probes += found
+            measured = {probe.size: probe.divergence for probe in found}
+            sizes, errors = tuple(curve), list(curve.values())
+            menus.append(menu_from_probes(branch.id, group, sizes, errors, measured))
+        mean_D = _mean_update(about).to(bench.stream_PND)
+        if "branch" in groups:
+            loss = bench.divergence(number + 1, bench.stream_PND + mean_D)
+            probes.append(Probe(owner=branch.id, group="branch", size=0, divergence=loss))
+            menus.append(drop_menu(branch.id, "branch", loss, limits))
+        bench.stream_PND = bench.steps[number](bench.stream_PND)
+        if "block" in groups and branch.id == block.branches[-1]:
+            means = [_mean_update(evidence.about(name)) for name in block.branches]
+            total_D = torch.stack(means).sum(0).to(bench.stream_PND)
+            loss = bench.divergence(number + 1, block_start + total_D)
+            probes.append(Probe(owner=block.id, group="block", size=0, divergence=loss))
+            menus.append(_block_menu(block.id, block.branches, loss, limits))
+        if on_branch is not None:
+            on_branch(number + 1, len(anatomy.branches))
+    return Probed(menus=menus, probes=probes)
+
+
+def error_curve(
+    weights: BranchWeights, group: GroupName, sizes: tuple[int, ...], about: dict[str, Sums]
+) -> dict[int, float]:
+    """Squared error of the layer's logits or output when a group has each of the sizes."""
+    if isinstance(weights, MlpWeights):
+        joint = _joint(about["hidden_moments"], weights.w2_DF.shape[0])
+        errors_U = eliminate(joint.cov_UU, weights.w2_DF, PROBE_REFIT.select_ridge).errors
+        return {size: float(errors_U[size]) for size in sizes}
+    if group == "qk":
+        sums = about["attention_moments"]
+        basis = query_key_basis(sums["q_gram"] / sums["count"], sums["k_gram"] / sums["count"])
+        return {size: float(basis.spectrum_HK[:, size:].sum()) for size in sizes}
+    w_DU = weights.o_DHV.flatten(1)
+    joint = _joint(about["context_moments"], w_DU.shape[0])
+    heads = weights.shape.heads
+    if group == "heads":
+        errors_H = eliminate_heads(joint.cov_UU, w_DU, heads, PROBE_REFIT.select_ridge).errors
+        return {size: float(errors_H[size]) for size in sizes}
+    dense = weights.shape.vo
+    return {
+        size: 0.0 if size == dense else value_basis(joint.cov_UU, w_DU, heads, size, rounds=1)[1]
+        for size in sizes
+    }
+
+
+def reduced(
+    weights: BranchWeights, group: GroupName, size: int, about: dict[str, Sums], owner: str
+) -> BranchWeights:
+    """The branch with one group at `size`, repaired from the evidence."""
+    if isinstance(weights, MlpWeights):
+        joint = _joint(about["hidden_moments"], weights.w2_DF.shape[0])
+        return reduce_hidden(weights, size, joint, None, PROBE_REFIT, owner)
+    if group == "qk":
+        sums = about["attention_moments"]
+        count = sums["count"]
+        return reduce_query_key(weights, size, sums["q_gram"] / count, sums["k_gram"] / count)
+    joint = _joint(about["context_moments"], weights.o_DHV.shape[0])
+    if group == "vo":
+        return reduce_value(weights, size, joint, None, PROBE_REFIT, owner)
+    return _refitted_heads(weights, size, joint, owner)
+
+
+def _refitted_heads(
+    weights: AttentionWeights, size: int, joint: Joint, owner: str
+) -> AttentionWeights:
+    """Keep the best heads and let the projection make up for the others from the old contexts."""
+    dims = weights.shape.vo
+    order = eliminate_heads(
+        joint.cov_UU, weights.o_DHV.flatten(1), weights.shape.heads, PROBE_REFIT.select_ridge
+    )
+    kept_H = order.kept(size)
+    kept_S = (kept_H[:, None] * dims + torch.arange(dims)).flatten()
+    from secateur.surgery.refit import refit
+
+    done = refit(
+        weights.o_DHV.flatten(1),
+        weights.ob_D,
+        kept_S,
+        joint,
+        None,
+        ridges=PROBE_REFIT.ridges,
+        blends=PROBE_REFIT.blends,
+        owner=owner,
+    )
+    fewer = reduce_heads(weights, size, joint, PROBE_REFIT)
+    return replace(fewer, o_DHV=done.w_DS.unflatten(1, (size, dims)), ob_D=done.b_D)
+
+
+def _probe_sizes(
+    bench: "_Bench",
+    number: int,
+    branch: Branch,
+    weights: BranchWeights,
+    group: GroupName,
+    curve: dict[int, float],
+    about: dict[str, Sums],
+    shares: tuple[float, ...],
+) -> list[Probe]:
+    """Measure a group at those of its sizes that are nearest to the wanted shares."""
+    smaller = [size for size in curve if size < branch.shape.size(group)]
+    wanted = {
+        min(smaller, key=lambda size: abs(size - share * branch.shape.size(group)))
+        for share in shares
+        if smaller
+    }
+    found = []
+    for size in sorted(wanted):
+        bench.put(branch, reduced(weights, group, size, about, branch.id))
+        loss = bench.divergence(number + 1, bench.changed(branch))
+        found.append(Probe(owner=branch.id, group=group, size=size, divergence=loss))
+    if wanted:
+        bench.put(branch, weights)
+    return found
+
+
+@dataclass(slots=True)
+class _Bench:
+    """The dense model as a row of steps, a scratch copy for one changed branch, and the stream
+    of the probe images before the branch at hand."""
+
+    family: Family
+    model: nn.Module
+    scratch: nn.Module
+    steps: list[nn.Module]
+    stream_PND: Tensor
+    dense_PC: Tensor
+
+    @staticmethod
+    def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
+        import copy
+
+        stream = family.embed(model, images_PCHW)
+        steps = [family.through(model, branch) for branch in anatomy.branches]
+        bench = _Bench(family, model, copy.deepcopy(model), steps, stream, torch.empty(0))
+        bench.dense_PC = bench._finish(0, stream)
+        return bench
+
+    def put(self, branch: Branch, weights: BranchWeights) -> None:
+        """Give the scratch model's branch these weights."""
+        self.family.assign_(self.scratch, branch, weights)
+
+    def changed(self, branch: Branch) -> Tensor:
+        """The stream after the scratch model's branch."""
+        after: Tensor = self.family.through(self.scratch, branch)(self.stream_PND)
+        return after
+
+    def divergence(self, start: int, stream_PND: Tensor) -> float:
+        """Mean KL(dense || this stream run through the steps from `start`), in nats."""
+        changed_PC = self._finish(start, stream_PND)
+        return float(F.kl_div(changed_PC, self.dense_PC, log_target=True, reduction="batchmean"))
+
+    def _finish(self, start: int, stream_PND: Tensor) -> Tensor:
+        outputs = []
+        for x_BND in stream_PND.split(32):
+            for step in self.steps[start:]:
+                x_BND = step(x_BND)
+            outputs.append(self.family.head(self.model, x_BND).float().log_softmax(-1))
+        return torch.cat(outputs)
+
+
+def _joint(sums: Sums, width: int) -> Joint:
+    return joint_moments(sums, width)
+
+
+def _mean_update(about: dict[str, Sums]) -> Tensor:
+    sums = about.get("update_mean") or about["branch_similarity"]
+    return sums["update_sum"] / sums["count"]
+
+
+def _block_menu(owner: str, branches: tuple[str, ...], loss: float, limits: Limits) -> Menu:
+    if any(limits.protects(branch) for branch in branches):
+        return Menu(owner=owner, group="block", sizes=(1,), losses=(0.0,))
+    return drop_menu(owner, "block", loss, limits)
+
+
+def probe_needs(groups: tuple[GroupName, ...]) -> set[str]:
+    """The kinds of evidence that probing these groups asks for."""
+    needs: set[str] = set()
+    if "qk" in groups:
+        needs.add("attention_moments")
+    if "vo" in groups or "heads" in groups:
+        needs.add("context_moments")
+    if "hidden" in groups:
+        needs.add("hidden_moments")
+    if "branch" in groups or "block" in groups:
+        needs.add("update_mean")
+    return needs
+
+
+def held_images(batches: "Iterator[Tensor]", every: int, images: int) -> Tensor:
+    """The first `images` images of the batches that the fit holds out."""
+    taken: list[Tensor] = []
+    for number, batch in enumerate(batches):
+        if number % every == every - 1:
+            taken.append(batch)
+    found = torch.cat(taken) if taken else torch.empty(0)
+    return found[:images]

@@ -1,0 +1,203 @@
+"""The spectral engine: weigh tokens, measure menus, plan, cut front to back.
+
+Legend: N tokens, P probe images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy, Branch
+from secateur.data.batches import Batch, Batches
+from secateur.errors import UserError
+from secateur.evidence import Evidence, observe
+from secateur.pipeline.decide import decide
+from secateur.pipeline.measure import Progress
+from secateur.pipeline.options import Task
+from secateur.pipeline.probe import FULL, QUICK, Effort, Probe, Probed, held_images, probe_menus
+from secateur.pipeline.probe import probe_needs as needs_of
+from secateur.planning.budget import ShapeBudget
+from secateur.planning.menus import allowed_sizes
+from secateur.planning.types import Menu, Plan, shapes_of
+from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
+
+SENSE_IMAGES = 64
+"""Images of the backward pass that weighs tokens."""
+SOFTEN = 0.5
+"""Power of the mean squared gradient that weighs a token: 1 would trust it fully, but then a
+class token leaves too few samples for a solve."""
+LEAST_WEIGHT = 0.05
+"""Least weight of a token, before normalisation, so that no solve runs out of samples."""
+STREAM_BYTES = 1_500_000_000
+"""Memory for the streams of a sequential cut; more images than fit are left out of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that a plan rests on: token weights by branch, menus, and the probes behind them."""
+
+    token_weights: dict[str, Tensor]
+    menus: list[Menu]
+    probes: list[Probe]
+
+
+def prepare(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
+    _require_images(anatomy, task, batches)
+    weights = token_weights(model, anatomy, batches, task.options.seed)
+    if isinstance(task.budget, ShapeBudget) and not task.budget.drops:
+        return Prepared(token_weights=weights, menus=_plain_menus(anatomy, task), probes=[])
+
+    def seen(done: int) -> None:
+        if progress is not None:
+            progress("observe", done, batches.images)
+
+    evidence = observe(model, batches, needs_of(task.groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, task, batches, evidence, progress)
+    return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
+
+
+def plan_spectral(anatomy: Anatomy, task: Task, menus: list[Menu]) -> Plan:
+    """One size per menu within the budget; queries, keys and values are rotated, not selected."""
+    sizes = decide(anatomy, menus, task)
+    return Plan(
+        shapes=shapes_of(anatomy, sizes),
+        reductions={"qk": "rotate", "vo": "rotate"},
+        predicted_loss=sum(menu.loss(sizes[menu.key]) for menu in menus),
+    )
+
+
+def cut_spectral_(
+    smaller: nn.Module,
+    dense: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    prepared: Prepared,
+    batches: Batches,
+    progress: Progress | None = None,
+) -> None:
+    """Cut `smaller`, a copy of `dense`, front to back to the plan's shapes."""
+
+    def cut_so_far(done: int, total: int) -> None:
+        if progress is not None:
+            progress("cut", done, total)
+
+    most = max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * anatomy.tokens * anatomy.width))
+    cut_front_to_back_(
+        smaller,
+        dense,
+        plan.shapes,
+        _first(batches, most),
+        SequentialSettings(token_weights=prepared.token_weights),
+        cut_so_far,
+    )
+
+
+def token_weights(
+    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
+) -> dict[str, Tensor]:
+    """How much the output depends on each token of each branch: (N,), mean 1.
+
+    The root of the mean squared gradient at the token's position; positions after the prefix
+    tokens share their mean, since single patches differ by chance.
+    """
+    some = _first(batches, SENSE_IMAGES)
+    evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
+    weights = {}
+    for branch in anatomy.branches:
+        square_N = evidence.of("sensitivity", branch.id)["token_square"].clone()
+        square_N[anatomy.prefix_tokens :] = square_N[anatomy.prefix_tokens :].mean()
+        mean = square_N.mean()
+        if float(mean) <= 0:
+            weights[branch.id] = torch.ones_like(square_N)
+            continue
+        soft_N = (square_N / mean).pow(SOFTEN).clamp(min=LEAST_WEIGHT)
+        weights[branch.id] = soft_N / soft_N.mean()
+    return weights
+
+
+def _probe(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    evidence: Evidence,
+    progress: Progress | None,
+) -> Probed:
+    effort: Effort = FULL if task.options.effort == "full" else QUICK
+    images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
+    if images_PCHW.numel() == 0:
+        images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
+
+    def probed_so_far(done: int, total: int) -> None:
+        if progress is not None:
+            progress("probe", done, total)
+
+    return probe_menus(
+        model,
+        family,
+        anatomy,
+        task.groups,
+        task.limits,
+        evidence,
+        images_PCHW,
+        effort.shares,
+        probed_so_far,
+    )
+
+
+def _plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
+    """Menus without losses, for budgets that fix every size."""
+    menus = []
+    for branch in anatomy.branches:
+        for group in [group for group in task.groups if group in branch.groups]:
+            sizes = allowed_sizes(branch, group, task.limits)
+            menus.append(
+                Menu(owner=branch.id, group=group, sizes=sizes, losses=(0.0,) * len(sizes))
+            )
+    return menus
+
+
+def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
+    """Refuse fewer images than make a solve determined."""
+    units = max((_solved_units(branch, task) for branch in anatomy.branches), default=0)
+    needed = max(2, -(-units // anatomy.tokens))
+    if batches.images < needed:
+        raise UserError(
+            f"{batches.images} calibration images are too few: the largest solve has {units} "
+            f"unknowns per output, so at least {needed} images of {anatomy.tokens} tokens are "
+            f"needed, and {10 * needed} are better; give more with --data or --limit."
+        )
+
+
+def _solved_units(branch: Branch, task: Task) -> int:
+    if branch.kind == "mlp":
+        return branch.shape.size("hidden") if "hidden" in task.groups else 0
+    if not {"vo", "heads"} & set(task.groups):
+        return 0
+    return branch.shape.size("heads") * branch.shape.size("vo")
+
+
+def _first(batches: Batches, images: int) -> Batches:
+    """The first batches with about this many images."""
+    if batches.images <= images:
+        return batches
+    size = -(-batches.images // len(batches))
+    count = max(1, images // size)
+
+    def start() -> Iterator[Batch]:
+        return islice(iter(batches), count)
+
+    return Batches(images=count * size, labelled=batches.labelled, _count=count, _start=start)

@@ -1,0 +1,226 @@
+"""Cut front to back: every branch is reduced with statistics of the already cut prefix.
+
+Two streams run side by side: that of the dense model and that of the model being cut. At each
+branch the cut model's writer is refitted towards a blend of two targets (see
+`secateur.surgery.refit`), chosen on images held out from the fit.
+Legend: B batch, N tokens, D residual width, U inputs of a writer.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.types import AttentionShape, Branch, MlpShape, Shapes
+from secateur.anatomy.weights import AttentionWeights, MlpWeights
+from secateur.data.batches import Batches
+from secateur.evidence import Sums, evidence_kinds
+from secateur.evidence.kinds import add_
+from secateur.evidence.sorts.moments import add_moments_
+from secateur.surgery.reduce import (
+    RefitSettings,
+    reduce_heads,
+    reduce_hidden,
+    reduce_query_key,
+    reduce_value,
+)
+from secateur.surgery.refit import Joint, joint_moments
+from secateur.surgery.streams import Streams, advance, advance_seen, embed_all
+
+HOLD_EVERY = 5
+"""Every fifth batch is held out from fitting and used to choose blend and ridge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialSettings:
+    """`token_weights[branch]` (N,) says how much each position matters there (None: equally);
+    `metrics[branch]` (D, D) whitens a branch's output when units are ranked."""
+
+    refit: RefitSettings = field(default_factory=RefitSettings)
+    token_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    refit_unchanged: bool = True
+
+
+@torch.no_grad()
+def cut_front_to_back_(
+    model: nn.Module,
+    dense: nn.Module,
+    shapes: Shapes,
+    batches: Batches,
+    settings: SequentialSettings,
+    on_branch: Callable[[int, int], None] | None = None,
+) -> None:
+    """Shrink `model`, a copy of `dense`, in place to `shapes`.
+
+    Branches after the first cut that keep their shape are refitted too, unless the settings say
+    otherwise. A dropped branch leaves the mean of what the stream lacks there.
+    """
+    family = family_of(model)
+    anatomy = family.read(model)
+    run = _Run(model, dense, family, settings)
+    run.dense_streams = _enough_batches(embed_all(dense, family, batches))
+    run.streams = list(run.dense_streams)
+    constants: list[tuple[Branch, Tensor]] = []
+    touched = False
+    for number, branch in enumerate(anatomy.branches):
+        shape = shapes.get(branch.id)
+        run.dense_after = list(advance(dense, family, branch, run.dense_streams))
+        if shape is None:
+            constants.append((branch, _skip(run, branch)))
+            touched = True
+        elif shape != branch.shape or (touched and settings.refit_unchanged):
+            _reduce(run, branch, shape)
+            run.streams = list(advance(model, family, branch, run.streams))
+            touched = True
+        else:
+            same = run.streams is run.dense_streams or not touched
+            run.streams = (
+                list(run.dense_after) if same else list(advance(model, family, branch, run.streams))
+            )
+        run.dense_streams = run.dense_after
+        if on_branch is not None:
+            on_branch(number + 1, len(anatomy.branches))
+    family.drop_(model, {b.id for b in anatomy.branches if shapes.get(b.id) is None})
+    for branch, constant_D in constants:
+        family.add_constant_(model, branch, constant_D)
+
+
+def _enough_batches(streams: Streams) -> Streams:
+    """Few large batches split up, so that there is one to hold out."""
+    if len(streams) >= HOLD_EVERY:
+        return streams
+    whole_BND = torch.cat(streams)
+    return list(whole_BND.split(max(1, -(-whole_BND.shape[0] // HOLD_EVERY))))
+
+
+@dataclass(slots=True)
+class _Run:
+    """The two streams of a cut in progress, before the branch at hand and dense after it."""
+
+    model: nn.Module
+    dense: nn.Module
+    family: Family
+    settings: SequentialSettings
+    streams: Streams = field(default_factory=list)
+    dense_streams: Streams = field(default_factory=list)
+    dense_after: Streams = field(default_factory=list)
+
+    def weights_N(self, branch: Branch) -> Tensor | None:
+        weights_N = self.settings.token_weights.get(branch.id)
+        return None if weights_N is None else weights_N.float()
+
+
+def _skip(run: _Run, branch: Branch) -> Tensor:
+    """Replace a branch by the mean of what the stream lacks after it; returns that mean (D,)."""
+    weights_N = run.weights_N(branch)
+    total = torch.zeros(branch.width, dtype=torch.float64)
+    count = 0.0
+    for x_BND, dense_BND in zip(run.streams, run.dense_after, strict=True):
+        lack_BND = dense_BND - x_BND
+        if weights_N is not None:
+            lack_BND = lack_BND * weights_N[:, None]
+            count += float(weights_N.sum()) * lack_BND.shape[0]
+        else:
+            count += lack_BND.shape[0] * lack_BND.shape[1]
+        total += lack_BND.sum((0, 1), dtype=torch.float64).cpu()
+    constant_D = total / count
+    run.streams = [x_BND + constant_D.to(x_BND) for x_BND in run.streams]
+    return constant_D
+
+
+def _reduce(run: _Run, branch: Branch, shape: AttentionShape | MlpShape) -> None:
+    """Give the branch its new shape with weights fitted to the stream at hand."""
+    settings = replace(run.settings.refit, metric_DD=run.settings.metrics.get(branch.id))
+    weights = run.family.weights(run.model, branch)
+    moved = False
+    if isinstance(weights, AttentionWeights) and isinstance(shape, AttentionShape):
+        if shape.heads < weights.shape.heads:
+            weights = reduce_heads(weights, shape.heads, _joint(run, branch)[0], settings)
+            run.family.assign_(run.model, branch, weights)
+            moved = True
+        if shape.qk < weights.shape.qk:
+            sums = _attention_sums(run, branch, weights)
+            count = sums["count"]
+            weights = reduce_query_key(
+                weights, shape.qk, sums["q_gram"] / count, sums["k_gram"] / count
+            )
+            run.family.assign_(run.model, branch, weights)
+            moved = True
+    fit, held = _joint(run, branch, moved=moved)
+    if isinstance(weights, AttentionWeights) and isinstance(shape, AttentionShape):
+        smaller = reduce_value(weights, shape.vo, fit, held, settings, branch.id)
+        run.family.assign_(run.model, branch, smaller)
+    elif isinstance(weights, MlpWeights) and isinstance(shape, MlpShape):
+        less = reduce_hidden(weights, shape.hidden, fit, held, settings, branch.id)
+        run.family.assign_(run.model, branch, less)
+
+
+def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sums:
+    """Query and key moments as the softmax weighs them, on the present stream."""
+    sums: Sums = {}
+    kind = evidence_kinds.get("attention_moments")
+    extra = {"scale": torch.tensor(weights.scale)}
+    weights_N = run.weights_N(branch)
+    if weights_N is not None:
+        extra["weights"] = weights_N
+    for _, seen in advance_seen(run.model, run.family, branch, run.streams, ("query", "key")):
+        kind.update(sums, {**seen, **extra})
+    return sums
+
+
+def _joint(run: _Run, branch: Branch, *, moved: bool = False) -> tuple[Joint, Joint | None]:
+    """Joint moments of the writer's inputs and of what local and stream targets ask beyond it.
+
+    `moved` says that the branch was changed before its writer, so that the local target differs
+    from what the writer now gives.
+    """
+    site = "context" if branch.kind == "attention" else "hidden"
+    scale_D = run.family.writer_scale(run.model, branch)
+    linear = run.family.writes_linearly(run.model, branch)
+    held_sums: Sums = {}
+    fit_sums: Sums = {}
+    local = advance(run.dense, run.family, branch, run.streams) if moved else None
+    now = advance_seen(run.model, run.family, branch, run.streams, (site,))
+    for number, ((after_BND, seen), dense_BND) in enumerate(zip(now, run.dense_after, strict=True)):
+        is_held = number % HOLD_EVERY == min(HOLD_EVERY, len(run.streams)) - 1 and number > 0
+        sums = held_sums if is_held else fit_sums
+        x_BNU = seen[site].flatten(2)
+        weights_N = run.weights_N(branch)
+        add_moments_(sums, x_BNU, weights_N)
+        if linear:
+            target_BND = next(local) if local is not None else after_BND
+            pair = (target_BND - after_BND, dense_BND - after_BND)
+            _add_corrections_(sums, x_BNU, pair, weights_N, scale_D)
+        elif local is not None:
+            next(local)
+    fit = joint_moments(fit_sums, branch.width)
+    held = joint_moments(held_sums, branch.width) if held_sums else None
+    return fit, held
+
+
+def _add_corrections_(
+    sums: Sums,
+    x_BNU: Tensor,
+    pair: tuple[Tensor, Tensor],
+    weights_N: Tensor | None,
+    scale_D: Tensor | None,
+) -> None:
+    """Add sums of local correction and stream lack, in the writer's own units, and with x."""
+    means, crosses = [], []
+    x_TU = x_BNU.float().flatten(0, 1)
+    for delta_BND in pair:
+        delta_BND = delta_BND.float()
+        if scale_D is not None:
+            # WHY: where LayerScale is zero the writer cannot correct anything.
+            safe_D = torch.where(scale_D == 0, torch.ones_like(scale_D), scale_D)
+            delta_BND = torch.where(scale_D == 0, 0.0, delta_BND / safe_D)
+        if weights_N is not None:
+            delta_BND = delta_BND * weights_N[:, None]
+        delta_TD = delta_BND.flatten(0, 1)
+        means.append(delta_TD.sum(0, dtype=torch.float64))
+        crosses.append(x_TU.T @ delta_TD)
+    add_(sums, "correction_sum", torch.stack(means))
+    add_(sums, "correction_cross", torch.stack(crosses))
