@@ -31,7 +31,7 @@ _DROPS: dict[str, DropKind] = {
     "block": "block",
     "blocks": "block",
 }
-_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _UNITS = ["macs", "params", "ms", "faster", "attention", "mlp", "layers", "blocks", *SHARE_GROUPS]
 HELP = (
     "write for example '50% macs', '3M params', '2.0 GMACs', '6.5 ms', '2x faster', "
@@ -78,6 +78,8 @@ def parse_budget(text: str) -> Budget:
     shares: dict[str, float] = {}
     drops: list[Drop] = []
     for part in parts:
+        if _parse_cost(part) is not None:
+            raise UserError(f"budget '{text}': a cost such as '{part}' stands alone.")
         if drop := _parse_drop(part, text):
             drops.append(drop)
             continue

@@ -5,23 +5,18 @@ followed by a greedy fill, so that a budget is met from below and within one ste
 (ChipNet, ICLR 2021, for the bisection; Kwon et al., arXiv 2204.09656, for exact filling).
 """
 
+import math
 from collections.abc import Callable
 
 from secateur.anatomy.types import Anatomy
 from secateur.errors import UserError
-from secateur.planning.types import Menu, Sizes, dense_sizes, shapes_of
+from secateur.planning.costs import CostOf, cost_function
+from secateur.planning.types import Menu, Sizes
 
-CostOf = Callable[[Sizes], float]
+ROUNDING = 1e-9
+"""Relative error that sums of costs may have."""
 
-
-def cost_function(anatomy: Anatomy, unit: str) -> CostOf:
-    """Counted parameters or MACs of the whole model as a function of sizes."""
-
-    def cost(sizes: Sizes) -> float:
-        total = anatomy.cost(shapes_of(anatomy, sizes))
-        return float(total.macs if unit == "macs" else total.params)
-
-    return cost
+__all__ = ["CostOf", "cost_function", "fill", "solve_ranking", "solve_uniform", "uniform_sizes"]
 
 
 def uniform_sizes(menus: list[Menu], share: float) -> Sizes:
@@ -39,18 +34,19 @@ def uniform_sizes(menus: list[Menu], share: float) -> Sizes:
     return sizes
 
 
-def _step_price(menu: Menu, size: int, smaller: int, cost_of: CostOf | None, base: Sizes) -> float:
+def _step_price(menu: Menu, size: int, smaller: int, cost_of: CostOf | None) -> float:
     """Mean loss per unit removed of one step, or per cost that it alone would save."""
     loss = menu.loss(smaller) - menu.loss(size)
     if cost_of is None:
         return loss / (size - smaller)
-    saved = cost_of({**base, menu.key: size}) - cost_of({**base, menu.key: smaller})
+    before, after = ({menu.key: units} for units in (size, smaller))
+    saved = cost_of.part(menu.owner, before) - cost_of.part(menu.owner, after)
     return loss / max(saved, 1e-12)
 
 
 def solve_uniform(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> Sizes:
     """The largest equal share of all groups within `limit`, then filled up group by group."""
-    require_reachable(anatomy, menus, cost_of, limit)
+    require_reachable(menus, cost_of, limit)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -70,11 +66,10 @@ def solve_ranking(
     anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float, *, per_cost: bool
 ) -> Sizes:
     """Steps with the least loss (per cost saved, with `per_cost`) first, over all menus."""
-    require_reachable(anatomy, menus, cost_of, limit)
-    base = {menu.key: menu.sizes[-1] for menu in menus}
+    require_reachable(menus, cost_of, limit)
     priced = cost_of if per_cost else None
     prices = {
-        (menu.key, smaller): _step_price(menu, size, smaller, priced, base)
+        (menu.key, smaller): _step_price(menu, size, smaller, priced)
         for menu in menus
         for smaller, size in zip(menu.sizes, menu.sizes[1:], strict=False)
     }
@@ -117,25 +112,32 @@ def fill(
 ) -> Sizes:
     """Give back single steps, lowest `order(menu, size)` first, while the budget allows."""
     sizes = dict(sizes)
-    room = True
-    while room:
-        room = False
+    spent = cost_of(sizes)
+    grown = True
+    while grown:
+        grown = False
         growable = [m for m in menus if sizes[m.key] < m.sizes[-1]]
         for menu in sorted(growable, key=lambda m: order(m, sizes[m.key])):
-            bigger = menu.sizes[menu.sizes.index(sizes[menu.key]) + 1]
-            tried = {**sizes, menu.key: bigger}
-            if cost_of(tried) <= limit:
-                sizes, room = tried, True
+            size = sizes[menu.key]
+            before = cost_of.part(menu.owner, sizes)
+            sizes[menu.key] = menu.sizes[menu.sizes.index(size) + 1]
+            more = cost_of.part(menu.owner, sizes) - before
+            # WHY: the sum over all branches decides; the difference, which is quick, may be off
+            # by a rounding where costs are no whole numbers.
+            if spent + more <= limit * (1 + ROUNDING) and cost_of(sizes) <= limit:
+                spent, grown = cost_of(sizes), True
                 break
+            sizes[menu.key] = size
     return sizes
 
 
-def require_reachable(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> None:
-    least = cost_of({menu.key: menu.sizes[0] for menu in menus})
-    dense = cost_of(dense_sizes(anatomy))
+def require_reachable(menus: list[Menu], cost_of: CostOf, limit: float) -> None:
+    """UserError naming the smallest reachable cost when it lies above `limit`."""
+    least, dense = cost_of({menu.key: menu.sizes[0] for menu in menus}), cost_of({})
     if least > limit:
         raise UserError(
-            f"the budget of {limit:,.0f} is out of reach: with these groups, widths and protected "
-            f"layers the smallest reachable is {least:,.0f} ({100 * least / dense:.1f} % of the "
-            "dense model); raise the budget or allow more groups with --groups."
+            f"the budget of {cost_of.text(limit)} is out of reach: with these groups, widths and "
+            f"protected layers the smallest reachable is {cost_of.text(least)} "
+            f"({math.ceil(1000 * least / dense) / 10:.1f} % of the dense model); raise the budget "
+            "or allow more groups with --groups."
         )

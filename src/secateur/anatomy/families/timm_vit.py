@@ -40,7 +40,7 @@ class TimmVit:
 
     name = "timm_vit"
     title = "timm VisionTransformer (ViT, DeiT, DeiT-III, DINOv2)"
-    examples = (
+    examples: tuple[str, ...] = (
         "timm:vit_base_patch16_224",
         "timm:deit_base_distilled_patch16_224",
         "timm:deit3_base_patch16_224",
