@@ -150,9 +150,10 @@ def test_more_room_never_costs_more_than_a_step(
         for small, large in zip(m.sizes, m.sizes[1:], strict=False)
     ]
     assert costs[1] >= costs[0] - max(steps) and costs[2] >= costs[1] - max(steps)
-    assert SOLVERS[solver](anatomy, menus, cost_of, whole).items() >= {
-        menu.key: menu.sizes[-1] for menu in menus
-    }.items()
+    assert (
+        SOLVERS[solver](anatomy, menus, cost_of, whole).items()
+        >= {menu.key: menu.sizes[-1] for menu in menus}.items()
+    )
 
 
 @settings(max_examples=25, deadline=None)
