@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from secateur.anatomy.types import (
+    ATTENTION_GROUPS,
+    MLP_GROUPS,
     Anatomy,
     AttentionShape,
     Branch,
@@ -59,32 +61,33 @@ class Plan:
     predicted_loss: float = 0.0
 
 
+GROUPS_OF = {"attention": ATTENTION_GROUPS, "mlp": MLP_GROUPS}
+"""The groups of units that make up the shape of a branch, by its kind."""
+
+
 def dense_sizes(anatomy: Anatomy) -> Sizes:
     """The present size of every group, branch and block."""
     sizes: Sizes = {(block.id, "block"): 1 for block in anatomy.blocks if block.branches}
     for branch in anatomy.branches:
         sizes[branch.id, "branch"] = 1
-        own: tuple[GroupName, ...] = (
-            ("heads", "qk", "vo") if branch.kind == "attention" else ("hidden",)
-        )
-        for group in own:
+        for group in GROUPS_OF[branch.kind]:
             sizes[branch.id, group] = branch.shape.size(group)
     return sizes
 
 
 def shapes_of(anatomy: Anatomy, sizes: Sizes) -> Shapes:
     """The shape of every branch when the groups in `sizes` take these sizes."""
-    shapes: Shapes = {}
-    for block in anatomy.blocks:
-        for branch_id in block.branches:
-            dropped = sizes.get((block.id, "block"), 1) == 0
-            branch = anatomy.branch(branch_id)
-            shapes[branch_id] = None if dropped else _shape_of(branch, sizes)
-    return shapes
+    by_id = {branch.id: branch for branch in anatomy.branches}
+    return {
+        branch_id: shape_of(by_id[branch_id], block.id, sizes)
+        for block in anatomy.blocks
+        for branch_id in block.branches
+    }
 
 
-def _shape_of(branch: Branch, sizes: Sizes) -> Shape | None:
-    if sizes.get((branch.id, "branch"), 1) == 0:
+def shape_of(branch: Branch, block_id: str, sizes: Sizes) -> Shape | None:
+    """The shape of one branch; None when it or its block is dropped."""
+    if 0 in (sizes.get((block_id, "block"), 1), sizes.get((branch.id, "branch"), 1)):
         return None
 
     def size(group: GroupName) -> int:
