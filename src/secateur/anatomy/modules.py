@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, compiler, nn
 
 
 class SlimAttention(nn.Module):
@@ -66,22 +66,36 @@ class SlimAttention(nn.Module):
         q_BHNK = self.q_norm(q.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
         k_BHNK = self.k_norm(k.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
         v_BHNV = v.unflatten(-1, (self.num_heads, self.v_dim)).transpose(1, 2)
-        drop = self.attn_drop.p if self.training else 0.0
         if self.fused_attn:
-            out_BHNV = F.scaled_dot_product_attention(
-                q_BHNK,
-                k_BHNK,
-                v_BHNV,
-                attn_mask=attn_mask,
-                dropout_p=drop,
-                is_causal=is_causal,
-                scale=self.scale,
-            )
+            out_BHNV = self._fused(q_BHNK, k_BHNK, v_BHNV, attn_mask, is_causal)
         else:
             out_BHNV = self._attend(q_BHNK, k_BHNK, v_BHNV, attn_mask, is_causal)
         context_BND = out_BHNV.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
         out_BND: Tensor = self.proj_drop(self.proj(context_BND))
         return out_BND
+
+    def _fused(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
+        # An exported graph goes to other devices and runtimes, where they would only be work.
+        narrower = self.v_dim < self.qk_dim
+        if self.v_dim != self.qk_dim and q.device.type == "cpu" and not compiler.is_exporting():
+            missing = abs(self.v_dim - self.qk_dim)
+            if narrower:
+                v = F.pad(v, (0, missing))
+            else:
+                q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
+        out_BHNV = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=attn_mask,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            is_causal=is_causal,
+            scale=self.scale,
+        )
+        return out_BHNV[..., : self.v_dim] if narrower else out_BHNV
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
