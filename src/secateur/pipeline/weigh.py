@@ -10,7 +10,8 @@ from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.evidence import Evidence
 from secateur.pipeline.options import Task
-from secateur.planning.menus import block_menu, drop_menu, kept_units, unit_menu
+from secateur.planning.menus import Limits, block_menu, drop_menu, kept_units, unit_menu
+from secateur.planning.normalise import normalised
 from secateur.planning.types import Key, Menu, Plan, Sizes, Units, shapes_of
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
@@ -39,7 +40,6 @@ def weigh(
     model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
 ) -> Weighed:
     """Score every unit, branch and block that may go, and turn the scores into menus."""
-    menus: list[Menu] = []
     scores: dict[Key, Tensor] = {}
     for number, branch in enumerate(anatomy.branches):
         weights = family.weights(model, branch)
@@ -54,13 +54,18 @@ def weigh(
             )
             value = score(criteria.get(task.preset.criterion_for(group)), question)
             scores[branch.id, group] = value
-            if group == "branch":
-                menus.append(drop_menu(branch.id, group, float(value), task.limits))
-            else:
-                menus.append(unit_menu(branch, group, value, task.limits))
+    worth = normalised(scores, task.preset.normalise, anatomy)
+    menus = [_menu(anatomy, key, value, task.limits) for key, value in worth.items()]
     if "block" in task.groups:
         menus += _block_menus(anatomy, task, evidence, scores)
     return Weighed(menus=menus, scores=scores)
+
+
+def _menu(anatomy: Anatomy, key: Key, worth: Tensor, limits: Limits) -> Menu:
+    owner, group = key
+    if group == "branch":
+        return drop_menu(owner, group, float(worth), limits)
+    return unit_menu(anatomy.branch(owner), group, worth, limits)
 
 
 def _block_menus(

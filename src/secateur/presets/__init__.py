@@ -1,4 +1,4 @@
-"""A paper's method as one short YAML: which groups, which criterion, which allocation and repair."""
+"""A paper's method as one short YAML: which groups, criterion, allocation and repair."""
 
 from importlib.resources import files
 from typing import Literal
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria
 from secateur.errors import UserError
+from secateur.planning.normalise import Normalise
 from secateur.registry import unknown
 
 DEFAULT = "energy"
@@ -21,6 +22,7 @@ class Preset(BaseModel):
     repairs by itself.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
+    `normalise` brings the scores of different layers to one scale before they compete.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +34,7 @@ class Preset(BaseModel):
     engine: Literal["criteria", "spectral"] = "criteria"
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
+    normalise: Normalise = "none"
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Literal["none", "mean", "least_squares"] = "none"

@@ -22,6 +22,8 @@ def repair_needs(repair: Repair, plan_groups: set[str]) -> set[str]:
         needs.add(f"hidden_{detail}")
     if plan_groups & {"vo", "heads"}:
         needs.add(f"context_{detail}")
+    if "qk" in plan_groups and repair == "least_squares":
+        needs.add("logit_moments")
     if plan_groups & {"branch", "block"}:
         needs.add("update_mean")
     return needs
@@ -42,7 +44,9 @@ def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair
         units = plan.units.get(branch.id, {})
         if units:
             known = _moments_of(branch, evidence) if repair != "none" else None
-            weights = select(family.weights(model, branch), units, known, repair, branch.id)
+            logits = evidence.about(branch.id).get("logit_moments") if evidence else None
+            dense = family.weights(model, branch)
+            weights = select(dense, units, known, repair, branch.id, logits)
             family.assign_(model, branch, weights)
     drop_branches_(model, family, anatomy, plan, evidence, repair)
 

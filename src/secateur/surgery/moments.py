@@ -58,3 +58,12 @@ def ridge_solve(gram_SS: Tensor, right_ST: Tensor, relative: float, owner: str) 
         return solved_ST
     inverse_SS: Tensor = torch.linalg.pinv(gram_SS, hermitian=True)
     return inverse_SS @ right_ST
+
+
+def iterated_solve(gram_SS: Tensor, right_ST: Tensor, relative: float, owner: str) -> Tensor:
+    """`ridge_solve` and one more step on what it leaves (iterated Tikhonov).
+
+    The step squares the bias of the ridge, so that exactly redundant units are predicted exactly.
+    """
+    first_ST = ridge_solve(gram_SS, right_ST, relative, owner)
+    return first_ST + ridge_solve(gram_SS, right_ST - gram_SS @ first_ST, relative, owner)

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from secateur.surgery.moments import RIDGE, Moments, ridge_solve
+from secateur.surgery.moments import RIDGE, Moments, iterated_solve
 
 Repair = Literal["none", "mean", "least_squares"]
 REPAIRS: tuple[str, ...] = get_args(Repair)
@@ -49,10 +49,7 @@ def repaired_writer(
     if repair == "least_squares":
         cov_SS = moments.cov_UU[kept_S][:, kept_S]
         cov_SP = moments.cov_UU[kept_S][:, removed]
-        b_SP = ridge_solve(cov_SS, cov_SP, ridge, owner)
-        # WHY: one more step (iterated Tikhonov) on what the first one leaves squares the bias of
-        # the ridge, so that exactly redundant units are predicted exactly.
-        b_SP = b_SP + ridge_solve(cov_SS, cov_SP - cov_SS @ b_SP, ridge, owner)
+        b_SP = iterated_solve(cov_SS, cov_SP, ridge, owner)
         w_DS = w_DS + w_DP @ b_SP.T
         constant_D = constant_D - w_DP @ (b_SP.T @ moments.mean_U[kept_S])
     return w_DS, constant_D if bias_D is None else bias_D + constant_D

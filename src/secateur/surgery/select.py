@@ -10,7 +10,9 @@ from torch import Tensor
 
 from secateur.anatomy.types import GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.evidence import Sums
 from secateur.planning.types import Units
+from secateur.surgery.compensate import compensate_logits
 from secateur.surgery.moments import Moments
 from secateur.surgery.repair import Repair, repaired_writer
 
@@ -23,11 +25,20 @@ def select(
     moments: Moments | None,
     repair: Repair,
     owner: str,
+    logits: Sums | None = None,
 ) -> BranchWeights:
-    """The weights of the kept units, their writer repaired from `moments` of what it reads."""
+    """The weights of the kept units, their writer repaired from `moments` of what it reads.
+
+    With the repair `least_squares` and `logits`, the branch's `logit_moments`, kept query/key dims
+    take over what removed ones gave to the logits.
+    """
     if isinstance(weights, MlpWeights):
         return _select_hidden(weights, units, moments, repair, owner)
-    return _select_dims(weights, units, moments, repair, owner)
+    smaller = _select_dims(weights, units, moments, repair, owner)
+    if repair == "least_squares" and logits is not None and "qk" in units:
+        heads_H, qk_HK = _kept_dims(weights, units, "qk")
+        return compensate_logits(smaller, logits, heads_H, qk_HK, owner)
+    return smaller
 
 
 def _select_hidden(
@@ -56,12 +67,9 @@ def _select_dims(
     repair: Repair,
     owner: str,
 ) -> AttentionWeights:
-    device = weights.q_HKD.device
-    shape = weights.shape
-    heads_H = _index(units.get("heads", tuple(range(shape.heads))), device)
-    qk_HK = _per_head(units.get("qk"), heads_H, shape.qk)
-    vo_HV = _per_head(units.get("vo"), heads_H, shape.vo)
-    kept_S = (heads_H[:, None] * shape.vo + vo_HV).flatten()
+    heads_H, qk_HK = _kept_dims(weights, units, "qk")
+    _, vo_HV = _kept_dims(weights, units, "vo")
+    kept_S = (heads_H[:, None] * weights.shape.vo + vo_HV).flatten()
     o_DS, ob_D = repaired_writer(
         weights.o_DHV.flatten(1), weights.ob_D, kept_S, moments, repair, owner
     )
@@ -81,6 +89,15 @@ def _select_dims(
         ob_D=ob_D,
         scale=weights.scale,
     )
+
+
+def _kept_dims(
+    weights: AttentionWeights, units: UnitsByGroup, group: GroupName
+) -> tuple[Tensor, Tensor]:
+    """Kept heads (H,), and of each the kept dims of a group (H, dims)."""
+    device, shape = weights.q_HKD.device, weights.shape
+    heads_H = _index(units.get("heads", tuple(range(shape.heads))), device)
+    return heads_H, _per_head(units.get(group), heads_H, shape.size(group))
 
 
 def _index(units: Units, device: torch.device) -> Tensor:
