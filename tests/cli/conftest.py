@@ -1,6 +1,5 @@
 """The program as a user meets it: arguments in, exit code and two streams out."""
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from secateur.cli import app
+from secateur.data.batches import Batches
 from secateur.data.digits import load_digits_split
 from secateur.zoo import zoo_path
 
@@ -51,12 +51,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail when the pass over the calibration images begins."""
+    """Fail when a pass over images begins."""
 
-    def observe(*_: object, **__: object) -> None:
-        raise AssertionError("the pass over the images began")
+    def begin(_: Batches) -> None:
+        raise AssertionError("a pass over the images began")
 
-    monkeypatch.setattr(importlib.import_module("secateur.pipeline.prune"), "observe", observe)
+    monkeypatch.setattr(Batches, "__iter__", begin)
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """What is found out about a request before any image is looked at."""
 
-import importlib
-
 import pytest
 import timm
 import torch
 from torch import nn
 
 from secateur.anatomy.family import read
+from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.pipeline.decide import budget_use, check_reachable
 from secateur.pipeline.options import Options, resolve
@@ -67,10 +66,10 @@ def test_drops_count_what_is_protected(model: nn.Module, budget: str) -> None:
 def test_no_pass_begins_for_weights_that_are_not_numbers(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def observe(*_: object, **__: object) -> None:
-        raise AssertionError("the pass began")
+    def begin(_: Batches) -> None:
+        raise AssertionError("a pass over the images began")
 
-    monkeypatch.setattr(importlib.import_module("secateur.pipeline.prune"), "observe", observe)
+    monkeypatch.setattr(Batches, "__iter__", begin)
     with torch.no_grad():
         model.blocks[1].mlp.fc1.weight[0, 0] = torch.inf
     with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc1\.weight"):

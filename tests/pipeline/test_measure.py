@@ -40,7 +40,7 @@ def test_dense_and_pruned_are_scored_on_the_same_images(model: nn.Module) -> Non
 
 
 def test_nothing_is_measured_unless_wished(model: nn.Module) -> None:
-    result = secateur.prune(model, "digits/train", "40% hidden", limit=16)
+    result = secateur.prune(model, "digits/train", "40% hidden", limit=16, preset="energy")
     assert (result.accuracy, result.accuracy_dense, result.latency) == (None, None, [])
     assert "measure" not in result.seconds
 
@@ -55,7 +55,9 @@ def test_a_part_of_the_images(model: nn.Module) -> None:
 def test_the_dense_original_is_found_again_if_it_is_bundled(
     model: nn.Module, tmp_path: Path
 ) -> None:
-    secateur.prune(model, "digits/train", "50% hidden", limit=16).save(tmp_path / "small")
+    secateur.prune(model, "digits/train", "50% hidden", limit=16, preset="energy").save(
+        tmp_path / "small"
+    )
     dense, note = dense_of(secateur.load(tmp_path / "small"))
     assert dense is not None
     assert "zoo:digits_vit" in note
@@ -66,7 +68,9 @@ def test_the_dense_original_is_found_again_if_it_is_bundled(
 def test_other_weights_are_no_dense_original(model: nn.Module, tmp_path: Path) -> None:
     with torch.no_grad():
         model.blocks[0].mlp.fc1.bias.add_(0.5)
-    secateur.prune(model, "digits/train", "50% hidden", limit=16).save(tmp_path / "small")
+    secateur.prune(model, "digits/train", "50% hidden", limit=16, preset="energy").save(
+        tmp_path / "small"
+    )
     dense, note = dense_of(secateur.load(tmp_path / "small"))
     assert dense is None
     assert "other weights" in note
