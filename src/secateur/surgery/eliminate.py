@@ -53,7 +53,8 @@ def eliminate(cov_UU: Tensor, w_DU: Tensor, ridge: float, *, steps: int = STEPS)
         keep = torch.ones(left.numel(), dtype=torch.bool, device=left.device)
         keep[out] = False
         gain_PU = torch.linalg.solve(inverse_UU[out][:, out], inverse_UU[out])
-        step_cost = float((w_DU[:, out] @ gain_PU[:, out] * w_DU[:, out]).sum())
+        spent_PD = torch.linalg.solve(inverse_UU[out][:, out], w_DU[:, out].T)
+        step_cost = float((w_DU[:, out].T * spent_PD).sum())
         _fill_(errors, left.numel(), count, step_cost, cost_U[out])
         order.append(left[out])
         w_DU = (w_DU - w_DU[:, out] @ gain_PU)[:, keep]
