@@ -1,0 +1,109 @@
+"""Rewrite the tables in README.md from the registries: python benchmarks/readme_tables.py.
+
+Each stands between markers, <!-- NAME --> and <!-- /NAME -->, and is replaced as a whole.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import secateur
+from secateur.anatomy.family import families
+from secateur.anatomy.types import ALL_GROUPS
+from secateur.criteria import criteria
+from secateur.errors import UserError
+from secateur.pipeline.inspect import Inspection
+from secateur.pipeline.opening import load_shape
+from secateur.presets import DEFAULT, load_preset, preset_names
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+YES, NO = "✓", "–"
+
+
+def groups() -> list[str]:
+    """The groups that some criterion can score."""
+    scored = {group for _, criterion in criteria.items() for group in criterion.needs}
+    return [group for group in ALL_GROUPS if group in scored]
+
+
+@cache
+def families_table() -> str:
+    """What can be pruned in an example of every kind of model of every family."""
+    columns = groups()
+    lines = [
+        _row("model", *(f"`{group}`" for group in columns)),
+        _row(*["---"] * len([0, *columns])),
+    ]
+    reasons: dict[str, int] = {}
+    for _, family in families.items():
+        lines.append(_row(f"**{family.title}**", *[""] * len(columns)))
+        for name in family.examples:
+            found = secateur.inspect(load_shape(name, device="meta"))
+            cells = [_cell(found, group, reasons) for group in columns]
+            lines.append(_row(f"`{name}`", *cells))
+    notes = [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _cell(found: Inspection, group: str, reasons: dict[str, int]) -> str:
+    """Whether a group can be pruned, with the number of the reason if it cannot."""
+    if group in found.refusals:
+        reason = found.refusals[group]
+    elif group in ("branch", "block") or any(group in b.groups for b in found.branches):
+        return YES
+    else:
+        told = (b.refusals[group] for b in found.branches if group in b.refusals)
+        reason = next(told, "no layer has such units")
+    return f"{NO} {reasons.setdefault(reason, len(reasons) + 1)}"
+
+
+def presets_table() -> str:
+    """Every preset that ships, with its source."""
+    lines = [_row("preset", "what it does", "groups", "source"), _row(*["---"] * 4)]
+    for name in preset_names():
+        preset = load_preset(name)
+        page = Path("docs", "methods", f"{name}.md")
+        label = (
+            f"[`{name}`]({page.as_posix()})" if (README.parent / page).is_file() else f"`{name}`"
+        )
+        label += " (default)" if name == DEFAULT else ""
+        lines.append(_row(label, preset.title, ", ".join(preset.groups), preset.source))
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"families": families_table, "presets": presets_table}
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """`text` with the part between the markers of `name` replaced; UserError without them."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise UserError(f"{README.name} must hold the markers {begin} and {end} once each.")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n\n{content}\n\n{end}", text)
+
+
+def outdated(text: str) -> Iterator[str]:
+    """Names of tables in `text` that are not what the registries say."""
+    for name, table in TABLES.items():
+        if replaced(text, name, table()) != text:
+            yield name
+
+
+def main() -> None:
+    """Rewrite the tables."""
+    text = README.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        text = replaced(text, name, table())
+    README.write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{README.name}: {', '.join(TABLES)} rewritten\n")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
