@@ -75,6 +75,9 @@ def parse_preset(name: str, text: str) -> Preset:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = list(Preset.model_fields)
+            raise UserError(f"preset '{name}': {unknown('field', where, known)}") from error
         raise UserError(f"preset '{name}': field '{where}': {first['msg']}.") from error
     for used in {preset.criterion, *preset.criteria.values()}:
         criteria.get(used)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.types import Anatomy, Branch
+from secateur.errors import UserError
 from secateur.evidence import Evidence
 from secateur.planning.types import Plan
 from secateur.surgery.moments import Moments, moments
@@ -43,7 +44,7 @@ def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair
             continue
         units = plan.units.get(branch.id, {})
         if units:
-            known = _moments_of(branch, evidence) if repair != "none" else None
+            known = _moments_of(branch, evidence, repair)
             logits = evidence.about(branch.id).get("logit_moments") if evidence else None
             dense = family.weights(model, branch)
             weights = select(dense, units, known, repair, branch.id, logits)
@@ -62,28 +63,34 @@ def drop_branches_(
     """Remove the branches whose shape is None; fold their mean update into earlier biases."""
     dropped = {b.id for b in anatomy.branches if plan.shapes.get(b.id) is None}
     family.drop_(model, dropped)
-    if repair == "none" or evidence is None:
+    if repair == "none":
         return
     for branch in anatomy.branches:
         if branch.id in dropped:
             family.add_constant_(model, branch, mean_update(evidence, branch))
 
 
-def mean_update(evidence: Evidence, branch: Branch) -> Tensor:
+def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
     """Mean over tokens of what a branch adds to the stream (D,), fp64."""
-    about = evidence.about(branch.id)
-    sums = about.get("update_mean") or about["branch_similarity"]
+    about = {} if evidence is None else evidence.about(branch.id)
+    sums = about.get("update_mean") or about.get("branch_similarity")
+    if sums is None:
+        raise UserError(
+            f"{branch.id} is dropped without evidence of its mean update; observe the uncut model "
+            "with the kinds in repair_needs(), or use repair 'none'."
+        )
     return sums["update_sum"] / sums["count"]
 
 
-def _moments_of(branch: Branch, evidence: Evidence | None) -> Moments | None:
-    if evidence is None:
+def _moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:
+    """Moments of what the branch's writer reads, as far as the repair needs and there are any."""
+    if evidence is None or repair == "none":
         return None
     prefix = "context" if branch.kind == "attention" else "hidden"
     about = evidence.about(branch.id)
     if f"{prefix}_moments" in about:
         return moments(about[f"{prefix}_moments"])
-    if f"{prefix}_energies" in about:
+    if f"{prefix}_energies" in about and repair == "mean":
         return _diagonal(about[f"{prefix}_energies"])
     return None
 

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from secateur.errors import UserError
 from secateur.surgery.moments import RIDGE, Moments, iterated_solve
 
 Repair = Literal["none", "mean", "least_squares"]
@@ -41,7 +42,11 @@ def repaired_writer(
     w_DS = w_DU[:, kept_S]
     if repair == "none" or kept_S.numel() == w_DU.shape[1]:
         return w_DS, bias_D
-    assert moments is not None
+    if moments is None:
+        raise UserError(
+            f"{owner}: repair '{repair}' needs evidence of what the units give; observe the uncut "
+            "model with the kinds in repair_needs(), or use repair 'none'."
+        )
     removed = torch.ones(w_DU.shape[1], dtype=torch.bool, device=w_DU.device)
     removed[kept_S] = False
     w_DP, mean_P = w_DU[:, removed], moments.mean_U[removed]
