@@ -90,6 +90,9 @@ def test_prune_and_what_it_saves(run: Run, tmp_path: Path) -> None:
         "README.md",
         "report.html",
     }
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "| top1 | 98" in card
+    assert "dense_logits" not in card
     again = secateur.load(out)
     assert sum(p.numel() for p in again.parameters()) == told["params"]["pruned"]
     scored = run("evaluate", out, "--data", "digits", "--json").json

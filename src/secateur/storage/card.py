@@ -7,6 +7,9 @@ from pydantic import JsonValue
 
 from secateur.storage.spec import AttentionSpec, MlpSpec, Spec
 
+FOR_MACHINES = {"dense_logits"}
+"""Provenance that means nothing to people."""
+
 TEXT = """---
 {front}
 ---
@@ -46,6 +49,7 @@ def card(title: str, spec: Spec) -> str:
         pipeline_tag="image-classification",
         tags=["secateur", "pruned", "vision-transformer", "image-classification"],
     )
+    told = {key: value for key, value in spec.provenance.items() if key not in FOR_MACHINES}
     how = "".join(
         f" {word} `{spec.provenance[key]}`"
         for word, key in (("with preset", "preset"), ("to", "budget"))
@@ -58,7 +62,7 @@ def card(title: str, spec: Spec) -> str:
         how=how,
         results=_results(spec.results),
         branches="\n".join(f"| `{key}` | {_size(size)} |" for key, size in spec.shapes.items()),
-        provenance=_lines({**spec.provenance, **spec.versions}),
+        provenance=_lines({**told, **spec.versions}),
     )
     return str(ModelCard(text))
 
