@@ -1,0 +1,212 @@
+"""Do menus tell the truth? Predicted against measured damage, at sizes no menu was fitted to.
+
+`python benchmarks/menu_truth.py` measures and write the page
+with `--report` it only writes the page from what was measured.
+
+Sizes between and beyond the fitted ones are probed on the images of the fit and on other images.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from _common import RESULTS, Bench, Row, Store, command, parser, table, versions, write_page
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from secateur.anatomy.family import family_of
+from secateur.anatomy.types import GroupName
+from secateur.data.batches import as_batches
+from secateur.evidence import observe
+from secateur.pipeline.probe import FULL, QUICK, Probed, held_images, probe_menus, probe_needs
+from secateur.pipeline.spectral import token_weights
+from secateur.planning.menus import Limits
+from secateur.surgery.sequential import HOLD_EVERY
+
+GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block")
+EXTRA = (0.875, 0.625, 0.375, 0.1875)
+"""Shares measured besides: none of them is a share that a menu is fitted to."""
+WHERE = {"same": "the images of the fit", "other": "other images"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Menus by effort and measurements by images."""
+
+    menus: dict[str, Probed]
+    truth: dict[str, Probed]
+
+
+def main() -> None:
+    args = parser("Predicted against measured damage of menus.").parse_args()
+    store = Store("menu_truth", args)
+    row = store.get("points")
+    if row is None and not args.report:
+        bench = Bench(args)
+        row = store.run(("points",), lambda: {"points": points(measure(bench)), **bench.setting()})
+    if row is None or row["status"] != "ok":
+        raise SystemExit("nothing measured with these settings: run without --report first")
+    write_report(row, args)
+
+
+def measure(bench: Bench) -> Measured:
+    """Fit menus as the spectral engine does in both efforts, then probe other sizes."""
+    model = bench.model
+    family = family_of(model)
+    anatomy = family.read(model)
+    batches = as_batches(bench.calibration)
+    tokens = token_weights(model, anatomy, batches, bench.seed)
+    evidence = observe(model, batches, probe_needs(GROUPS), token_weights=tokens)
+
+    def probe(images_PCHW: Tensor, shares: tuple[float, ...]) -> Probed:
+        return probe_menus(model, family, anatomy, GROUPS, Limits(), evidence, images_PCHW, shares)
+
+    efforts = {"full": FULL, "quick": QUICK}
+    held = {
+        name: held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
+        for name, effort in efforts.items()
+    }
+    for name, images_PCHW in held.items():
+        if images_PCHW.numel() == 0:
+            held[name] = bench.calibration[0][0][: efforts[name].images]
+    menus = {name: probe(held[name], effort.shares) for name, effort in efforts.items()}
+    others_PCHW = torch.cat([images for images, _ in bench.validation])[: FULL.images]
+    every = (*FULL.shares, *EXTRA)
+    truth = {"same": probe(held["full"], EXTRA), "other": probe(others_PCHW, every)}
+    return Measured(menus=menus, truth=truth)
+
+
+def points(measured: Measured) -> list[Row]:
+    """Predicted and measured damage of every probe that a menu was not fitted to.
+
+    On other images sizes of the fit are points too, marked `fitted`: there only the images are
+    new. On the images of the fit they would only repeat what the menu was told.
+    """
+    found = []
+    for effort, probed in measured.menus.items():
+        menus = {menu.key: menu for menu in probed.menus}
+        fitted = {(p.owner, p.group, p.size) for p in probed.probes}
+        for where, truth in measured.truth.items():
+            for probe in truth.probes:
+                known = (probe.owner, probe.group, probe.size) in fitted
+                if not (known and where == "same"):
+                    menu = menus[probe.owner, probe.group]
+                    found.append(
+                        {
+                            "effort": effort,
+                            "images": where,
+                            "fitted": known,
+                            "owner": probe.owner,
+                            "group": probe.group,
+                            "size": probe.size,
+                            "predicted": menu.loss(probe.size),
+                            "measured": probe.divergence,
+                        }
+                    )
+    return found
+
+
+def write_report(row: Row, args: argparse.Namespace) -> None:
+    """Write docs/results/menu_truth.md and its plot."""
+    every: list[Row] = row["points"]
+    _plot([p for p in every if p["effort"] == "full"])
+    parts = [
+        "# Do the menus tell the truth?",
+        "For each group of each branch of ViT-Tiny a menu predicts, for every size, the damage "
+        "KL(dense ‖ reduced) in nats. It is fitted to a few measured sizes "
+        f"({_shares(FULL.shares)} of the dense size on {FULL.images} images; quick: "
+        f"{_shares(QUICK.shares)} on {QUICK.images}) and carried to the others along an analytic "
+        f"error curve. Here sizes at other shares ({_shares(EXTRA)}) are measured too, on the "
+        f"images of the fit and on {FULL.images} validation images, and set against the "
+        f"prediction; evidence from {row['n_calibration']} calibration images.",
+        "## Spearman's rank correlation of predicted and measured damage",
+        "Sizes held out from the fit; number of probes in brackets. The goal is 0.9 over all.",
+        table(_HEAD, _spearman_lines(every, lambda p: not p["fitted"])),
+        "The same at sizes of the fit on other images, which tells what new images alone change:",
+        table(_HEAD, _spearman_lines(every, lambda p: p["fitted"])),
+        "## Predicted over measured damage",
+        "Median and 10th–90th percentile of the ratio over held-out sizes: 1 would be perfect, "
+        "and only differences between groups matter to a plan.",
+        table(_HEAD, _ratio_lines([p for p in every if not p["fitted"]])),
+        "![Predicted against measured damage](menu_truth.svg)",
+        "## Reproduce",
+        f"```\npip install -e '.[bench]'\n{command('menu_truth', args)}\n```",
+        f"{versions('scipy')}. Seed {args.seed}.",
+    ]
+    write_page("menu_truth", "\n\n".join(parts))
+
+
+_HEAD = ("effort", "measured on", "all", *GROUPS)
+
+
+def _spearman_lines(every: list[Row], keep: Callable[[Row], bool]) -> list[tuple[str, ...]]:
+    return _lines([p for p in every if keep(p)], _spearman)
+
+
+def _ratio_lines(every: list[Row]) -> list[tuple[str, ...]]:
+    return _lines(every, _ratio)
+
+
+def _lines(every: list[Row], cell: Callable[[list[Row]], str]) -> list[tuple[str, ...]]:
+    lines = []
+    for effort in ("full", "quick"):
+        for where, title in WHERE.items():
+            own = [p for p in every if p["effort"] == effort and p["images"] == where]
+            if own:
+                groups = ([p for p in own if p["group"] == group] for group in GROUPS)
+                lines.append((effort, title, cell(own), *(cell(group) for group in groups)))
+    return lines
+
+
+def _spearman(found: list[Row]) -> str:
+    if len(found) < 3:
+        return "–"
+    rank = spearmanr([p["predicted"] for p in found], [p["measured"] for p in found]).statistic
+    return f"{rank:.3f} ({len(found)})"
+
+
+def _ratio(found: list[Row]) -> str:
+    if not found:
+        return "–"
+    tiny = 1e-9
+    ratios = torch.tensor(
+        [max(p["predicted"], tiny) / max(p["measured"], tiny) for p in found], dtype=torch.float64
+    )
+    low, middle, high = ratios.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _shares(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.4g}" for share in sorted(shares, reverse=True))
+
+
+def _plot(every: list[Row]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same rows give the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "secateur"
+    from matplotlib import pyplot
+
+    figure, pair = pyplot.subplots(1, 2, figsize=(10, 4.8), layout="constrained", sharey=True)
+    for axes, (where, title) in zip(pair, WHERE.items(), strict=True):
+        here = [p for p in every if p["images"] == where]
+        for group in GROUPS:
+            own = [p for p in here if p["group"] == group]
+            if own:
+                x, y = [p["predicted"] for p in own], [p["measured"] for p in own]
+                axes.scatter(x, y, s=14, alpha=0.75, label=group)
+        values = [max(v, 1e-6) for p in here for v in (p["predicted"], p["measured"])]
+        axes.plot([min(values), max(values)], [min(values), max(values)], color="#888", lw=1)
+        axes.set(xscale="log", yscale="log", xlabel="predicted, nats", title=f"on {title}")
+        axes.grid(alpha=0.25)
+    pair[0].set(ylabel="measured, nats")
+    pair[1].legend(fontsize=8)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "menu_truth.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
