@@ -82,14 +82,14 @@ def bench(
     _check(models, runtimes, batch_sizes, min_runs, threads, device)
     rows: list[Row] = []
     with ExitStack() as stack:
-        stack.enter_context(_threads(threads))
+        stack.enter_context(using_threads(threads))
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="secateur-")))
         placed = {name: _on(device, model) for name, model in models.items()}
         stack.enter_context(evaluating(*placed.values()))
         for runtime in runtimes:
             for batch in batch_sizes:
                 calls = _prepare(placed, input_size, runtime, batch, scratch)
-                times = take_turns(calls, min_runs, max_seconds, _waiting(device), seed)
+                times = take_turns(calls, min_runs, max_seconds, waiting(device), seed)
                 rows += _rows(times, batch, runtime, device)
     return rows
 
@@ -164,11 +164,12 @@ def _prepare(
         folder = scratch / str(index)
         folder.mkdir(exist_ok=True)
         run = runtimes.get(runtime).prepare(model, images_BCHW, folder)
-        calls[name] = _bound(run, images_BCHW)
+        calls[name] = bound(run, images_BCHW)
     return calls
 
 
-def _bound(run: Run, images_BCHW: Tensor) -> Callable[[], object]:
+def bound(run: Run, images_BCHW: Tensor) -> Callable[[], object]:
+    """A pass over these images, without arguments."""
     return lambda: run(images_BCHW)
 
 
@@ -199,14 +200,16 @@ def _on(device: str, model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to(device)
 
 
-def _waiting(device: str) -> Callable[[], None]:
+def waiting(device: str) -> Callable[[], None]:
+    """What returns once all work on `device` is done."""
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let torch use as many CPU threads; None leaves it as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

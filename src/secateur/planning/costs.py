@@ -31,6 +31,10 @@ class CostOf:
         """The cost of one branch, or of all branches of one block."""
         return sum(price(sizes) for price in self.parts[owner])
 
+    def share(self, owner: str, other: str) -> bool:
+        """Whether two branches or blocks have a branch in common."""
+        return any(price in self.parts[other] for price in self.parts[owner])
+
     def text(self, amount: float) -> str:
         """An amount of this cost, for sentences."""
         return f"{amount:,.3f} ms" if self.unit == "ms" else f"{amount:,.0f}"

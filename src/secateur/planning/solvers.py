@@ -11,7 +11,7 @@ from collections.abc import Callable
 from secateur.anatomy.types import Anatomy
 from secateur.errors import UserError
 from secateur.planning.costs import CostOf, cost_function
-from secateur.planning.types import Menu, Sizes
+from secateur.planning.types import Key, Menu, Sizes
 
 ROUNDING = 1e-9
 """Relative error that sums of costs may have."""
@@ -113,10 +113,13 @@ def fill(
     """Give back single steps, lowest `order(menu, size)` first, while the budget allows."""
     sizes = dict(sizes)
     spent = cost_of(sizes)
+    # WHY: a step that did not fit cannot fit later, when there is less room, unless a size of
+    # the same branch or block has changed.
+    stuck: set[Key] = set()
     grown = True
     while grown:
         grown = False
-        growable = [m for m in menus if sizes[m.key] < m.sizes[-1]]
+        growable = [m for m in menus if m.key not in stuck and sizes[m.key] < m.sizes[-1]]
         for menu in sorted(growable, key=lambda m: order(m, sizes[m.key])):
             size = sizes[menu.key]
             before = cost_of.part(menu.owner, sizes)
@@ -126,8 +129,10 @@ def fill(
             # by a rounding where costs are no whole numbers.
             if spent + more <= limit * (1 + ROUNDING) and cost_of(sizes) <= limit:
                 spent, grown = cost_of(sizes), True
+                stuck = {key for key in stuck if not cost_of.share(key[0], menu.owner)}
                 break
             sizes[menu.key] = size
+            stuck.add(menu.key)
     return sizes
 
 

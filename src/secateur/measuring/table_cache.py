@@ -1,0 +1,74 @@
+"""Timings kept on disk between runs, one JSON file per table, in the user's cache directory.
+
+A file is used again on the same machine, with the same versions of torch and of the other
+runtimes, for the same key. One that cannot be read, or is not what was asked for, is measured
+again; where nothing can be written, nothing is kept.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+
+FORMAT = "1"
+PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
+
+
+def cache_dir() -> Path:
+    """Where tables are kept: $XDG_CACHE_HOME/secateur, or ~/.cache/secateur."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "secateur"
+
+
+def recall(key: Mapping[str, str], counts: Sequence[int]) -> list[float] | None:
+    """The times kept for `key`, in ms: one, and `counts` more; None if there are none."""
+    whole = _whole(key)
+    try:
+        kept = json.loads(_path(whole).read_text(encoding="utf-8"))
+        times = [float(ms) for ms in kept["ms"]]
+        if kept["key"] != whole or len(times) != 1 + sum(counts):
+            return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return times if all(math.isfinite(ms) and ms > 0 for ms in times) else None
+
+
+def remember(key: Mapping[str, str], times: Sequence[float]) -> None:
+    """Keep times for `key`, in ms; the file appears whole or not at all."""
+    whole = _whole(key)
+    path = _path(whole)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
+        ) as file:
+            json.dump({"key": whole, "ms": list(times)}, file, indent=1)
+        os.replace(file.name, path)
+
+
+def _path(whole: Mapping[str, str]) -> Path:
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / f"layers-{digest[:20]}.json"
+
+
+def _whole(key: Mapping[str, str]) -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    machine = (platform.node(), platform.machine(), str(os.cpu_count()))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "format": FORMAT,
+        "machine": ", ".join((*machine, device)),
+        **{f"version of {package}": number for package, number in versions.items()},
+        **key,
+    }
