@@ -1,0 +1,9 @@
+"""A kind of evidence in one file: the largest activation of each neuron in each image, summed."""
+
+from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
+
+
+@evidence_kind("peaks", scope="mlp", sites=("hidden",))
+def peaks(sums: Sums, seen: Seen) -> None:
+    """Sum over images of the largest activation over tokens: (F,)."""
+    add_(sums, "peak", seen["hidden"].amax(1).sum(0))
