@@ -91,6 +91,16 @@ class PruneOptions:
             show_default=False,
         ),
     ] = None
+    polish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Train briefly after the cut, without labels: '5min', '30s', '200 steps'. Off "
+            "unless given.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
     allocation: Annotated[
         str | None,
         typer.Option(
@@ -147,7 +157,13 @@ def prune(
     preset, groups = options.preset or DEFAULT, names(options.groups)
     parse_groups([*(groups or []), *align, *minimum])
     check_words(
-        Options(budget=budget, preset=preset, repair=options.repair, allocation=options.allocation)
+        Options(
+            budget=budget,
+            preset=preset,
+            repair=options.repair,
+            allocation=options.allocation,
+            polish=options.polish,
+        )
     )
     for source in (data, eval_data):
         if source is not None:
@@ -173,6 +189,7 @@ def prune(
             skip_unreadable=images.skip_unreadable,
             eval_images=eval_data,
             latency=latency,
+            polish=options.polish,
             progress=progress,
         )
     result.command = "secateur " + shlex.join(sys.argv[1:])
@@ -198,6 +215,7 @@ def answer(result: "Result", out: Path, **more: object) -> Answer:
         "stages": record["seconds"],
         "accuracy": record["accuracy"],
         "latency": record["latency"],
+        "polish": record["polish"],
         "data": record["data"],
         "notes": record["notes"],
         **more,

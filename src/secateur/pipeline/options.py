@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.errors import UserError
+from secateur.healing.budget import parse_polish
 from secateur.planning.budget import Budget, CostBudget, Drop, ShapeBudget, parse_budget
 from secateur.planning.menus import Limits, check_protected
 from secateur.presets import DEFAULT, Preset, load_preset
@@ -22,7 +23,8 @@ UNIT_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "width")
 class Options:
     """A pruning run in full. `groups` None: those of the budget, else those of the preset.
 
-    `limit`, `workers` and `skip_unreadable` concern images given as a path or data string.
+    `limit`, `workers` and `skip_unreadable` concern images given as a path or data string;
+    `polish` is a time or a number of steps of training after the cut (None: no training).
     """
 
     budget: str
@@ -39,6 +41,7 @@ class Options:
     limit: int | None = LIMIT
     workers: int = 0
     skip_unreadable: bool = False
+    polish: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
                     f"{name} {group}={size} makes no sense: give a width of at least 1 for one of "
                     f"{', '.join(UNIT_GROUPS)}."
                 )
+    if options.polish is not None:
+        parse_polish(options.polish)
     return _changed(load_preset(options.preset), options), budget
 
 

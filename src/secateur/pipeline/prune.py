@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
@@ -11,6 +11,8 @@ from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
+from secateur.healing.budget import parse_polish
+from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.pipeline.decide import check_reachable, decide
 from secateur.pipeline.dense import base_or_reason, logits
 from secateur.pipeline.measure import Progress, measure_
@@ -45,12 +47,15 @@ def prune(
     skip_unreadable: bool = False,
     eval_images: object | None = None,
     latency: bool = False,
+    polish: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Return a smaller copy of `model` within `budget`; the model given is left as it is.
 
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
+    `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
+    give the dense outputs on the calibration images; without it nothing is trained.
     See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and pruned
     model are evaluated; with `latency` they are timed in turns. Everything that can be wrong with
     the request raises UserError before the pass over the images begins.
@@ -70,6 +75,7 @@ def prune(
         limit=limit,
         workers=workers,
         skip_unreadable=skip_unreadable,
+        polish=polish,
     )
     scored, used = None, None
     if eval_images is not None:
@@ -114,6 +120,8 @@ def run(
         workers=options.workers,
         skip_unreadable=options.skip_unreadable,
     )
+    if options.polish is not None:
+        require_polishable(model, batches.images)
     smaller = copy.deepcopy(model)
     if spectral:
         with _timed(seconds, "weigh"):
@@ -133,6 +141,8 @@ def run(
             plan = plan_of(anatomy, weighed, decide(anatomy, menus, task))
         with _timed(seconds, "cut"):
             cut_(smaller, plan, evidence, task.preset.repair)
+    with _timed(seconds, "polish") if options.polish else nullcontext():
+        report = _polish(smaller, model, batches, options, progress)
     return Result(
         model=smaller.eval(),
         before=anatomy,
@@ -144,16 +154,37 @@ def run(
         seconds=seconds,
         base=base_or_reason(model),
         dense_logits=logits(model),
-        notes=_notes(anatomy, plan, data),
+        polish=report,
+        notes=_notes(anatomy, plan, data, report),
     )
 
 
-def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed) -> list[str]:
+def _polish(
+    smaller: nn.Module,
+    dense: nn.Module,
+    batches: Batches,
+    options: Options,
+    progress: Progress | None,
+) -> PolishReport | None:
+    if options.polish is None:
+        return None
+
+    def on_step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("polish", done, total)
+
+    budget = parse_polish(options.polish)
+    return polish_(smaller, dense, batches, budget, options.seed, on_step)
+
+
+def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None) -> list[str]:
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
     if plan.shapes == anatomy.shapes:
         notes.append("The dense model is within the budget already; nothing was removed.")
+    if polish is not None:
+        notes.append(polish_note(polish))
     return notes
 
 

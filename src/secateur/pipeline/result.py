@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from secateur.anatomy.types import Anatomy, AttentionShape, Cost, Shape
+from secateur.healing.polish import PolishReport
 from secateur.measuring.accuracy import Accuracy
 from secateur.pipeline.decide import BudgetUse, budget_use
 from secateur.pipeline.opening import DataUsed
@@ -25,7 +26,8 @@ class Result:
 
     `seconds` has one entry per stage. `before` is the anatomy of the dense model, `base` what it
     can be rebuilt from, or why it cannot; `dense_logits` are its first logits for a fixed input,
-    by which it can be told from others (see `secateur.storage.fingerprint`).
+    by which it can be told from others (see `secateur.storage.fingerprint`). `polish` is None
+    where nothing was trained.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Result:
     accuracy_dense: Accuracy | None = None
     accuracy: Accuracy | None = None
     latency: list[dict[str, Any]] = field(default_factory=list)
+    polish: PolishReport | None = None
     command: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -83,6 +86,7 @@ class Result:
                 "pruned": None if self.accuracy is None else self.accuracy.to_json(),
             },
             "latency": self.latency,
+            "polish": None if self.polish is None else self.polish.to_json(),
             "seconds": self.seconds,
             "data": {
                 "source": self.data.source,

@@ -18,6 +18,7 @@ PROVENANCE = (
     "repair",
     "allocation",
     "seed",
+    "polish",
     "data",
     "dense_logits",
 )

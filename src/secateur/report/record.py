@@ -110,6 +110,17 @@ class TargetRecord(_Part):
     shortfall_percent: float
 
 
+class PolishRecord(_Part):
+    """See `secateur.healing.polish.PolishReport`: seconds, nats on held-out images."""
+
+    budget: str
+    steps: int
+    seconds: float
+    held_out: int
+    kl_before: float
+    kl_after: float
+
+
 class RunRecord(_Part):
     """A pruning run; `model` is what a person calls the dense model."""
 
@@ -129,6 +140,7 @@ class RunRecord(_Part):
     branches: Annotated[tuple[BranchRecord, ...], Field(min_length=1)]
     accuracy: AccuracyPair = AccuracyPair()
     latency: tuple[LatencyRow, ...] = ()
+    polish: PolishRecord | None = None
     seconds: dict[str, float]
     data: DataRecord
     environment: dict[str, str]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from secateur.report.record import (
     AccuracyRecord,
     LatencyRow,
+    PolishRecord,
     RunRecord,
     blocks_of,
     latency_settings,
@@ -14,6 +15,7 @@ from secateur.report.words import (
     GROUP_NAMES,
     NBSP,
     change,
+    duration,
     listed,
     milliseconds,
     percent,
@@ -124,6 +126,7 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Groups", listed([f"{GROUP_NAMES.get(group, group)} ({group})" for group in run.groups])
     yield "Allocation", f"{run.allocation}: {ALLOCATIONS.get(run.allocation, run.allocation)}"
     yield "Repair", f"{run.repair}: {REPAIRS.get(run.repair, run.repair)}"
+    yield "Polish", _polish(run.polish)
     yield "Seed", str(run.seed)
     yield "Calibration", f"{plural(run.data.images, 'image')} from {run.data.source}"
     if run.data.fingerprint:
@@ -143,6 +146,16 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
     if threads := run.environment.get("threads"):
         machine.append(f"{threads} CPU thread" + ("" if threads == "1" else "s"))
     yield "Machine", ", ".join(part for part in machine if part)
+
+
+def _polish(polish: PolishRecord | None) -> str:
+    if polish is None:
+        return "none: nothing was trained"
+    return (
+        f"{plural(polish.steps, 'step')} without labels in {duration(polish.seconds)}; KL(dense ‖ "
+        f"pruned) on {plural(polish.held_out, 'held-out image')} "
+        f"{polish.kl_before:.3g} → {polish.kl_after:.3g}{NBSP}nats"
+    )
 
 
 def branch_rows(run: RunRecord) -> Iterator[dict[str, object]]:
