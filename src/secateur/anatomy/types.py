@@ -77,7 +77,8 @@ class Branch:
     """One attention layer or MLP on the residual stream.
 
     `id` is its module path in the model. `refusals` says for each group that this branch cannot
-    offer, why. The rates price it: `fixed` whenever it exists, the others per unit.
+    offer, why. The rates price it: `fixed` whenever it exists, the others per unit. Without a
+    `writer_bias`, a repair that has a constant to carry adds one.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Branch:
     per_vo: Rate = Rate()
     per_hidden: Rate = Rate()
     stage: int = 0
+    writer_bias: bool = True
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
 
     @property
@@ -115,6 +117,20 @@ class Branch:
             + self.per_qk_layer.at(width) * shape.qk
             + self.per_vo.at(width) * (shape.heads * shape.vo)
         )
+
+    def added_by_repair(self, shape: Shape | None, width: int | None = None) -> Cost:
+        """Cost of the bias that a repair adds, at most, where the writer has none.
+
+        The constants of removed units need one, and so does the mean of the whole branch, in the
+        writer before it.
+        """
+        if isinstance(shape, AttentionShape) and isinstance(self.shape, AttentionShape):
+            whole = (shape.heads, shape.vo) == (self.shape.heads, self.shape.vo)
+        else:
+            whole = shape == self.shape
+        if self.writer_bias or whole:
+            return Cost()
+        return Cost(params=self.width if width is None else width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,12 +51,17 @@ def additive_cost(anatomy: Anatomy, unit: str, ends: float, price: Price) -> Cos
     return CostOf(unit, ends, tuple(by_id), parts)
 
 
-def cost_function(anatomy: Anatomy, unit: str) -> CostOf:
-    """Counted parameters or MACs of the whole model as a function of sizes."""
+def cost_function(anatomy: Anatomy, unit: str, *, repaired: bool = False) -> CostOf:
+    """Counted parameters or MACs of the whole model as a function of sizes.
+
+    With `repaired`, the biases count that a repair may add to writers without one.
+    """
     ends = anatomy.ends.at(anatomy.width)
 
     def price(branch: Branch, shape: Shape | None) -> float:
         cost = branch.cost(shape)
+        if repaired:
+            cost = cost + branch.added_by_repair(shape)
         return float(cost.macs if unit == "macs" else cost.params)
 
     return additive_cost(anatomy, unit, float(ends.macs if unit == "macs" else ends.params), price)

@@ -227,6 +227,7 @@ def _read_attention(index: int, where: Place, width: int, tokens: int) -> Branch
         tokens=tokens,
         shape=shape,
         refusals=refusals,
+        writer_bias=attn.proj.bias is not None,
         **attention_rates(attn, shape, where.vectors, tokens),
     )
 
@@ -250,6 +251,7 @@ def _read_mlp(index: int, where: Place, width: int, tokens: int) -> Branch:
         tokens=tokens,
         shape=MlpShape(hidden=linear(mlp, "fc2").in_features),
         refusals=refusals,
+        writer_bias=linear(mlp, "fc2").bias is not None,
         **mlp_rates(mlp, where.vectors, tokens),
     )
 
