@@ -35,10 +35,10 @@ Judge = Callable[[nn.Module], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolishSettings:
-    """How the polish trains; the defaults were chosen on calibration images alone.
+    """How the polish trains; the learning rate was chosen on calibration images alone.
 
     `layerwise` and `warmup` are shares of the budget, `least_area` is the smallest crop's share of
-    an image. The learning rate is for `batch_size` images.
+    an image.
     """
 
     learning_rate: float = 1e-4
