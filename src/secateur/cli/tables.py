@@ -51,9 +51,10 @@ def show_result(console: "Console", result: "Result") -> None:
     console.print(table)
     use = result.budget_use
     if use is not None:
+        said = milliseconds if use.unit == "ms" else count
         console.print(
-            f"Budget {result.task.options.budget}: target {count(use.limit)}, reached "
-            f"{count(use.reached)}, {use.shortfall_percent:.1f} % of it unused."
+            f"Budget {result.task.options.budget}: target {said(use.limit)}, reached "
+            f"{said(use.reached)}, {use.shortfall_percent:.1f} % of it unused."
         )
     else:
         console.print(f"Budget {result.task.options.budget}: met layer by layer.")

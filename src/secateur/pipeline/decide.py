@@ -10,6 +10,7 @@ from secateur.planning.budget import Budget, CostBudget, CostUnit, Drop, ShapeBu
 from secateur.planning.knapsack import solve_knapsack
 from secateur.planning.menus import allowed_sizes, block_menu, drop_menu
 from secateur.planning.solvers import (
+    CostOf,
     cost_function,
     solve_ranking,
     solve_uniform,
@@ -18,11 +19,30 @@ from secateur.planning.solvers import (
 from secateur.planning.types import Menu, Sizes, shapes_of
 
 
-def decide(anatomy: Anatomy, menus: list[Menu], task: Task) -> Sizes:
-    """One size for every menu, within the budget; UserError when it is out of reach."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A cost budget in absolute terms: the most that `cost_of` the chosen sizes may be."""
+
+    cost_of: CostOf
+    limit: float
+
+
+def counted_target(anatomy: Anatomy, task: Task, budget: CostBudget) -> Target:
+    """The target of a budget in MACs or parameters."""
+    repaired = task.preset.engine == "spectral" or task.preset.repair != "none"
+    cost_of = cost_function(anatomy, budget.unit, repaired=repaired)
+    return Target(cost_of=cost_of, limit=cost_limit(anatomy, budget))
+
+
+def decide(anatomy: Anatomy, menus: list[Menu], task: Task, target: Target | None = None) -> Sizes:
+    """One size for every menu, within the budget; UserError when it is out of reach.
+
+    A budget in milliseconds needs a `target`, since times must be measured; one in MACs or
+    parameters is counted.
+    """
     if isinstance(task.budget, ShapeBudget):
         return _by_shape(anatomy, menus, task.budget)
-    return _by_cost(anatomy, menus, task, task.budget)
+    return _by_cost(anatomy, menus, task, target or counted_target(anatomy, task, task.budget))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +51,13 @@ class BudgetUse:
 
     unit: CostUnit
     limit: float
-    reached: int
+    reached: float
     shortfall_percent: float
 
 
 def budget_use(before: Anatomy, after: Cost, budget: Budget) -> BudgetUse | None:
-    """How a budget in MACs or parameters was met; None for budgets of shares and drops."""
-    if isinstance(budget, ShapeBudget):
+    """How a budget in MACs or parameters was met; None for all others."""
+    if isinstance(budget, ShapeBudget) or budget.unit == "ms":
         return None
     limit = cost_limit(before, budget)
     reached = after.macs if budget.unit == "macs" else after.params
@@ -49,31 +69,33 @@ def budget_use(before: Anatomy, after: Cost, budget: Budget) -> BudgetUse | None
     )
 
 
-def check_reachable(anatomy: Anatomy, task: Task) -> None:
+def check_reachable(anatomy: Anatomy, task: Task, target: Target | None = None) -> None:
     """UserError when no choice of sizes meets the budget, found without looking at an image.
 
-    Which sizes a group may take does not depend on what its units are worth.
+    Which sizes a group may take does not depend on what its units are worth. A budget in
+    milliseconds can be checked only with a `target`, once times have been measured.
     """
-    menus = _unweighed(anatomy, task)
+    menus = unweighed(anatomy, task)
     if isinstance(task.budget, ShapeBudget):
         _check_shares(menus, task, task.budget)
         _drops(anatomy, menus, task.budget)
         return
-    unit = task.budget.unit
-    cost_of = cost_function(anatomy, unit)
-    least = cost_of({menu.key: menu.sizes[0] for menu in menus})
-    dense, limit = cost_of({}), cost_limit(anatomy, task.budget)
-    if least > limit:
+    if task.budget.unit == "ms" and target is None:
+        return
+    target = target or counted_target(anatomy, task, task.budget)
+    cost_of, unit = target.cost_of, task.budget.unit
+    least, dense = cost_of({menu.key: menu.sizes[0] for menu in menus}), cost_of({})
+    if least > target.limit:
         raise UserError(
             f"budget '{task.options.budget}' is out of reach: with the groups "
             f"{', '.join(task.groups)}, their smallest widths and the protected layers, the "
             f"smallest reachable is {math.ceil(1000 * least / dense) / 10:.1f}% {unit} "
-            f"({least:,.0f} of {dense:,.0f}); raise the budget, or allow more groups with --groups "
-            "or smaller widths with --align and --min-width."
+            f"({cost_of.text(least)} of {cost_of.text(dense)}); raise the budget, or allow more "
+            "groups with --groups or smaller widths with --align and --min-width."
         )
 
 
-def _unweighed(anatomy: Anatomy, task: Task) -> list[Menu]:
+def unweighed(anatomy: Anatomy, task: Task) -> list[Menu]:
     """The menus of a task, all losses 0."""
     menus = []
     for branch in anatomy.branches:
@@ -96,9 +118,8 @@ def cost_limit(anatomy: Anatomy, budget: CostBudget) -> float:
     return budget.amount * whole if budget.relative else budget.amount
 
 
-def _by_cost(anatomy: Anatomy, menus: list[Menu], task: Task, budget: CostBudget) -> Sizes:
-    cost_of = cost_function(anatomy, budget.unit)
-    limit = cost_limit(anatomy, budget)
+def _by_cost(anatomy: Anatomy, menus: list[Menu], task: Task, target: Target) -> Sizes:
+    cost_of, limit = target.cost_of, target.limit
     if task.preset.allocation == "uniform":
         return solve_uniform(anatomy, menus, cost_of, limit)
     if task.preset.allocation == "knapsack":

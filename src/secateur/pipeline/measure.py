@@ -90,5 +90,12 @@ def measure_(
     if latency:
         models = {"dense": dense, "pruned": result.model}
         device = str(next(dense.parameters()).device)
-        rows = bench(models, result.before.input_size, max_seconds=SECONDS, device=device)
+        rows = bench(
+            models,
+            result.before.input_size,
+            runtimes=(result.task.options.runtime,),
+            batch_sizes=(result.task.options.latency_batch,),
+            max_seconds=SECONDS,
+            device=device,
+        )
         result.latency = [row.to_json() for row in rows]

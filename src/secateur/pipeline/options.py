@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
+from secateur.measuring.runtimes import require
 from secateur.planning.budget import Budget, CostBudget, Drop, ShapeBudget, parse_budget
 from secateur.planning.menus import Limits, check_protected
 from secateur.presets import DEFAULT, Preset, load_preset
@@ -24,7 +25,8 @@ class Options:
     """A pruning run in full. `groups` None: those of the budget, else those of the preset.
 
     `limit`, `workers` and `skip_unreadable` concern images given as a path or data string;
-    `polish` is a time or a number of steps of training after the cut (None: no training).
+    `polish` is a time or a number of steps of training after the cut (None: no training). Latency
+    counts, and is measured, in `runtime` with `latency_batch` images at a time.
     """
 
     budget: str
@@ -42,6 +44,8 @@ class Options:
     workers: int = 0
     skip_unreadable: bool = False
     polish: str | None = None
+    runtime: str = "eager"
+    latency_batch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +77,11 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
 def check_words(options: Options) -> tuple[Preset, Budget]:
     """The preset, with the options' changes, and the budget: all that needs no model to check."""
     budget = parse_budget(options.budget)
-    if isinstance(budget, CostBudget) and budget.unit == "ms":
-        raise UserError(
-            f"budget '{options.budget}' is a time, and this version plans in MACs and parameters; "
-            "write for example '50% macs', and look at the latency measured afterwards."
-        )
+    if options.polish is not None:
+        parse_polish(options.polish)
+    require(options.runtime)
+    if options.latency_batch < 1:
+        raise UserError(f"the batch for latency must be at least 1, not {options.latency_batch}.")
     for name, sizes in (("align", options.align), ("min-width", options.minimum)):
         for group, size in sizes.items():
             if size < 1 or group not in UNIT_GROUPS:
@@ -85,8 +89,6 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
                     f"{name} {group}={size} makes no sense: give a width of at least 1 for one of "
                     f"{', '.join(UNIT_GROUPS)}."
                 )
-    if options.polish is not None:
-        parse_polish(options.polish)
     return _changed(load_preset(options.preset), options), budget
 
 

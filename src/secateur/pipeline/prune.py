@@ -1,30 +1,26 @@
 """Prune a model: observe → weigh → plan → cut → measure, in one call."""
 
-import copy
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from torch import nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.batches import Batches
-from secateur.evidence import Evidence, observe
 from secateur.healing.budget import parse_polish
 from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
-from secateur.pipeline.decide import check_reachable, decide
+from secateur.pipeline.decide import check_reachable
 from secateur.pipeline.dense import base_or_reason, logits
+from secateur.pipeline.engines import evidence_needs, start, timed
+from secateur.pipeline.latency_loop import cut_to_latency, latency_target, times_count
 from secateur.pipeline.measure import Progress, measure_
 from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
 from secateur.pipeline.options import LIMIT, Options, Task, parse_groups, resolve
 from secateur.pipeline.result import Result
-from secateur.pipeline.spectral import cut_spectral_, plan_spectral, prepare
-from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
 from secateur.planning.types import Plan
 from secateur.presets import DEFAULT
 from secateur.storage.weights import refuse_not_finite
-from secateur.surgery.cut import cut_, repair_needs
 
 
 def prune(
@@ -48,6 +44,8 @@ def prune(
     eval_images: object | None = None,
     latency: bool = False,
     polish: str | None = None,
+    runtime: str = "eager",
+    latency_batch: int = 1,
     progress: Progress | None = None,
 ) -> Result:
     """Return a smaller copy of `model` within `budget`; the model given is left as it is.
@@ -57,8 +55,9 @@ def prune(
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
     give the dense outputs on the calibration images; without it nothing is trained.
     See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and pruned
-    model are evaluated; with `latency` they are timed in turns. Everything that can be wrong with
-    the request raises UserError before the pass over the images begins.
+    model are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
+    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
+    with the request raises UserError before the pass over the images begins.
     """
     options = Options(
         budget=budget,
@@ -76,6 +75,8 @@ def prune(
         workers=workers,
         skip_unreadable=skip_unreadable,
         polish=polish,
+        runtime=runtime,
+        latency_batch=latency_batch,
     )
     scored, used = None, None
     if eval_images is not None:
@@ -90,8 +91,9 @@ def prune(
     if used is not None and used.unreadable:
         result.notes.append(f"Evaluation: {unreadable_note(used.unreadable)}")
     if scored is not None or latency:
-        with _timed(result.seconds, "measure"):
-            measure_(result, model, scored, latency=latency, progress=progress)
+        with timed(result.seconds, "measure"):
+            missing = latency and not result.latency
+            measure_(result, model, scored, latency=missing, progress=progress)
     return result
 
 
@@ -103,12 +105,7 @@ def run(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
-    spectral = task.preset.engine == "spectral"
-    needs = (
-        set()
-        if spectral
-        else criteria_needs(task) | repair_needs(task.preset.repair, set(task.groups))
-    )
+    evidence_needs(task)
     check_reachable(anatomy, task)
     refuse_not_finite(model.state_dict(), "the model")
     batches, data = open_data(
@@ -122,40 +119,33 @@ def run(
     )
     if options.polish is not None:
         require_polishable(model, batches.images)
-    smaller = copy.deepcopy(model)
-    if spectral:
-        with _timed(seconds, "weigh"):
-            prepared = prepare(model, family, anatomy, task, batches, progress)
-        menus = prepared.menus
-        with _timed(seconds, "plan"):
-            plan = plan_spectral(anatomy, task, menus)
-        with _timed(seconds, "cut"):
-            cut_spectral_(smaller, model, anatomy, plan, prepared, batches, progress)
+    with timed(seconds, "time") if times_count(task) else nullcontext():
+        target = latency_target(model, family, anatomy, task, progress)
+    engine = start(model, family, anatomy, task, batches, seconds, progress)
+    if target is None:
+        found, plan = None, engine.plan_for(None)
+        smaller = engine.cut(plan)
     else:
-        with _timed(seconds, "observe"):
-            evidence = _observe(model, batches, needs, progress)
-        with _timed(seconds, "weigh"):
-            weighed = weigh(model, family, anatomy, task, evidence)
-        menus = weighed.menus
-        with _timed(seconds, "plan"):
-            plan = plan_of(anatomy, weighed, decide(anatomy, menus, task))
-        with _timed(seconds, "cut"):
-            cut_(smaller, plan, evidence, task.preset.repair)
-    with _timed(seconds, "polish") if options.polish else nullcontext():
+        found = cut_to_latency(model, anatomy, task, target, engine.plan_for, engine.cut)
+        smaller, plan = found.model, found.plan
+    with timed(seconds, "polish") if options.polish else nullcontext():
         report = _polish(smaller, model, batches, options, progress)
     return Result(
         model=smaller.eval(),
         before=anatomy,
         after=family.read(smaller),
         plan=plan,
-        menus=menus,
+        menus=engine.menus,
         task=task,
         data=data,
         seconds=seconds,
         base=base_or_reason(model),
         dense_logits=logits(model),
+        latency=[] if found is None else found.rows,
+        latency_rounds=[] if found is None else list(found.rounds),
+        latency_best=None if found is None else found.best,
         polish=report,
-        notes=_notes(anatomy, plan, data, report),
+        notes=_notes(anatomy, plan, data, report) + ([] if found is None else [found.note]),
     )
 
 
@@ -191,26 +181,6 @@ def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | 
 def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:
     given = dict(sizes or {})
     return {group: given[group] for group in parse_groups(list(given))}
-
-
-def _observe(
-    model: nn.Module, batches: Batches, needs: set[str], progress: Progress | None
-) -> Evidence:
-    if not needs:
-        return Evidence(images=0, tokens=0)
-
-    def on_batch(done: int) -> None:
-        if progress is not None:
-            progress("observe", done, batches.images)
-
-    return observe(model, batches, needs, on_batch=on_batch)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
 
 
 __all__ = ["Options", "Progress", "Task", "prune", "run"]

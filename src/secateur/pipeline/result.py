@@ -14,6 +14,7 @@ from secateur.anatomy.types import Anatomy, AttentionShape, Cost, Shape
 from secateur.healing.polish import PolishReport
 from secateur.measuring.accuracy import Accuracy
 from secateur.pipeline.decide import BudgetUse, budget_use
+from secateur.pipeline.latency_loop import LatencyRound
 from secateur.pipeline.opening import DataUsed
 from secateur.pipeline.options import Task
 from secateur.planning.types import Menu, Plan
@@ -27,7 +28,8 @@ class Result:
     `seconds` has one entry per stage. `before` is the anatomy of the dense model, `base` what it
     can be rebuilt from, or why it cannot; `dense_logits` are its first logits for a fixed input,
     by which it can be told from others (see `secateur.storage.fingerprint`). `polish` is None
-    where nothing was trained.
+    where nothing was trained; `latency_rounds` are those of a latency budget, `latency_best` the
+    one whose model was kept.
     """
 
     model: nn.Module
@@ -43,6 +45,8 @@ class Result:
     accuracy_dense: Accuracy | None = None
     accuracy: Accuracy | None = None
     latency: list[dict[str, Any]] = field(default_factory=list)
+    latency_rounds: list[LatencyRound] = field(default_factory=list)
+    latency_best: LatencyRound | None = None
     polish: PolishReport | None = None
     command: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -59,7 +63,14 @@ class Result:
 
     @property
     def budget_use(self) -> BudgetUse | None:
-        """Target and what was reached, for a budget in MACs or parameters."""
+        """Target and what was reached, for a budget in MACs, parameters or milliseconds."""
+        if (best := self.latency_best) is not None:
+            return BudgetUse(
+                unit="ms",
+                limit=best.limit_ms,
+                reached=best.measured_ms,
+                shortfall_percent=100 * (1 - best.use),
+            )
         return budget_use(self.before, self.cost, self.task.budget)
 
     def record(self) -> dict[str, Any]:
@@ -86,6 +97,7 @@ class Result:
                 "pruned": None if self.accuracy is None else self.accuracy.to_json(),
             },
             "latency": self.latency,
+            "latency_rounds": [one.to_json() for one in self.latency_rounds],
             "polish": None if self.polish is None else self.polish.to_json(),
             "seconds": self.seconds,
             "data": {

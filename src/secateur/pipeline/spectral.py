@@ -15,7 +15,7 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, observe
-from secateur.pipeline.decide import decide
+from secateur.pipeline.decide import Target, decide
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.options import Task
 from secateur.pipeline.probe import FULL, QUICK, Effort, Probe, Probed, held_images, probe_menus
@@ -68,9 +68,11 @@ def prepare(
     return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
 
 
-def plan_spectral(anatomy: Anatomy, task: Task, menus: list[Menu]) -> Plan:
+def plan_spectral(
+    anatomy: Anatomy, task: Task, menus: list[Menu], target: Target | None = None
+) -> Plan:
     """One size per menu within the budget; queries, keys and values are rotated, not selected."""
-    sizes = decide(anatomy, menus, task)
+    sizes = decide(anatomy, menus, task, target)
     return Plan(
         shapes=shapes_of(anatomy, sizes),
         reductions={"qk": "rotate", "vo": "rotate"},

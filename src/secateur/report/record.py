@@ -102,11 +102,11 @@ class DataRecord(_Part):
 
 
 class TargetRecord(_Part):
-    """A budget in MACs or parameters: the most that was allowed and what was reached."""
+    """A cost budget: the most that was allowed and what was reached."""
 
     unit: str
     limit: float
-    reached: int
+    reached: int | float
     shortfall_percent: float
 
 

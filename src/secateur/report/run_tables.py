@@ -120,7 +120,7 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
         unit = {"macs": "MACs", "params": "parameters"}.get(run.target.unit, run.target.unit)
         yield (
             "Reached",
-            f"{run.target.reached:,} of at most {run.target.limit:,.0f} {unit}; "
+            f"{_amount(run.target.reached, unit)} of at most {_amount(run.target.limit, unit)}; "
             f"{run.target.shortfall_percent:.2f}{NBSP}% unused",
         )
     yield "Groups", listed([f"{GROUP_NAMES.get(group, group)} ({group})" for group in run.groups])
@@ -146,6 +146,10 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
     if threads := run.environment.get("threads"):
         machine.append(f"{threads} CPU thread" + ("" if threads == "1" else "s"))
     yield "Machine", ", ".join(part for part in machine if part)
+
+
+def _amount(value: float, unit: str) -> str:
+    return milliseconds(value) if unit == "ms" else f"{value:,.0f} {unit}"
 
 
 def _polish(polish: PolishRecord | None) -> str:

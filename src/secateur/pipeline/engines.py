@@ -1,0 +1,128 @@
+"""The two ways from calibration images to a smaller model: by criteria, and spectral.
+
+Each looks at the images once and gives menus, a function from a target to a plan, and one from
+a plan to a smaller copy; latency budgets call these more than once.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy
+from secateur.data.batches import Batches
+from secateur.evidence import Evidence, observe
+from secateur.pipeline.decide import Target, decide
+from secateur.pipeline.measure import Progress
+from secateur.pipeline.options import Task
+from secateur.pipeline.spectral import cut_spectral_, plan_spectral, prepare
+from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
+from secateur.planning.types import Menu, Plan
+from secateur.surgery.cut import cut_, repair_needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What was learnt from the images, ready to plan and cut; without a target, by the budget."""
+
+    menus: list[Menu]
+    plan_for: Callable[[Target | None], Plan]
+    cut: Callable[[Plan], nn.Module]
+
+
+def evidence_needs(task: Task) -> set[str]:
+    """The kinds of evidence that the task's criteria and repair ask for; UserError if unknown."""
+    if task.preset.engine == "spectral":
+        return set()
+    return criteria_needs(task) | repair_needs(task.preset.repair, set(task.groups))
+
+
+def start(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    seconds: dict[str, float],
+    progress: Progress | None,
+) -> Engine:
+    """The engine of the task's preset, after its pass over the images; adds to `seconds`."""
+    engine = _spectral if task.preset.engine == "spectral" else _by_criteria
+    return engine(model, family, anatomy, task, batches, seconds, progress)
+
+
+def _spectral(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    seconds: dict[str, float],
+    progress: Progress | None,
+) -> Engine:
+    with timed(seconds, "weigh"):
+        prepared = prepare(model, family, anatomy, task, batches, progress)
+
+    def plan_for(target: Target | None) -> Plan:
+        with timed(seconds, "plan"):
+            return plan_spectral(anatomy, task, prepared.menus, target)
+
+    def cut(plan: Plan) -> nn.Module:
+        smaller = copy.deepcopy(model)
+        with timed(seconds, "cut"):
+            cut_spectral_(smaller, model, anatomy, plan, prepared, batches, progress)
+        return smaller
+
+    return Engine(menus=prepared.menus, plan_for=plan_for, cut=cut)
+
+
+def _by_criteria(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    seconds: dict[str, float],
+    progress: Progress | None,
+) -> Engine:
+    with timed(seconds, "observe"):
+        evidence = _observe(model, batches, evidence_needs(task), progress)
+    with timed(seconds, "weigh"):
+        weighed = weigh(model, family, anatomy, task, evidence)
+
+    def plan_for(target: Target | None) -> Plan:
+        with timed(seconds, "plan"):
+            return plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
+
+    def cut(plan: Plan) -> nn.Module:
+        smaller = copy.deepcopy(model)
+        with timed(seconds, "cut"):
+            cut_(smaller, plan, evidence, task.preset.repair)
+        return smaller
+
+    return Engine(menus=weighed.menus, plan_for=plan_for, cut=cut)
+
+
+def _observe(
+    model: nn.Module, batches: Batches, needs: set[str], progress: Progress | None
+) -> Evidence:
+    if not needs:
+        return Evidence(images=0, tokens=0)
+
+    def on_batch(done: int) -> None:
+        if progress is not None:
+            progress("observe", done, batches.images)
+
+    return observe(model, batches, needs, on_batch=on_batch)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time spent inside to that of a stage."""
+    begin = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begin
