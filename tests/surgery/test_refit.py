@@ -64,9 +64,7 @@ def test_the_reported_error_is_the_true_one_on_held_out_rows(
     x, _, lack, held = data(80, seed=4)
     encode = ENCODES[0]
     chosen = refit(weights, bias, encode, fit, held)
-    alone = refit(
-        weights, bias, encode, fit, None, ridges=(chosen.ridge,), blends=(chosen.blend,)
-    )
+    alone = refit(weights, bias, encode, fit, None, ridges=(chosen.ridge,), blends=(chosen.blend,))
     miss = x @ weights.T + bias + lack - x[:, encode] @ alone.w_DS.T - alone.b_D
     constant = (lack - lack.mean(0)).square().sum(1).mean()
     assert chosen.held_error == pytest.approx(
@@ -79,7 +77,7 @@ def test_keeping_everything_without_corrections_changes_nothing(
     writer: tuple[Tensor, Tensor],
 ) -> None:
     weights, bias = writer
-    x, _, _, joint = data(200, seed=5)
+    _, _, _, joint = data(200, seed=5)
     zero = Joint(
         mean_U=joint.mean_U,
         cov_UU=joint.cov_UU,

@@ -1,5 +1,7 @@
 """Rotations: exact at full rank, optimal in their metric, monotone, and free for dead units."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_value_error_never_rises_with_size_or_rounds_and_full_size_is_exact() ->
     cov = random_gram(12, seed=5)
     weights = torch.randn(7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     errors = [value_basis(cov, weights, heads=3, size=size)[1] for size in range(1, 5)]
-    assert all(a >= b - 1e-9 for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a >= b - 1e-9 for a, b in pairwise(errors))
     assert errors[-1] == pytest.approx(0.0, abs=1e-8)
     alone = value_basis(cov, weights, heads=3, size=2, rounds=0)[1]
     together = value_basis(cov, weights, heads=3, size=2, rounds=4)[1]
