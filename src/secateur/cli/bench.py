@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from secateur.measuring.latency import Row
 
 
+WIDE = 76
+"""Columns of a terminal from which the spread and the throughput are shown."""
+
+
 @verb
 def bench(
     models: Annotated[
@@ -110,21 +114,23 @@ def _show(console: "Console", rows: "Sequence[Row]") -> None:
     from secateur.report.words import milliseconds, percent
 
     several = len({(row.latency.runtime, row.latency.batch_size) for row in rows}) < len(rows)
-    table = plain_table("model", "runtime", "batch", "median", "IQR", "images/s", "of the first")
+    wide = console.width >= WIDE
+    table = plain_table(
+        "model", "runtime, batch", "median", *(["IQR", "images/s"] if wide else []), "ratio"
+    )
     for row in rows:
         own = row.latency
+        spread = [milliseconds(own.iqr_ms), f"{own.throughput:,.0f}"]
         table.add_row(
             Path(row.model).name if "/" in row.model else row.model,
-            own.runtime,
-            str(own.batch_size),
+            f"{own.runtime}, {own.batch_size}",
             milliseconds(own.median_ms),
-            milliseconds(own.iqr_ms),
-            f"{own.throughput:,.0f}",
+            *(spread if wide else []),
             percent(row.ratio) if several else "–",
         )
     console.print(table)
     first = rows[0].latency
     console.print(
         f"{first.device}, {first.threads} threads; {first.runs} passes or more of each model, in "
-        "turns. “Of the first”: the time as a share of the first model's."
+        "turns. Ratio: the time as a share of the first model's."
     )
