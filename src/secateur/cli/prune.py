@@ -111,10 +111,17 @@ class PruneOptions:
     latency_batch: Annotated[
         int, typer.Option(help="Images at a time for latency.", rich_help_panel=PRUNING)
     ] = 1
+    effort: Annotated[
+        str,
+        typer.Option(
+            help="Of the preset spectral: how many sizes it measures, quick or full.",
+            rich_help_panel=PRUNING,
+        ),
+    ] = "full"
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="Of the budget: uniform, ranking; else the preset's.",
+            help="Of the budget: uniform, ranking, knapsack; else the preset's.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),
@@ -172,6 +179,7 @@ def prune(
             preset=preset,
             repair=options.repair,
             allocation=options.allocation,
+            effort=options.effort,
             polish=options.polish,
             runtime=options.runtime,
             latency_batch=options.latency_batch,
@@ -201,6 +209,7 @@ def prune(
             skip_unreadable=images.skip_unreadable,
             eval_images=eval_data,
             latency=latency,
+            effort=options.effort,
             polish=options.polish,
             runtime=options.runtime,
             latency_batch=options.latency_batch,

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.taps import Tap, attach, watch_gradient
-from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.anatomy.types import Anatomy, Branch
+from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.evidence.kinds import EvidenceKind, Sums, chosen_kinds

@@ -17,6 +17,8 @@ from secateur.registry import unknown
 
 LIMIT = 512
 """Calibration images taken from a path or data string unless told otherwise."""
+EFFORTS = ("quick", "full")
+"""How much the spectral engine measures before it plans."""
 UNIT_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "width")
 
 
@@ -79,6 +81,8 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
     budget = parse_budget(options.budget)
     if options.polish is not None:
         parse_polish(options.polish)
+    if options.effort not in EFFORTS:
+        raise UserError(unknown("effort", options.effort, list(EFFORTS)))
     require(options.runtime)
     if options.latency_batch < 1:
         raise UserError(f"the batch for latency must be at least 1, not {options.latency_batch}.")

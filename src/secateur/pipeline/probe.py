@@ -18,7 +18,7 @@ from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.evidence import Evidence, Sums
 from secateur.planning.curves import menu_from_probes
 from secateur.planning.menus import Limits, allowed_sizes, drop_menu
-from secateur.planning.types import Key, Menu
+from secateur.planning.types import Menu
 from secateur.surgery.eliminate import eliminate, eliminate_heads
 from secateur.surgery.reduce import (
     RefitSettings,

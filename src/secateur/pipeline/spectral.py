@@ -15,13 +15,14 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, observe
-from secateur.pipeline.decide import Target, decide
+from secateur.pipeline.decide import Target, cost_limit, decide
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.options import Task
 from secateur.pipeline.probe import FULL, QUICK, Effort, Probe, Probed, held_images, probe_menus
 from secateur.pipeline.probe import probe_needs as needs_of
 from secateur.planning.budget import ShapeBudget
 from secateur.planning.menus import allowed_sizes
+from secateur.planning.solvers import cost_function
 from secateur.planning.types import Menu, Plan, shapes_of
 from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
 
@@ -56,8 +57,9 @@ def prepare(
     """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
     _require_images(anatomy, task, batches)
     weights = token_weights(model, anatomy, batches, task.options.seed)
-    if isinstance(task.budget, ShapeBudget) and not task.budget.drops:
-        return Prepared(token_weights=weights, menus=_plain_menus(anatomy, task), probes=[])
+    plain = _plain_menus(anatomy, task)
+    if _sizes_need_no_losses(anatomy, task, plain):
+        return Prepared(token_weights=weights, menus=plain, probes=[])
 
     def seen(done: int) -> None:
         if progress is not None:
@@ -158,6 +160,16 @@ def _probe(
         effort.shares,
         probed_so_far,
     )
+
+
+def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bool:
+    """Whether the sizes follow from the budget alone: shares, or a uniform share in reach."""
+    if isinstance(task.budget, ShapeBudget):
+        return not task.budget.drops
+    if task.preset.allocation != "uniform" or task.budget.unit == "ms":
+        return False
+    least = cost_function(anatomy, task.budget.unit)({menu.key: menu.sizes[0] for menu in plain})
+    return least <= cost_limit(anatomy, task.budget)
 
 
 def _plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:

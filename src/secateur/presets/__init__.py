@@ -12,7 +12,7 @@ from secateur.errors import UserError
 from secateur.planning.normalise import Normalise
 from secateur.registry import unknown
 
-DEFAULT = "energy"
+DEFAULT = "spectral"
 
 
 class Preset(BaseModel):
