@@ -209,6 +209,23 @@ def test_the_cheaper_layer_is_cut_first(solver: str) -> None:
     assert sizes == {menus[0].key: 48, menus[1].key: 16}
 
 
+@pytest.mark.parametrize("solver", ["ranking per cost", "knapsack"])
+def test_a_dropped_layer_returns_narrower_where_that_fits_and_loses_less(solver: str) -> None:
+    anatomy = anatomy_of("vit")
+    cost_of = cost_function(anatomy, "macs")
+    width = two_layers(((3.0, 2.0, 1.0, 0.0), (9.0, 8.0, 7.0, 0.0)))
+    layers = [
+        Menu(owner=menu.owner, group="branch", sizes=(0, 1), losses=(loss, 0.0))
+        for menu, loss in zip(width, (1.5, 90.0), strict=True)
+    ]
+    for kept, present in ((48, 1), (32, 0)):
+        limit = cost_of({width[0].key: kept})
+        sizes = SOLVERS[solver](anatomy, width + layers, cost_of, limit)
+        assert sizes[layers[0].key] == present
+        assert present == 0 or sizes[width[0].key] == kept
+        assert sizes[width[1].key] == 64 and sizes[layers[1].key] == 1
+
+
 def test_the_knapsack_is_never_worse_than_the_others() -> None:
     anatomy = anatomy_of("vit")
     cost_of = cost_function(anatomy, "macs")

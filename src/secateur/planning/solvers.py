@@ -100,7 +100,10 @@ def solve_ranking(
     def urgency(menu: Menu, size: int) -> float:
         return -prices[menu.key, size]
 
-    return fill(menus, chosen, cost_of, limit, urgency)
+    filled = fill(menus, chosen, cost_of, limit, urgency)
+    while (restored := _restored(menus, filled, cost_of, limit)) is not None:
+        filled = fill(menus, restored, cost_of, limit, urgency)
+    return filled
 
 
 def fill(
@@ -134,6 +137,26 @@ def fill(
             sizes[menu.key] = size
             stuck.add(menu.key)
     return sizes
+
+
+def _restored(menus: list[Menu], sizes: Sizes, cost_of: CostOf, limit: float) -> Sizes | None:
+    """One dropped branch or block back at the largest widths that fit, if that lowers the loss.
+
+    Single steps cannot do that: they bring a branch back whole or not at all.
+    """
+    dropped = [m for m in menus if m.group in ("branch", "block") and sizes[m.key] == 0]
+    for menu in sorted(dropped, key=lambda m: -m.losses[0]):
+        inner = [m for m in menus if m is not menu and cost_of.share(menu.owner, m.owner)]
+        for back in range(max((len(m.sizes) for m in inner), default=0)):
+            tried = {**sizes, menu.key: 1}
+            for other in inner:
+                whole = other.group in ("branch", "block")
+                tried[other.key] = other.sizes[-1 if whole else max(-1 - back, -len(other.sizes))]
+            if sum(other.loss(tried[other.key]) for other in inner) > menu.losses[0]:
+                break
+            if cost_of(tried) <= limit:
+                return tried
+    return None
 
 
 def require_reachable(menus: list[Menu], cost_of: CostOf, limit: float) -> None:
