@@ -117,3 +117,25 @@ def test_mlp_shape_of_a_constant_layer_stays_finite() -> None:
     cut_front_to_back_(smaller, model, shapes, as_batches(images, 4), SequentialSettings())
     with torch.no_grad():
         torch.testing.assert_close(smaller(images), model(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("groups", [("hidden",), ("qk", "vo"), ("heads", "hidden"), ("block",)])
+def test_any_choice_of_groups_can_be_measured(groups: tuple[str, ...]) -> None:
+    model = build("vit")
+    done = prune(
+        model,
+        images_for(model, count=40),
+        "85% macs",
+        preset="spectral",
+        groups=groups,
+        effort="quick",
+        align=SMALL,
+        minimum=SMALL,
+    )
+    assert done.cost.macs <= 0.85 * done.cost_dense.macs
+    assert {menu.group for menu in done.menus} == set(groups)
+
+
+def test_another_repair_makes_no_sense() -> None:
+    with pytest.raises(UserError, match="refits"):
+        prune(build("vit"), images_for(build("vit")), "85% macs", preset="spectral", repair="mean")

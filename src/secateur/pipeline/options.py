@@ -93,7 +93,13 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
                     f"{name} {group}={size} makes no sense: give a width of at least 1 for one of "
                     f"{', '.join(UNIT_GROUPS)}."
                 )
-    return _changed(load_preset(options.preset), options), budget
+    preset = load_preset(options.preset)
+    if preset.engine == "spectral" and options.repair not in (None, "least_squares"):
+        raise UserError(
+            f"preset '{preset.name}' refits what is left by itself, so --repair {options.repair} "
+            "has no meaning there; leave it out, or take another preset, such as energy."
+        )
+    return _changed(preset, options), budget
 
 
 def _changed(preset: Preset, options: Options) -> Preset:

@@ -94,8 +94,8 @@ def probe_menus(
             measured = {probe.size: probe.divergence for probe in found}
             sizes, errors = tuple(curve), list(curve.values())
             menus.append(menu_from_probes(branch.id, group, sizes, errors, measured))
-        mean_D = _mean_update(about).to(bench.stream_PND)
         if "branch" in groups:
+            mean_D = _mean_update(about).to(bench.stream_PND)
             loss = bench.divergence(number + 1, bench.stream_PND + mean_D)
             probes.append(Probe(owner=branch.id, group="branch", size=0, divergence=loss))
             menus.append(drop_menu(branch.id, "branch", loss, limits))

@@ -84,6 +84,8 @@ def save(
     out = out.resolve()
     with _whole(out) as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        # WHY: safetensors makes files that only their owner can read, unlike those beside it.
+        (folder / WEIGHTS).chmod(0o666 & ~_umask())
         spec = _spec(model, base, folder / WEIGHTS, provenance, results)
         (folder / SPEC).write_text(_json(spec), encoding="utf-8")
         (folder / CARD).write_text(card(out.name, spec), encoding="utf-8")
@@ -91,6 +93,13 @@ def save(
             data = content.encode("utf-8") if isinstance(content, str) else content
             (folder / name).write_bytes(data)
         read_spec(folder)
+
+
+def _umask() -> int:
+    """The permissions that new files do not get; can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _spec(
