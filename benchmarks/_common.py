@@ -270,4 +270,6 @@ def _tensor(bits: str) -> Tensor:
 def _brief(row: Row) -> str:
     if row["status"] != "ok":
         return f"{row['status']}: {row['reason']}"
-    return f"top-1 {top1(row)}, {row['passes']:.1f} passes" if "top1" in row else "ok"
+    words = [f"top-1 {top1(row)}"] if "top1" in row else []
+    words += [f"{row['passes']:.1f} passes"] if "passes" in row else []
+    return ", ".join(words) or "done"

@@ -169,7 +169,7 @@ def _accuracy(store: Store) -> list[str]:
         passes = f"{own['passes']:.1f}" if own and own["status"] == "ok" else "–"
         share = f"{100 * own['macs']:.1f}" if own and own["status"] == "ok" else "–"
         lines.append((f"half the neurons: {title}", top1(own), GOAL[preset], share, passes))
-    images = row["n"] if row else 0
+    images = row["n"] if row and row["status"] == "ok" else 0
     head = ("model", f"top-1 on {images} images, %", "asked for", "MACs, %", "forward passes")
     return [table(head, lines)]
 
