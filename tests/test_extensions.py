@@ -96,3 +96,10 @@ def test_no_extension_shadows_another(room: Registry[int]) -> None:
     with pytest.raises(ValueError, match="tool 'saw' is registered twice"):
         room.names(), room.register("saw")(9)
     assert room.get("saw") == 1
+
+
+def test_an_extension_that_fails_is_not_passed_over(room: Registry[int], tmp_path: Path) -> None:
+    (tmp_path / "bench_of_tools" / "axe.py").write_text("import no_such_module\n")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+            room.get("lopper")

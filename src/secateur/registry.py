@@ -43,12 +43,12 @@ class Registry(Generic[T]):
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()
+        self._discovered = True
 
     def names(self) -> list[str]:
         """All known names, sorted."""

@@ -66,7 +66,7 @@ def _some(branch: Branch, group: GroupName, generator: torch.Generator) -> Units
     if group not in branch.groups:
         return ()
     present = branch.shape.size(group)
-    size = int(torch.randint(1, present, (), generator=generator))
+    size = int(torch.randint(1, max(present, 2), (), generator=generator))
 
     def draw() -> tuple[int, ...]:
         return tuple(sorted(torch.randperm(present, generator=generator)[:size].tolist()))

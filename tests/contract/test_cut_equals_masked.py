@@ -72,6 +72,22 @@ def test_the_choice_of_kernel_survives_the_cut(fused: bool) -> None:
     assert all(block.attn.fused_attn is fused for block in smaller.blocks)
 
 
+@pytest.mark.parametrize("name", HOSTS)
+@torch.no_grad()
+def test_pruned_models_can_be_pruned_again(name: str) -> None:
+    model = build(name)
+    cut_(model, plan_for(anatomy_of(name), "everything", seed=2), None, "none")
+    x = images_for(model)
+    for group in ("everything", "last blocks"):
+        anatomy = read(model)
+        plan = plan_for(anatomy, group, seed=3)
+        with masked(model, plan):
+            expected = model(x)
+        cut_(model, plan, None, "none")
+        assert read(model).cost() == anatomy.cost(plan.shapes)
+        assert torch.allclose(model(x), expected, rtol=0, atol=TOLERANCE)
+
+
 def means(evidence: Evidence, branch: Branch, site: str) -> Tensor | None:
     """What the repair `mean` leaves in place of removed units; no such thing for queries."""
     if site in ("query", "key"):

@@ -29,8 +29,7 @@ REPAIRS: dict[str, tuple[Repair, ...]] = {
 def spoiled(weights: BranchWeights, group: GroupName, how: str) -> BranchWeights | None:
     """The weights with the last half of a group's units redundant; None if there is no such way.
 
-    Constant units need a bias. Duplicated query/key dims are no redundancy that a selection can
-    use, and constant keys count as dead: they shift all logits of a row alike.
+    Constant units need a bias, but for keys: these shift all logits of a row alike and are dead.
     """
     half = weights.shape.size(group) // 2
     if isinstance(weights, MlpWeights):
@@ -52,7 +51,7 @@ def _spoiled_attention(
     axis = 0 if group == "heads" else 1
     if group == "qk":
         if how == "duplicated":
-            return None
+            return _copied_queries(w, half, 1)
         if how == "constant":
             return replace(w, k_HKD=_no_input(w.k_HKD, half, 1))
         return replace(w, q_HKD=_dead(w.q_HKD, half, 1), qb_HK=_dead(w.qb_HK, half, 1))
@@ -61,14 +60,18 @@ def _spoiled_attention(
     if how == "dead":
         return replace(w, v_HVD=_dead(w.v_HVD, half, axis), vb_HV=_dead(w.vb_HV, half, axis))
     if group == "heads":
-        w = replace(
-            w,
-            q_HKD=_copied(w.q_HKD, half, 0),
-            k_HKD=_copied(w.k_HKD, half, 0),
-            qb_HK=_copied(w.qb_HK, half, 0),
-            kb_HK=_copied(w.kb_HK, half, 0),
-        )
+        w = _copied_queries(w, half, 0)
     return replace(w, v_HVD=_copied(w.v_HVD, half, axis), vb_HV=_copied(w.vb_HV, half, axis))
+
+
+def _copied_queries(w: AttentionWeights, half: int, axis: int) -> AttentionWeights:
+    return replace(
+        w,
+        q_HKD=_copied(w.q_HKD, half, axis),
+        k_HKD=_copied(w.k_HKD, half, axis),
+        qb_HK=_copied(w.qb_HK, half, axis),
+        kb_HK=_copied(w.kb_HK, half, axis),
+    )
 
 
 def _same(t: Tensor | None, half: int, axis: int) -> Tensor | None:
@@ -130,7 +133,7 @@ def test_redundant_units_go_without_loss(name: str, group: GroupName, how: str) 
     assert plan is not None
     x = images_for(model)
     expected = model(x)
-    repairs = REPAIRS["dead"] if group == "qk" else REPAIRS[how]
+    repairs = REPAIRS["dead"] if (group, how) == ("qk", "constant") else REPAIRS[how]
     calibration = as_batches(images_for(model, 32, seed=1), 32)
     evidence = observe(model, calibration, repair_needs("least_squares", {group}))
     for repair in repairs:

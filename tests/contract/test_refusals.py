@@ -55,7 +55,6 @@ def test_every_kind_of_refusal_is_tested() -> None:
         ({"budget": "5% hidden"}, "smallest reachable"),
         ({"budget": "50% qk"}, "smallest reachable"),
         ({"budget": "drop 7 attention"}, "cannot drop 7"),
-        ({"budget": "2x faster"}, "time"),
         ({"groups": ["hiden"]}, "did you mean 'hidden'"),
         ({"groups": ["width"]}, "width"),
         ({"preset": "enrgy"}, "did you mean 'energy'"),

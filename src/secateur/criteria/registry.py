@@ -63,13 +63,18 @@ def criterion(
     return file
 
 
+def needs_of(which: Criterion, group: GroupName) -> tuple[str, ...]:
+    """The kinds of evidence to score a group; UserError when the criterion cannot score it."""
+    if group not in which.needs:
+        raise UserError(
+            f"criterion '{which.name}' cannot score '{group}'; it scores {', '.join(which.needs)}."
+        )
+    return which.needs[group]
+
+
 def score(which: Criterion, question: Question) -> Tensor:
     """Ask a criterion; UserError when it cannot score that group or gives non-finite values."""
-    if question.group not in which.needs:
-        raise UserError(
-            f"criterion '{which.name}' cannot score '{question.group}'; it scores "
-            f"{', '.join(which.needs)}."
-        )
+    needs_of(which, question.group)
     answer = which.answer(question).double()
     if not bool(torch.isfinite(answer).all()):
         raise UserError(

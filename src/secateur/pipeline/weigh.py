@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy, Branch, GroupName
+from secateur.anatomy.types import ALL_GROUPS, Anatomy, Branch, GroupName
 from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question
+from secateur.criteria.registry import Question, needs_of
 from secateur.evidence import Evidence
 from secateur.pipeline.options import Task
 from secateur.planning.menus import Limits, block_menu, drop_menu, kept_units, unit_menu
@@ -29,10 +29,7 @@ def criteria_needs(task: Task) -> set[str]:
     """The kinds of evidence that the task's criteria ask for; UserError if one cannot score."""
     needs: set[str] = set()
     for group in task.groups:
-        chosen = criteria.get(task.preset.criterion_for(group))
-        if group not in chosen.needs:
-            score(chosen, Question(group=group, owner="", weights=None, sums={}, images=1, seed=0))
-        needs.update(chosen.needs[group])
+        needs.update(needs_of(criteria.get(task.preset.criterion_for(group)), group))
     return needs
 
 
@@ -50,7 +47,7 @@ def weigh(
                 weights=weights,
                 sums=evidence.about(branch.id),
                 images=evidence.images,
-                seed=task.options.seed * 100_003 + number * 7 + len(group),
+                seed=task.options.seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
             )
             value = score(criteria.get(task.preset.criterion_for(group)), question)
             scores[branch.id, group] = value
