@@ -23,9 +23,7 @@ def menus(seed: int, *, drop: bool = True) -> list[Menu]:
             present = branch.shape.size(group)
             sizes = tuple(sorted({1, max(1, present // 2), present}))
             losses = sorted((chance.random() for _ in sizes[:-1]), reverse=True)
-            found.append(
-                Menu(owner=branch.id, group=group, sizes=sizes, losses=(*losses, 0.0))
-            )
+            found.append(Menu(owner=branch.id, group=group, sizes=sizes, losses=(*losses, 0.0)))
         if drop:
             loss = 1 + chance.random()
             found.append(Menu(owner=branch.id, group="branch", sizes=(0, 1), losses=(loss, 0.0)))
