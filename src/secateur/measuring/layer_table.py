@@ -10,7 +10,6 @@ Legend: B batch, N tokens, D residual width.
 
 import copy
 import itertools
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -241,9 +240,9 @@ def _measure(
             if progress is not None:
                 progress("time", number + 1, len(entries))
         times = take_turns(calls, rounds, seconds, waiting(setting.device))
-    # WHY: what else the machine does only ever adds to a time, and more than half of the runs of
-    # a short entry may meet it; the lower quartile of interleaved runs is steadier than the median.
-    return [statistics.quantiles(own, n=4, method="inclusive")[0] / 1e6 for own in times.values()]
+    # WHY: what else the machine does only ever adds to a time, and meets a long run, that of the
+    # dense model, more often than a short one; of many interleaved runs the least is steadiest.
+    return [min(own) / 1e6 for own in times.values()]
 
 
 class _Alone(nn.Module):

@@ -120,7 +120,8 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
         unit = {"macs": "MACs", "params": "parameters"}.get(run.target.unit, run.target.unit)
         yield (
             "Reached",
-            f"{_amount(run.target.reached, unit)} of at most {_amount(run.target.limit, unit)}; "
+            f"{_amount(run.target.reached, unit)} of at most {_amount(run.target.limit, unit)} "
+            f"{unit}; "
             f"{run.target.shortfall_percent:.2f}{NBSP}% unused",
         )
     yield "Groups", listed([f"{GROUP_NAMES.get(group, group)} ({group})" for group in run.groups])
@@ -149,7 +150,7 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _amount(value: float, unit: str) -> str:
-    return milliseconds(value) if unit == "ms" else f"{value:,.0f} {unit}"
+    return significant(value) if unit == "ms" else f"{value:,.0f}"
 
 
 def _polish(polish: PolishRecord | None) -> str:
