@@ -132,7 +132,7 @@ def test_options_reach_the_plan(run: Run, tmp_path: Path) -> None:
         "prune", "digits_vit", "--data", "digits/train", "--budget", "60% macs", "--limit", 32,
         "--out", tmp_path / "small", "--groups", "hidden", "--align", "hidden=24",
         "--min-width", "hidden=48", "--protect", "blocks.0", "--repair", "none",
-        "--allocation", "ranking", "--no-latency",
+        "--allocation", "ranking", "--preset", "energy", "--no-latency",
     )  # fmt: skip
     assert found.code == 0, found.err
     spec = json.loads((tmp_path / "small" / "spec.json").read_text())

@@ -23,7 +23,9 @@ def pruned_record(budget: str, **options: Any) -> Record:
         num_heads=3,
         num_classes=10,
     )
-    return prune(model.eval(), torch.randn(8, 3, 32, 32), budget, **options).record()
+    return prune(
+        model.eval(), torch.randn(8, 3, 32, 32), budget, **{"preset": "energy"} | options
+    ).record()
 
 
 @pytest.fixture(scope="session")
