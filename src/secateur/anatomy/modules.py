@@ -19,7 +19,7 @@ class SlimAttention(nn.Module):
     are refused when a model is read, so neither exists here.
     """
 
-    fused_attn: Final[bool]
+    fused_attn: bool
 
     def __init__(
         self,
