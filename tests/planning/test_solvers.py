@@ -72,7 +72,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(**PROBLEMS)
 def test_budgets_are_met_from_below_and_no_step_more_would_fit(
     solver: str,
@@ -99,7 +99,7 @@ def test_budgets_are_met_from_below_and_no_step_more_would_fit(
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
 @given(**PROBLEMS)
 def test_the_smallest_reachable_is_named_and_reached(
     solver: str,
@@ -125,7 +125,7 @@ def test_the_smallest_reachable_is_named_and_reached(
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
 @given(**PROBLEMS)
 def test_more_room_never_costs_more_than_a_step(
     solver: str,
@@ -156,7 +156,7 @@ def test_more_room_never_costs_more_than_a_step(
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(share=st.floats(0, 1), more=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_uniform_sizes_grow_with_the_share(share: float, more: float, seed: int) -> None:
     menus = random_menus(anatomy_of("vit"), frozenset(UNIT_GROUPS), 2, seed)
