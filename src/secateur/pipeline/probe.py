@@ -5,6 +5,7 @@ the rest of the dense model on from there; its damage is the divergence KL(dense
 outputs in nats. Legend: B batch, N tokens, D residual width, C classes, P probe images.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.evidence import Evidence, Sums
 from secateur.planning.curves import menu_from_probes
-from secateur.planning.menus import Limits, allowed_sizes, drop_menu
+from secateur.planning.menus import Limits, allowed_sizes, block_menu, drop_menu
 from secateur.planning.types import Menu
 from secateur.surgery.eliminate import eliminate, eliminate_heads
 from secateur.surgery.reduce import (
@@ -27,7 +28,7 @@ from secateur.surgery.reduce import (
     reduce_query_key,
     reduce_value,
 )
-from secateur.surgery.refit import Joint, joint_moments
+from secateur.surgery.refit import Joint, joint_moments, refit
 from secateur.surgery.rotate import query_key_basis, value_basis
 
 PROBE_REFIT = RefitSettings(ridges=(1e-3,), blends=(0.0,))
@@ -105,7 +106,7 @@ def probe_menus(
             total_D = torch.stack(means).sum(0).to(bench.stream_PND)
             loss = bench.divergence(number + 1, block_start + total_D)
             probes.append(Probe(owner=block.id, group="block", size=0, divergence=loss))
-            menus.append(_block_menu(block.id, block.branches, loss, limits))
+            menus.append(block_menu(block, loss, limits))
         if on_branch is not None:
             on_branch(number + 1, len(anatomy.branches))
     return Probed(menus=menus, probes=probes)
@@ -116,7 +117,7 @@ def error_curve(
 ) -> dict[int, float]:
     """Squared error of the layer's logits or output when a group has each of the sizes."""
     if isinstance(weights, MlpWeights):
-        joint = _joint(about["hidden_moments"], weights.w2_DF.shape[0])
+        joint = joint_moments(about["hidden_moments"], weights.w2_DF.shape[0])
         errors_U = eliminate(joint.cov_UU, weights.w2_DF, PROBE_REFIT.select_ridge).errors
         return {size: float(errors_U[size]) for size in sizes}
     if group == "qk":
@@ -124,7 +125,7 @@ def error_curve(
         basis = query_key_basis(sums["q_gram"] / sums["count"], sums["k_gram"] / sums["count"])
         return {size: float(basis.spectrum_HK[:, size:].sum()) for size in sizes}
     w_DU = weights.o_DHV.flatten(1)
-    joint = _joint(about["context_moments"], w_DU.shape[0])
+    joint = joint_moments(about["context_moments"], w_DU.shape[0])
     heads = weights.shape.heads
     if group == "heads":
         errors_H = eliminate_heads(joint.cov_UU, w_DU, heads, PROBE_REFIT.select_ridge).errors
@@ -141,13 +142,13 @@ def reduced(
 ) -> BranchWeights:
     """The branch with one group at `size`, repaired from the evidence."""
     if isinstance(weights, MlpWeights):
-        joint = _joint(about["hidden_moments"], weights.w2_DF.shape[0])
+        joint = joint_moments(about["hidden_moments"], weights.w2_DF.shape[0])
         return reduce_hidden(weights, size, joint, None, PROBE_REFIT, owner)
     if group == "qk":
         sums = about["attention_moments"]
         count = sums["count"]
         return reduce_query_key(weights, size, sums["q_gram"] / count, sums["k_gram"] / count)
-    joint = _joint(about["context_moments"], weights.o_DHV.shape[0])
+    joint = joint_moments(about["context_moments"], weights.o_DHV.shape[0])
     if group == "vo":
         return reduce_value(weights, size, joint, None, PROBE_REFIT, owner)
     return _refitted_heads(weights, size, joint, owner)
@@ -163,8 +164,6 @@ def _refitted_heads(
     )
     kept_H = order.kept(size)
     kept_S = (kept_H[:, None] * dims + torch.arange(dims)).flatten()
-    from secateur.surgery.refit import refit
-
     done = refit(
         weights.o_DHV.flatten(1),
         weights.ob_D,
@@ -220,8 +219,6 @@ class _Bench:
 
     @staticmethod
     def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
-        import copy
-
         stream = family.embed(model, images_PCHW)
         steps = [family.through(model, branch) for branch in anatomy.branches]
         bench = _Bench(family, model, copy.deepcopy(model), steps, stream, torch.empty(0))
@@ -251,19 +248,9 @@ class _Bench:
         return torch.cat(outputs)
 
 
-def _joint(sums: Sums, width: int) -> Joint:
-    return joint_moments(sums, width)
-
-
 def _mean_update(about: dict[str, Sums]) -> Tensor:
     sums = about.get("update_mean") or about["branch_similarity"]
     return sums["update_sum"] / sums["count"]
-
-
-def _block_menu(owner: str, branches: tuple[str, ...], loss: float, limits: Limits) -> Menu:
-    if any(limits.protects(branch) for branch in branches):
-        return Menu(owner=owner, group="block", sizes=(1,), losses=(0.0,))
-    return drop_menu(owner, "block", loss, limits)
 
 
 def probe_needs(groups: tuple[GroupName, ...]) -> set[str]:
