@@ -46,7 +46,8 @@ def test_equals_least_squares_on_the_rows(
     weights, bias = writer
     x1, local1, lack1, first = data(300, seed=1)
     x2, local2, lack2, second = data(100, seed=2)
-    done = refit(weights, bias, encode, first, second, ridges=(1e-12,), blends=(blend,))
+    tiny = (1e-12,)
+    done = refit(weights, bias, encode, first, second, ridges=tiny, lack_ridges=tiny, blend=blend)
     x, local, lack = torch.cat([x1, x2]), torch.cat([local1, local2]), torch.cat([lack1, lack2])
     z = x[:, encode] if encode.dtype == torch.long else x @ encode
     target = x @ weights.T + bias + (1 - blend) * local + blend * lack
@@ -64,7 +65,16 @@ def test_the_reported_error_is_the_true_one_on_held_out_rows(
     x, _, lack, held = data(80, seed=4)
     encode = ENCODES[0]
     chosen = refit(weights, bias, encode, fit, held)
-    alone = refit(weights, bias, encode, fit, None, ridges=(chosen.ridge,), blends=(chosen.blend,))
+    alone = refit(
+        weights,
+        bias,
+        encode,
+        fit,
+        None,
+        ridges=(chosen.ridge,),
+        lack_ridges=(chosen.lack_ridge,),
+        blend=chosen.blend,
+    )
     miss = x @ weights.T + bias + lack - x[:, encode] @ alone.w_DS.T - alone.b_D
     constant = (lack - lack.mean(0)).square().sum(1).mean()
     assert chosen.held_error == pytest.approx(

@@ -31,7 +31,7 @@ from secateur.surgery.reduce import (
 from secateur.surgery.refit import Joint, joint_moments, refit
 from secateur.surgery.rotate import query_key_basis, value_basis
 
-PROBE_REFIT = RefitSettings(ridges=(1e-3,), blends=(0.0,))
+PROBE_REFIT = RefitSettings(ridges=(1e-3,), lack_ridges=(1e-3,), blend=0.0)
 """Probes repair with one fixed ridge and the local target: there is nothing to choose."""
 
 
@@ -171,7 +171,8 @@ def _refitted_heads(
         joint,
         None,
         ridges=PROBE_REFIT.ridges,
-        blends=PROBE_REFIT.blends,
+        lack_ridges=PROBE_REFIT.lack_ridges,
+        blend=PROBE_REFIT.blend,
         owner=owner,
     )
     fewer = reduce_heads(weights, size, joint, PROBE_REFIT)

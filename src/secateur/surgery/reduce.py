@@ -13,19 +13,20 @@ from torch import Tensor
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.surgery.eliminate import eliminate, eliminate_heads
 from secateur.surgery.moments import RIDGE
-from secateur.surgery.refit import BLENDS, RIDGES, Joint, merge, refit
+from secateur.surgery.refit import LACK_RIDGES, RIDGES, Joint, merge, refit
 from secateur.surgery.rotate import query_key_basis, value_basis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefitSettings:
-    """How writers are refitted; single ridge and blend mean that nothing is chosen.
+    """How writers are refitted: candidates for both ridges, and the blend (None: chosen).
 
     `metric_DD` whitens the output when units are ranked: the root of a sensitivity matrix.
     """
 
     ridges: tuple[float, ...] = RIDGES
-    blends: tuple[float, ...] = BLENDS
+    lack_ridges: tuple[float, ...] = LACK_RIDGES
+    blend: float | None = None
     select_ridge: float = RIDGE
     metric_DD: Tensor | None = field(default=None)
 
@@ -102,7 +103,8 @@ def reduce_value(
         fit,
         held,
         ridges=settings.ridges,
-        blends=settings.blends,
+        lack_ridges=settings.lack_ridges,
+        blend=settings.blend,
         owner=owner,
     )
     encode_HRV = encode_HVR.transpose(1, 2)
@@ -137,7 +139,8 @@ def reduce_hidden(
         fit,
         held,
         ridges=settings.ridges,
-        blends=settings.blends,
+        lack_ridges=settings.lack_ridges,
+        blend=settings.blend,
         owner=owner,
     )
     return replace(

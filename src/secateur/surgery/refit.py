@@ -6,9 +6,14 @@ dense weights give on the same stream, y + local, with y = W x + b what the pres
 The stream target is y + lack: what the dense model's stream holds at this place, so that later
 layers correct earlier ones. All solutions come from one set of moments:
 
-    A_beta = argmin E||W x + b + (1 - beta) local + beta lack - A z - a||^2 + ridge ||A||^2
+    A_local = argmin E||W x + b + local - A z - a||^2 + ridge ||A - P||^2
+    A_lack  = argmin E||lack - local - A z - a||^2 + lack_ridge ||A||^2
+    A = A_local + beta A_lack
 
-beta and the ridge are chosen by the error against the stream target on held-out images.
+P is the writer as it was for the inputs that stay (zero for a rotation, whose dims are new), so
+that a ridge holds it there instead of shrinking it. What is missing from the stream is partly due
+to chance in few images, so its own ridge may be much stronger. Both ridges and beta in [0, 1] are
+chosen by the error against the stream target on held-out images; in beta it is a parabola.
 Legend: D residual width, U inputs before, S inputs kept.
 """
 
@@ -20,8 +25,8 @@ from torch import Tensor
 from secateur.evidence import Sums
 from secateur.surgery.moments import ridge_solve
 
-RIDGES = (1e-4, 1e-3, 1e-2)
-BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+LACK_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +68,13 @@ def joint_moments(sums: Sums, width: int) -> Joint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refit:
-    """A refitted writer (D, S) and bias (D,), with the blend and ridge that were chosen."""
+    """A refitted writer (D, S) and bias (D,), with the blend and ridges that were chosen."""
 
     w_DS: Tensor
     b_D: Tensor
     blend: float
     ridge: float
+    lack_ridge: float
     held_error: float
 
 
@@ -84,24 +90,43 @@ def refit(
     held: Joint | None,
     *,
     ridges: tuple[float, ...] = RIDGES,
-    blends: tuple[float, ...] = BLENDS,
+    lack_ridges: tuple[float, ...] = LACK_RIDGES,
+    blend: float | None = None,
     owner: str = "",
 ) -> Refit:
     """The best writer of z = E^T x; chosen on `held`, then solved on both sets together.
 
-    Without `held`, the first ridge and blend are used. Errors are measured against the stream
-    target; with a single blend and ridge nothing is chosen.
+    Without `held` nothing is chosen: the first ridges are used, and the blend given or 0. Errors
+    are measured against the stream target.
     """
     w_DU = w_DU.double()
     bias_D = torch.zeros(w_DU.shape[0], dtype=torch.float64, device=w_DU.device)
     bias_D = bias_D if b_D is None else b_D.double()
-    best = (blends[0], ridges[0], float("nan"))
-    if held is not None and len(ridges) * len(blends) > 1:
-        best = _choose(w_DU, encode, fit, held, ridges, blends, owner)
+    best = _Choice(ridge=ridges[0], lack_ridge=lack_ridges[0], blend=blend or 0.0)
+    if held is not None:
+        best = _choose(w_DU, encode, fit, held, ridges, lack_ridges, blend, owner)
     both = fit if held is None else merge(fit, held)
-    solution = _solve(w_DU, _project(both, encode), both, best[1], owner)
-    w_DS, shift_D = solution.at(best[0])
-    return Refit(w_DS=w_DS, b_D=bias_D + shift_D, blend=best[0], ridge=best[1], held_error=best[2])
+    kept = _project(both, encode)
+    local = _local(w_DU, encode, kept, both, best.ridge, owner)
+    lack = _lack(kept, both, best.lack_ridge, owner)
+    return Refit(
+        w_DS=local.w_DS + best.blend * lack.w_DS,
+        b_D=bias_D + local.shift_D + best.blend * lack.shift_D,
+        blend=best.blend,
+        ridge=best.ridge,
+        lack_ridge=best.lack_ridge,
+        held_error=best.error,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """A candidate and its error on held-out images."""
+
+    ridge: float
+    lack_ridge: float
+    blend: float
+    error: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,28 +158,28 @@ def _project(known: Joint, encode: Encode) -> _Projected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Solution:
-    """Writers at every blend: w = local + blend * (lack - local), with their bias shifts."""
+class _Writer:
+    """A writer (D, S) and what it adds to the bias (D,)."""
 
-    w_2DS: Tensor
-    shift_2D: Tensor
-
-    def at(self, blend: float) -> tuple[Tensor, Tensor]:
-        return (
-            torch.lerp(self.w_2DS[0], self.w_2DS[1], blend),
-            torch.lerp(self.shift_2D[0], self.shift_2D[1], blend),
-        )
+    w_DS: Tensor
+    shift_D: Tensor
 
 
-def _solve(w_DU: Tensor, kept: _Projected, known: Joint, ridge: float, owner: str) -> _Solution:
-    """The solutions of both targets, by one factorisation."""
-    own_SD = kept.cov_SU @ w_DU.T
-    right = torch.cat([own_SD, *kept.cross_2SD], dim=1)
-    solved = ridge_solve(kept.cov_SS, right, ridge, owner)
-    own_SD, local_SD, lack_SD = solved.split(w_DU.shape[0], dim=1)
-    w_2DS = torch.stack([(own_SD + local_SD).T, (own_SD + lack_SD).T])
-    shift_2D = w_DU @ known.mean_U - w_2DS @ kept.mean_S + known.mean_2D
-    return _Solution(w_2DS=w_2DS, shift_2D=shift_2D)
+def _local(
+    w_DU: Tensor, encode: Encode, kept: _Projected, known: Joint, ridge: float, owner: str
+) -> _Writer:
+    """The writer that gives what the dense layer gives on the present stream."""
+    selected = encode.dtype == torch.long
+    prior_DS = w_DU[:, encode] if selected else w_DU.new_zeros(w_DU.shape[0], encode.shape[1])
+    right_SD = kept.cov_SU @ w_DU.T + kept.cross_2SD[0] - kept.cov_SS @ prior_DS.T
+    w_DS = prior_DS + ridge_solve(kept.cov_SS, right_SD, ridge, owner).T
+    return _Writer(w_DS=w_DS, shift_D=w_DU @ known.mean_U - w_DS @ kept.mean_S + known.mean_2D[0])
+
+
+def _lack(kept: _Projected, known: Joint, ridge: float, owner: str) -> _Writer:
+    """What to add so that the stream, too, becomes that of the dense model."""
+    w_DS = ridge_solve(kept.cov_SS, kept.cross_2SD[1] - kept.cross_2SD[0], ridge, owner).T
+    return _Writer(w_DS=w_DS, shift_D=known.mean_2D[1] - known.mean_2D[0] - w_DS @ kept.mean_S)
 
 
 def _choose(
@@ -163,26 +188,35 @@ def _choose(
     fit: Joint,
     held: Joint,
     ridges: tuple[float, ...],
-    blends: tuple[float, ...],
+    lack_ridges: tuple[float, ...],
+    blend: float | None,
     owner: str,
-) -> tuple[float, float, float]:
-    """The blend and ridge with the least error on the held-out images, and that error."""
+) -> _Choice:
+    """The ridges and the blend with the least error on the held-out images."""
     kept, test = _project(fit, encode), _project(held, encode)
-    # Everything of the error that does not depend on the candidate, and its linear part.
+    # The part of the error that does not depend on the candidate, and its linear part.
     whole = float((w_DU @ held.cov_UU * w_DU).sum() + 2 * (w_DU * held.cross_2UD[1].T).sum())
     linear_DS = (test.cov_SU @ w_DU.T + test.cross_2SD[1]).T
     target_D = w_DU @ held.mean_U + held.mean_2D[1]
-    best = (blends[0], ridges[0], float("inf"))
+    lacks = {ridge: _lack(kept, fit, ridge, owner) for ridge in lack_ridges}
+    found = []
     for ridge in ridges:
-        solution = _solve(w_DU, kept, fit, ridge, owner)
-        for blend in blends:
-            w_DS, shift_D = solution.at(blend)
-            bent = (w_DS @ test.cov_SS * w_DS).sum() - 2 * (w_DS * linear_DS).sum()
-            miss_D = target_D - w_DS @ test.mean_S - shift_D
-            error = whole + float(bent + miss_D.square().sum())
-            if error < best[2]:
-                best = (blend, ridge, error)
-    return best
+        local = _local(w_DU, encode, kept, fit, ridge, owner)
+        seen_DS = local.w_DS @ test.cov_SS
+        miss_D = target_D - local.w_DS @ test.mean_S - local.shift_D
+        level = float((seen_DS * local.w_DS).sum() - 2 * (local.w_DS * linear_DS).sum())
+        level += whole + float(miss_D.square().sum())
+        for lack_ridge, lack in lacks.items():
+            gain_D = lack.w_DS @ test.mean_S + lack.shift_D
+            slope = float(
+                2 * (lack.w_DS * (seen_DS - linear_DS)).sum() - 2 * (miss_D * gain_D).sum()
+            )
+            bend = float((lack.w_DS @ test.cov_SS * lack.w_DS).sum() + gain_D.square().sum())
+            best = min(max(-slope / (2 * bend), 0.0), 1.0) if bend > 0 else 0.0
+            share = best if blend is None else blend
+            error = level + share * slope + share**2 * bend
+            found.append(_Choice(ridge=ridge, lack_ridge=lack_ridge, blend=share, error=error))
+    return min(found, key=lambda choice: choice.error)
 
 
 def merge(a: Joint, b: Joint) -> Joint:
