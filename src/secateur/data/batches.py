@@ -54,6 +54,21 @@ class Batches:
         return self._start()
 
 
+def some_batches(batches: Batches, keep: Callable[[int], bool]) -> Batches:
+    """The batches whose numbers `keep` accepts, in their order.
+
+    All but the last are taken to be of one size, so `images` may be off where they are not.
+    """
+    size = -(-batches.images // max(1, len(batches)))
+    chosen = [number for number in range(len(batches)) if keep(number)]
+
+    def start() -> Iterator[Batch]:
+        return (batch for number, batch in enumerate(batches) if keep(number))
+
+    images = sum(min(size, batches.images - number * size) for number in chosen)
+    return Batches(images=images, labelled=batches.labelled, _count=len(chosen), _start=start)
+
+
 def as_batches(
     images: object,
     batch_size: int = 32,

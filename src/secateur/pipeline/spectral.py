@@ -3,16 +3,14 @@
 Legend: N tokens, P probe images.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch
-from secateur.data.batches import Batch, Batches
+from secateur.data.batches import Batches, some_batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, observe
 from secateur.pipeline.decide import Target, cost_limit, decide
@@ -61,11 +59,15 @@ def prepare(
     if _sizes_need_no_losses(anatomy, task, plain):
         return Prepared(token_weights=weights, menus=plain, probes=[])
 
+    # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
+    # single tokens count; so the images that menus are measured on give no evidence.
+    fitted = _fitted(batches)
+
     def seen(done: int) -> None:
         if progress is not None:
-            progress("observe", done, batches.images)
+            progress("observe", done, fitted.images)
 
-    evidence = observe(model, batches, needs_of(task.groups), token_weights=weights, on_batch=seen)
+    evidence = observe(model, fitted, needs_of(task.groups), token_weights=weights, on_batch=seen)
     probed = _probe(model, family, anatomy, task, batches, evidence, progress)
     return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
 
@@ -210,8 +212,11 @@ def _first(batches: Batches, images: int) -> Batches:
         return batches
     size = -(-batches.images // len(batches))
     count = max(1, images // size)
+    return some_batches(batches, lambda number: number < count)
 
-    def start() -> Iterator[Batch]:
-        return islice(iter(batches), count)
 
-    return Batches(images=count * size, labelled=batches.labelled, _count=count, _start=start)
+def _fitted(batches: Batches) -> Batches:
+    """The batches without those that are held out, as far as there are any to spare."""
+    if len(batches) < HOLD_EVERY:
+        return batches
+    return some_batches(batches, lambda number: number % HOLD_EVERY != HOLD_EVERY - 1)
