@@ -115,12 +115,15 @@ class Bench:
                 model(images_BCHW)
             return time.perf_counter() - start
 
-    def measure(self, make: Callable[[], nn.Module]) -> Row:
-        """Make a model, timed between two forward passes over the same images, and score it."""
+    def measure(self, make: Callable[[], nn.Module], begun: float = 0.0) -> Row:
+        """Make a model, timed between two forward passes over the same images, and score it.
+
+        `begun` are seconds spent before on what several models share; each is charged them all.
+        """
         before = self.forward_cost()
         start = time.perf_counter()
         model = make()
-        seconds = time.perf_counter() - start
+        seconds = begun + time.perf_counter() - start
         forward = (before + self.forward_cost()) / 2
         found = predict(model, self.validation, reference=_Told(self._dense_logits))
         scores = summarize(found)

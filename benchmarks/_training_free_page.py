@@ -16,7 +16,7 @@ CAPTION = {
     "spectral": "spectral, knapsack",
     "spectral-quick": "spectral, knapsack, quick probing",
     "spectral-uniform": "spectral, uniform widths",
-    PEER: "Torch-Pruning Taylor (best of 4 variants)",
+    PEER: "Torch-Pruning Taylor (best of 2 variants)",
 }
 
 
@@ -163,8 +163,8 @@ def _peer_part(rows: dict[str, dict[str, Row]]) -> list[str]:
     return [
         "## Torch-Pruning's variants",
         "`GroupTaylorImportance` with gradients of the cross-entropy on the labelled calibration "
-        "images, head dims pruned alike in every head, as in its timm example. *inner* leaves the "
-        "residual width alone (the example's `--bottleneck`), *embed* prunes it too; *global* "
+        "images, head dims pruned alike in every head, as in its timm example. The "
+        "residual width is left alone (the example's `--bottleneck`); *global* "
         "ranks across layers, *local* takes the same share in each. The ratio is bisected to the "
         "MACs and the softmax keeps the dense temperature. The tables above show the best at each "
         "budget, chosen by the very accuracy they show.",

@@ -5,15 +5,22 @@ with `--report` it only writes the page from what was measured.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from _common import Bench, Row, Store, parser
 from _training_free_page import write_report
 from torch import nn
 
 import secateur
-from secateur.presets import preset_names
+from secateur.anatomy.family import family_of
+from secateur.anatomy.types import Anatomy
+from secateur.data.batches import as_batches
+from secateur.pipeline.decide import check_reachable, counted_target
+from secateur.pipeline.engines import Engine, start
+from secateur.pipeline.options import Options, Task, resolve
+from secateur.planning.budget import CostBudget, parse_budget
 
 SHAPES = ("50% qk", "25% qk", "50% vo", "50% hidden")
 COSTS = ("80% macs", "70% macs", "60% macs", "50% macs")
@@ -44,11 +51,10 @@ OTHERS = tuple(
 )
 PEERS = tuple(
     Method(
-        name=f"torch-pruning {'embed' if embed else 'inner'} {'global' if everywhere else 'local'}",
+        name=f"torch-pruning inner {'global' if everywhere else 'local'}",
         preset=None,
-        changes={"embed": embed, "everywhere": everywhere},
+        changes={"embed": False, "everywhere": everywhere},
     )
-    for embed in (False, True)
     for everywhere in (False, True)
 )
 
@@ -73,7 +79,7 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[Method, str]]:
     """Methods and budgets asked for, ours first."""
     only = None if args.only is None else {name.strip() for name in args.only.split(",")}
     budgets = None if args.budgets is None else {b.strip() for b in args.budgets.split(";")}
-    for wanted, methods in ((SHAPES, FLOORS), (COSTS, (*OURS, *OTHERS, *PEERS))):
+    for wanted, methods in ((COSTS, (*OURS, *OTHERS, *PEERS)), (SHAPES, FLOORS)):
         for method in methods:
             for budget in wanted:
                 named = only is None or {method.name, method.name.split()[0]} & only
@@ -83,25 +89,31 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[Method, str]]:
 
 def run(bench: Bench, store: Store, method: Method, budget: str) -> None:
     """Measure a cell; where the method's own groups cannot get there, others beside it."""
-    if method.preset is not None and method.preset not in preset_names():
-        print(f"{method.name} at {budget}: skipped, there is no such preset yet")
-        return
-    about: Row = {"method": method.name, "preset": method.preset, "budget": budget}
-    maker = _peer if method.preset is None else _ours
-    row = store.run(
-        (method.name, budget), lambda: bench.measure(maker(bench, method, budget)), **about
-    )
+    row = _cell(bench, store, method, budget)
     if row["status"] == "unreachable" and method.preset is not None:
-        wider = Method(
+        wider = replace(
+            method,
             name=f"{method.name} (qk, vo, hidden)",
-            preset=method.preset,
             changes={**method.changes, "groups": INNER},
         )
-        about["method"] = wider.name
-        store.run((wider.name, budget), lambda: bench.measure(_ours(bench, wider, budget)), **about)
+        _cell(bench, store, wider, budget)
 
 
-def _ours(bench: Bench, method: Method, budget: str) -> Callable[[], nn.Module]:
+def _cell(bench: Bench, store: Store, method: Method, budget: str) -> Row:
+    about: Row = {"method": method.name, "preset": method.preset, "budget": budget}
+
+    def make() -> Row:
+        if method.preset is None:
+            return bench.measure(_peer(bench, method, budget))
+        if budget in SHAPES:
+            return bench.measure(_alone(bench, method, budget))
+        started = _started(bench, method, budget)
+        return bench.measure(lambda: started.cut(budget), begun=started.seconds)
+
+    return store.run((method.name, budget), make, **about)
+
+
+def _alone(bench: Bench, method: Method, budget: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         result = secateur.prune(
             bench.model,
@@ -114,6 +126,50 @@ def _ours(bench: Bench, method: Method, budget: str) -> Callable[[], nn.Module]:
         return result.model
 
     return make
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A method after its look at the images, which serves all budgets, and how long that took."""
+
+    anatomy: Anatomy
+    task: Task
+    engine: Engine
+    seconds: float
+
+    def cut(self, budget: str) -> nn.Module:
+        """The model within a budget in MACs."""
+        parsed = parse_budget(budget)
+        assert isinstance(parsed, CostBudget)
+        return self.engine.cut(
+            self.engine.plan_for(counted_target(self.anatomy, self.task, parsed))
+        )
+
+
+_kept: dict[str, Started] = {}
+
+
+def _started(bench: Bench, method: Method, budget: str) -> Started:
+    """The method's engine; `budget` is only checked here. The last one is kept."""
+    family = family_of(bench.model)
+    anatomy = family.read(bench.model)
+    options = Options(
+        budget=budget,
+        preset=str(method.preset),
+        seed=bench.seed,
+        **method.changes,  # type: ignore[arg-type]
+    )
+    task = resolve(options, anatomy)
+    check_reachable(anatomy, task)
+    if method.name not in _kept:
+        begin = time.perf_counter()
+        batches = as_batches(bench.calibration)
+        engine = start(bench.model, family, anatomy, task, batches, {}, None)
+        _kept.clear()
+        _kept[method.name] = Started(
+            anatomy=anatomy, task=task, engine=engine, seconds=time.perf_counter() - begin
+        )
+    return _kept[method.name]
 
 
 def _peer(bench: Bench, method: Method, budget: str) -> Callable[[], nn.Module]:
