@@ -55,7 +55,7 @@ def prepare(
     """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
     _require_images(anatomy, task, batches)
     weights = token_weights(model, anatomy, batches, task.options.seed)
-    plain = _plain_menus(anatomy, task)
+    plain = plain_menus(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         return Prepared(token_weights=weights, menus=plain, probes=[])
 
@@ -113,24 +113,36 @@ def cut_spectral_(
 def token_weights(
     model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
 ) -> dict[str, Tensor]:
-    """How much the output depends on each token of each branch: (N,), mean 1.
+    """How much each token of each branch counts in moments: (N,), mean 1."""
+    found = sensitivities(model, anatomy, batches, seed)
+    return {branch_id: softened(square_N, SOFTEN) for branch_id, square_N in found.items()}
 
-    The root of the mean squared gradient at the token's position; positions after the prefix
-    tokens share their mean, since single patches differ by chance.
+
+def sensitivities(
+    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
+) -> dict[str, Tensor]:
+    """Mean squared gradient of the loss at each token of each branch (N,), by one backward pass.
+
+    Labels are drawn from the model's own distribution. Positions after the prefix tokens share
+    their mean, since single patches differ by chance.
     """
     some = _first(batches, SENSE_IMAGES)
     evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
-    weights = {}
+    squares = {}
     for branch in anatomy.branches:
         square_N = evidence.of("sensitivity", branch.id)["token_square"].clone()
         square_N[anatomy.prefix_tokens :] = square_N[anatomy.prefix_tokens :].mean()
-        mean = square_N.mean()
-        if float(mean) <= 0:
-            weights[branch.id] = torch.ones_like(square_N)
-            continue
-        soft_N = (square_N / mean).pow(SOFTEN).clamp(min=LEAST_WEIGHT)
-        weights[branch.id] = soft_N / soft_N.mean()
-    return weights
+        squares[branch.id] = square_N
+    return squares
+
+
+def softened(square_N: Tensor, power: float) -> Tensor:
+    """Weights from squared gradients: a power of them, none below the least, mean 1."""
+    mean = square_N.mean()
+    if float(mean) <= 0:
+        return torch.ones_like(square_N)
+    soft_N = (square_N / mean).pow(power).clamp(min=LEAST_WEIGHT)
+    return soft_N / soft_N.mean()
 
 
 def _probe(
@@ -174,7 +186,7 @@ def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bo
     return least <= cost_limit(anatomy, task.budget)
 
 
-def _plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
+def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
     """Menus without losses, for budgets that fix every size."""
     menus = []
     for branch in anatomy.branches:
