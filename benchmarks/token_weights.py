@@ -1,0 +1,134 @@
+"""Does it pay to weigh tokens by how much the output depends on them, and how strongly?
+
+`python benchmarks/token_weights.py` measures what is missing and writes the page;
+with `--report` it only writes the page from what was measured.
+
+Everything here, the choice included, is measured on calibration images: the first `--images` of
+them are cut with, others tell the damage. No validation image is looked at.
+"""
+
+import argparse
+import copy
+from dataclasses import replace
+from functools import cached_property, partial
+
+import torch
+from _common import Bench, Row, Store, command, parser, table, versions, write_page
+from torch import Tensor
+
+from secateur.anatomy.family import family_of
+from secateur.data.batches import as_batches
+from secateur.healing.losses import divergence
+from secateur.pipeline import spectral
+from secateur.pipeline.decide import decide
+from secateur.pipeline.options import Options, resolve
+from secateur.planning.types import shapes_of
+from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
+
+BUDGETS = ("50% hidden", "25% qk", "50% vo")
+POWERS = {
+    0.0: "all tokens alike",
+    0.25: "fourth root",
+    0.5: "root (used)",
+    1.0: "in full",
+}
+JUDGED = 256
+"""Calibration images that only judge."""
+
+
+class Split(Bench):
+    """The calibration images in two parts: to cut with and to judge by."""
+
+    @cached_property
+    def parts(self) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        pairs = self._decoded(self.calibration_path, self.images + JUDGED)
+        images = torch.cat([images for images, _ in pairs])
+        labels = torch.cat([labels for _, labels in pairs])
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+        cut, judge = order[: self.images], order[self.images :]
+        fit = list(zip(images[cut].split(32), labels[cut].split(32), strict=True))
+        return fit, list(images[judge].split(32))
+
+    @cached_property
+    def dense_judged(self) -> Tensor:
+        model = self.model
+        with torch.inference_mode():
+            return torch.cat([model(images) for images in self.parts[1]])
+
+    @cached_property
+    def sensitivities(self) -> dict[str, Tensor]:
+        """Mean squared gradient by token, relative to its mean."""
+        anatomy = family_of(self.model).read(self.model)
+        return spectral.sensitivities(self.model, anatomy, as_batches(self.parts[0]), self.seed)
+
+
+def main() -> None:
+    args = parser("Token weights of the spectral preset.").parse_args()
+    store, bench = Store("token_weights", args), Split(args)
+    if not args.report:
+        for budget in BUDGETS:
+            for power in POWERS:
+                store.run((budget, str(power)), partial(cell, bench, budget, power))
+    write_report(store, args)
+
+
+def cell(bench: Split, budget: str, power: float) -> Row:
+    """Cut with one power of the weights; the divergence of the outputs on the judging images."""
+    model = bench.model
+    family = family_of(model)
+    anatomy = family.read(model)
+    task = resolve(Options(budget=budget), anatomy)
+    shapes = shapes_of(anatomy, decide(anatomy, spectral.plain_menus(anatomy, task), task))
+    weights = {
+        name: spectral.softened(square_N, power) for name, square_N in bench.sensitivities.items()
+    }
+    settings = replace(SequentialSettings(), token_weights=weights)
+    smaller = copy.deepcopy(model)
+    fit, judges = bench.parts
+    cut_front_to_back_(smaller, model, shapes, as_batches(fit), settings)
+    with torch.inference_mode():
+        outputs_NC = torch.cat([smaller(images) for images in judges])
+    dense_NC = bench.dense_judged
+    each = torch.stack(
+        [divergence(a[None], b[None]) for a, b in zip(outputs_NC, dense_NC, strict=True)]
+    )
+    same = (outputs_NC.argmax(1) == dense_NC.argmax(1)).float().mean()
+    return {
+        "kl": float(each.mean()),
+        "kl_stderr": float(each.std() / len(each) ** 0.5),
+        "agreement": 100 * float(same),
+        "judged": len(each),
+        **{key: getattr(bench, key) for key in ("images", "seed", "threads")},
+    }
+
+
+def write_report(store: Store, args: argparse.Namespace) -> None:
+    """Write docs/results/token_weights.md from what there is."""
+
+    def show(budget: str, power: float) -> str:
+        row = store.get(budget, str(power))
+        if row is None or row["status"] != "ok":
+            return "not run"
+        return f"{row['kl']:.3f} ± {row['kl_stderr']:.3f} ({row['agreement']:.1f} %)"
+
+    lines = [
+        (f"{title}: power {power:g}", *(show(budget, power) for budget in BUDGETS))
+        for power, title in POWERS.items()
+    ]
+    parts = [
+        "# Does it pay to weigh tokens?",
+        "The spectral preset weighs each token by a power of the mean squared gradient of the "
+        "loss there (docs/methods/spectral.md, section 4). KL(dense ‖ pruned) in nats ± standard "
+        "error and, in brackets, agreement with the dense predictions; ViT-Tiny, "
+        f"{args.images} calibration images to cut with, {JUDGED} other calibration images to "
+        "judge by, one group at a time at the same share in every layer.",
+        table(("weights", *BUDGETS), lines),
+        "## Reproduce",
+        f"```\n{command('token_weights', args)}\n```",
+        f"{versions()}. Seed {args.seed}.",
+    ]
+    write_page("token_weights", "\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
