@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.anatomy.stream import StreamWeights
 from secateur.anatomy.types import GroupName
 from secateur.anatomy.weights import BranchWeights
 from secateur.errors import UserError
@@ -17,7 +18,8 @@ from secateur.registry import Registry
 class Question:
     """What a criterion is asked: the worth of the units of one group of one branch.
 
-    `weights` is None for the group `block`. `seed` differs from branch to branch.
+    `weights` is None for the groups `block` and `width`; for `width`, `stream` has all that
+    writes and reads the channels. `seed` differs from branch to branch.
     """
 
     group: GroupName
@@ -26,6 +28,7 @@ class Question:
     sums: Mapping[str, Sums]
     images: int
     seed: int
+    stream: StreamWeights | None = None
 
 
 Answer = Callable[[Question], Tensor]
@@ -51,7 +54,8 @@ def criterion(
     """Register a function as a criterion for the groups in `needs`.
 
     The function returns one number per unit, higher for units worth keeping: (F,) for `hidden`,
-    (H, K) for `qk`, (H, V) for `vo`, (H,) for `heads`, () for `branch` and `block`.
+    (H, K) for `qk`, (H, V) for `vo`, (H,) for `heads`, (D,) for `width`, () for `branch` and
+    `block`.
     """
 
     def file(answer: Answer) -> Answer:
