@@ -7,6 +7,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
+from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.measuring.runtimes import require
@@ -146,6 +147,11 @@ def _check_groups(
     for group in groups:
         if group in anatomy.refusals:
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
+        which = criteria.get(preset.criterion_for(group))
+        if which.check is not None and preset.engine == "criteria":
+            settings = preset.settings_for(group)
+            assert settings is not None
+            which.check(settings, anatomy, group)
         if group == "width":
             _check_width(preset, anatomy, budget)
         if group in ("branch", "block", "width"):

@@ -30,7 +30,8 @@ def criteria_needs(task: Task) -> set[str]:
     """The kinds of evidence that the task's criteria ask for; UserError if one cannot score."""
     needs: set[str] = set()
     for group in task.groups:
-        needs.update(needs_of(criteria.get(task.preset.criterion_for(group)), group))
+        which = criteria.get(task.preset.criterion_for(group))
+        needs.update(needs_of(which, group, task.preset.settings_for(group)))
     return needs
 
 
@@ -49,6 +50,7 @@ def weigh(
                 sums=evidence.about(branch.id),
                 images=evidence.images,
                 seed=task.options.seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
+                settings=task.preset.settings_for(group),
             )
             value = score(criteria.get(task.preset.criterion_for(group)), question)
             scores[branch.id, group] = value
@@ -85,6 +87,7 @@ def _stream_scores(
             images=evidence.images,
             seed=task.options.seed * 100_003 + 70_001 + number,
             stream=stream_weights(model, family, anatomy, stream),
+            settings=task.preset.settings_for("width"),
         )
         scores[stream.id, "width"] = score(chosen, question)
     return scores
@@ -105,6 +108,7 @@ def _block_menus(
             sums=evidence.about(block.id),
             images=evidence.images,
             seed=task.options.seed * 100_003 + 50_021 + block.index,
+            settings=task.preset.settings_for("block"),
         )
         value = score(chosen, question)
         scores[block.id, "block"] = value
