@@ -13,6 +13,7 @@ from secateur.data.digits import load_digits_split
 from secateur.errors import UserError
 from secateur.healing.verbs import FineTuneSettings, HealSettings
 from secateur.pipeline.train import open_to_train
+from secateur.pipeline.trained import Trained
 from tests.healing.learners import same
 
 QUICK = FineTuneSettings.model_validate(
@@ -97,6 +98,41 @@ def test_a_named_model_gets_a_head_for_the_images_classes(folder: Path, tmp_path
         img_size=48,
     )
     assert torch.equal(kept.head.weight, own.head.weight)
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_stopped_run_goes_on_though_its_head_began_at_random(
+    from_scratch: bool, folder: Path, tmp_path: Path
+) -> None:
+    import timm
+
+    start = timm.create_model("vit_tiny_patch16_224", num_classes=9, img_size=32)
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    checkpoint = None if from_scratch else tmp_path / "start.safetensors"
+    settings = QUICK.model_copy(update={"steps": 4, "checkpoint_seconds": 0.0, "held_out": 0.0})
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if done == 3 * 16:
+            raise KeyboardInterrupt
+
+    def run(folder_: Path | None, progress: object = None, seed: int = 0) -> Trained:
+        torch.rand(2)
+        model, images = open_to_train(
+            "timm:vit_tiny_patch16_224",
+            folder,
+            checkpoint=checkpoint,
+            from_scratch=from_scratch,
+            img_size=32,
+            seed=seed,
+        )
+        return secateur.train(model, images, settings=settings, folder=folder_, progress=progress)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", kill)
+    found = run(tmp_path / "run")
+    assert found.report.resumed_at == 2
+    assert same(found.model, run(None).model)
+    assert not same(found.model, run(None, seed=1).model)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def open_to_train(
         num_classes=_classes(source, shape, num_classes or opened.label_count),
         img_size=img_size,
         pretrained=not from_scratch,
+        seed=seed,
     )
     give_preprocessing_(model, wanted)
     return model, opened
