@@ -189,12 +189,20 @@ class Run:
         if not self.finished:
             self.refuse_not_finite()
             if not was_judged or self.settings.keep == "last":
-                chosen = self.model if self.average is None else self.average.module
+                chosen = self._last()
                 self.best, self.best_step = checkpoint.copy_of(chosen), self.step
                 self.best_averaged = chosen is not self.model
             self.finished = True
             self.write_()
         self.model.load_state_dict(self.best)
+
+    def _last(self) -> nn.Module:
+        """The weights in the end, or their running average where it was not judged worse."""
+        if self.average is None:
+            return self.model
+        values = {s.averaged: s.value for s in self.scores if s.step == self.step}
+        worse = len(values) == 2 and values[True] > values[False]
+        return self.model if worse else self.average.module
 
     def keep_(self) -> None:
         """Write a checkpoint if it is time."""
