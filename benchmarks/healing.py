@@ -43,7 +43,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "learning rate 3e-4": {"optimizer.learning_rate": 3e-4},
     "no layer-wise phase": {"distil.layerwise": 0.0},
 }
-FEWER_LOOKS = {"held_out": 0.1, "checks": 4}
+FEWER_LOOKS = {"held_out": 0.1, "checks": 4, "checkpoint_seconds": 30}
 
 
 def main() -> None:
