@@ -162,3 +162,21 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, tmp_path:
 def test_images_without_labels_are_refused() -> None:
     with pytest.raises(UserError, match="no labels to learn from"):
         secateur.train(spoilt(), torch.zeros(9, 1, 8, 8), settings=QUICK)
+
+
+def test_vit_tiny_at_a_reduced_resolution(shared_dir: Path) -> None:
+    model, images = open_to_train(
+        "timm:vit_tiny_patch16_224",
+        shared_dir / "data" / "cifar10" / "train.parquet",
+        checkpoint=shared_dir / "models" / "vit_tiny_patch16_224.safetensors",
+        img_size=96,
+        limit=40,
+        mean=0.5,
+        std=0.5,
+    )
+    assert sum(p.numel() for p in model.parameters()) > 5_000_000
+    assert (model.head.out_features, model.pos_embed.shape[1]) == (10, 37)
+    assert images.labels.count(3) == 4 and images[0][0].shape == (3, 96, 96)
+    short = QUICK.model_copy(update={"steps": 8, "held_out": 0.0, "log_every": 2})
+    report = secateur.train(model, images, settings=short).report
+    assert report.history[-1]["loss"] < report.history[0]["loss"]

@@ -234,6 +234,8 @@ def _training(model: nn.Module, machine: Machine) -> Iterator[None]:
         machine.close()
         raise
     finally:
+        # WHY: a compiled forward would follow the model into copies and other devices.
+        model.__dict__.pop("_compiled_call_impl", None)
         model.to(device).eval().zero_grad(set_to_none=True)
 
 
