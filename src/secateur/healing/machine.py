@@ -56,6 +56,14 @@ def require_accelerate() -> None:
         ) from error
 
 
+def training_device() -> torch.device:
+    """Where this process trains."""
+    from accelerate import PartialState
+
+    device: torch.device = PartialState().device
+    return device
+
+
 def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
     """Set up accelerate for these settings; trackers write to `folder`/logs, none without one.
 
