@@ -1,0 +1,113 @@
+"""One file from which a run goes on as if it had never stopped: safetensors with JSON inside."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secateur.errors import UserError
+
+FILE = "checkpoint.safetensors"
+FORMAT = 1
+
+
+def write(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a tree of numbers, strings, tensors and containers, whole or not at all.
+
+    UserError when that cannot be done, such as on a full disk; an older checkpoint stays.
+    """
+    path, unfinished = folder / FILE, folder / f".{FILE}.unfinished"
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps({"format": FORMAT, "state": pack(dict(state), "", tensors)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished, metadata={"secateur": text})
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        kept = "the one before it is whole" if path.is_file() else "there is none before it"
+        raise UserError(
+            f"cannot write the checkpoint {path}: {_reason(error)}; {kept}; free some space and "
+            "give the same command again."
+        ) from error
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What `write` wrote, on the CPU; None where there is no checkpoint.
+
+    UserError for a file that is damaged or was not written by `write`.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("secateur", "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}")
+        state: dict[str, Any] = unpack(found["state"], tensors)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no checkpoint that this secateur can read ({error}); remove it to start "
+            "afresh."
+        ) from error
+    return state
+
+
+def pack(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A tree as JSON; its tensors go to `tensors` by their place in the tree."""
+    if isinstance(value, Tensor):
+        # WHY a copy: tensors that share memory are not written by safetensors.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        items = value.items()
+        return {"map": [[key, pack(item, f"{name}/{key}", tensors)] for key, item in items]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be kept in a checkpoint ({name})")
+
+
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `pack` was given."""
+    if not isinstance(value, dict):
+        return value
+    (kind, inner), *rest = value.items()
+    if rest or kind not in ("tensor", "map", "list", "tuple"):
+        raise ValueError("damaged")
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "map":
+        return {key: unpack(item, tensors) for key, item in inner}
+    items = [unpack(item, tensors) for item in inner]
+    return items if kind == "list" else tuple(items)
+
+
+def copy_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights of a model, apart from it."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _reason(error: Exception) -> str:
+    """Why the system refused, in words; safetensors tells the number in its text only."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number == errno.ENOSPC:
+        return "the disk is full"
+    return str(error).rstrip(".") if number is None else os.strerror(number).lower()

@@ -1,0 +1,110 @@
+"""accelerate, set up once per run: devices, processes, precision and trackers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.errors import UserError
+from secateur.healing.settings import TrainSettings
+
+PROJECT = "secateur"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where a run takes place; `accelerator` is accelerate's."""
+
+    accelerator: Any
+    processes: int
+    process: int
+    trackers: list[Any] = field(default_factory=list)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and tells people."""
+        return bool(self.accelerator.is_main_process)
+
+    def require_same_step(self, step: int) -> None:
+        """UserError where processes found different checkpoints."""
+        if self.processes == 1:
+            return
+        from accelerate.utils import gather
+
+        found = gather(torch.tensor([step], device=self.accelerator.device)).tolist()
+        if len(set(found)) > 1:
+            raise UserError(
+                f"the processes found checkpoints of different steps ({sorted(set(found))}); the "
+                "output directory must be on a file system that all machines share."
+            )
+
+    def close(self) -> None:
+        """Finish the trackers. Process groups stay for the next run of this program."""
+        for tracker in self.trackers:
+            tracker.finish()
+        self.trackers.clear()
+
+
+def require_accelerate() -> None:
+    """UserError where the training extra is not installed."""
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "training needs accelerate, which is missing: pip install 'secateur[train]'."
+        ) from error
+
+
+def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
+    """Set up accelerate for these settings; trackers write to `folder`/logs, none without one.
+
+    UserError when a tracker is wanted whose library is missing (TensorBoard, the default, is left
+    out silently then).
+    """
+    require_accelerate()
+    from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    # WHY: accelerate keeps the precision of the first run of a process for all later ones.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    wanted = _trackers(settings) if folder is not None else []
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulate,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        # WHY: layer-wise learning leaves the head without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=wanted or None,
+        project_dir=None if folder is None else str(folder),
+    )
+    if wanted:
+        accelerator.init_trackers(f"{PROJECT}_logs", config=_flat(settings.model_dump()))
+    return Machine(
+        accelerator=accelerator,
+        processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        trackers=list(accelerator.trackers),
+    )
+
+
+def _trackers(settings: TrainSettings) -> list[str]:
+    from accelerate.tracking import get_available_trackers
+
+    available = {str(name) for name in get_available_trackers()}
+    for name in settings.trackers:
+        if name not in available and name != "tensorboard":
+            raise UserError(f"the tracker {name} needs its library: pip install {name}.")
+    return [name for name in settings.trackers if name in available]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Scalars by dotted name, which is all that trackers take."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            found[prefix + key] = value if plain else str(value)
+    return found
