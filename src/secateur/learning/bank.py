@@ -39,6 +39,7 @@ class GateBank(nn.Module):
         )
         self._sites = acts_by_site(self.gates)
         self._frozen: dict[str, Tensor] | None = None
+        self._known: tuple[int, dict[str, Tensor]] | None = None
         self._values: dict[tuple[str, Site], Tensor] = {}
 
     def scores(self, number: int) -> dict[str, Tensor]:
@@ -59,8 +60,13 @@ class GateBank(nn.Module):
         """The hard masks (R, U) of the moment, by gate, on the CPU."""
         if self._frozen is not None:
             return self._frozen
-        margins = self.margins()
-        return {gate.name: kept_now(gate, margins[gate.name]) for gate in self.gates}
+        # WHY: asked for several times per step, while scores change once.
+        version = sum(score._version for score in self.parameters())
+        if self._known is None or self._known[0] != version:
+            margins = self.margins()
+            now = {gate.name: kept_now(gate, margins[gate.name]) for gate in self.gates}
+            self._known = (version, now)
+        return self._known[1]
 
     def masks(self) -> dict[str, dict[Site, Tensor]]:
         """The hard masks by branch and site."""
@@ -74,6 +80,7 @@ class GateBank(nn.Module):
         """Keep the scores in the range of their form; call it after each step."""
         for number in range(len(self.gates)):
             self.form.clamp_(self.scores(number))
+        self._known = None
 
     def prices(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the cost sees of each unit (R, U), by gate, with gradients to the scores."""
@@ -84,8 +91,34 @@ class GateBank(nn.Module):
             found[gate.name] = self.form.price(scores, live_RU)
         return found
 
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Act on a model, whole or taken apart, for the length of a `with` block."""
+        family = family_of(model)
+        handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(lambda _module, _args: self.renew())
+        ]
+        try:
+            for branch in family.read(model).branches:
+                taps = family.taps(model, branch)
+                for site in self._acted(branch.id):
+                    handles.append(
+                        attach(model, taps[site], self._multiply(model, branch.id, site))
+                    )
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.renew()
+
+    def renew(self) -> None:
+        """Work out anew what sites are multiplied by; call it between passes of a model in parts.
+
+        A whole model does so by itself at each pass.
+        """
+        self._values = {}
+
     def _open(self, hard: bool) -> None:
-        """Work out what every site is multiplied by, for the next pass through the model."""
         kept = self.kept()
         values: dict[str, Tensor] = {}
         for number, gate in enumerate(self.gates):
@@ -93,27 +126,6 @@ class GateBank(nn.Module):
             live_RU = kept[gate.name].to(next(iter(scores.values())))
             values[gate.name] = live_RU if hard else self.form.gate(scores, live_RU)
         self._values = {key: product(values, acts) for key, acts in self._sites.items()}
-
-    @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Act on a model for the length of a `with` block; masks are worked out at each pass."""
-        family = family_of(model)
-        handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(lambda module, _args: self._before_pass(module))
-        ]
-        try:
-            for branch in family.read(model).branches:
-                taps = family.taps(model, branch)
-                for site in self._acted(branch.id):
-                    handles.append(attach(model, taps[site], self._multiply(branch.id, site)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._values = {}
-
-    def _before_pass(self, model: nn.Module) -> None:
-        self._open(hard=self._frozen is not None or not model.training)
 
     def _acted(self, branch: str) -> list[Site]:
         """The sites of a branch to multiply: a mask that query and key share acts on one."""
@@ -126,5 +138,10 @@ class GateBank(nn.Module):
         first, second = (self._sites[branch, site] for site in ("query", "key"))
         return [name for name, _ in first] == [name for name, _ in second]
 
-    def _multiply(self, branch: str, site: Site) -> Callable[[Tensor], Tensor]:
-        return lambda x: x * self._values[branch, site].to(x.dtype)
+    def _multiply(self, model: nn.Module, branch: str, site: Site) -> Callable[[Tensor], Tensor]:
+        def multiply(x: Tensor) -> Tensor:
+            if not self._values:
+                self._open(hard=self._frozen is not None or not model.training)
+            return x * self._values[branch, site].to(x.dtype)
+
+        return multiply
