@@ -18,11 +18,13 @@ from secateur.errors import UserError
 if TYPE_CHECKING:
     from secateur.measuring.latency import bench
     from secateur.pipeline.demo import demo
+    from secateur.pipeline.heal import heal
     from secateur.pipeline.inspect import inspect
     from secateur.pipeline.measure import evaluate
     from secateur.pipeline.opening import load
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
+    from secateur.pipeline.train import train
 
     __version__: str
 
@@ -31,9 +33,11 @@ _HOMES = {
     "bench": "secateur.measuring.latency",
     "demo": "secateur.pipeline.demo",
     "evaluate": "secateur.pipeline.measure",
+    "heal": "secateur.pipeline.heal",
     "inspect": "secateur.pipeline.inspect",
     "load": "secateur.pipeline.opening",
     "prune": "secateur.pipeline.prune",
+    "train": "secateur.pipeline.train",
 }
 
 __all__ = [
@@ -43,9 +47,11 @@ __all__ = [
     "bench",
     "demo",
     "evaluate",
+    "heal",
     "inspect",
     "load",
     "prune",
+    "train",
 ]
 
 

@@ -7,8 +7,10 @@ from secateur.cli.common import Version
 from secateur.cli.demo import demo
 from secateur.cli.evaluate import evaluate
 from secateur.cli.export import export
+from secateur.cli.heal import heal
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import prune
+from secateur.cli.train import train
 
 app = typer.Typer(
     name="secateur",
@@ -27,7 +29,7 @@ def _app(version: Version = False) -> None:
     """
 
 
-for _verb in (inspect, prune, evaluate, bench, export, demo):
+for _verb in (inspect, prune, heal, train, evaluate, bench, export, demo):
     app.command()(_verb)
 
 

@@ -3,9 +3,9 @@
 Legend: B batch, C classes, H height, W width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +35,11 @@ class Lesson:
     targets_BC: Tensor | None = None
 
 
-class Objective(Protocol):
-    """From a model and a batch to the terms of the loss. Called under autograd and autocast.
+Objective = Callable[[nn.Module, Lesson, Moment], Terms]
+"""From a model and a batch to the terms of the loss, called under autograd and autocast.
 
-    The model is the bare student: it may be called whole or taken apart.
-    """
-
-    def __call__(self, model: nn.Module, lesson: Lesson, moment: Moment) -> Terms:
-        """The terms of the loss for this batch."""
-        ...
+The model is the bare student: it may be called whole or taken apart.
+"""
 
 
 class Hook:

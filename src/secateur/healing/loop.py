@@ -67,6 +67,7 @@ def fit_(
     classes: int = 0,
     labelled: bool = False,
     folder: Path | None = None,
+    restart: bool = False,
     hooks: Sequence[Hook] = (),
     judge: Judge | None = None,
     about: Mapping[str, object] | None = None,
@@ -78,8 +79,9 @@ def fit_(
     Parameters that require no gradient stay as they are. Lessons carry labels if `labelled`, for
     a head of `classes`. With a `folder` there are checkpoints and logs in it; a run found there
     goes on, one that was finished gives its weights at once, and one whose settings, images,
-    starting weights or `about` differ is refused. With a `judge`, the weights that come out are
-    the best judged ones. If training fails or is interrupted the model has its old weights.
+    starting weights or `about` differ is refused, unless `restart` begins anew. With a `judge`,
+    the weights that come out are the best judged ones. If training fails or is interrupted the
+    model has its old weights.
 
     Raises UserError, besides, for a batch that processes cannot share, weights in half precision,
     and a loss or gradient that is not finite: it names the step, and the last checkpoint stays.
@@ -89,7 +91,7 @@ def fit_(
     machine = machine_for(settings, folder)
     _check_parts(settings, machine.processes)
     known = identity_of(model, images, len(items), settings, about or {})
-    state = None if folder is None else checkpoint.read(folder)
+    state = None if folder is None or restart else checkpoint.read(folder)
     if state is not None and folder is not None:
         refuse_other_run(state["identity"], known, folder)
     with _training(model, machine):

@@ -72,6 +72,19 @@ def branch_loss(student: Walk, images_BCHW: Tensor, teacher: Seen) -> Tensor:
     return total
 
 
+def stream_loss(student: Seen, teacher: Seen, prefix_tokens: int) -> Tensor:
+    """Mean over the student's branches of the relative error of the stream after each, end to end.
+
+    Unlike in `branch_loss`, gradients pass through the whole model (FitNets, arXiv 1412.6550).
+    """
+    losses = [
+        token_error(stream_BND, teacher.after[branch_id], prefix_tokens)
+        for branch_id, stream_BND in student.after.items()
+    ]
+    total: Tensor = sum(losses, start=student.stream_BND.new_zeros(())) / max(1, len(losses))
+    return total
+
+
 def output_loss(
     student: Seen, teacher: Seen, prefix_tokens: int, temperature: float, token_weight: float
 ) -> Tensor:

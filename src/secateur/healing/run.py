@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from secateur.healing.budget import PolishBudget
 from secateur.healing.judging import Scores
 from secateur.healing.lesson import Classroom, Hook, Terms
 from secateur.healing.machine import Machine
+from secateur.healing.recipe import optimizer_for, schedule_for
 from secateur.healing.settings import TrainSettings
 
 TICKS = 1000
@@ -255,43 +254,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-
-
-def optimizer_for(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """timm's optimizer of that name for the parameters that require a gradient."""
-    given = settings.optimizer
-    try:
-        return create_optimizer_v2(
-            model,
-            given.name,
-            given.learning_rate,
-            given.weight_decay,
-            layer_decay=given.layer_decay,
-        )
-    except (AssertionError, AttributeError, ValueError, ImportError) as error:
-        raise UserError(
-            f"timm has no optimizer '{given.name}' for this model ({error}); adamw always works."
-        ) from error
-
-
-def schedule_for(
-    optimizer: torch.optim.Optimizer, settings: TrainSettings, ticks: int
-) -> Scheduler:
-    """timm's schedule of that name over the whole budget, counted in ticks."""
-    rate, given = settings.optimizer.learning_rate, settings.schedule
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=given.name,
-        num_epochs=ticks,
-        warmup_epochs=round(given.warmup * ticks),
-        # WHY not 0: the first of few steps would be lost.
-        warmup_lr=0.1 * rate,
-        min_lr=given.least * rate,
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
-    found: Scheduler = schedule
-    return found
 
 
 def _hook_state(hook: Hook) -> dict[str, Any]:

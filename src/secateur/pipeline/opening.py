@@ -62,7 +62,7 @@ def load(
         images = Preprocessing.of(model).override(
             mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation
         )
-        _give_preprocessing_(model, images)
+        give_preprocessing_(model, images)
     return model
 
 
@@ -144,7 +144,7 @@ def refuse_missing(source: str | Path) -> None:
         )
 
 
-def _give_preprocessing_(model: nn.Module, images: Preprocessing) -> None:
+def give_preprocessing_(model: nn.Module, images: Preprocessing) -> None:
     """Put it where `Preprocessing.of`, timm and a later save look for it."""
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in images.to_json().items()}
     config = {**(getattr(model, "pretrained_cfg", None) or {}), **own}

@@ -1,0 +1,99 @@
+"""`secateur train`: fine-tune a dense model on labelled images."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.options import (
+    DATA_HELP,
+    IMAGES,
+    MODEL,
+    HostOptions,
+    MachineOptions,
+    Model,
+    numbers,
+    use_threads,
+)
+from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
+
+
+@verb
+def train(
+    model: Model,
+    data: Annotated[str, typer.Option(help=f"Labelled images to learn. {DATA_HELP}")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the trained model.")],
+    options: TrainingOptions,
+    host: HostOptions,
+    machine: MachineOptions,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=MODEL),
+    ] = False,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images on which accuracy is measured afterwards.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Images to learn; 0 for all.", rich_help_panel=IMAGES)
+    ] = 0,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that cannot be decoded, and name them.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False,
+) -> Answer:
+    """Fine-tune a model on labelled images, and save it in secateur's form.
+
+    Of a model of timm, the head begins afresh for other classes and position tables are resampled
+    to another --img-size. A run that was stopped goes on when the same command is given again.
+    """
+    from secateur.healing.settings import read_settings
+    from secateur.healing.verbs import FineTuneSettings
+    from secateur.pipeline.opening import refuse_missing
+    from secateur.pipeline.train import open_to_train
+    from secateur.pipeline.train import train as run
+    from secateur.pipeline.trained import training_folder
+    from secateur.storage.save import check_out
+
+    check_out(out)
+    settings = read_settings(FineTuneSettings, options.config, options.changes())
+    for source in (data, eval_data):
+        if source is not None:
+            refuse_missing(source)
+    use_threads(machine)
+    given = asdict(host)
+    mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
+    with one_voice():
+        opened, images = open_to_train(
+            model,
+            data,
+            from_scratch=from_scratch,
+            limit=limit or None,
+            seed=settings.seed,
+            skip_unreadable=skip_unreadable,
+            mean=mean,
+            std=std,
+            **given,
+        )
+        with progress_bar() as progress:
+            result = run(
+                opened,
+                images,
+                settings=settings,
+                folder=training_folder(out),
+                restart=options.restart,
+                eval_images=eval_data,
+                progress=progress,
+                on_log=Speaker(),
+            )
+        return finish(result, out)

@@ -1,0 +1,203 @@
+"""What `heal` and `train` share on the command line: options of a run, progress, the answer."""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli.common import DONE, Answer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.pipeline.trained import Trained
+
+TRAINING = "Training"
+SPEAK_EVERY = 30.0
+"""Seconds between lines of a run that is not watched on a terminal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How long and how to train; what is given replaces what a settings file says."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings of the run in YAML.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps to train.", rich_help_panel=TRAINING, show_default=False),
+    ] = None
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the images; 10 without steps or time.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Time to train: '30s', '5min', '1.5h'.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images per step, over all processes.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="At its peak.", rich_help_panel=TRAINING, show_default=False),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of every random choice; 0 unless given.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that decode images.", rich_help_panel=TRAINING, show_default=False
+        ),
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(help="no or bf16.", rich_help_panel=TRAINING, show_default=False),
+    ] = None
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Begin anew where a run was stopped, instead of going on.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False
+
+    def changes(self) -> dict[str, Any]:
+        """As changes of settings."""
+        return {
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "time": self.time,
+            "batch_size": self.batch_size,
+            "optimizer.learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "workers": self.workers,
+            "precision": self.precision,
+        }
+
+
+def speak(row: Mapping[str, float]) -> None:
+    """A row of the log as one line on stderr."""
+    words = [f"step {row['step']:.0f}"]
+    for key, value in row.items():
+        if key == "images_per_second":
+            words.append(f"{value:.0f} images/s")
+        elif key == "seconds_left":
+            words.append(f"{_clock(value)} left")
+        elif key not in ("step", "share"):
+            words.append(f"{key.replace('_', ' ')} {value:.4g}")
+    typer.echo(", ".join(words), err=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+class Speaker:
+    """Says a row now and then where no progress bar is seen, and every look at held-out images."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic() - SPEAK_EVERY
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        """Called for each row of the log."""
+        if sys.stderr.isatty():
+            return
+        judged = any(key.startswith("held_out") for key in row)
+        if judged or time.monotonic() - self._last >= SPEAK_EVERY:
+            self._last = time.monotonic()
+            speak(row)
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of several processes, let only the first answer; end their group when all is done."""
+    from secateur.healing.machine import require_accelerate
+
+    require_accelerate()
+    from accelerate import PartialState
+
+    try:
+        yield
+        state = PartialState()
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            raise typer.Exit(DONE)
+    finally:
+        PartialState().destroy_process_group()
+
+
+def finish(result: "Trained", out: Path) -> Answer:
+    """Save in the first process, remove the checkpoint, and answer."""
+    from accelerate import PartialState
+
+    from secateur.healing.checkpoint import FILE
+    from secateur.pipeline.trained import training_folder
+
+    result.command = "secateur " + shlex.join(sys.argv[1:])
+    if PartialState().is_main_process:
+        result.save(out)
+        (training_folder(out) / FILE).unlink(missing_ok=True)
+    data = {"out": str(out), **result.record()}
+    return Answer(data=data, show=lambda console: _show(console, result, out))
+
+
+def _show(console: "Console", result: "Trained", out: Path) -> None:
+    from secateur.cli.tables import plain_table, top1
+    from secateur.pipeline.trained import training_folder
+
+    report, record = result.report, result.record()
+    dense, kept = record["params"]["dense"], record["params"]["pruned"]
+    table = plain_table(result.verb, "")
+    table.add_row("trained", f"{report.budget}: {report.steps} steps, {_clock(report.seconds)}")
+    table.add_row("images", f"{report.images}, {report.processes} processes")
+    table.add_row("parameters", f"{kept:,} of {dense:,}")
+    if report.scores:
+        first, best = report.scores[0], min(report.scores, key=lambda score: score.value)
+        name = next(iter(first.values)).replace("_", " ")
+        table.add_row(f"held-out {name}", f"{first.value:.4g} → {best.value:.4g}")
+        average = ", running average" if report.averaged else ""
+        table.add_row("weights of", f"step {report.best_step}{average}")
+    for key, word in (("dense", "reference"), ("before", "before"), ("pruned", "now")):
+        if key in result.accuracy:
+            table.add_row(f"top-1, {word}", top1(result.accuracy[key]))
+    console.print(table)
+    for note in result.notes:
+        console.print(note)
+    console.print(f"Saved to {out}; the log is in {training_folder(out) / 'secateur_logs'}.")
