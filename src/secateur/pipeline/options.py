@@ -72,7 +72,7 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     )
     check_protected(anatomy, limits)
     groups = _groups(options, preset, budget)
-    _check_groups(groups, anatomy, budget)
+    check_groups(groups, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
@@ -137,7 +137,7 @@ def _drop_group(drop: Drop) -> GroupName:
     return "block" if drop.kind == "block" else "branch"
 
 
-def _check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
+def check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
     """Refuse groups that no branch of the model can offer, with the reason."""
     if not groups:
         raise UserError(f"no group is left to prune; name some of {', '.join(ALL_GROUPS)}.")
