@@ -101,6 +101,14 @@ class MaskOptions:
             show_default=False,
         ),
     ] = None
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How masks are searched: {_files('ways')}.",
+            rich_help_panel=MASKS,
+            show_default="lagrangian",
+        ),
+    ] = None
     search_share: Annotated[
         float | None,
         typer.Option(
@@ -249,6 +257,7 @@ def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) 
 
     changes = {
         **options.changes(),
+        "search": masks.search,
         "search_share": masks.search_share,
         "warmup_share": masks.warmup_share,
     }

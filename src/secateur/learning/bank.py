@@ -39,6 +39,8 @@ class GateBank(nn.Module):
         )
         self._sites = acts_by_site(self.gates)
         self._frozen: dict[str, Tensor] | None = None
+        self._held: dict[str, Tensor] | None = None
+        self._faded: dict[str, Tensor] | None = None
         self._known: tuple[int, dict[str, Tensor]] | None = None
         self._values: dict[tuple[str, Site], Tensor] = {}
 
@@ -58,8 +60,9 @@ class GateBank(nn.Module):
 
     def kept(self) -> dict[str, Tensor]:
         """The hard masks (R, U) of the moment, by gate, on the CPU."""
-        if self._frozen is not None:
-            return self._frozen
+        fixed = self._held if self._frozen is None else self._frozen
+        if fixed is not None:
+            return fixed
         # WHY: asked for several times per step, while scores change once.
         version = sum(score._version for score in self.parameters())
         if self._known is None or self._known[0] != version:
@@ -75,6 +78,14 @@ class GateBank(nn.Module):
     def freeze(self, kept: Mapping[str, Tensor]) -> None:
         """Fix the masks: from now on units are kept as `kept` says, whatever the scores."""
         self._frozen = {name: mask.clone() for name, mask in kept.items()}
+
+    def hold(self, kept: Mapping[str, Tensor]) -> None:
+        """Keep units as `kept` says until held again; gradients still reach the scores."""
+        self._held = {name: mask.clone() for name, mask in kept.items()}
+
+    def fade(self, values: Mapping[str, Tensor]) -> None:
+        """Multiply units by these values (R, U) from now on, in place of what the form gives."""
+        self._faded = dict(values)
 
     def clamp_(self) -> None:
         """Keep the scores in the range of their form; call it after each step."""
@@ -124,7 +135,10 @@ class GateBank(nn.Module):
         for number, gate in enumerate(self.gates):
             scores = self.scores(number)
             live_RU = kept[gate.name].to(next(iter(scores.values())))
-            values[gate.name] = live_RU if hard else self.form.gate(scores, live_RU)
+            if not hard and self._faded is not None:
+                values[gate.name] = self._faded[gate.name].to(live_RU)
+            else:
+                values[gate.name] = live_RU if hard else self.form.gate(scores, live_RU)
         self._values = {key: product(values, acts) for key, acts in self._sites.items()}
 
     def _acted(self, branch: str) -> list[Site]:

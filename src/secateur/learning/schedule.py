@@ -8,6 +8,7 @@ from secateur.healing.objectives import DistilSettings
 from secateur.healing.settings import Count, Positive, Share, TrainSettings
 from secateur.healing.verbs import FineTuneSettings
 from secateur.learning.controller import ControllerSettings
+from secateur.learning.way import WaySettings
 
 Phase = Literal["warmup", "search", "tune"]
 
@@ -18,11 +19,13 @@ class LearnSettings(FineTuneSettings):
     `warmup_share` of it trains the dense model (0 for a pretrained one), `search_share` learns
     the masks with the weights (0: masks are those of the criterion, one-shot), and the rest
     fine-tunes the smaller model. In the search the learning rate is multiplied by `search_rate`.
-    `observe` images give the criterion its evidence. `ascent`, `damping`, `ramp` and `travel` are
-    those of the controller and of the scores, see docs/methods/learned_masks.md.
+    `observe` images give the criterion its evidence. `search` is the way in which masks are
+    searched; `ascent`, `damping`, `ramp` and `travel` are those of its controller and scores, see
+    docs/methods/learned_masks.md.
     """
 
     warmup_share: Share = 0.0
+    search: str = "lagrangian"
     search_share: Share = 0.4
     search_rate: Positive = 0.5
     observe: Count = 512
@@ -30,13 +33,15 @@ class LearnSettings(FineTuneSettings):
     damping: float = Field(default=10.0, ge=0)
     ramp: Share = 0.6
     travel: Positive = 5.0
+    lasso: Positive = 1.0
     distil: DistilSettings = DistilSettings(
         logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
     )
 
-    def controller(self) -> ControllerSettings:
-        """The settings of the budget's controller."""
-        return ControllerSettings(ascent=self.ascent, damping=self.damping, ramp=self.ramp)
+    def way(self) -> WaySettings:
+        """The settings of the search."""
+        controller = ControllerSettings(ascent=self.ascent, damping=self.damping, ramp=self.ramp)
+        return WaySettings(controller=controller, travel=self.travel, lasso=self.lasso)
 
 
 def phases(settings: LearnSettings, images: int) -> dict[Phase, TrainSettings]:

@@ -24,15 +24,14 @@ from secateur.healing.settings import AugmentSettings, TrainSettings
 from secateur.healing.stream import Items, items_of
 from secateur.healing.teacher import Teacher, teacher_for
 from secateur.learning.bank import GateBank
-from secateur.learning.controller import Controller
 from secateur.learning.form import forms
-from secateur.learning.masks import masks_of, plan_of_masks
+from secateur.learning.masks import Masks, masks_of, plan_of_masks
 from secateur.learning.projection import project
 from secateur.learning.removal import remove
 from secateur.learning.schedule import Phase
-from secateur.learning.search import Search
 from secateur.learning.starting import start_needs, starting_worths
 from secateur.learning.summary import Compression, compression
+from secateur.learning.way import Way, ways
 from secateur.pipeline.decide import Target
 from secateur.pipeline.engines import timed
 from secateur.pipeline.latency_loop import LatencyCut, cut_to_latency
@@ -88,9 +87,9 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     teacher = teacher_for(student, dense)
     with timed(course.seconds, "start"):
         bank = start_gates(course, dense)
-    _search(course, student, teacher, bank)
+    way = _search(course, student, teacher, bank)
     with timed(course.seconds, "cut"):
-        shrunk = shrink(course, dense, student, bank)
+        shrunk = shrink(course, dense, student, way)
     smaller = shrunk.model.requires_grad_(True)
     _phase(course, "tune", smaller, _objective(course, smaller, dense), teacher)
     return dense, replace(shrunk, model=smaller.eval())
@@ -131,21 +130,21 @@ def plain_items(images: object) -> Items:
     return images if isinstance(images, ImageSet) else items_of(images, AugmentSettings())
 
 
-def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank) -> None:
-    """Let scores and weights learn; without a search phase the scores stay those at the start."""
+def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank) -> Way:
+    """Let masks and weights learn; without a search phase the scores stay those at the start."""
     pricing = pricing_of(course.task, course.anatomy, course.target)
     settings = course.task.options.settings
-    controller = Controller(budget=pricing.share, settings=settings.controller())
-    hook = Search(bank, pricing, controller, settings.travel)
+    way = ways.get(settings.search).make(bank, pricing, settings.way())
     objective = _distil(course, teacher)
     with bank.attached(student):
-        _phase(course, "search", student.requires_grad_(True), objective, None, hooks=[hook])
+        _phase(course, "search", student.requires_grad_(True), objective, None, hooks=[way])
     bank.cpu()
+    return way
 
 
-def shrink(course: Course, dense: nn.Module, student: nn.Module, bank: GateBank) -> Shrunk:
+def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Shrunk:
     """Project the scores onto the budget and remove what is masked."""
-    limits, margins = course.task.task.limits, bank.margins()
+    bank, limits, margins = way.bank, course.task.task.limits, way.margins()
     masks = bank.masks()
     plan = plan_of_masks(course.anatomy, masks, limits)
     searched = compression(course.anatomy, masks, plan.shapes)
@@ -158,13 +157,16 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, bank: GateBank)
         smaller, plan = remove(student, masks, limits)
         kept = compression(course.anatomy, masks, plan.shapes)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
-    known: dict[int, dict[str, Tensor]] = {}
+    tried: list[tuple[Plan, Masks]] = []
 
     def plan_for(target: Target) -> Plan:
-        kept = kept_for(target)
-        plan = plan_of_masks(course.anatomy, masks_of(bank.gates, kept), limits)
-        known[id(plan)] = kept
+        masks = masks_of(bank.gates, kept_for(target))
+        plan = plan_of_masks(course.anatomy, masks, limits)
+        tried.append((plan, masks))
         return plan
+
+    def masks_for(plan: Plan) -> Masks:
+        return next(masks for known, masks in tried if known is plan)
 
     found = cut_to_latency(
         dense,
@@ -172,10 +174,9 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, bank: GateBank)
         course.task.task,
         course.target,
         plan_for,
-        lambda plan: remove(student, masks_of(bank.gates, known[id(plan)]), limits)[0],
+        lambda plan: remove(student, masks_for(plan), limits)[0],
     )
-    masks = masks_of(bank.gates, known[id(found.plan)])
-    kept = compression(course.anatomy, masks, found.plan.shapes)
+    kept = compression(course.anatomy, masks_for(found.plan), found.plan.shapes)
     return Shrunk(model=found.model, plan=found.plan, searched=searched, kept=kept, timed=found)
 
 

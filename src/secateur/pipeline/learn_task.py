@@ -16,6 +16,7 @@ from secateur.learning.projection import check_reachable
 from secateur.learning.schedule import LearnSettings
 from secateur.learning.sharing import Scope, Sharing, gates_of, sharings
 from secateur.learning.starting import start_needs
+from secateur.learning.way import ways
 from secateur.pipeline.decide import Target, cost_limit
 from secateur.pipeline.options import Options, Task, check_groups, check_words
 from secateur.planning.budget import CostBudget, parse_budget
@@ -25,6 +26,7 @@ from secateur.presets import Preset
 
 PRESET = "learned_masks"
 NO_CRITERION = "none"
+SEARCH = ("search", "ascent", "damping", "ramp", "travel", "lasso")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +67,7 @@ class LearnTask:
             "protect": list(it.protect),
             "align": dict(self.task.limits.align),
             "min_width": dict(self.task.limits.minimum),
-            "controller": {k: getattr(it.settings, k) for k in ("ascent", "damping", "travel")},
-            "ramp": it.settings.ramp,
+            "search": {k: getattr(it.settings, k) for k in SEARCH},
             "distil": it.settings.distil.model_dump(mode="json"),
         }
 
@@ -82,6 +83,7 @@ def check_learn_words(options: LearnOptions) -> CostBudget:
     check_words(_options(options))
     sharings.get(options.sharing)
     forms.get(options.gates)
+    ways.get(options.settings.search)
     if options.criterion != NO_CRITERION:
         criteria.get(options.criterion)
     it = options.settings

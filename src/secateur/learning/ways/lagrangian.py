@@ -1,4 +1,4 @@
-"""The search for masks as a hook of the training loop: scores, their optimizer, the budget.
+"""Scores learn from the task and from a Lagrangian on the counted cost.
 
 Weights and scores learn from the same images in the same step.
 """
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.types import Shape
-from secateur.healing.lesson import Hook, Lesson, Moment, Terms
+from secateur.healing.lesson import Lesson, Moment, Terms
 from secateur.learning.bank import GateBank
 from secateur.learning.controller import Controller
 from secateur.learning.pricing import Pricing, exact_cost, shapes_of_masks, unit_prices
+from secateur.learning.way import NamedWay, Way, WaySettings, ways
 
 LARGEST_RATE = 0.25
 FIRST_RATE = 0.01
 
 
-class Search(Hook):
+class Lagrangian(Way):
     """Holds the gates of a model to a budget while it trains.
 
     The cost in the loss is the counted cost of the model that would be exported at this step;
@@ -27,12 +28,11 @@ class Search(Hook):
     if its gradient never changes sign: the learning rate is that by the number of steps.
     """
 
-    def __init__(
-        self, bank: GateBank, pricing: Pricing, controller: Controller, travel: float = 5.0
-    ) -> None:
+    def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
         self.module = self.bank = bank
         self.optimizer = self._adam = torch.optim.Adam(bank.parameters(), lr=FIRST_RATE)
-        self.pricing, self.controller, self.travel = pricing, controller, travel
+        self.pricing, self.travel = pricing, settings.travel
+        self.controller = Controller(budget=pricing.share, settings=settings.controller)
         self.cost = 1.0
         self._kept: dict[str, Tensor] = {}
         self._prices: dict[str, Tensor] = {}
@@ -83,3 +83,12 @@ class Search(Hook):
             "target_percent": 100 * self.controller.target(),
             "pressure": self.controller.lam,
         }
+
+
+ways.register("lagrangian")(
+    NamedWay(
+        title="Scores under a Lagrangian on the counted cost",
+        source="CoFi (Xia et al., ACL 2022), on discrete counts",
+        make=Lagrangian,
+    )
+)
