@@ -58,8 +58,7 @@ class Run:
     _before: float = 0.0
     _started: float = field(default_factory=time.perf_counter)
     _written: float = field(default_factory=time.perf_counter)
-    _sums: dict[str, Tensor] = field(default_factory=dict)
-    _parts: int = 0
+    _sums: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     _bad: Tensor = field(init=False)
     _lap: tuple[int, float] = field(init=False)
 
@@ -103,15 +102,15 @@ class Run:
         """Add the terms of one forward pass to the means of the log."""
         for name, value in {"loss": loss, **terms}.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._parts += 1
+            before, count = self._sums.get(name, (torch.zeros_like(value), 0))
+            self._sums[name] = before + value, count + 1
 
     def watch(self, norm: Tensor) -> None:
         """Remember the first step whose loss or gradient is not finite.
 
         WHY not at once: reading a number from an accelerator makes the whole run wait.
         """
-        fine = norm.isfinite() & self._sums["loss"].isfinite()
+        fine = norm.isfinite() & self._sums["loss"][0].isfinite()
         step = torch.full_like(self._bad, self.step + 1)
         self._bad = torch.where((self._bad < 0) & ~fine, step, self._bad)
         if self._bad.device.type == "cpu":
@@ -142,7 +141,7 @@ class Run:
             return
         self.refuse_not_finite()
         reduce = self.machine.accelerator.reduce
-        means = {k: float(reduce(v / self._parts, "mean")) for k, v in self._sums.items()}
+        means = {k: float(reduce(v / n, "mean")) for k, (v, n) in self._sums.items()}
         now = time.perf_counter()
         rate = (self.step - self._lap[0]) * size / max(1e-9, now - self._lap[1])
         share = self.share()
@@ -156,7 +155,7 @@ class Run:
         }
         for hook in self.hooks:
             row |= hook.log()
-        self._sums, self._parts, self._lap = {}, 0, (self.step, now)
+        self._sums, self._lap = {}, (self.step, now)
         self._tell(row)
 
     def _tell(self, row: dict[str, float]) -> None:
@@ -228,7 +227,6 @@ class Run:
             return kept
         return kept | {
             "sums": self._sums,
-            "parts": self._parts,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
@@ -248,8 +246,7 @@ class Run:
         self._lap = (self.step, time.perf_counter())
         if self.finished:
             return
-        self._sums = {key: value.to(device) for key, value in state["sums"].items()}
-        self._parts = state["parts"]
+        self._sums = {key: (v.to(device), n) for key, (v, n) in state["sums"].items()}
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -29,10 +29,10 @@ from secateur.pipeline.opening import give_preprocessing_, load
 from secateur.pipeline.result import Result
 from secateur.pipeline.trained import (
     Progress,
+    Scoring,
     Trained,
     open_training_images,
     origin,
-    score,
 )
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
@@ -89,13 +89,14 @@ def heal(
     notes += more
     train, held = hold_out(images, used.images, settings.held_out)
     task = _Task(settings=settings, teacher=teacher, objective=objective, classes=classes)
+    scoring = Scoring({"dense": dense, "own": student}, eval_images, skip_unreadable, progress)
     with timed(seconds, "measure"):
-        accuracy = score({"dense": dense, "before": student}, eval_images, progress)
-    with timed(seconds, "heal"):
-        about = {"teacher": digest(dense)}
-        report, ridge = _fit(task, student, train, held, about, folder, restart, progress, on_log)
+        accuracy = scoring("dense", "dense", dense) | scoring("before", "own", student)
+    about = {"teacher": digest(dense)}
+    report, ridge = _fit(task, student, train, held, about, folder, restart, progress, on_log)
+    seconds["heal"] = report.seconds
     with timed(seconds, "measure"):
-        accuracy |= score({"pruned": student}, eval_images, progress)
+        accuracy |= scoring("pruned", "own", student)
     return Trained(
         verb="heal",
         model=student,

@@ -20,7 +20,7 @@ from secateur.healing.verbs import FineTuneSettings
 from secateur.pipeline.engines import timed
 from secateur.pipeline.heal import require_labels
 from secateur.pipeline.opening import Numbers, give_preprocessing_, load_shape
-from secateur.pipeline.trained import Progress, Trained, open_training_images, origin, score
+from secateur.pipeline.trained import Progress, Scoring, Trained, open_training_images, origin
 from secateur.storage.adapt import load_to_train
 from secateur.storage.weights import refuse_not_finite
 
@@ -70,22 +70,23 @@ def train(
             batch_size=settings.batch_size,
             workers=settings.workers,
         )
-    with timed(seconds, "train"):
-        report = fit_(
-            student,
-            train_images,
-            supervised(settings.label_smoothing),
-            settings,
-            classes=classes,
-            labelled=True,
-            folder=folder,
-            restart=restart,
-            judge=judge,
-            progress=progress,
-            on_log=on_log,
-        )
+    scoring = Scoring({"own": student}, eval_images, skip_unreadable, progress)
+    report = fit_(
+        student,
+        train_images,
+        supervised(settings.label_smoothing),
+        settings,
+        classes=classes,
+        labelled=True,
+        folder=folder,
+        restart=restart,
+        judge=judge,
+        progress=progress,
+        on_log=on_log,
+    )
+    seconds["train"] = report.seconds
     with timed(seconds, "measure"):
-        accuracy = score({"pruned": student}, eval_images, progress)
+        accuracy = scoring("pruned", "own", student)
     return Trained(
         verb="train",
         model=student,

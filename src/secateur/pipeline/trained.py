@@ -16,8 +16,8 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.healing.loop import FitReport
 from secateur.measuring.accuracy import Accuracy
-from secateur.pipeline.measure import evaluate
-from secateur.pipeline.opening import DataUsed, unreadable_note
+from secateur.pipeline.measure import score
+from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
 from secateur.pipeline.result import Result, environment
 from secateur.storage.base import Base, base_of, build
 from secateur.storage.save import save
@@ -175,12 +175,28 @@ def open_training_images(
     return images, DataUsed(source=type(images).__name__, images=count), []
 
 
-def score(
-    models: Mapping[str, nn.Module | None], images: object | None, progress: Progress | None
-) -> dict[str, Accuracy]:
-    """Accuracy of each model on the images, prepared as each wants them."""
-    found = {}
-    for key, model in models.items():
-        if model is not None and images is not None:
-            found[key] = evaluate(model, images, progress=progress)
-    return found
+class Scoring:
+    """Images for evaluation, opened and checked before training, as each model wants them.
+
+    Raises UserError for images that cannot be read or are of other classes.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        images: object | None,
+        skip_unreadable: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._progress = progress
+        self._opened = {
+            key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
+            for key, model in models.items()
+            if images is not None
+        }
+
+    def __call__(self, name: str, key: str, model: nn.Module) -> dict[str, Accuracy]:
+        """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""
+        if key not in self._opened:
+            return {}
+        return {name: score(model, self._opened[key], f"evaluate {name}", self._progress)}
