@@ -140,7 +140,9 @@ class Speaker:
         if sys.stderr.isatty():
             return
         judged = any(key.startswith("held_out") for key in row)
-        if judged or time.monotonic() - self._last >= SPEAK_EVERY:
+        if judged:
+            speak(row)
+        elif time.monotonic() - self._last >= SPEAK_EVERY:
             self._last = time.monotonic()
             speak(row)
 

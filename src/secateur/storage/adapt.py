@@ -9,7 +9,7 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.storage.base import identify
 from secateur.storage.load import load
-from secateur.storage.weights import read_checkpoint, refuse_not_finite
+from secateur.storage.weights import Weights, read_checkpoint, refuse_not_finite
 
 TIMM = "timm:"
 
@@ -57,6 +57,7 @@ def load_to_train(
 def _adapted(name: str, checkpoint: Path | None, wanted: dict[str, Any]) -> nn.Module:
     """The weights of a file, or the library's own, put into a model of the wanted sizes."""
     overlay: dict[str, object] = {}
+    tensors: Weights = {}
     if checkpoint is not None:
         tensors = read_checkpoint(checkpoint)
         overlay = {"state_dict": tensors}
@@ -75,6 +76,22 @@ def _adapted(name: str, checkpoint: Path | None, wanted: dict[str, Any]) -> nn.M
             f"{where} cannot be the start of timm:{name} with {wanted} ({first}); give a checkpoint"
             " of this architecture, or train from scratch."
         ) from error
+    if checkpoint is not None:
+        _refuse_foreign(model, tensors, checkpoint, name)
     config = {**model.pretrained_cfg, "state_dict": None}  # type: ignore[dict-item]
     model.__dict__.update(pretrained_cfg=config, default_cfg=config)
     return model
+
+
+def _refuse_foreign(model: nn.Module, tensors: Weights, path: Path, name: str) -> None:
+    """UserError where weights other than the head's have other names: timm loads what it knows."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    head = str(config.get("classifier") or "head")
+    wanted = {key for key in model.state_dict() if not key.startswith(f"{head}.")}
+    odd = sorted(wanted.symmetric_difference(k for k in tensors if not k.startswith(f"{head}.")))
+    if odd:
+        what = "lacks" if odd[0] in wanted else "has an unknown"
+        raise UserError(
+            f"{path} cannot be the start of timm:{name}: it {what} '{odd[0]}'; give a checkpoint "
+            "of this architecture, or train from scratch."
+        )

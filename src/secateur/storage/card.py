@@ -16,8 +16,7 @@ TEXT = """---
 
 # {title}
 
-A vision transformer made smaller by secateur: {base},
-pruned{how}. Its sizes are in `spec.json`, its weights in `model.safetensors`; loading them runs
+{what} Its sizes are in `spec.json`, its weights in `model.safetensors`; loading them runs
 no code from these files.
 
 ```python
@@ -47,7 +46,7 @@ def card(title: str, spec: Spec) -> str:
     front = ModelCardData(
         library_name="secateur",
         pipeline_tag="image-classification",
-        tags=["secateur", "pruned", "vision-transformer", "image-classification"],
+        tags=["secateur", *_pruned(spec), "vision-transformer", "image-classification"],
     )
     told = {key: value for key, value in spec.provenance.items() if key not in FOR_MACHINES}
     how = "".join(
@@ -58,13 +57,25 @@ def card(title: str, spec: Spec) -> str:
     text = TEXT.format(
         front=front.to_yaml(),
         title=title,
-        base=f"`{spec.base.library}:{spec.base.name}`",
-        how=how,
+        what=_what(spec, how),
         results=_results(spec.results),
         branches="\n".join(f"| `{key}` | {_size(size)} |" for key, size in spec.shapes.items()),
         provenance=_lines({**told, **spec.versions}),
     )
     return str(ModelCard(text))
+
+
+def _pruned(spec: Spec) -> list[str]:
+    """The tag of pruned models; none for a dense one that was only trained."""
+    return [] if "train" in spec.provenance and "budget" not in spec.provenance else ["pruned"]
+
+
+def _what(spec: Spec, how: str) -> str:
+    """What the model is, in a sentence."""
+    base = f"`{spec.base.library}:{spec.base.name}`"
+    if not _pruned(spec):
+        return f"A vision transformer, {base}, trained by secateur."
+    return f"A vision transformer made smaller by secateur: {base},\npruned{how}."
 
 
 def _size(size: AttentionSpec | MlpSpec | None) -> str:
