@@ -106,22 +106,8 @@ def learn(
         on_log=on_log,
     )
     dense, shrunk = run(course, model)
-    result = Result(
-        model=shrunk.model,
-        before=anatomy,
-        after=family.read(shrunk.model),
-        plan=shrunk.plan,
-        menus=[],
-        task=task.task,
-        data=opened.used,
-        seconds=course.seconds,
-        base=base_or_reason(model),
-        dense_logits=logits(dense),
-        latency=[] if shrunk.timed is None else shrunk.timed.rows,
-        latency_rounds=[] if shrunk.timed is None else list(shrunk.timed.rounds),
-        latency_best=None if shrunk.timed is None else shrunk.timed.best,
-        notes=[*opened.notes, before.text(), *_claims(shrunk)],
-    )
+    result = _result(course, opened, model, dense, shrunk)
+    result.notes.insert(len(opened.notes), before.text())
     if scored is not None or latency:
         with timed(course.seconds, "measure"):
             missing = latency and not result.latency
@@ -173,6 +159,29 @@ def _open(
         raise UserError(f"{used.images} images are too few to learn from; give more.")
     train, held = hold_out(found, used.images, settings.held_out)
     return _Opened(train=train, held=held, labels=labels, used=used, notes=notes)
+
+
+def _result(
+    course: Course, opened: _Opened, model: nn.Module, dense: nn.Module, shrunk: Shrunk
+) -> Result:
+    """The run in the words of `prune`."""
+    found = shrunk.timed
+    return Result(
+        model=shrunk.model,
+        before=course.anatomy,
+        after=course.family.read(shrunk.model),
+        plan=shrunk.plan,
+        menus=[],
+        task=course.task.task,
+        data=opened.used,
+        seconds=course.seconds,
+        base=base_or_reason(model),
+        dense_logits=logits(dense),
+        latency=[] if found is None else found.rows,
+        latency_rounds=[] if found is None else list(found.rounds),
+        latency_best=None if found is None else found.best,
+        notes=[*opened.notes, *_claims(shrunk)],
+    )
 
 
 def _claims(shrunk: Shrunk) -> list[str]:
