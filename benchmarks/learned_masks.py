@@ -67,7 +67,7 @@ def recipes(args: argparse.Namespace) -> Recipe:
             train="digits/train",
             test="digits/test",
             epochs=args.epochs or 20,
-            scratch_epochs=120,
+            scratch_epochs=100 + (args.epochs or 20),
             common={
                 "batch_size": 64,
                 "optimizer": OptimizerSettings(learning_rate=1e-3, weight_decay=0.05),

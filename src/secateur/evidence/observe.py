@@ -71,6 +71,7 @@ def observe(
                 for kind in kinds:
                     if kind.scope in (branch.kind, "branch"):
                         known = _known(family.weights(model, branch), branch, token_weights)
+                        known["prefix"] = torch.tensor(anatomy.prefix_tokens)
                         for handle in _watch(model, branch, taps, kind, sums[kind.name], known):
                             stack.callback(handle.remove)
         for handle in _watch_blocks(model, anatomy, kinds, sums):
@@ -127,7 +128,7 @@ def _known(
     weights: BranchWeights, branch: Branch, token_weights: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """What a kind may need of a branch beside its tensors: softmax scale and token weights."""
-    known = {}
+    known: dict[str, Tensor] = {}
     if isinstance(weights, AttentionWeights):
         known["scale"] = torch.tensor(weights.scale)
     if token_weights is not None and branch.id in token_weights:

@@ -103,8 +103,15 @@ def resolve_learn(
     sharing = sharings.get(options.sharing)
     limits = _limits(options, budget)
     check_protected(anatomy, limits)
-    groups = sharing.groups if options.groups is None else options.groups
-    check_groups(groups, anatomy, budget)
+    groups = _groups(options, sharing, anatomy)
+    preset = Preset(
+        name=PRESET,
+        title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
+        source=forms.get(options.gates).source,
+        groups=groups,
+        criterion=options.criterion,
+    )
+    check_groups(groups, _checked(preset), anatomy, budget)
     scope = Scope(
         anatomy=anatomy,
         groups=frozenset(groups),
@@ -114,13 +121,6 @@ def resolve_learn(
     gates = tuple(gates_of(sharing, scope))
     if options.criterion != NO_CRITERION:
         start_needs(criteria.get(options.criterion), gates)
-    preset = Preset(
-        name=PRESET,
-        title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
-        source=forms.get(options.gates).source,
-        groups=groups,
-        criterion=options.criterion,
-    )
     task = Task(
         options=_options(options), preset=preset, budget=budget, groups=groups, limits=limits
     )
@@ -128,6 +128,20 @@ def resolve_learn(
     if budget.unit != "ms":
         check_reachable(gates, pricing_of(found, anatomy, None), options.budget)
     return found
+
+
+def _groups(options: LearnOptions, sharing: Sharing, anatomy: Anatomy) -> tuple[GroupName, ...]:
+    """The groups asked for, else those of the sharing, the stream only where it can be narrower."""
+    if options.groups is not None:
+        return options.groups
+    return tuple(g for g in sharing.groups if g != "width" or anatomy.streams)
+
+
+def _checked(preset: Preset) -> Preset:
+    """The preset with a criterion that can be looked up."""
+    if preset.criterion != NO_CRITERION:
+        return preset
+    return preset.model_copy(update={"criterion": "magnitude"})
 
 
 def pricing_of(task: LearnTask, anatomy: Anatomy, target: Target | None) -> Pricing:

@@ -7,12 +7,22 @@ from typing import get_args
 from pydantic import ValidationError
 
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
+from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.measuring.runtimes import require
-from secateur.planning.budget import Budget, CostBudget, Drop, ShapeBudget, parse_budget
+from secateur.planning.budget import (
+    Budget,
+    CostBudget,
+    Drop,
+    ShapeBudget,
+    SizesBudget,
+    parse_budget,
+)
 from secateur.planning.menus import Limits, check_protected
+from secateur.planning.types import dense_sizes
 from secateur.presets import DEFAULT, Preset, load_preset
+from secateur.recipes import load_recipe, recipe_sizes
 from secateur.registry import unknown
 
 LIMIT = 512
@@ -28,10 +38,12 @@ class Options:
 
     `limit`, `workers` and `skip_unreadable` concern images given as a path or data string;
     `polish` is a time or a number of steps of training after the cut (None: no training). Latency
-    counts, and is measured, in `runtime` with `latency_batch` images at a time.
+    counts, and is measured, in `runtime` with `latency_batch` images at a time. A `recipe`, a name
+    or a file, stands in place of a budget; give one of the two.
     """
 
-    budget: str
+    budget: str | None = None
+    recipe: str | None = None
     preset: str = DEFAULT
     groups: tuple[GroupName, ...] | None = None
     align: Mapping[GroupName, int] = field(default_factory=dict)
@@ -49,6 +61,11 @@ class Options:
     runtime: str = "eager"
     latency_batch: int = 1
 
+    @property
+    def goal(self) -> str:
+        """The budget, or which recipe stands in its place."""
+        return f"recipe {self.recipe}" if self.budget is None else self.budget
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -64,6 +81,8 @@ class Task:
 def resolve(options: Options, anatomy: Anatomy) -> Task:
     """Check options against a model; UserError with what to do for anything that cannot work."""
     preset, budget = check_words(options)
+    if options.recipe is not None:
+        return _follow(options, preset, anatomy)
     defaults = Limits()
     limits = Limits(
         align={**defaults.align, **options.align},
@@ -72,13 +91,39 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     )
     check_protected(anatomy, limits)
     groups = _groups(options, preset, budget)
-    check_groups(groups, anatomy, budget)
+    check_groups(groups, preset, anatomy, budget)
+    return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
+
+
+def _follow(options: Options, preset: Preset, anatomy: Anatomy) -> Task:
+    """The task of a recipe; UserError naming the layer where it does not fit the model."""
+    recipe = load_recipe(options.recipe or "")
+    sizes = recipe_sizes(recipe, anatomy)
+    limits = Limits(align={}, minimum={}, protect=options.protect)
+    check_protected(anatomy, limits)
+    dense = dense_sizes(anatomy)
+    changed = {key: size for key, size in sizes.items() if size < dense[key]}
+    for (owner, group), size in changed.items():
+        if limits.protects(owner):
+            raise UserError(
+                f"recipe '{recipe.name}' sets '{group}' of {owner} to {size}, but {owner} is "
+                "protected; change one of the two."
+            )
+    if not changed:
+        raise UserError(f"recipe '{recipe.name}' keeps everything that the model has.")
+    groups = parse_groups([group for _, group in changed])
+    if options.groups is not None and (extra := set(groups) - set(options.groups)):
+        raise UserError(
+            f"recipe '{recipe.name}' changes {', '.join(sorted(extra))}, which --groups leaves out."
+        )
+    budget = SizesBudget(sizes=sizes)
+    check_groups(groups, preset, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
 def check_words(options: Options) -> tuple[Preset, Budget]:
     """The preset, with the options' changes, and the budget: all that needs no model to check."""
-    budget = parse_budget(options.budget)
+    budget = _budget(options)
     if options.polish is not None:
         parse_polish(options.polish)
     if options.effort not in EFFORTS:
@@ -100,6 +145,23 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
             "has no meaning there; leave it out, or take another preset, such as energy."
         )
     return _changed(preset, options), budget
+
+
+def _budget(options: Options) -> Budget:
+    """What the budget says; a recipe is read, but its sizes need a model."""
+    if options.budget is not None and options.recipe is not None:
+        raise UserError("give either a budget or a recipe, not both.")
+    if options.budget is not None:
+        return parse_budget(options.budget)
+    if options.recipe is None:
+        raise UserError("give a budget, such as '50% macs', or a recipe.")
+    load_recipe(options.recipe)
+    if options.align or options.minimum:
+        raise UserError(
+            "a recipe says every size, so --align and --min-width have no meaning beside it; leave "
+            "them out."
+        )
+    return SizesBudget()
 
 
 def _changed(preset: Preset, options: Options) -> Preset:
@@ -124,6 +186,8 @@ def parse_groups(names: Sequence[str]) -> tuple[GroupName, ...]:
 def _groups(options: Options, preset: Preset, budget: Budget) -> tuple[GroupName, ...]:
     if isinstance(budget, CostBudget):
         return preset.groups if options.groups is None else options.groups
+    if isinstance(budget, SizesBudget):
+        raise TypeError("a recipe names its groups")
     named = [*budget.shares, *(_drop_group(drop) for drop in budget.drops)]
     if options.groups is not None and set(named) - set(options.groups):
         extra = ", ".join(sorted(set(named) - set(options.groups)))
@@ -137,13 +201,22 @@ def _drop_group(drop: Drop) -> GroupName:
     return "block" if drop.kind == "block" else "branch"
 
 
-def check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
+def check_groups(
+    groups: tuple[GroupName, ...], preset: Preset, anatomy: Anatomy, budget: Budget
+) -> None:
     """Refuse groups that no branch of the model can offer, with the reason."""
     if not groups:
         raise UserError(f"no group is left to prune; name some of {', '.join(ALL_GROUPS)}.")
     for group in groups:
         if group in anatomy.refusals:
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
+        which = criteria.get(preset.criterion_for(group))
+        if which.check is not None and preset.engine == "criteria":
+            settings = preset.settings_for(group)
+            assert settings is not None
+            which.check(settings, anatomy, group)
+        if group == "width":
+            _check_width(preset, anatomy, budget)
         if group in ("branch", "block", "width"):
             continue
         if any(group in branch.groups for branch in anatomy.branches):
@@ -152,3 +225,23 @@ def check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget
         why = "; ".join(sorted(reasons)) or "no layer of this model has such units"
         if isinstance(budget, ShapeBudget) or len(groups) == 1:
             raise UserError(f"group '{group}' cannot be pruned in this model: {why}.")
+
+
+def _check_width(preset: Preset, anatomy: Anatomy, budget: Budget) -> None:
+    """Refuse a narrower stream where the model, the engine or the budget knows of none."""
+    if not anatomy.streams:
+        raise UserError(
+            "group 'width' cannot be pruned here: no way to make the stream of this family of "
+            "models narrower is known."
+        )
+    if preset.engine == "spectral":
+        raise UserError(
+            f"preset '{preset.name}' cannot make the residual stream narrower, since its refits "
+            "aim at every channel of the dense stream; leave out 'width', or take a preset that "
+            "selects units, such as snp or magnitude."
+        )
+    if isinstance(budget, CostBudget) and budget.unit == "ms":
+        raise UserError(
+            "a budget in ms cannot weigh 'width': layers are timed at the present width of the "
+            "stream; leave it out, or give the budget in macs or params."
+        )

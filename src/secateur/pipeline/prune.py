@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from torch import nn
 
@@ -26,8 +27,9 @@ from secateur.storage.weights import refuse_not_finite
 def prune(
     model: nn.Module,
     images: object,
-    budget: str,
+    budget: str | None = None,
     *,
+    recipe: str | Path | None = None,
     preset: str = DEFAULT,
     groups: Sequence[str] | None = None,
     protect: Sequence[str] = (),
@@ -50,6 +52,9 @@ def prune(
 ) -> Result:
     """Return a smaller copy of `model` within `budget`; the model given is left as it is.
 
+    Instead of a budget, a `recipe` says what is kept layer by layer: one that ships by its name, or
+    a YAML or JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
+
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
@@ -61,6 +66,7 @@ def prune(
     """
     options = Options(
         budget=budget,
+        recipe=None if recipe is None else str(recipe),
         preset=preset,
         groups=None if groups is None else parse_groups(groups),
         align=_by_group(align),
@@ -171,7 +177,7 @@ def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | 
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
-    if plan.shapes == anatomy.shapes:
+    if plan.shapes == anatomy.shapes and not plan.units:
         notes.append("The dense model is within the budget already; nothing was removed.")
     if polish is not None:
         notes.append(polish_note(polish))

@@ -59,7 +59,7 @@ def card(title: str, spec: Spec) -> str:
         title=title,
         what=_what(spec, how),
         results=_results(spec.results),
-        branches="\n".join(f"| `{key}` | {_size(size)} |" for key, size in spec.shapes.items()),
+        branches="\n".join(f"| `{key}` | {size} |" for key, size in _sizes(spec)),
         provenance=_lines({**told, **spec.versions}),
     )
     return str(ModelCard(text))
@@ -76,6 +76,11 @@ def _what(spec: Spec, how: str) -> str:
     if not _pruned(spec):
         return f"A vision transformer, {base}, trained by secateur."
     return f"A vision transformer made smaller by secateur: {base},\npruned{how}."
+
+
+def _sizes(spec: Spec) -> Iterator[tuple[str, str]]:
+    yield from ((key, f"{width} channels") for key, width in spec.widths.items())
+    yield from ((key, _size(size)) for key, size in spec.shapes.items())
 
 
 def _size(size: AttentionSpec | MlpSpec | None) -> str:
