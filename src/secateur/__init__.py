@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.demo import demo
     from secateur.pipeline.heal import heal
     from secateur.pipeline.inspect import inspect
+    from secateur.pipeline.learn import learn
     from secateur.pipeline.measure import evaluate
     from secateur.pipeline.opening import load
     from secateur.pipeline.prune import prune
@@ -35,6 +36,7 @@ _HOMES = {
     "evaluate": "secateur.pipeline.measure",
     "heal": "secateur.pipeline.heal",
     "inspect": "secateur.pipeline.inspect",
+    "learn": "secateur.pipeline.learn",
     "load": "secateur.pipeline.opening",
     "prune": "secateur.pipeline.prune",
     "train": "secateur.pipeline.train",
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate",
     "heal",
     "inspect",
+    "learn",
     "load",
     "prune",
     "train",

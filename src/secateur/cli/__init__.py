@@ -9,6 +9,7 @@ from secateur.cli.evaluate import evaluate
 from secateur.cli.export import export
 from secateur.cli.heal import heal
 from secateur.cli.inspect import inspect
+from secateur.cli.learn import learn
 from secateur.cli.prune import prune
 from secateur.cli.train import train
 
@@ -29,7 +30,7 @@ def _app(version: Version = False) -> None:
     """
 
 
-for _verb in (inspect, prune, heal, train, evaluate, bench, export, demo):
+for _verb in (inspect, prune, learn, heal, train, evaluate, bench, export, demo):
     app.command()(_verb)
 
 

@@ -91,7 +91,7 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     )
     check_protected(anatomy, limits)
     groups = _groups(options, preset, budget)
-    _check_groups(groups, preset, anatomy, budget)
+    check_groups(groups, preset, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
@@ -117,7 +117,7 @@ def _follow(options: Options, preset: Preset, anatomy: Anatomy) -> Task:
             f"recipe '{recipe.name}' changes {', '.join(sorted(extra))}, which --groups leaves out."
         )
     budget = SizesBudget(sizes=sizes)
-    _check_groups(groups, preset, anatomy, budget)
+    check_groups(groups, preset, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
@@ -201,7 +201,7 @@ def _drop_group(drop: Drop) -> GroupName:
     return "block" if drop.kind == "block" else "branch"
 
 
-def _check_groups(
+def check_groups(
     groups: tuple[GroupName, ...], preset: Preset, anatomy: Anatomy, budget: Budget
 ) -> None:
     """Refuse groups that no branch of the model can offer, with the reason."""

@@ -24,11 +24,19 @@ PROVENANCE = (
 )
 
 
-def save_result(result: Result, out: Path, *, base: Base | None = None) -> None:
+def save_result(
+    result: Result,
+    out: Path,
+    *,
+    base: Base | None = None,
+    more: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Save the pruned model and its report in `out`, whole or not at all.
 
-    `base` is what the dense model can be rebuilt from, found out unless given. UserError when
-    that cannot be done, and where `out` cannot be written.
+    `base` is what the dense model can be rebuilt from, found out unless given; `more` is added to
+    the provenance, `files` are further files. UserError when the model cannot be rebuilt, and
+    where `out` cannot be written.
     """
     known = base or result.base or base_of(result.model)
     if isinstance(known, str):
@@ -39,9 +47,9 @@ def save_result(result: Result, out: Path, *, base: Base | None = None) -> None:
         out,
         base=known,
         provenance={key: record[key] for key in PROVENANCE}
-        | {"environment": record["environment"], "command": result.command},
+        | {"environment": record["environment"], "command": result.command, **(more or {})},
         results=_results(record),
-        extra_files={"report.html": render(record)},
+        extra_files={"report.html": render(record), **(files or {})},
     )
 
 

@@ -1,0 +1,113 @@
+"""The page of learned_masks.py: what each method keeps of the accuracy at each budget."""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from _common import Row, Store, table, versions, write_page
+
+
+def page(
+    recipe: Any,
+    store: Store,
+    args: argparse.Namespace,
+    budgets: Sequence[int],
+    methods: Sequence[str],
+) -> None:
+    """Write the page from the store; cells that are missing are told."""
+    dense = store.get("dense")
+    if dense is None or dense["status"] != "ok":
+        raise SystemExit("the dense model was not measured yet")
+    smoke = recipe.name.endswith("digits")
+    where = "the bundled digits model" if smoke else "CIFAR-10"
+    script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
+    parts = [
+        f"# Learned masks on {where}",
+        _about(recipe, dense, smoke),
+        _trained_on(store, args, dense),
+    ]
+    for percent in budgets:
+        parts += [
+            f"## {100 - percent} % fewer parameters",
+            _table(store, args, methods, percent, dense),
+        ]
+    parts += [
+        "`masked` is what masks claim after the projection onto the budget, `removed` what the "
+        "exported model lacks, counted in its tensors; where nothing is masked there is no such "
+        "number. `±` is the standard error of the mean over seeds, which contains neither the "
+        f"choice of test images ({dense['stderr']:.1f} points for one model) nor that of the dense "
+        "model, which is the same for all.",
+        "## Reproduce\n\n```\n"
+        f"{script} --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}\n```",
+        f"{versions('accelerate')}.",
+    ]
+    write_page(recipe.name, "\n\n".join(parts))
+
+
+def _about(recipe: Any, dense: Row, smoke: bool) -> str:
+    epochs = f"{recipe.epochs:g} epochs"
+    text = (
+        f"Dense: {dense['params']:,} parameters, **{dense['top1']:.2f} %** top-1 on "
+        f"{dense['n']:,} test images. Every method begins with it and trains {epochs} in the same "
+        "loop, with the same images, augmentation, optimizer and objective (labels and the dense "
+        "model's outputs, half each); the small model from scratch trains "
+        f"{recipe.scratch_epochs:g} epochs, as many as the dense one and the others together."
+    )
+    if smoke:
+        text += (
+            " A tiny model on tiny images: this shows that the whole path works and what it does, "
+            "not how methods compare on models of practical size."
+        )
+    return text
+
+
+def _trained_on(store: Store, args: argparse.Namespace, dense: Row) -> str:
+    rows = [store.get("dense, trained on", "100", str(seed)) for seed in range(args.seeds)]
+    found = [row["top1"] for row in rows if row is not None and row["status"] == "ok"]
+    if not found:
+        return "The dense model trained on for as long was not measured yet."
+    return (
+        f"The dense model trained on for as long: {_mean(found)} % ({len(found)} seeds), "
+        f"{statistics.mean(found) - dense['top1']:+.2f} points."
+    )
+
+
+def _table(
+    store: Store, args: argparse.Namespace, methods: Sequence[str], percent: int, dense: Row
+) -> str:
+    rows = []
+    for name in methods:
+        cells = [store.get(name, str(percent), str(seed)) for seed in range(args.seeds)]
+        found = [row for row in cells if row is not None and row["status"] == "ok"]
+        if not found:
+            told = next((row["status"] for row in cells if row is not None), "not run")
+            rows.append((name, told, "", "", "", "", ""))
+            continue
+        top1 = [row["top1"] for row in found]
+        masked = [row["masked_percent"] for row in found if "masked_percent" in row]
+        rows.append(
+            (
+                name,
+                f"{statistics.mean(masked):.1f}" if masked else "",
+                *(_removed(found, dense, what) for what in ("params", "macs")),
+                _mean(top1),
+                f"{statistics.mean(top1) - dense['top1']:+.2f}",
+                str(len(found)),
+            )
+        )
+    rows.sort(key=lambda row: -float(row[5]) if row[5] else 1e9)
+    head = ("method", "masked, %", "removed, %", "MACs removed, %", "top-1, %", "points", "seeds")
+    return table(head, rows)
+
+
+def _removed(found: Sequence[Row], dense: Row, what: str) -> str:
+    """Percent of the dense model that is gone, mean over seeds."""
+    return f"{100 * (1 - statistics.mean(row[what] for row in found) / dense[what]):.1f}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"

@@ -1,0 +1,287 @@
+"""Learned masks against baselines at equal training: 70 and 90 % fewer parameters, several seeds.
+
+`python benchmarks/learned_masks.py --smoke` compares on the bundled digits model and writes
+docs/results/learned_masks_digits.md. Without --smoke the dense model is a directory saved by
+`secateur train` (--dense) and the images are CIFAR-10; the page is docs/results/learned_masks.md.
+`--validate` trains on four fifths of the training images and scores the others: settings are
+chosen so, never on test images.
+
+Cells are kept in benchmarks/out/ as they are done; a run that was stopped goes on, within a cell
+from its checkpoint. `--only NAME` measures some methods only.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import HERE, Row, Store, parser
+from _learned_masks_page import page
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import secateur
+from secateur.anatomy.family import read
+from secateur.data.images import ImageSet, open_images
+from secateur.data.preprocessing import Preprocessing
+from secateur.healing.held_out import part_of
+from secateur.healing.objectives import DistilSettings
+from secateur.healing.settings import AugmentSettings, OptimizerSettings
+from secateur.healing.verbs import HealSettings
+from secateur.learning.schedule import LearnSettings
+from secateur.learning.sharing import sharings
+from secateur.measuring.accuracy import predict, summarize
+from secateur.measuring.counting import counted
+from secateur.pipeline.opening import give_preprocessing_
+
+BUDGETS = (30, 10)
+"""Percent of the dense parameters that may stay."""
+DISTIL = DistilSettings(
+    logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A dense model, images, and the training that every method has."""
+
+    name: str
+    dense: str
+    train: str
+    test: str
+    epochs: float
+    scratch_epochs: float
+    common: dict[str, Any]
+
+
+def recipes(args: argparse.Namespace) -> Recipe:
+    """The digits, or CIFAR-10."""
+    if args.smoke:
+        return Recipe(
+            name="learned_masks_digits",
+            dense="digits_vit",
+            train="digits/train",
+            test="digits/test",
+            epochs=args.epochs or 20,
+            scratch_epochs=100 + (args.epochs or 20),
+            common={
+                "batch_size": 64,
+                "optimizer": OptimizerSettings(learning_rate=1e-3, weight_decay=0.05),
+                "augment": AugmentSettings(flip=False, least_area=0.8),
+                "label_smoothing": 0.1,
+                "ema": 0.99,
+            },
+        )
+    data = args.shared / "data" / "cifar10"
+    return Recipe(
+        name="learned_masks",
+        dense=str(args.dense),
+        train=str(data / "train.parquet"),
+        test=str(data / "test.parquet"),
+        epochs=args.epochs or 10,
+        scratch_epochs=args.epochs or 10,
+        common={
+            "batch_size": 128,
+            "optimizer": OptimizerSettings(learning_rate=3e-4, weight_decay=0.05),
+            "augment": AugmentSettings(),
+            "label_smoothing": 0.1,
+        },
+    )
+
+
+class Bench:
+    """The dense model and images of a recipe, opened when first used."""
+
+    def __init__(self, recipe: Recipe, args: argparse.Namespace) -> None:
+        torch.set_num_threads(args.threads)
+        self.recipe, self.args = recipe, args
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        if self.recipe.name == "learned_masks" and not (Path(self.recipe.dense)).is_dir():
+            raise SystemExit(
+                f"no dense model at {self.recipe.dense}: make it with `secateur train` and name "
+                "it with --dense"
+            )
+        return secateur.load(self.recipe.dense)
+
+    @cached_property
+    def images(self) -> tuple[ImageSet, ImageSet]:
+        """To train on and to score."""
+        preprocessing, classes = Preprocessing.of(self.dense), read(self.dense).num_classes
+        train = open_images(
+            self.recipe.train, preprocessing, limit=self.args.limit, num_classes=classes
+        )
+        if not self.args.validate:
+            test = open_images(self.recipe.test, preprocessing, num_classes=classes)
+            return train, test
+        held = set(range(0, len(train), 5))
+        rest = [i for i in range(len(train)) if i not in held]
+        return _part(train, rest), _part(train, sorted(held))
+
+    def score(self, model: nn.Module) -> Row:
+        """Accuracy, parameters and MACs."""
+        _, test = self.images
+        loader = torch.utils.data.DataLoader(test, 256)
+        cost = counted(model, read(self.dense).input_size)
+        scores = summarize(predict(model, list(loader)))
+        return {
+            "top1": scores.top1,
+            "stderr": scores.stderr,
+            "n": scores.n,
+            "params": cost.params,
+            "macs": cost.macs,
+        }
+
+    def folder(self, *names: str) -> Path:
+        """Where the checkpoints of a cell lie."""
+        return HERE / "out" / self.recipe.name / "-".join(names)
+
+    def learn(self, percent: int, seed: int, cell: str, **changes: Any) -> Row:
+        """Learn masks and score."""
+        options = {k: v for k, v in changes.items() if k in ("sharing", "gates", "criterion")}
+        settings = {k: v for k, v in changes.items() if k not in options}
+        found = secateur.learn(
+            self.dense,
+            self.images[0],
+            f"{percent}% params",
+            settings=LearnSettings(
+                epochs=self.recipe.epochs,
+                seed=seed,
+                distil=DISTIL,
+                held_out=0.05,
+                **(self.recipe.common | settings),
+            ),
+            folder=self.folder(cell, str(percent), str(seed)),
+            **options,
+        )
+        told = found.record()["learning"]
+        kept = ("masked_percent", "removed_percent", "search_end", "steps")
+        return {**self.score(found.model), **{key: told[key] for key in kept}}
+
+    def heal(self, model: nn.Module, seed: int, epochs: float, cell: str) -> Row:
+        """Train any model with the same objective and loop, and score."""
+        settings = HealSettings(
+            epochs=epochs, seed=seed, distil=DISTIL, held_out=0.05, **self.recipe.common
+        )
+        found = secateur.heal(
+            model,
+            self.images[0],
+            reference=self.dense,
+            settings=settings,
+            folder=self.folder(cell, str(seed)),
+        )
+        return {**self.score(found.model), "steps": {"tune": found.report.steps}}
+
+    def small(self, percent: int, seed: int) -> nn.Module:
+        """The dense model's architecture at the largest width within the budget, untrained."""
+        dense = self.dense
+        assert isinstance(dense, VisionTransformer)
+        limit, heads = percent / 100 * read(dense).cost().params, dense.blocks[0].attn.num_heads
+        torch.manual_seed(seed)
+        for width in range(dense.embed_dim, 0, -heads):
+            model = VisionTransformer(
+                img_size=dense.patch_embed.img_size,
+                patch_size=dense.patch_embed.patch_size,
+                in_chans=read(dense).input_size[0],
+                num_classes=dense.num_classes,
+                embed_dim=width,
+                depth=len(dense.blocks),
+                num_heads=heads,
+            )
+            if sum(p.numel() for p in model.parameters()) <= limit:
+                give_preprocessing_(model, Preprocessing.of(dense))
+                return model.eval()
+        raise SystemExit(f"no small model fits {percent} %")
+
+
+def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
+    """From percent and seed to a row, by name."""
+    found: dict[str, Callable[[int, int], Row]] = {}
+
+    def learned(name: str, **changes: Any) -> None:
+        found[name] = lambda percent, seed: bench.learn(percent, seed, name, **changes)
+
+    for sharing in sharings.names():
+        learned(f"learned, {sharing}", sharing=sharing)
+    learned("learned, common_count, hard_concrete", gates="hard_concrete")
+    learned("learned, common_count, threshold", gates="threshold")
+    learned("learned, common_count, pit", gates="pit")
+    learned("movement", search="schedule", criterion="none")
+    learned("group lasso", search="group_lasso")
+    learned("progressive zeroing", search="progressive")
+    learned("one-shot taylor", search_share=0.0)
+    learned("one-shot magnitude", search_share=0.0, criterion="magnitude")
+
+    def spectral(percent: int, seed: int) -> Row:
+        train, _ = bench.images
+        some = _part(train, [i * len(train) // 512 for i in range(512)])
+        made = secateur.prune(bench.dense, some, f"{percent}% params", seed=seed)
+        return bench.heal(made.model, seed, bench.recipe.epochs, f"spectral-{percent}")
+
+    def scratch(percent: int, seed: int) -> Row:
+        small, epochs = bench.small(percent, seed), bench.recipe.scratch_epochs
+        return bench.heal(small, seed, epochs, f"scratch-{percent}")
+
+    found["one-shot spectral"] = spectral
+    found["small model from scratch"] = scratch
+    return found
+
+
+def main() -> None:
+    """Measure what is missing, then write the page."""
+    given = parser("Learned masks against baselines.")
+    given.add_argument("--smoke", action="store_true", help="the bundled digits model")
+    given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar10_dense")
+    given.add_argument("--epochs", type=float, help="of every method together")
+    given.add_argument("--seeds", type=int, default=3)
+    given.add_argument("--limit", type=int, help="training images")
+    given.add_argument("--only", action="append", help="methods whose name begins so")
+    given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
+    given.add_argument("--validate", action="store_true", help="score a part of the training set")
+    args = given.parse_args()
+    recipe = recipes(args)
+    bench = Bench(recipe, args)
+    name = recipe.name + ("_validation" if args.validate else "")
+    store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
+    store.suffix = f"e{recipe.epochs:g}" + (f"/n{args.limit}" if args.limit else "")
+    if not args.report:
+        measure(bench, store)
+    if not args.validate:
+        page(recipe, store, args, BUDGETS, tuple(methods(bench)))
+
+
+def measure(bench: Bench, store: Store) -> None:
+    """All cells that are not there yet."""
+    args = bench.args
+    store.run(("dense",), lambda: bench.score(bench.dense))
+    for seed in range(args.seeds):
+        for percent in args.percent or BUDGETS:
+            for name, make in methods(bench).items():
+                if args.only and not any(name.startswith(only) for only in args.only):
+                    continue
+
+                def run(make: Any = make, percent: int = percent, seed: int = seed) -> Row:
+                    start = time.perf_counter()
+                    return {**make(percent, seed), "seconds": time.perf_counter() - start}
+
+                store.run((name, str(percent), str(seed)), run)
+        if not args.only:
+            store.run(
+                ("dense, trained on", "100", str(seed)),
+                lambda seed=seed: bench.heal(bench.dense, seed, bench.recipe.epochs, "dense"),
+            )
+
+
+def _part(images: ImageSet, indices: list[int]) -> ImageSet:
+    found = part_of(images, indices)
+    assert isinstance(found, ImageSet)
+    return found
+
+
+if __name__ == "__main__":
+    main()

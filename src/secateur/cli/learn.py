@@ -1,0 +1,221 @@
+"""`secateur learn`: masks learned during training, removed, and what is left fine-tuned."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.masks import MaskOptions
+from secateur.cli.options import (
+    DATA_HELP,
+    IMAGES,
+    MODEL,
+    HostOptions,
+    MachineOptions,
+    Model,
+    names,
+    open_model,
+    use_threads,
+    widths,
+)
+from secateur.cli.training import TRAINING, Speaker, TrainingOptions, one_voice
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from secateur.learning.schedule import LearnSettings
+    from secateur.pipeline.learned import Learned
+
+FROM_SCRATCH_WARMUP = 0.4
+
+
+@verb
+def learn(
+    model: Model,
+    data: Annotated[str, typer.Option(help=f"Images to learn on. {DATA_HELP}")],
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="What is kept of the whole model: '30% params', '2.0 GMACs', '6.5 ms', "
+            "'2x faster'."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the smaller model.")],
+    masks: MaskOptions,
+    options: TrainingOptions,
+    host: HostOptions,
+    machine: MachineOptions,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch",
+            help="Begin with random weights and a head for the classes of the data.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images on which dense and smaller model are evaluated.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Images to learn on; 0 for all.", rich_help_panel=IMAGES)
+    ] = 0,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that cannot be decoded, and name them.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency/--no-latency",
+            help="Time dense and smaller model in turns.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+) -> Answer:
+    """Learn which units to remove while training, remove them, fine-tune what is left.
+
+    A run that was stopped goes on when the same command is given again. Several processes:
+    accelerate launch -m secateur learn ...
+    """
+    from secateur.pipeline.learn import learn as run
+    from secateur.pipeline.learn_task import LearnOptions, check_learn_words
+    from secateur.pipeline.opening import refuse_missing
+    from secateur.pipeline.options import parse_groups
+    from secateur.pipeline.trained import training_folder
+    from secateur.storage.save import check_out
+
+    check_out(out)
+    align, minimum = widths("--align", masks.align), widths("--min-width", masks.min_width)
+    groups = names(masks.groups)
+    parse_groups([*(groups or []), *align, *minimum])
+    settings = _settings(masks, options, from_scratch)
+    check_learn_words(
+        LearnOptions(
+            budget=budget,
+            sharing=masks.sharing,
+            gates=masks.gates,
+            criterion=masks.criterion,
+            runtime=masks.runtime,
+            latency_batch=masks.latency_batch,
+            settings=settings,
+        )
+    )
+    for source in (data, eval_data):
+        if source is not None:
+            refuse_missing(source)
+    use_threads(machine)
+    opened, images = _open(model, host, data, from_scratch, settings.seed, limit, skip_unreadable)
+    with one_voice():
+        with progress_bar() as progress:
+            result = run(
+                opened,
+                images,
+                budget,
+                sharing=masks.sharing,
+                gates=masks.gates,
+                criterion=masks.criterion,
+                groups=groups,
+                protect=names(masks.protect) or (),
+                align=align,
+                minimum=minimum,
+                settings=settings,
+                folder=training_folder(out),
+                restart=options.restart,
+                limit=limit or None,
+                skip_unreadable=skip_unreadable,
+                eval_images=eval_data,
+                latency=latency,
+                runtime=masks.runtime,
+                latency_batch=masks.latency_batch,
+                progress=progress,
+                on_log=Speaker(),
+                on_note=lambda text: typer.echo(text, err=True),
+            )
+        return _finish(result, out)
+
+
+def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
+    from secateur.healing.settings import read_settings
+    from secateur.learning.schedule import LearnSettings
+
+    changes = {
+        **options.changes(),
+        "search": masks.search,
+        "search_share": masks.search_share,
+        "warmup_share": masks.warmup_share,
+    }
+    settings = read_settings(LearnSettings, options.config, changes)
+    if from_scratch and not settings.warmup_share and masks.warmup_share is None:
+        settings = settings.model_copy(update={"warmup_share": FROM_SCRATCH_WARMUP})
+    return settings
+
+
+def _open(
+    model: str,
+    host: HostOptions,
+    data: str,
+    from_scratch: bool,
+    seed: int,
+    limit: int,
+    skip_unreadable: bool,
+) -> "tuple[nn.Module, object]":
+    """The model, and the images as named, or opened where their classes make the head."""
+    if not from_scratch:
+        return open_model(model, host), data
+    from dataclasses import asdict
+
+    import torch
+
+    from secateur.cli.options import numbers
+    from secateur.pipeline.train import open_to_train
+
+    given = asdict(host)
+    mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
+    torch.manual_seed(seed)
+    return open_to_train(
+        model,
+        data,
+        from_scratch=True,
+        mean=mean,
+        std=std,
+        limit=limit or None,
+        seed=seed,
+        skip_unreadable=skip_unreadable,
+        **given,
+    )
+
+
+def _finish(result: "Learned", out: Path) -> Answer:
+    """Save in the first process, remove the checkpoints, and answer."""
+    from accelerate import PartialState
+
+    from secateur.cli.prune import answer
+    from secateur.healing.checkpoint import FILE
+    from secateur.pipeline.trained import training_folder
+
+    result.result.command = "secateur " + shlex.join(sys.argv[1:])
+    if PartialState().is_main_process:
+        result.save(out)
+        for phase in result.phases:
+            (training_folder(out) / phase / FILE).unlink(missing_ok=True)
+    told: dict[str, Any] = result.record()["learning"]
+    plain = answer(result.result, out, learning=told)
+
+    def show(console: "Console") -> None:
+        plain.show(console)
+        console.print(f"Settings and curves are in {out / 'training.json'}.")
+
+    return Answer(data=plain.data, show=show)

@@ -1,0 +1,111 @@
+"""Options of `learn`: which masks, shared how, searched how."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Annotated
+
+import typer
+
+MASKS = "Masks"
+
+
+def _files(folder: str) -> str:
+    """The names of extensions, found without importing anything."""
+    found = (files("secateur") / "learning" / folder).iterdir()
+    return ", ".join(sorted(f.name[:-3] for f in found if not f.name.startswith("_")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskOptions:
+    """Which masks are learned, and how."""
+
+    sharing: Annotated[
+        str,
+        typer.Option(
+            help=f"Which units share a mask: {_files('sharings')}.",
+            rich_help_panel=MASKS,
+        ),
+    ] = "common_count"
+    gates: Annotated[
+        str,
+        typer.Option(
+            help=f"How a score becomes a mask: {_files('forms')}.",
+            rich_help_panel=MASKS,
+        ),
+    ] = "straight_through"
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="In which order scores start; none for all alike.", rich_help_panel=MASKS
+        ),
+    ] = "taylor"
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Mask only these: qk, vo, heads, hidden, branch; else those of the sharing.",
+            rich_help_panel=MASKS,
+            show_default=False,
+        ),
+    ] = None
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Branches or blocks that stay as they are.",
+            rich_help_panel=MASKS,
+            show_default=False,
+        ),
+    ] = None
+    align: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G=N,...",
+            help="Widths are multiples of this. Default: 1, and those of prune for a budget in ms.",
+            rich_help_panel=MASKS,
+            show_default=False,
+        ),
+    ] = None
+    min_width: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G=N,...",
+            help="Least widths, with the same defaults.",
+            rich_help_panel=MASKS,
+            show_default=False,
+        ),
+    ] = None
+    search: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How masks are searched: {_files('ways')}.",
+            rich_help_panel=MASKS,
+            show_default="lagrangian",
+        ),
+    ] = None
+    search_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the training in which masks are learned; 0 takes the criterion's.",
+            rich_help_panel=MASKS,
+            show_default=False,
+        ),
+    ] = None
+    warmup_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share in which the dense model is trained first; 0, or 0.4 from scratch.",
+            rich_help_panel=MASKS,
+            show_default=False,
+        ),
+    ] = None
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="Where latency counts: eager, compile, onnxruntime or openvino.",
+            rich_help_panel=MASKS,
+        ),
+    ] = "eager"
+    latency_batch: Annotated[
+        int, typer.Option(help="Images at a time for latency.", rich_help_panel=MASKS)
+    ] = 1

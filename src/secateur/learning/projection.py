@@ -1,0 +1,144 @@
+"""From scores to masks that meet a budget exactly: bisection on one threshold, then filling up.
+
+Kept units never grow with the threshold, nor does the cost; so bisection finds the lowest
+threshold within the budget, and what is left of the budget goes to the best of the units below
+it (ChipNet, ICLR 2021, for the bisection). The cost is that of the model after removal,
+alignment included. Letters: R rows, U units per row.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.anatomy.types import Shape
+from secateur.errors import UserError
+from secateur.learning.gates import Gate, allowed, count_above, keep
+from secateur.learning.masks import acts_by_site, kept_shape, masks_of, product, sizes_of
+from secateur.learning.pricing import Pricing, exact_cost, shapes_of_masks
+
+Counts = dict[str, int]
+
+
+def least_cost(gates: Sequence[Gate], pricing: Pricing) -> float:
+    """The cost when every gate keeps as little as it may."""
+    margins = {gate.name: torch.zeros(gate.rows, gate.units) for gate in gates}
+    return _Search(gates, pricing, margins).cost({gate.name: allowed(gate, 0) for gate in gates})
+
+
+def check_reachable(gates: Sequence[Gate], pricing: Pricing, budget: str) -> None:
+    """UserError, naming the smallest reachable budget, when the gates cannot go so far."""
+    least, dense, unit = least_cost(gates, pricing), pricing.dense, pricing.cost_of.unit
+    if least > pricing.limit:
+        text = pricing.cost_of.text
+        raise UserError(
+            f"budget '{budget}' is out of reach: with everything masked that may be, "
+            f"{100 * least / dense:.1f}% {unit} are left ({text(least)} of {text(dense)}); raise "
+            "the budget, take another --sharing such as mixed, or allow smaller widths with "
+            "--align and --min-width."
+        )
+
+
+def project(
+    gates: Sequence[Gate], margins: Mapping[str, Tensor], pricing: Pricing
+) -> dict[str, Tensor]:
+    """The kept units (R, U) of each gate, whose cost after removal is within the budget.
+
+    The budget must be reachable. Among units of equal margin the order is that of the gates.
+    """
+    search = _Search(gates, pricing, margins)
+    counts = search.bisect()
+    search.fill_(counts)
+    return search.kept(counts)
+
+
+class _Search:
+    """The cost as a function of one count per gate."""
+
+    def __init__(
+        self, gates: Sequence[Gate], pricing: Pricing, margins: Mapping[str, Tensor]
+    ) -> None:
+        self.gates = {gate.name: gate for gate in gates}
+        self.pricing = pricing
+        self.margins = margins
+        self.sites = acts_by_site(gates)
+        self.branches = {branch.id: branch for branch in pricing.anatomy.branches}
+
+    def kept(self, counts: Counts) -> dict[str, Tensor]:
+        return {n: keep(g, self.margins[n], counts[n]) for n, g in self.gates.items()}
+
+    def cost(self, counts: Counts) -> float:
+        masks = masks_of(self.gates.values(), self.kept(counts))
+        return exact_cost(self.pricing, shapes_of_masks(self.pricing, masks))
+
+    def at(self, threshold: float) -> Counts:
+        return {n: count_above(g, self.margins[n], threshold) for n, g in self.gates.items()}
+
+    def bisect(self) -> Counts:
+        """The counts at the lowest threshold within the budget."""
+        levels = torch.cat([margin.flatten() for margin in self.margins.values()]).unique()
+        if self.cost(self.at(-float("inf"))) <= self.pricing.limit:
+            return self.at(-float("inf"))
+        low, high = -1, len(levels) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.cost(self.at(float(levels[middle]))) <= self.pricing.limit:
+                high = middle
+            else:
+                low = middle
+        return self.at(float(levels[high]))
+
+    def fill_(self, counts: Counts) -> None:
+        """Raise counts, best next unit first, as long as the budget allows.
+
+        A gate whose next step does not fit is done, since all others only grow. One whose next
+        step costs nothing, because other units keep its place occupied, keeps its mask.
+        """
+        kept = self.kept(counts)
+        shapes = shapes_of_masks(self.pricing, masks_of(self.gates.values(), kept))
+        spent = exact_cost(self.pricing, shapes)
+        queue = [(self._rank(name, counts[name]), name) for name in self.gates]
+        heapq.heapify(queue)
+        while queue:
+            _, name = heapq.heappop(queue)
+            gate, count = self.gates[name], self._next(name, counts[name])
+            if count is None:
+                continue
+            trial = kept | {name: keep(gate, self.margins[name], count)}
+            changed = self._changed(gate, trial)
+            more = sum(self._part(b, shape) - self._part(b, shapes[b]) for b, shape in
+                       changed.items())  # fmt: skip
+            if 0 < more <= self.pricing.limit - spent:
+                counts[name], kept, spent = count, trial, spent + more
+                shapes |= changed
+                heapq.heappush(queue, (self._rank(name, count), name))
+
+    def _rank(self, name: str, count: int) -> float:
+        """Minus the margin of the next unit: rows that go together have the mean of theirs."""
+        margin_RU = self.margins[name]
+        table = margin_RU if self.gates[name].rule == "equal" else margin_RU.reshape(1, -1)
+        if count >= table.shape[1]:
+            return float("inf")
+        return -float(table.sort(dim=-1, descending=True).values[:, count].mean())
+
+    def _next(self, name: str, count: int) -> int | None:
+        gate = self.gates[name]
+        if count >= gate.most:
+            return None
+        return min(gate.most, (count // gate.align + 1) * gate.align)
+
+    def _changed(self, gate: Gate, kept: Mapping[str, Tensor]) -> dict[str, Shape | None]:
+        """The shapes of the branches on which a gate acts."""
+        found: dict[str, Shape | None] = {}
+        for owner in {act.branch for act in gate.acts}:
+            masks = {
+                site: product(kept, acts)
+                for (branch, site), acts in self.sites.items()
+                if branch == owner
+            }
+            found[owner] = kept_shape(self.branches[owner], masks, self.pricing.limits)
+        return found
+
+    def _part(self, branch: str, shape: Shape | None) -> float:
+        return self.pricing.cost_of.part(branch, sizes_of(self.branches[branch], shape))

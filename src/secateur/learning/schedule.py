@@ -1,0 +1,82 @@
+"""How a run with learned masks is divided: dense warm-up, search, fine-tuning of what is left."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from secateur.healing.objectives import DistilSettings
+from secateur.healing.settings import Count, Positive, Share, TrainSettings
+from secateur.healing.verbs import FineTuneSettings
+from secateur.learning.controller import ControllerSettings
+from secateur.learning.way import WaySettings
+
+Phase = Literal["warmup", "search", "tune"]
+
+
+class LearnSettings(FineTuneSettings):
+    """A whole run; `steps`, `epochs` or `time` are those of all phases together.
+
+    `warmup_share` of it trains the dense model (0 for a pretrained one), `search_share` learns
+    the masks with the weights (0: masks are those of the criterion, one-shot), and the rest
+    fine-tunes the smaller model. In the search the learning rate is multiplied by `search_rate`.
+    `observe` images give the criterion its evidence. `search` is the way in which masks are
+    searched; `ascent`, `damping`, `ramp` and `travel` are those of its controller and scores, see
+    docs/methods/learned_masks.md.
+    """
+
+    warmup_share: Share = 0.0
+    search: str = "lagrangian"
+    search_share: Share = 0.4
+    search_rate: Positive = 0.5
+    observe: Count = 512
+    ascent: Positive = 15.0
+    damping: float = Field(default=10.0, ge=0)
+    ramp: Share = 0.6
+    travel: Positive = 5.0
+    lasso: Positive = 1.0
+    distil: DistilSettings = DistilSettings(
+        logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
+    )
+
+    def way(self) -> WaySettings:
+        """The settings of the search."""
+        controller = ControllerSettings(ascent=self.ascent, damping=self.damping, ramp=self.ramp)
+        return WaySettings(controller=controller, travel=self.travel, lasso=self.lasso)
+
+
+def phases(settings: LearnSettings, images: int) -> dict[Phase, TrainSettings]:
+    """The settings of every phase that has a share of the run, for that many images.
+
+    The search has no running average and no choice among its states: masks belong to the last.
+    """
+    shares: dict[Phase, float] = {
+        "warmup": settings.warmup_share,
+        "search": settings.search_share,
+    }
+    shares["tune"] = 1 - sum(shares.values())
+    whole = settings.budget(images)
+    found: dict[Phase, TrainSettings] = {}
+    done = 0.0
+    for phase, share in shares.items():
+        start, done = done, done + share
+        length: dict[str, object] = {"steps": None, "epochs": None, "time": None}
+        if whole.steps is None:
+            length["time"] = f"{share * (whole.seconds or 0):.3f}s"
+        else:
+            length["steps"] = round(done * whole.steps) - round(start * whole.steps)
+        if share > 1e-9 and length["steps"] != 0:
+            found[phase] = _plain(settings, length | _changes(settings, phase))
+    return found
+
+
+def _changes(settings: LearnSettings, phase: Phase) -> dict[str, object]:
+    if phase != "search":
+        return {}
+    given = settings.optimizer
+    slower = given.model_copy(update={"learning_rate": given.learning_rate * settings.search_rate})
+    return {"optimizer": slower, "ema": None, "checks": 0, "keep": "last"}
+
+
+def _plain(settings: LearnSettings, changes: dict[str, object]) -> TrainSettings:
+    values = {name: getattr(settings, name) for name in TrainSettings.model_fields}
+    return TrainSettings.model_validate(values | changes)

@@ -1,0 +1,1 @@
+"""Ways to share masks between related units, one file each."""

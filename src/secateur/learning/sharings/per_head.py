@@ -1,0 +1,17 @@
+"""Whole heads and neurons."""
+
+from secateur.learning.gates import Gate
+from secateur.learning.layout import heads_gate, hidden_gate
+from secateur.learning.sharing import Scope, sharing
+
+
+@sharing(
+    "per_head",
+    title="All dims of a head share one mask; neurons have their own",
+    removal="Everything masked goes; the layers keep the library's own classes.",
+    groups=("heads", "hidden"),
+)
+def per_head(scope: Scope) -> list[Gate]:
+    """One score per head, one per neuron."""
+    gates = [heads_gate(scope, branch) for branch in scope.attentions("heads")]
+    return gates + [hidden_gate(scope, branch) for branch in scope.mlps()]

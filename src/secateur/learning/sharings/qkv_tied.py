@@ -1,0 +1,17 @@
+"""One mask for queries, keys and values of a head."""
+
+from secateur.learning.gates import Gate
+from secateur.learning.layout import hidden_gate, tied_dims_gate
+from secateur.learning.sharing import Scope, sharing
+
+
+@sharing(
+    "qkv_tied",
+    title="Query, key and value of a head share one mask; neurons have their own",
+    removal="Everything masked goes: heads choose their own dims, equally many.",
+    groups=("qk", "vo", "hidden"),
+)
+def qkv_tied(scope: Scope) -> list[Gate]:
+    """As in ViT-Slim (CVPR 2022), but with equally many dims per head."""
+    gates = [tied_dims_gate(scope, branch) for branch in scope.attentions("qk", "vo")]
+    return gates + [hidden_gate(scope, branch) for branch in scope.mlps()]

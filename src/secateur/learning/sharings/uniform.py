@@ -1,0 +1,21 @@
+"""The same widths in all blocks."""
+
+from secateur.anatomy.types import Branch, GroupName
+from secateur.learning.gates import Gate
+from secateur.learning.layout import across
+from secateur.learning.sharing import Scope, sharing
+
+
+@sharing(
+    "uniform",
+    title="All blocks keep equally many dims, heads and neurons, each its own",
+    removal="Everything masked goes: all blocks end with the same widths.",
+    groups=("qk", "vo", "heads", "hidden"),
+)
+def uniform(scope: Scope) -> list[Gate]:
+    """One count per group for the whole model, as in Sheared LLaMA (ICLR 2024)."""
+    found: dict[GroupName, list[Branch]] = {
+        group: scope.attentions(group) for group in ("qk", "vo", "heads")
+    }
+    found["hidden"] = scope.mlps()
+    return [across(scope, group, group, branches) for group, branches in found.items() if branches]

@@ -1,0 +1,46 @@
+"""How a way of searching is registered: a hook of the training loop that ends in margins."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from secateur.healing.lesson import Hook
+from secateur.learning.bank import GateBank
+from secateur.learning.controller import ControllerSettings
+from secateur.learning.pricing import Pricing
+from secateur.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaySettings:
+    """`travel` is how far a score can go in a whole search; `lasso` is the pull of group lasso."""
+
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
+    travel: float = 5.0
+    lasso: float = 1.0
+
+
+class Way(Hook):
+    """Takes part in training with the gates of `bank`; afterwards `margins` rank the units."""
+
+    bank: GateBank
+
+    def margins(self) -> dict[str, Tensor]:
+        """How far each unit (R, U) is from being masked, by gate, to be projected on a budget."""
+        return self.bank.margins()
+
+
+Make = Callable[[GateBank, Pricing, WaySettings], Way]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedWay:
+    """A way with what it is called and where it comes from."""
+
+    title: str
+    source: str
+    make: Make
+
+
+ways: Registry[NamedWay] = Registry("way of searching", "secateur.learning.ways")

@@ -1,0 +1,1 @@
+"""Ways to search for masks under a budget, one file each."""

@@ -1,0 +1,83 @@
+"""Scores learn from the task alone; how many units stay, a schedule says.
+
+With equal scores at the start (criterion `none`) and straight-through gates this is movement
+pruning on structures: a score moves by -lr dL/dz, and dL/dz is the sum of w dL/dw over the weights
+of the unit, so units whose weights grow gain.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from secateur.healing.lesson import Lesson, Moment, Terms
+from secateur.learning.bank import GateBank
+from secateur.learning.controller import Controller
+from secateur.learning.pricing import Pricing
+from secateur.learning.projection import least_cost, project
+from secateur.learning.way import NamedWay, Way, WaySettings, ways
+from secateur.learning.ways.lagrangian import FIRST_RATE, LARGEST_RATE
+
+PROJECTIONS = 100
+"""How often, at most, the masks follow the scores in a search."""
+
+
+class Schedule(Way):
+    """The masks are the projection of the scores onto a target that falls to the budget."""
+
+    def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
+        self.module = self.bank = bank
+        self.optimizer = self._adam = torch.optim.Adam(bank.parameters(), lr=FIRST_RATE)
+        self.pricing, self.travel = pricing, settings.travel
+        self.controller = Controller(budget=pricing.share, settings=settings.controller)
+        self._least = least_cost(bank.gates, pricing)
+        self._projected = 0
+
+    def before_step(self, moment: Moment) -> None:
+        """Project anew, now and then."""
+        self.bank.renew()
+        if int(moment.share * PROJECTIONS) >= self._projected:
+            self._projected = int(moment.share * PROJECTIONS) + 1
+            limit = max(self.controller.target() * self.pricing.dense, self._least)
+            pricing = replace(self.pricing, limit=limit)
+            self.bank.hold(project(self.bank.gates, self.bank.margins(), pricing))
+
+    def terms(self, model: torch.nn.Module, lesson: Lesson, moment: Moment) -> Terms:
+        """None."""
+        self.bank.renew()
+        return {}
+
+    def after_step(self, moment: Moment) -> None:
+        """Keep scores in range, and set their pace for the next step."""
+        self.bank.clamp_()
+        pace = moment.share - self.controller.share
+        self.controller.share = moment.share
+        for group in self._adam.param_groups:
+            group["lr"] = min(self.travel * pace, LARGEST_RATE)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the search is, and the masks of the moment."""
+        return {
+            "share": self.controller.share,
+            "projected": self._projected,
+            "kept": self.bank.kept(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.controller.share, self._projected = state["share"], state["projected"]
+        self.bank.hold(state["kept"])
+
+    def log(self) -> Mapping[str, float]:
+        """The target."""
+        return {"target_percent": 100 * self.controller.target()}
+
+
+ways.register("schedule")(
+    NamedWay(
+        title="Scores learn from the task, a schedule sets how many units stay",
+        source="Movement pruning (Sanh et al., NeurIPS 2020; Lagunas et al., arXiv 2109.04838)",
+        make=Schedule,
+    )
+)

@@ -1,0 +1,241 @@
+"""The phases of learning masks: dense warm-up, search, projection and removal, fine-tuning."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy
+from secateur.criteria import criteria
+from secateur.data.batches import Batches, as_batches
+from secateur.data.images import ImageSet
+from secateur.evidence import Evidence, observe
+from secateur.healing.held_out import HeldOut, part_of
+from secateur.healing.identity import digest
+from secateur.healing.lesson import Hook, Objective
+from secateur.healing.loop import FitReport, fit_
+from secateur.healing.objectives import Distil, supervised
+from secateur.healing.run import OnLog
+from secateur.healing.settings import AugmentSettings, TrainSettings
+from secateur.healing.stream import Items, items_of
+from secateur.healing.teacher import Teacher, teacher_for
+from secateur.learning.bank import GateBank
+from secateur.learning.form import forms
+from secateur.learning.masks import Masks, masks_of, plan_of_masks
+from secateur.learning.projection import project
+from secateur.learning.removal import remove
+from secateur.learning.schedule import Phase
+from secateur.learning.starting import start_needs, starting_worths
+from secateur.learning.summary import Compression, compression
+from secateur.learning.way import Way, ways
+from secateur.pipeline.decide import Target
+from secateur.pipeline.engines import timed
+from secateur.pipeline.latency_loop import LatencyCut, cut_to_latency
+from secateur.pipeline.learn_task import NO_CRITERION, LearnTask, pricing_of
+from secateur.planning.types import Plan
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """All that a run needs beside its model; `reports` and `seconds` fill up on the way.
+
+    `train` and `held` are images to train on and to choose weights by, with `labels` or without;
+    `target` is that of a budget in milliseconds.
+    """
+
+    task: LearnTask
+    family: Family
+    anatomy: Anatomy
+    train: object
+    held: object | None
+    labels: bool
+    phases: dict[Phase, TrainSettings]
+    target: Target | None = None
+    folder: Path | None = None
+    restart: bool = False
+    progress: Progress | None = None
+    on_log: OnLog | None = None
+    reports: dict[Phase, FitReport] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrunk:
+    """A smaller model, its plan, and what its masks claim; `timed` for budgets in ms.
+
+    `searched` is what the masks of the search itself would have given, without the projection.
+    """
+
+    model: nn.Module
+    plan: Plan
+    searched: Compression
+    kept: Compression
+    timed: LatencyCut | None = None
+
+
+def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
+    """The dense model as it was after warm-up, and the smaller one; `model` stays as it is."""
+    dense = copy.deepcopy(model)
+    _phase(course, "warmup", dense, supervised(course.task.options.settings.label_smoothing), None)
+    student = copy.deepcopy(dense)
+    teacher = teacher_for(student, dense)
+    with timed(course.seconds, "start"):
+        bank = start_gates(course, dense)
+    way = _search(course, student, teacher, bank)
+    with timed(course.seconds, "cut"):
+        shrunk = shrink(course, dense, student, way)
+    smaller = shrunk.model.requires_grad_(True)
+    _phase(course, "tune", smaller, _objective(course, smaller, dense), teacher)
+    return dense, replace(shrunk, model=smaller.eval())
+
+
+def start_gates(course: Course, model: nn.Module) -> GateBank:
+    """Gates whose scores start in the order of the criterion."""
+    task, seed = course.task, course.task.options.settings.seed
+    if task.options.criterion == NO_CRITERION:
+        worths = {gate.name: torch.zeros(gate.rows, gate.units) for gate in task.gates}
+        return GateBank(task.gates, forms.get(task.options.gates), worths)
+    which = criteria.get(task.options.criterion)
+    needs = start_needs(which, task.gates)
+    evidence = Evidence(images=0, tokens=0)
+    if needs:
+        batches = _observed(course, model)
+
+        def on_batch(done: int) -> None:
+            if course.progress is not None:
+                course.progress("observe", done, batches.images)
+
+        evidence = observe(model, batches, needs, on_batch=on_batch)
+    pricing = pricing_of(task, course.anatomy, course.target)
+    worths = starting_worths(model, course.family, task.gates, pricing, evidence, which, seed)
+    return GateBank(task.gates, forms.get(task.options.gates), worths)
+
+
+def _observed(course: Course, model: nn.Module) -> Batches:
+    """Training images without augmentation, spread over all of them."""
+    items = plain_items(course.train)
+    count = min(len(items), course.task.options.settings.observe)
+    chosen = part_of(course.train, [i * len(items) // count for i in range(count)])
+    return as_batches(chosen, 32, 0, next(model.parameters()).device)
+
+
+def plain_items(images: object) -> Items:
+    """Images as they are evaluated, without augmentation."""
+    return images if isinstance(images, ImageSet) else items_of(images, AugmentSettings())
+
+
+def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank) -> Way:
+    """Let masks and weights learn; without a search phase the scores stay those at the start."""
+    pricing = pricing_of(course.task, course.anatomy, course.target)
+    settings = course.task.options.settings
+    way = ways.get(settings.search).make(bank, pricing, settings.way())
+    objective = _distil(course, teacher)
+    with bank.attached(student):
+        _phase(course, "search", student.requires_grad_(True), objective, None, hooks=[way])
+    bank.cpu()
+    return way
+
+
+def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Shrunk:
+    """Project the scores onto the budget and remove what is masked."""
+    bank, limits, margins = way.bank, course.task.task.limits, way.margins()
+    masks = bank.masks()
+    plan = plan_of_masks(course.anatomy, masks, limits)
+    searched = compression(course.anatomy, masks, plan.shapes)
+
+    def kept_for(target: Target | None) -> dict[str, Tensor]:
+        return project(bank.gates, margins, pricing_of(course.task, course.anatomy, target))
+
+    if course.target is None:
+        masks = masks_of(bank.gates, kept_for(None))
+        smaller, plan = remove(student, masks, limits)
+        kept = compression(course.anatomy, masks, plan.shapes)
+        return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
+    tried: list[tuple[Plan, Masks]] = []
+
+    def plan_for(target: Target) -> Plan:
+        masks = masks_of(bank.gates, kept_for(target))
+        plan = plan_of_masks(course.anatomy, masks, limits)
+        tried.append((plan, masks))
+        return plan
+
+    def masks_for(plan: Plan) -> Masks:
+        return next(masks for known, masks in tried if known is plan)
+
+    found = cut_to_latency(
+        dense,
+        course.anatomy,
+        course.task.task,
+        course.target,
+        plan_for,
+        lambda plan: remove(student, masks_for(plan), limits)[0],
+    )
+    kept = compression(course.anatomy, masks_for(found.plan), found.plan.shapes)
+    return Shrunk(model=found.model, plan=found.plan, searched=searched, kept=kept, timed=found)
+
+
+def _objective(course: Course, student: nn.Module, dense: nn.Module) -> Objective:
+    """What the smaller model learns; its teacher is the dense one."""
+    return _distil(course, teacher_for(student, dense))
+
+
+def _distil(course: Course, teacher: Teacher) -> Objective:
+    settings = course.task.options.settings
+    distil = settings.distil
+    if not course.labels:
+        weight = distil.logit_weight or 1.0
+        distil = distil.model_copy(update={"label_weight": 0.0, "logit_weight": weight})
+    return Distil(teacher, distil, settings.label_smoothing)
+
+
+def _phase(
+    course: Course,
+    phase: Phase,
+    model: nn.Module,
+    objective: Objective,
+    teacher: Teacher | None,
+    hooks: Sequence[Hook] = (),
+) -> None:
+    """Train for one phase, if the run has it; with a folder, in a folder of its own."""
+    settings = course.phases.get(phase)
+    if settings is None:
+        return
+    judge = None
+    if course.held is not None and phase != "search":
+        judge = HeldOut(
+            items=plain_items(course.held),
+            labels=course.labels,
+            teacher=None if course.labels else teacher,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+        )
+
+    def progress(_stage: str, done: int, total: int) -> None:
+        if course.progress is not None:
+            course.progress(phase, done, total)
+
+    about = {**course.task.about(), "phase": phase}
+    if teacher is not None:
+        about["teacher"] = digest(teacher.model)
+    with timed(course.seconds, phase):
+        course.reports[phase] = fit_(
+            model,
+            course.train,
+            objective,
+            settings,
+            classes=course.anatomy.num_classes,
+            labelled=course.labels,
+            folder=None if course.folder is None else course.folder / phase,
+            restart=course.restart,
+            hooks=hooks,
+            judge=judge,
+            about=about,
+            progress=progress,
+            on_log=course.on_log,
+        )

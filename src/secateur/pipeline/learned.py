@@ -1,0 +1,66 @@
+"""What learning masks gives back: the smaller model, how its masks came about, how to save it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.healing.loop import FitReport
+from secateur.learning.schedule import Phase
+from secateur.learning.summary import Compression, Removability
+from secateur.pipeline.learn_task import LearnTask
+from secateur.pipeline.result import Result
+
+
+@dataclass(slots=True, kw_only=True)
+class Learned:
+    """`result` is what `prune` would give: model, plan, costs, accuracy, notes.
+
+    `removability` was known before training; `searched` is what the masks claimed, and would have
+    removed, when the search ended, `compression` the same after projection onto the budget.
+    `phases` are the training runs in their order, `checkpoints` where they lie.
+    """
+
+    result: Result
+    task: LearnTask
+    removability: Removability
+    searched: Compression
+    compression: Compression
+    phases: dict[Phase, FitReport]
+
+    @property
+    def model(self) -> nn.Module:
+        """The smaller model, an ordinary module in eval mode."""
+        return self.result.model
+
+    def record(self) -> dict[str, Any]:
+        """Everything about the run as plain JSON data; `learning` is added to what `prune` says."""
+        return {**self.result.record(), "learning": self._learning()}
+
+    def save(self, out: str | Path) -> None:
+        """Write the ordinary saved form, with training.json, into `out`, or nothing."""
+        from secateur.pipeline.saving import save_result
+
+        learning = self._learning()
+        told = {key: value for key, value in learning.items() if key != "phases"}
+        text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
+        save_result(self.result, Path(out), more={"learning": told}, files={"training.json": text})
+
+    def _learning(self) -> dict[str, Any]:
+        options = self.task.options
+        return {
+            "sharing": options.sharing,
+            "gates": options.gates,
+            "criterion": options.criterion,
+            "scores": self.removability.scores,
+            "removability": self.removability.to_json(),
+            "search_end": self.searched.to_json(),
+            "masked_percent": self.compression.masked_percent,
+            "removed_percent": self.compression.removed_percent,
+            "compression": self.compression.to_json(),
+            "steps": {phase: report.steps for phase, report in self.phases.items()},
+            "settings": options.settings.model_dump(mode="json"),
+            "phases": {phase: report.to_json() for phase, report in self.phases.items()},
+        }
