@@ -16,6 +16,8 @@ import timm
 import torch
 from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.efficientformer import Attention as BiasedAttention
+from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -68,6 +70,12 @@ def randomise_(model: nn.Module, seed: int) -> None:
     Biases of zero, norms of one and LayerScales of 1e-5 would hide most mistakes.
     """
     generator = torch.Generator().manual_seed(seed)
+    for name, buffer in model.named_buffers():
+        noise = torch.randn(buffer.shape, generator=generator)
+        if name.endswith("running_mean"):
+            buffer.copy_(0.4 * noise)
+        elif name.endswith("running_var"):
+            buffer.copy_((0.3 * noise).exp())
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith(("bias", "token", "pos_embed", "latent")):
@@ -107,6 +115,17 @@ def gated() -> nn.Module:
     return model
 
 
+def efficientformer(num_vit: int = 2, **changes: Any) -> nn.Module:
+    """An EfficientFormer of two stages on 56 x 56 pixels, with smaller attention."""
+    sizes: dict[str, Any] = {"depths": (2, 3), "embed_dims": (16, 24), "mlp_ratios": 2}
+    model = EfficientFormer(num_classes=10, num_vit=num_vit, **sizes | changes)
+    for block in model.stages[-1].blocks:
+        if isinstance(block, MetaBlock1d):
+            width = block.token_mixer.proj.out_features
+            block.token_mixer = BiasedAttention(width, 8, num_heads=4, attn_ratio=2, resolution=7)
+    return model
+
+
 TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
     "vit": vit,
     "vit_two_wide_heads": partial(vit, num_heads=2),
@@ -140,3 +159,6 @@ TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
 }
 for _name, _build in TIMM_VITS.items():
     host(_name)(_build)
+
+host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
+host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))

@@ -78,7 +78,8 @@ class Branch:
 
     `id` is its module path in the model. `refusals` says for each group that this branch cannot
     offer, why. The rates price it: `fixed` whenever it exists, the others per unit. Without a
-    `writer_bias`, a repair that has a constant to carry adds one.
+    `writer_bias`, a repair that has a constant to carry adds one; without a `carrier`, an earlier
+    bias that could take on its mean, a repair that drops it adds one too.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Branch:
     per_hidden: Rate = Rate()
     stage: int = 0
     writer_bias: bool = True
+    carrier: bool = True
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
 
     @property
@@ -128,7 +130,7 @@ class Branch:
             whole = (shape.heads, shape.vo) == (self.shape.heads, self.shape.vo)
         else:
             whole = shape == self.shape
-        if self.writer_bias or whole:
+        if (self.writer_bias and (shape is not None or self.carrier)) or whole:
             return Cost()
         return Cost(params=self.width if width is None else width)
 

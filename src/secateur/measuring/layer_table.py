@@ -262,7 +262,7 @@ def _resized(model: nn.Module, family: Family, branch: Branch, shape: Shape) -> 
     own = copy.deepcopy(model)
     if shape != branch.shape:
         family.assign_(own, branch, _random(shape, family.weights(own, branch)))
-    return family.through(own, branch).eval()
+    return family.alone(own, branch).eval()
 
 
 def _random(shape: Shape, like: BranchWeights) -> BranchWeights:

@@ -84,10 +84,11 @@ def probe_menus(
     block_start: Tensor = bench.stream_PND
     for number, branch in enumerate(anatomy.branches):
         about = evidence.about(branch.id)
+        arrived_PND = family.arrive(model, branch, bench.stream_PND)
         weights = family.weights(model, branch)
         block = next(b for b in anatomy.blocks if branch.id in b.branches)
         if branch.id == block.branches[0]:
-            block_start = bench.stream_PND
+            block_start = arrived_PND
         for group in [group for group in groups if group in branch.groups]:
             curve = error_curve(weights, group, allowed_sizes(branch, group, limits), about)
             found = _probe_sizes(bench, number, branch, weights, group, curve, about, shares)
@@ -97,7 +98,7 @@ def probe_menus(
             menus.append(menu_from_probes(branch.id, group, sizes, errors, measured))
         if "branch" in groups:
             mean_D = _mean_update(about).to(bench.stream_PND)
-            loss = bench.divergence(number + 1, bench.stream_PND + mean_D)
+            loss = bench.divergence(number + 1, arrived_PND + mean_D)
             probes.append(Probe(owner=branch.id, group="branch", size=0, divergence=loss))
             menus.append(drop_menu(branch.id, "branch", loss, limits))
         bench.stream_PND = bench.steps[number](bench.stream_PND)

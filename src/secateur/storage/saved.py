@@ -55,7 +55,7 @@ def complete_(
     resized: nn.Module, base: Base, added_biases: Iterable[str], tensors: Mapping[str, Tensor]
 ) -> nn.Module:
     """Give a resized model on the meta device its added biases, tensors and preprocessing."""
-    add_biases_(resized, added_biases)
+    add_biases_(resized, added_biases, tensors)
     if reason := misfit(resized, tensors):
         raise UserError(f"the weights do not fit the shapes: {reason}.")
     fill_(resized, tensors, lambda: build(base, "cpu"))

@@ -57,6 +57,7 @@ def _select_hidden(
         reader_biases_F=tuple(None if b is None else b[kept_F] for b in weights.reader_biases_F),
         w2_DF=w2_DF,
         b2_D=b2_D,
+        unit_FT=None if weights.unit_FT is None else weights.unit_FT[kept_F],
     )
 
 
@@ -88,6 +89,8 @@ def _select_dims(
         vb_HV=bias(weights.vb_HV, vo_HV),
         ob_D=ob_D,
         scale=weights.scale,
+        table_HT=None if weights.table_HT is None else weights.table_HT[heads_H],
+        places_NN=weights.places_NN,
     )
 
 
