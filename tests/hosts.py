@@ -48,6 +48,8 @@ def shared(name: str) -> nn.Module:
     """The same for all, for looking only."""
     model = HOSTS[name]()
     randomise_(model, seed=sum(name.encode()))
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        settle_(model)
     return model.eval()
 
 
@@ -70,12 +72,6 @@ def randomise_(model: nn.Module, seed: int) -> None:
     Biases of zero, norms of one and LayerScales of 1e-5 would hide most mistakes.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, buffer in model.named_buffers():
-        noise = torch.randn(buffer.shape, generator=generator)
-        if name.endswith("running_mean"):
-            buffer.copy_(0.4 * noise)
-        elif name.endswith("running_var"):
-            buffer.copy_((0.3 * noise).exp())
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith(("bias", "token", "pos_embed", "latent")):
@@ -84,6 +80,19 @@ def randomise_(model: nn.Module, seed: int) -> None:
             parameter.copy_(1 + 0.3 * noise)
         else:
             parameter.copy_(1.3 * noise / parameter[0].numel() ** 0.5)
+
+
+@torch.no_grad()
+def settle_(model: nn.Module) -> None:
+    """Give batch norms the statistics of some images, as training would."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()
+    model(images_for(model, 8, seed=5))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
 
 
 SIZES: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Hosts × groups, plans made by hand for each, and the dense model masked as the plan says."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -26,9 +27,9 @@ DROPS: dict[str, tuple[str, ...]] = {
     "mlp": ("0 mlp", "1 mlp"),
     "first block": ("0 attention", "0 mlp"),
     "last blocks": ("1 attention", "1 mlp", "2 attention", "2 mlp"),
-    "all": ("0 attention", "0 mlp", "1 attention", "1 mlp", "2 attention", "2 mlp"),
+    "all": ("*",),
 }
-"""Branches to drop, by number of block and kind."""
+"""Branches to drop: the n-th of a kind, or all."""
 
 GROUPS: tuple[str, ...] = (*UNIT_GROUPS, *DROPS, "everything")
 
@@ -49,8 +50,11 @@ def plan_for(anatomy: Anatomy, group: str, seed: int = 0) -> Plan:
     shapes: Shapes = {}
     units: dict[str, dict[GroupName, Units]] = {}
     dropped = {"everything": ("0 attention", "1 mlp")} | DROPS
+    met = Counter[str]()
     for branch in anatomy.branches:
-        if f"{branch.block} {branch.kind}" in dropped.get(group, ()):
+        number = met[branch.kind]
+        met[branch.kind] += 1
+        if {f"{number} {branch.kind}", "*"} & set(dropped.get(group, ())):
             shapes[branch.id] = None
             continue
         wanted = branch.groups if group == "everything" else (group,)

@@ -5,7 +5,6 @@ the rest of the dense model on from there; its damage is the divergence KL(dense
 outputs in nats. Legend: B batch, N tokens, D residual width, C classes, P probe images.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
@@ -222,7 +222,7 @@ class _Bench:
     def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
         stream = family.embed(model, images_PCHW)
         steps = [family.through(model, branch) for branch in anatomy.branches]
-        bench = _Bench(family, model, copy.deepcopy(model), steps, stream, torch.empty(0))
+        bench = _Bench(family, model, copy_of(model), steps, stream, torch.empty(0))
         bench.dense_PC = bench._finish(0, stream)
         return bench
 
