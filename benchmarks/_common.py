@@ -104,6 +104,10 @@ class Bench:
         with torch.inference_mode():
             return [model(images_BCHW) for images_BCHW, _ in batches]
 
+    def told(self) -> nn.Module:
+        """A module that gives the dense logits of the validation images, batch by batch."""
+        return _Told(self._dense_logits)
+
     def forward_cost(self) -> float:
         """Seconds of one forward pass of the dense model over the calibration images."""
         # WHY: what is first opened in inference mode could not be differentiated later.
@@ -122,7 +126,7 @@ class Bench:
         model = make()
         seconds = time.perf_counter() - start
         forward = (before + self.forward_cost()) / 2
-        found = predict(model, self.validation, reference=_Told(self._dense_logits))
+        found = predict(model, self.validation, reference=self.told())
         scores = summarize(found)
         cost = counted(model, INPUT)
         return {
