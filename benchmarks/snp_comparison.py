@@ -7,8 +7,9 @@
 import argparse
 import copy
 from collections.abc import Iterator
+from functools import cache
 
-from _common import Bench, Row, Store, parser
+from _common import INPUT, Bench, Row, Store, parser
 from _snp_comparison_maps import FIGURE, PRESERVED, attention_maps, preservation
 from _snp_comparison_page import write_report
 from torch import nn
@@ -40,6 +41,7 @@ def main() -> None:
     given.set_defaults(images=256)
     given.add_argument("--only", help="methods, with commas")
     given.add_argument("--budgets", help="budgets, with ; between")
+    given.add_argument("--no-maps", dest="maps", action="store_false", help="tables only")
     given.add_argument("--polish", type=int, default=30, help="steps; 0 leaves the training out")
     given.add_argument("--polish-budgets", help="those that are polished too (default: all)")
     args = given.parse_args()
@@ -47,7 +49,7 @@ def main() -> None:
     if not args.report:
         for method, budget in cells(args):
             measure(bench, store, method, budget, args)
-        if args.budgets is None:
+        if args.maps:
             compare_maps(bench, store, args)
     # Read again: another process may have measured other cells meanwhile.
     store = Store("snp_comparison", args)
@@ -71,12 +73,10 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def measure(bench: Bench, store: Store, method: str, budget: str, args: argparse.Namespace) -> None:
     """Accuracy of a pruned model as it was cut, and after a short distillation of the same."""
     about: Row = {"method": method, "budget": budget}
-    made: list[nn.Module] = []
 
+    @cache
     def cut() -> nn.Module:
-        if not made:
-            made.append(pruned(bench, method, budget))
-        return made[0]
+        return pruned(bench, method, budget)
 
     store.run((method, budget), lambda: scores(bench, cut()), **about)
     wanted = args.polish_budgets
@@ -110,14 +110,14 @@ def scores(bench: Bench, model: nn.Module) -> Row:
     """Top-1 and divergence from the dense model on the validation images, and costs."""
     found = predict(model, bench.validation, reference=bench.told())
     row = summarize(found)
-    cost = counted(model, (3, 224, 224))
+    cost, dense = counted(model, INPUT), counted(bench.model, INPUT)
     return {
         "top1": row.top1,
         "stderr": row.stderr,
         "agreement": row.agreement,
         "kl": row.kl,
-        "macs": cost.macs / bench.dense["macs"],
-        "params": cost.params / bench.dense["params"],
+        "macs": cost.macs / dense.macs,
+        "params": cost.params / dense.params,
         **bench.setting(),
     }
 

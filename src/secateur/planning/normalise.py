@@ -42,13 +42,18 @@ def normalised(scores: Mapping[Key, Tensor], how: Normalise, anatomy: Anatomy) -
 
 
 def _ranks(units: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Scores of each group replaced by their ranks among all of that group, in (0, 1]."""
+    """Scores of each group replaced by their ranks among all of that group, in (0, 1].
+
+    Those of dims are divided by the number of heads.
+    """
     ranked: dict[Key, Tensor] = {}
     for group in {group for _, group in units}:
         own = {key: score for key, score in units.items() if key[1] == group}
         every = torch.cat([score.flatten() for score in own.values()]).sort().values
         for key, score in own.items():
-            ranked[key] = torch.searchsorted(every, score, right=True).double() / every.numel()
+            share = torch.searchsorted(every, score, right=True).double() / every.numel()
+            # WHY: a step of a head's dims takes one from every head, and is as large as their mean.
+            ranked[key] = share / score.shape[0] if score.ndim == 2 else share
     return ranked
 
 
