@@ -17,6 +17,7 @@ from secateur.anatomy.types import (
     MlpShape,
     Shape,
     Shapes,
+    Widths,
 )
 from secateur.planning.types import Plan, Units
 from tests.hosts import HOSTS, anatomy_of
@@ -31,16 +32,22 @@ DROPS: dict[str, tuple[str, ...]] = {
 }
 """Branches to drop: the n-th of a kind, or all."""
 
-GROUPS: tuple[str, ...] = (*UNIT_GROUPS, *DROPS, "everything")
+NARROWER = ("width", "everything and width")
+"""Plans that make the stream narrower."""
+
+GROUPS: tuple[str, ...] = (*UNIT_GROUPS, *DROPS, "everything", *NARROWER)
 
 
 def offered(anatomy: Anatomy, group: str) -> bool:
-    """Whether some branch of a host can be made smaller in this way."""
+    """Whether some branch, or the stream, of a host can be made smaller in this way."""
+    if group in NARROWER:
+        return bool(anatomy.streams)
     return group not in UNIT_GROUPS or any(group in branch.groups for branch in anatomy.branches)
 
 
 CASES = [(name, group) for name in HOSTS for group in GROUPS if offered(anatomy_of(name), group)]
 UNIT_CASES = [(name, group) for name, group in CASES if group in UNIT_GROUPS]
+NARROW_CASES = [(name, group) for name, group in CASES if group in NARROWER]
 DROP_CASES = [(name, group) for name, group in CASES if group in DROPS]
 
 
@@ -49,7 +56,8 @@ def plan_for(anatomy: Anatomy, group: str, seed: int = 0) -> Plan:
     generator = torch.Generator().manual_seed(seed)
     shapes: Shapes = {}
     units: dict[str, dict[GroupName, Units]] = {}
-    dropped = {"everything": ("0 attention", "1 mlp")} | DROPS
+    some: tuple[str, ...] = ("0 attention", "1 mlp")
+    dropped = {"everything": some, "everything and width": some} | DROPS
     met = Counter[str]()
     for branch in anatomy.branches:
         number = met[branch.kind]
@@ -57,13 +65,18 @@ def plan_for(anatomy: Anatomy, group: str, seed: int = 0) -> Plan:
         if {f"{number} {branch.kind}", "*"} & set(dropped.get(group, ())):
             shapes[branch.id] = None
             continue
-        wanted = branch.groups if group == "everything" else (group,)
+        wanted = branch.groups if group.startswith("everything") else (group,)
         kept = {g: _some(branch, g, generator) for g in UNIT_GROUPS if g in wanted}
         kept = {g: chosen for g, chosen in kept.items() if g in branch.groups}
         if kept:
             units[branch.id] = kept
         shapes[branch.id] = _shape(branch, kept)
-    return Plan(shapes=shapes, units=units)
+    widths: Widths = {}
+    for stream in anatomy.streams if group in NARROWER else ():
+        widths[stream.id] = int(torch.randint(4, stream.width, (), generator=generator))
+        order = torch.randperm(stream.width, generator=generator)[: widths[stream.id]]
+        units[stream.id] = {"width": tuple(sorted(order.tolist()))}
+    return Plan(shapes=shapes, widths=widths, units=units)
 
 
 def _some(branch: Branch, group: GroupName, generator: torch.Generator) -> Units:
@@ -115,8 +128,53 @@ def masked(model: nn.Module, plan: Plan, fill: Fill = nothing) -> Iterator[nn.Mo
         taps = family.taps(model, branch)
         for site, mask in _masks(branch, plan).items():
             edits.append((taps[site], _blend(mask, fill(branch, site))))
-    with attached(model, edits):
+    with attached(model, edits), narrowed(model, plan):
         yield model
+
+
+READS_STREAM = ("norm1", "norm2", "norm", "fc_norm", "norm_pre")
+"""Last names of norms that go over the channels of a stream, outside branches."""
+
+
+@contextmanager
+def narrowed(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """The dense model whose norms see only the channels that stay, and its readers too."""
+    handles = []
+    kept = plan.units.get("stream", {}).get("width")
+    for path, module in model.named_modules() if kept is not None else ():
+        if path.rpartition(".")[2] in READS_STREAM and not {"attn", "mlp"} & set(path.split(".")):
+            handles.append(module.register_forward_hook(_over(_index(kept))))
+        elif path.rpartition(".")[2] in ("attn", "mlp", "head", "head_dist"):
+            handles.append(module.register_forward_pre_hook(_only(_index(kept))))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _over(kept_S: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def normalise(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if isinstance(module, nn.Identity):
+            return output
+        x_S = args[0][..., kept_S]
+        if isinstance(module, nn.LayerNorm):
+            x_S = x_S - x_S.mean(-1, keepdim=True)
+        x_S = x_S / (x_S.square().mean(-1, keepdim=True) + module.eps).sqrt()
+        x_S = x_S * module.weight[kept_S]
+        if getattr(module, "bias", None) is not None:
+            x_S = x_S + module.bias[kept_S]
+        return torch.zeros_like(output).index_copy(-1, kept_S, x_S)
+
+    return normalise
+
+
+def _only(kept_S: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def mask(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kept = torch.zeros_like(args[0]).index_copy(-1, kept_S, args[0][..., kept_S])
+        return (kept, *args[1:])
+
+    return mask
 
 
 def _blend(mask: Tensor, fill: Tensor | None) -> Edit:

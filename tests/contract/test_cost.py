@@ -25,7 +25,7 @@ def test_predicted_cost_is_that_of_the_pruned_model(name: str, group: str) -> No
     model, anatomy = build(name), anatomy_of(name)
     plan = plan_for(anatomy, group)
     cut_(model, plan, None, "none")
-    predicted = anatomy.cost(plan.shapes)
+    predicted = anatomy.cost(plan.shapes, plan.widths)
     assert predicted == read(model).cost()
     assert predicted.params == parameters(model)
     assert predicted.params < anatomy.cost().params

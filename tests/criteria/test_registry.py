@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from secateur.anatomy.family import family_of, read
+from secateur.anatomy.stream import stream_weights
 from secateur.anatomy.types import ALL_GROUPS, GroupName
 from secateur.criteria import Criterion, criteria, score
 from secateur.criteria.registry import Question
@@ -32,8 +33,10 @@ def test_one_number_per_unit_from_no_more_than_it_asked_for(name: str, group: Gr
     which, anatomy = criteria.get(name), read(model)
     evidence = observe(model, as_batches(images_for(model, 6), 3), which.needs[group])
     owners = [b.id for b in anatomy.branches if group == "branch" or group in b.groups]
-    for owner in owners or [block.id for block in anatomy.blocks]:
-        branch = anatomy.branch(owner) if group != "block" else None
+    (stream,) = anatomy.streams
+    whole = [stream.id] if group == "width" else [block.id for block in anatomy.blocks]
+    for owner in owners or whole:
+        branch = anatomy.branch(owner) if owners else None
         value = score(
             which,
             Question(
@@ -43,9 +46,12 @@ def test_one_number_per_unit_from_no_more_than_it_asked_for(name: str, group: Gr
                 sums=evidence.about(owner),
                 images=evidence.images,
                 seed=3,
+                stream=stream_weights(model, family_of(model), anatomy, stream)
+                if group == "width"
+                else None,
             ),
         )
-        shape: tuple[int, ...] = ()
+        shape: tuple[int, ...] = (anatomy.width,) if group == "width" else ()
         if branch is not None and group != "branch":
             shape = (branch.shape.size(group),)
             if group in ("qk", "vo"):

@@ -1,18 +1,31 @@
 """SNP's criterion against a naive N×N decomposition and hand-computed values."""
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.anatomy.family import family_of, read
+from secateur.anatomy.stream import StreamWeights
+from secateur.anatomy.taps import attached
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question
-from secateur.criteria.scores.snp import dissimilarity
-from secateur.evidence import evidence_kinds
+from secateur.criteria.registry import Question, needs_of, settings_of
+from secateur.criteria.scores.snp import dissimilarity, shared
+from secateur.data.batches import as_batches
+from secateur.errors import UserError
+from secateur.evidence import evidence_kinds, observe
 from secateur.evidence.sorts.snp import alignment, leading
 from secateur.pipeline import prune
+from secateur.pipeline.opening import load, open_data
+from secateur.presets import parse_preset
+from tests.contract.test_refusals import Untouched
 from tests.hosts import build, images_for
 
 
@@ -64,6 +77,173 @@ def test_evidence_is_the_mean_over_images_whatever_the_batches() -> None:
     found = score(criteria.get("snp"), question)
     each = [naive(q_BNHK[b, :, 1], k_BNHK[b, :, 1], leading(4)) for b in range(3)]
     torch.testing.assert_close(found[1], torch.stack(each).mean(0), rtol=0, atol=1e-5)
+
+
+CRITERIA = ("snp", "snp_centred", "snp_magnitude")
+
+
+def scored(model: nn.Module, images: Tensor, name: str, branch: str, **settings: object) -> Tensor:
+    """Scores of the query/key dims of one branch, by the whole path from images."""
+    which = criteria.get(name)
+    chosen = settings_of(which, settings)
+    evidence = observe(model, as_batches(images, 3), needs_of(which, "qk", chosen), only=[branch])
+    question = Question(
+        group="qk", owner=branch, weights=None, sums=evidence.about(branch),
+        images=evidence.images, seed=0, settings=chosen,
+    )  # fmt: skip
+    return score(which, question)
+
+
+@torch.no_grad()
+def passed(model: nn.Module, images: Tensor, branch: str) -> tuple[Tensor, Tensor]:
+    """Queries and keys (B, H, N, K) of a branch."""
+    family = family_of(model)
+    taps = family.taps(model, read(model).branch(branch))
+    seen: dict[str, Tensor] = {}
+    edits = [(taps[site], partial(seen.__setitem__, site)) for site in ("query", "key")]
+    with attached(model, edits):
+        model(images)
+    return seen["query"].transpose(1, 2), seen["key"].transpose(1, 2)
+
+
+def by_hand(q_BHNK: Tensor, k_BHNK: Tensor, name: str, gamma: int, how: str) -> Tensor:
+    """The criteria word by word: every N by N matrix formed and decomposed."""
+    q_BHNK, k_BHNK = q_BHNK.double(), k_BHNK.double()
+    if name != "snp":
+        k_BHNK = k_BHNK - k_BHNK.mean(2, keepdim=True)
+    if how == "stacked":
+        q_BHNK, k_BHNK = (x.transpose(0, 1).flatten(1, 2)[None] for x in (q_BHNK, k_BHNK))
+    u, s, vt = torch.linalg.svd(q_BHNK @ k_BHNK.mT, full_matrices=False)
+    along = (u.mT @ q_BHNK)[..., :gamma, :].abs() * (vt @ k_BHNK)[..., :gamma, :].abs()
+    if name == "snp_magnitude":
+        along = along * s[..., :gamma, None]
+    else:
+        along = along / (q_BHNK.norm(dim=2) * k_BHNK.norm(dim=2))[..., None, :]
+    return along.sum(-2).mean(0)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("how", ["per_image", "stacked"])
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("gamma", [None, 3])
+def test_every_setting_is_what_it_says(
+    name: str, how: str, class_token: bool, gamma: int | None
+) -> None:
+    model, branch = build("dinov2_registers"), "blocks.1.attn"
+    x = images_for(model, 5)
+    q_BHNK, k_BHNK = passed(model, x, branch)
+    first = 0 if class_token else read(model).prefix_tokens
+    expected = by_hand(q_BHNK[:, :, first:], k_BHNK[:, :, first:], name, gamma or 4, how)
+    settings = {"gamma": gamma, "aggregate": how, "class_token": class_token}
+    found = scored(model, x, name, branch, **settings)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("how", ["per_image", "stacked"])
+def test_real_activations_agree_with_the_naive_decomposition(
+    shared_dir: Path, name: str, how: str
+) -> None:
+    model = load(
+        "timm:vit_tiny_patch16_224",
+        checkpoint=shared_dir / "models" / "vit_tiny_patch16_224.safetensors",
+    )
+    batches, _ = open_data(
+        model, shared_dir / "data" / "imagenet_calibration", limit=3, batch_size=3
+    )
+    x = next(iter(batches)).images_BCHW
+    for branch in ("blocks.0.attn", "blocks.6.attn", "blocks.11.attn"):
+        q_BHNK, k_BHNK = passed(model, x, branch)
+        expected = by_hand(q_BHNK, k_BHNK, name, 32, how)
+        found = scored(model, x, name, branch, aggregate=how)
+        scale = float(expected.abs().max()) if name == "snp_magnitude" else 1.0
+        torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def test_dead_dims_and_few_tokens_do_not_hinder() -> None:
+    q_NK, k_NK = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(2))
+    q_NK[:, 3] = 0
+    found = alignment(q_NK, k_NK, 4)
+    expected = naive(q_NK[:, [0, 1, 2, 4, 5, 6, 7, 8]], k_NK[:, [0, 1, 2, 4, 5, 6, 7, 8]], 4)
+    assert found[3] == 0
+    torch.testing.assert_close(found[found > 0], expected, rtol=0, atol=1e-5)
+
+
+def test_magnitudes_and_mean_keys_change_the_order() -> None:
+    model, branch = build("vit"), "blocks.0.attn"
+    weights = family_of(model).weights(model, read(model).branch(branch))
+    assert isinstance(weights, AttentionWeights) and weights.kb_HK is not None
+    small = replace(weights, q_HKD=weights.q_HKD.clone(), kb_HK=weights.kb_HK + 5)
+    small.q_HKD[:, 0] *= 1e-3
+    small = replace(small, qb_HK=torch.where(torch.arange(8) == 0, 0.0, small.qb_HK))
+    family_of(model).assign_(model, read(model).branch(branch), small)
+    x = images_for(model, 4)
+    assert bool((scored(model, x, "snp_magnitude", branch).argmin(1) == 0).all())
+    assert not bool((scored(model, x, "snp", branch).argmin(1) == 0).all())
+    unbiased = build("vit")
+    family_of(unbiased).assign_(
+        unbiased, read(unbiased).branch(branch), replace(small, kb_HK=0 * small.kb_HK)
+    )
+    for name, same in (("snp_centred", True), ("snp_magnitude", True), ("snp", False)):
+        both = (scored(m, x, name, branch) for m in (model, unbiased))
+        assert torch.allclose(*both, rtol=1e-4, atol=1e-4) is same
+
+
+def test_channels_are_judged_by_every_member() -> None:
+    rows = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [0.0, 2.0]])
+    same = torch.ones(3, 4)
+    alone = dissimilarity(rows) / dissimilarity(rows).sum()
+    assert torch.allclose(shared(StreamWeights(writers={"a": rows})), alone)
+    assert alone.tolist() == pytest.approx([0.25, 0.25, 0.5])
+    other = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    both = shared(StreamWeights(writers={"a": rows, "b": other}))
+    assert both.tolist() == pytest.approx([(0.25 + 0.5) / 2, (0.25 + 0.25) / 2, (0.5 + 0.25) / 2])
+    assert bool(torch.isfinite(shared(StreamWeights(writers={"a": same}))).all())
+    sized = shared(StreamWeights(writers={"a": rows}), magnitude=True)
+    assert sized.tolist() == pytest.approx([1 / 8, 3 / 8, 4 / 8])
+
+
+def test_presets_set_what_the_paper_leaves_open(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    text = files("secateur.presets").joinpath("snp.yaml").read_text()
+    mine.write_text(text + "settings: {snp: {gamma: 2, aggregate: stacked, class_token: false}}")
+    model = build("vit")
+    fine = {"qk": 1}
+    run = partial(prune, model, images_for(model, 6), "50% qk", align=fine, minimum=fine)
+    ours, theirs = run(preset=str(mine)), run(preset="snp")
+    assert ours.plan.shapes == theirs.plan.shapes and ours.plan.units != theirs.plan.units
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("{snp: {gama: 2}}", "'snp': unknown setting 'gama'; did you mean 'gamma'"),
+        ("{snp: {gamma: 0}}", "setting 'gamma'"),
+        ("{snp: {gamma: 2.5}}", "setting 'gamma'"),
+        ("{snp: {aggregate: median}}", "setting 'aggregate'"),
+        ("{energy: {gamma: 2}}", "'energy' has no settings"),
+        ("{spn: {gamma: 2}}", "unknown criterion 'spn'"),
+    ],
+)
+def test_wrong_settings_are_named(settings: str, words: str) -> None:
+    text = f"title: a\nsource: b\ngroups: [qk]\ncriterion: snp\nsettings: {settings}"
+    with pytest.raises(UserError, match=words):
+        parse_preset("mine", text)
+
+
+@pytest.mark.parametrize(("gamma", "token", "ok"), [(8, "true", True), (9, "true", False)])
+def test_gamma_beyond_the_rank_is_refused(tmp_path: Path, gamma: int, token: str, ok: bool) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "title: a\nsource: b\ngroups: [qk]\ncriterion: snp\n"
+        f"settings: {{snp: {{gamma: {gamma}, class_token: {token}}}}}"
+    )
+    model = build("vit")
+    with nullcontext() if ok else pytest.raises(UserError, match=r"rank .* blocks\.0\.attn"):
+        prune(
+            model, images_for(model, 2) if ok else Untouched(), "50% qk", preset=str(mine),
+            align={"qk": 1}, minimum={"qk": 1},
+        )  # fmt: skip
 
 
 def test_half_of_the_dims_lead() -> None:

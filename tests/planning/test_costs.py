@@ -5,8 +5,8 @@ import random
 import pytest
 
 from secateur.anatomy.types import Branch, Shape
-from secateur.planning.costs import additive_cost, cost_function
-from secateur.planning.types import Sizes, dense_sizes, shapes_of
+from secateur.planning.costs import additive_cost, cost_function, with_fixed
+from secateur.planning.types import Sizes, dense_sizes, shapes_of, widths_of
 from tests.hosts import anatomy_of
 
 HOSTS = ["vit", "vit_swiglu", "clip", "vit_no_biases"]
@@ -19,7 +19,7 @@ def some_sizes(host: str, seed: int) -> Sizes:
     return {
         key: draw.randint(0 if key[1] in ("branch", "block") else 1, most)
         for key, most in dense.items()
-        if draw.random() < 0.7
+        if draw.random() < 0.7 or key[1] == "width"
     }
 
 
@@ -31,8 +31,10 @@ def test_the_sum_is_the_cost_of_the_anatomy(host: str, unit: str) -> None:
     assert cost_of({}) == getattr(anatomy.cost(), unit)
     for seed in range(20):
         sizes = some_sizes(host, seed)
-        expected = anatomy.cost(shapes_of(anatomy, sizes))
+        expected = anatomy.cost(shapes_of(anatomy, sizes), widths_of(anatomy, sizes))
         assert cost_of(sizes) == getattr(expected, unit)
+        assert cost_of(sizes) == cost_of.part("stream", sizes)
+        del sizes["stream", "width"]
         parts = sum(cost_of.part(block.id, sizes) for block in anatomy.blocks)
         assert cost_of(sizes) == cost_of.ends + parts
 
@@ -58,6 +60,17 @@ def test_what_shares_a_branch() -> None:
     assert cost_of.share("blocks.0.mlp", "blocks.0")
     assert not cost_of.share("blocks.0.mlp", "blocks.0.attn")
     assert not cost_of.share("blocks.1", "blocks.0.mlp")
+    assert cost_of.share("stream", "blocks.1") and cost_of.share("blocks.0.mlp", "stream")
+
+
+def test_settled_sizes_stay_whatever_is_asked() -> None:
+    cost_of = cost_function(anatomy_of("vit"), "macs")
+    settled = with_fixed(cost_of, {("blocks.0", "block"): 0, ("stream", "width"): 16})
+    other = {("blocks.1.mlp", "hidden"): 7, ("stream", "width"): 32}
+    fixed = {("blocks.0", "block"): 0, ("stream", "width"): 16, ("blocks.1.mlp", "hidden"): 7}
+    assert settled(other) == cost_of(fixed) < cost_of({})
+    assert settled.part("blocks.0", other) == 0
+    assert settled.share("stream", "blocks.0") and not settled.share("blocks.0", "blocks.1")
 
 
 def test_amounts_in_sentences() -> None:

@@ -47,11 +47,12 @@ def attention_rates(
     qk_norm = (parameters(attn.q_norm) + parameters(attn.k_norm)) // shape.qk
     gate: nn.Module = getattr(attn, "gate", None) or nn.Identity()
     scale_norm: nn.Module = getattr(attn, "norm", nn.Identity())
-    gate_macs = n * gate.weight.numel() if isinstance(gate, nn.Linear) else 0
+    gates = gate.out_features if isinstance(gate, nn.Linear) else 0
+    gate_bias = parameters(gate) - gates * width
     return {
         "fixed": Rate(
-            base=Cost(params=parameters(gate) + parameters(scale_norm), macs=gate_macs),
-            per_width=Cost(params=_per_width(norms, width) + bias_out),
+            base=Cost(params=gate_bias + parameters(scale_norm)),
+            per_width=Cost(params=_per_width(norms, width) + bias_out + gates, macs=n * gates),
         ),
         "per_qk": Rate(
             base=Cost(params=2 * bias_in, macs=n * n), per_width=Cost(params=2, macs=2 * n)

@@ -145,10 +145,25 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """The residual stream of one stage; its channels are the units of the group `width`.
+
+    `id` names it in plans and files, and must not be that of a branch or block. `ends` prices what
+    grows with it beside the branches of its stage.
+    """
+
+    id: str
+    width: int
+    stage: int = 0
+    ends: Rate = Rate()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
     """What a host model is made of. Pure data; says nothing about weights.
 
-    `ends` is the cost of all that is not a branch: embedding, final norm, heads.
+    `ends` is the cost of all that is not a branch: embedding, final norm, heads. `streams` are
+    those that can be made narrower; where there are none, `refusals` says why.
     """
 
     family: str
@@ -161,6 +176,7 @@ class Anatomy:
     branches: tuple[Branch, ...]
     ends: Rate
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
+    streams: tuple[Stream, ...] = ()
 
     def branch(self, branch_id: str) -> Branch:
         """The branch called `branch_id`; KeyError if there is none."""
@@ -174,13 +190,41 @@ class Anatomy:
         """The present shape of every branch."""
         return {branch.id: branch.shape for branch in self.branches}
 
-    def cost(self, shapes: "Shapes | None" = None) -> Cost:
-        """Cost of the whole model with its branches in `shapes` (missing ones are dropped)."""
-        shapes = self.shapes if shapes is None else shapes
+    @property
+    def widths(self) -> "Widths":
+        """The present width of every stream that can be made narrower."""
+        return {stream.id: stream.width for stream in self.streams}
+
+    def stream_of(self, branch: Branch) -> Stream | None:
+        """The stream that a branch reads and writes; None where it cannot be made narrower."""
+        return next((s for s in self.streams if s.stage == branch.stage), None)
+
+    def width_of(self, branch: Branch, widths: "Mapping[str, int]") -> int:
+        """The width of a branch's stream when streams have `widths` (missing ones the present)."""
+        stream = self.stream_of(branch)
+        return branch.width if stream is None else widths.get(stream.id, branch.width)
+
+    def ends_cost(self, widths: "Mapping[str, int]") -> Cost:
+        """Cost of all that is not a branch when streams have `widths`."""
         total = self.ends.at(self.width)
+        for stream in self.streams:
+            width = widths.get(stream.id, stream.width)
+            total = total + stream.ends.at(width) - stream.ends.at(stream.width)
+        return total
+
+    def cost(
+        self, shapes: "Shapes | None" = None, widths: "Mapping[str, int] | None" = None
+    ) -> Cost:
+        """Cost of the whole model with its branches in `shapes` (missing ones are dropped).
+
+        Streams that are missing in `widths` keep theirs.
+        """
+        shapes, widths = self.shapes if shapes is None else shapes, widths or {}
+        total = self.ends_cost(widths)
         for branch in self.branches:
-            total = total + branch.cost(shapes.get(branch.id))
+            total = total + branch.cost(shapes.get(branch.id), self.width_of(branch, widths))
         return total
 
 
 Shapes = dict[str, Shape | None]
+Widths = dict[str, int]

@@ -51,7 +51,7 @@ class PruneOptions:
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Touch only these: qk, vo, heads, hidden, branch, block.",
+            help="Touch only these: qk, vo, heads, hidden, branch, block, width.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),
@@ -69,7 +69,7 @@ class PruneOptions:
         str | None,
         typer.Option(
             metavar="G=N,...",
-            help="Widths are multiples of this. Default: qk=8,vo=8,hidden=16.",
+            help="Widths are multiples of this. Default: qk=8,vo=8,hidden=16,width=16.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),
@@ -78,7 +78,7 @@ class PruneOptions:
         str | None,
         typer.Option(
             metavar="G=N,...",
-            help="Least widths. Default: qk=8,vo=8,hidden=16.",
+            help="Least widths. Default: qk=8,vo=8,hidden=16,width=16.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),

@@ -46,6 +46,8 @@ def show_result(console: "Console", result: "Result") -> None:
         ("parameters", before.params, after.params),
     ):
         table.add_row(name, count(dense), count(pruned), percent(pruned / dense))
+    if (wide := result.before.width) != (narrow := result.after.width):
+        table.add_row("stream width", f"{wide}", f"{narrow}", percent(narrow / wide))
     _add_accuracy(table, result)
     _add_latency(table, result)
     console.print(table)

@@ -4,20 +4,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
+from secateur.anatomy.stream import StreamWeights
+from secateur.anatomy.types import Anatomy, GroupName
 from secateur.anatomy.weights import BranchWeights
 from secateur.errors import UserError
 from secateur.evidence import Sums
-from secateur.registry import Registry
+from secateur.registry import Registry, unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What a criterion is asked: the worth of the units of one group of one branch.
 
-    `weights` is None for the group `block`. `seed` differs from branch to branch.
+    `weights` is None for the groups `block` and `width`; for `width`, `stream` has all that
+    writes and reads the channels. `seed` differs from branch to branch. `settings` are an instance
+    of the criterion's own, None for the default ones.
     """
 
     group: GroupName
@@ -26,50 +30,103 @@ class Question:
     sums: Mapping[str, Sums]
     images: int
     seed: int
+    stream: StreamWeights | None = None
+    settings: BaseModel | None = None
 
 
 Answer = Callable[[Question], Tensor]
+Needs = Mapping[GroupName, tuple[str, ...]]
+NeedsWith = Callable[[BaseModel], Needs]
+Check = Callable[[BaseModel, Anatomy, GroupName], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """A named criterion; `needs` lists for each group it can score the kinds of evidence."""
+    """A named criterion; `needs` lists for each group it can score the kinds of evidence.
+
+    A criterion with choices names a pydantic model of them as `settings`, which presets fill;
+    where they change what it needs, `needs_with(settings)` says how, and `check(settings, anatomy,
+    group)` raises UserError for settings that do not suit a model.
+    """
 
     name: str
     title: str
     source: str
-    needs: Mapping[GroupName, tuple[str, ...]]
+    needs: Needs
     answer: Answer
+    settings: type[BaseModel] | None = None
+    needs_with: NeedsWith | None = None
+    check: Check | None = None
 
 
 criteria: Registry[Criterion] = Registry("criterion", "secateur.criteria.scores")
 
 
 def criterion(
-    name: str, *, title: str, source: str, needs: Mapping[GroupName, tuple[str, ...]]
+    name: str,
+    *,
+    title: str,
+    source: str,
+    needs: Needs,
+    settings: type[BaseModel] | None = None,
+    needs_with: NeedsWith | None = None,
+    check: Check | None = None,
 ) -> Callable[[Answer], Answer]:
     """Register a function as a criterion for the groups in `needs`.
 
     The function returns one number per unit, higher for units worth keeping: (F,) for `hidden`,
-    (H, K) for `qk`, (H, V) for `vo`, (H,) for `heads`, () for `branch` and `block`.
+    (H, K) for `qk`, (H, V) for `vo`, (H,) for `heads`, (D,) for `width`, () for `branch` and
+    `block`.
     """
 
     def file(answer: Answer) -> Answer:
         criteria.register(name)(
-            Criterion(name=name, title=title, source=source, needs=needs, answer=answer)
+            Criterion(
+                name=name,
+                title=title,
+                source=source,
+                needs=needs,
+                answer=answer,
+                settings=settings,
+                needs_with=needs_with,
+                check=check,
+            )
         )
         return answer
 
     return file
 
 
-def needs_of(which: Criterion, group: GroupName) -> tuple[str, ...]:
+def needs_of(
+    which: Criterion, group: GroupName, settings: BaseModel | None = None
+) -> tuple[str, ...]:
     """The kinds of evidence to score a group; UserError when the criterion cannot score it."""
     if group not in which.needs:
         raise UserError(
             f"criterion '{which.name}' cannot score '{group}'; it scores {', '.join(which.needs)}."
         )
+    if settings is not None and which.needs_with is not None:
+        return which.needs_with(settings)[group]
     return which.needs[group]
+
+
+def settings_of(which: Criterion, values: Mapping[str, object]) -> BaseModel | None:
+    """The criterion's settings from plain values; UserError naming the one that is wrong."""
+    if which.settings is None:
+        if values:
+            raise UserError(f"criterion '{which.name}' has no settings, so leave them out.")
+        return None
+    try:
+        return which.settings.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = list(which.settings.model_fields)
+            raise UserError(
+                f"criterion '{which.name}': {unknown('setting', where, known)}"
+            ) from error
+        raise UserError(f"criterion '{which.name}': setting '{where}': {first['msg']}.") from error
 
 
 def score(which: Criterion, question: Question) -> Tensor:

@@ -71,6 +71,7 @@ def observe(
                 for kind in kinds:
                     if kind.scope in (branch.kind, "branch"):
                         known = _known(family.weights(model, branch), branch, token_weights)
+                        known["prefix"] = torch.tensor(anatomy.prefix_tokens)
                         for handle in _watch(model, branch, taps, kind, sums[kind.name], known):
                             stack.callback(handle.remove)
         for handle in _watch_blocks(model, family, anatomy, kinds, sums):
@@ -128,7 +129,7 @@ def _known(
 ) -> dict[str, Tensor]:
     """What a kind may need of a branch beside its tensors: softmax scale, position biases of the
     logits, and token weights."""
-    known = {}
+    known: dict[str, Tensor] = {}
     if isinstance(weights, AttentionWeights):
         known["scale"] = torch.tensor(weights.scale)
         if (bias_HNN := weights.logit_bias_HNN) is not None:

@@ -8,7 +8,7 @@ from secateur.errors import UserError
 from secateur.pipeline.options import Task
 from secateur.planning.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget
 from secateur.planning.knapsack import solve_knapsack
-from secateur.planning.menus import allowed_sizes, block_menu, drop_menu
+from secateur.planning.menus import allowed_sizes, allowed_widths, block_menu, drop_menu
 from secateur.planning.solvers import (
     CostOf,
     cost_function,
@@ -106,6 +106,11 @@ def unweighed(anatomy: Anatomy, task: Task) -> list[Menu]:
                 menus.append(Menu(owner=branch.id, group=group, sizes=sizes, losses=losses))
         if "branch" in task.groups:
             menus.append(drop_menu(branch.id, "branch", 0.0, task.limits))
+    if "width" in task.groups:
+        for stream in anatomy.streams:
+            sizes = allowed_widths(stream, task.limits)
+            losses = (0.0,) * len(sizes)
+            menus.append(Menu(owner=stream.id, group="width", sizes=sizes, losses=losses))
     if "block" in task.groups:
         menus += [block_menu(block, 0.0, task.limits) for block in anatomy.blocks if block.branches]
     return menus

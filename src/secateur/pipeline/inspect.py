@@ -33,6 +33,8 @@ class BranchRow:
 class Inspection:
     """A whole model. `ends` is what is no branch: embedding, final norm, heads.
 
+    `streams` gives the width of each residual stream that can be made narrower.
+
     MACs are those of matrix products for one image, with QK^T and AV.
     """
 
@@ -47,6 +49,7 @@ class Inspection:
     branches: tuple[BranchRow, ...]
     ends: Mapping[str, int]
     refusals: Mapping[GroupName, str]
+    streams: Mapping[str, int]
 
     def to_json(self) -> dict[str, object]:
         """The fields by name."""
@@ -70,6 +73,7 @@ def inspect(model: nn.Module) -> Inspection:
         branches=tuple(_row(anatomy, branch) for branch in anatomy.branches),
         ends={"macs": ends.macs, "params": ends.params},
         refusals=dict(anatomy.refusals),
+        streams=anatomy.widths,
     )
 
 

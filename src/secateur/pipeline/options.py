@@ -7,6 +7,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
+from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.measuring.runtimes import require
@@ -72,7 +73,7 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     )
     check_protected(anatomy, limits)
     groups = _groups(options, preset, budget)
-    _check_groups(groups, anatomy, budget)
+    _check_groups(groups, preset, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
@@ -137,13 +138,22 @@ def _drop_group(drop: Drop) -> GroupName:
     return "block" if drop.kind == "block" else "branch"
 
 
-def _check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
+def _check_groups(
+    groups: tuple[GroupName, ...], preset: Preset, anatomy: Anatomy, budget: Budget
+) -> None:
     """Refuse groups that no branch of the model can offer, with the reason."""
     if not groups:
         raise UserError(f"no group is left to prune; name some of {', '.join(ALL_GROUPS)}.")
     for group in groups:
         if group in anatomy.refusals:
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
+        which = criteria.get(preset.criterion_for(group))
+        if which.check is not None and preset.engine == "criteria":
+            settings = preset.settings_for(group)
+            assert settings is not None
+            which.check(settings, anatomy, group)
+        if group == "width":
+            _check_width(preset, anatomy, budget)
         if group in ("branch", "block", "width"):
             continue
         if any(group in branch.groups for branch in anatomy.branches):
@@ -152,3 +162,23 @@ def _check_groups(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budge
         why = "; ".join(sorted(reasons)) or "no layer of this model has such units"
         if isinstance(budget, ShapeBudget) or len(groups) == 1:
             raise UserError(f"group '{group}' cannot be pruned in this model: {why}.")
+
+
+def _check_width(preset: Preset, anatomy: Anatomy, budget: Budget) -> None:
+    """Refuse a narrower stream where the model, the engine or the budget knows of none."""
+    if not anatomy.streams:
+        raise UserError(
+            "group 'width' cannot be pruned here: no way to make the stream of this family of "
+            "models narrower is known."
+        )
+    if preset.engine == "spectral":
+        raise UserError(
+            f"preset '{preset.name}' cannot make the residual stream narrower, since its refits "
+            "aim at every channel of the dense stream; leave out 'width', or take a preset that "
+            "selects units, such as snp or magnitude."
+        )
+    if isinstance(budget, CostBudget) and budget.unit == "ms":
+        raise UserError(
+            "a budget in ms cannot weigh 'width': layers are timed at the present width of the "
+            "stream; leave it out, or give the budget in macs or params."
+        )

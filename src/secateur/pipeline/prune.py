@@ -171,7 +171,7 @@ def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | 
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
-    if plan.shapes == anatomy.shapes:
+    if plan.shapes == anatomy.shapes and not plan.units:
         notes.append("The dense model is within the budget already; nothing was removed.")
     if polish is not None:
         notes.append(polish_note(polish))

@@ -90,6 +90,7 @@ class Result:
             "seed": self.task.options.seed,
             "macs": {"dense": self.cost_dense.macs, "pruned": self.cost.macs},
             "params": {"dense": self.cost_dense.params, "pruned": self.cost.params},
+            "width": {"dense": self.before.width, "pruned": self.after.width},
             "predicted_loss": self.plan.predicted_loss,
             "branches": [self._branch_record(branch.id) for branch in self.before.branches],
             "accuracy": {
@@ -115,7 +116,8 @@ class Result:
     def _branch_record(self, branch_id: str) -> dict[str, Any]:
         branch = self.before.branch(branch_id)
         kept = self.plan.shapes[branch_id]
-        dense_cost, kept_cost = branch.cost(branch.shape), branch.cost(kept)
+        width = self.before.width_of(branch, self.plan.widths)
+        dense_cost, kept_cost = branch.cost(branch.shape), branch.cost(kept, width)
         return {
             "id": branch_id,
             "kind": branch.kind,

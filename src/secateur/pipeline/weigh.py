@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
+from secateur.anatomy.stream import stream_weights
 from secateur.anatomy.types import ALL_GROUPS, Anatomy, Branch, GroupName
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question, needs_of
 from secateur.evidence import Evidence
 from secateur.pipeline.options import Task
-from secateur.planning.menus import Limits, block_menu, drop_menu, kept_units, unit_menu
+from secateur.planning.menus import Limits, block_menu, drop_menu, kept_units, unit_menu, width_menu
 from secateur.planning.normalise import normalised
-from secateur.planning.types import Key, Menu, Plan, Sizes, Units, shapes_of
+from secateur.planning.types import Key, Menu, Plan, Sizes, Units, shapes_of, widths_of
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
 
@@ -29,7 +30,8 @@ def criteria_needs(task: Task) -> set[str]:
     """The kinds of evidence that the task's criteria ask for; UserError if one cannot score."""
     needs: set[str] = set()
     for group in task.groups:
-        needs.update(needs_of(criteria.get(task.preset.criterion_for(group)), group))
+        which = criteria.get(task.preset.criterion_for(group))
+        needs.update(needs_of(which, group, task.preset.settings_for(group)))
     return needs
 
 
@@ -48,9 +50,12 @@ def weigh(
                 sums=evidence.about(branch.id),
                 images=evidence.images,
                 seed=task.options.seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
+                settings=task.preset.settings_for(group),
             )
             value = score(criteria.get(task.preset.criterion_for(group)), question)
             scores[branch.id, group] = value
+    if "width" in task.groups:
+        scores |= _stream_scores(model, family, anatomy, task, evidence)
     worth = normalised(scores, task.preset.normalise, anatomy)
     menus = [_menu(anatomy, key, value, task.limits) for key, value in worth.items()]
     if "block" in task.groups:
@@ -62,7 +67,30 @@ def _menu(anatomy: Anatomy, key: Key, worth: Tensor, limits: Limits) -> Menu:
     owner, group = key
     if group == "branch":
         return drop_menu(owner, group, float(worth), limits)
+    if group == "width":
+        stream = next(stream for stream in anatomy.streams if stream.id == owner)
+        return width_menu(stream, worth, limits)
     return unit_menu(anatomy.branch(owner), group, worth, limits)
+
+
+def _stream_scores(
+    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
+) -> dict[Key, Tensor]:
+    chosen = criteria.get(task.preset.criterion_for("width"))
+    scores: dict[Key, Tensor] = {}
+    for number, stream in enumerate(anatomy.streams):
+        question = Question(
+            group="width",
+            owner=stream.id,
+            weights=None,
+            sums=evidence.about(stream.id),
+            images=evidence.images,
+            seed=task.options.seed * 100_003 + 70_001 + number,
+            stream=stream_weights(model, family, anatomy, stream),
+            settings=task.preset.settings_for("width"),
+        )
+        scores[stream.id, "width"] = score(chosen, question)
+    return scores
 
 
 def _block_menus(
@@ -80,6 +108,7 @@ def _block_menus(
             sums=evidence.about(block.id),
             images=evidence.images,
             seed=task.options.seed * 100_003 + 50_021 + block.index,
+            settings=task.preset.settings_for("block"),
         )
         value = score(chosen, question)
         scores[block.id, "block"] = value
@@ -99,8 +128,13 @@ def plan_of(anatomy: Anatomy, weighed: Weighed, sizes: Sizes) -> Plan:
             if size is not None and size < branch.shape.size(group):
                 kept = kept_units(weighed.scores[branch.id, group], size)
                 units.setdefault(branch.id, {})[group] = kept
+    widths = widths_of(anatomy, sizes)
+    for stream in anatomy.streams:
+        if (width := widths[stream.id]) < stream.width:
+            kept = kept_units(weighed.scores[stream.id, "width"], width)
+            units[stream.id] = {"width": kept}
     loss = sum(menu.loss(sizes[menu.key]) for menu in weighed.menus)
-    return Plan(shapes=shapes, units=units, predicted_loss=loss)
+    return Plan(shapes=shapes, widths=widths, units=units, predicted_loss=loss)
 
 
 def _groups_of(branch: Branch, groups: tuple[GroupName, ...]) -> list[GroupName]:

@@ -13,13 +13,16 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from secateur.anatomy.types import Anatomy
-from secateur.planning.costs import CostOf
+from secateur.errors import UserError
+from secateur.planning.costs import CostOf, with_fixed
 from secateur.planning.menus import least_sizes
 from secateur.planning.solvers import fill, require_reachable
 from secateur.planning.types import Menu, Sizes
 
 GAP = 1e-4
 """Relative gap to the optimum at which the solver may stop."""
+WIDTHS = 7
+"""Widths of a stream that are tried first, evenly spread, before the neighbours of the best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +38,58 @@ class _Option:
 def solve_knapsack(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> Sizes:
     """The sizes with the least summed loss whose cost stays within `limit`.
 
-    `cost_of` must add up over branches, as parameters, MACs and tabled latencies do. Raises
+    `cost_of` must add up over branches, as parameters, MACs and tabled latencies do. The widths of
+    streams multiply all else, so one knapsack is solved for each width that is tried. Raises
     UserError naming the smallest reachable cost when the limit is below it.
     """
+    require_reachable(menus, cost_of, limit)
+    inner = [menu for menu in menus if menu.group != "width"]
+    streams = [menu for menu in menus if menu.group == "width"]
+    if not streams:
+        return _at_widths(anatomy, inner, cost_of, limit, {})
+    found: Sizes = {stream.key: stream.sizes[0] for stream in streams}
+    for stream in streams:
+        found = _best_width(anatomy, inner, stream, cost_of, limit, found)
+    return found
+
+
+def _best_width(
+    anatomy: Anatomy, inner: list[Menu], stream: Menu, cost_of: CostOf, limit: float, found: Sizes
+) -> Sizes:
+    """`found` with the best width of one stream, and all but other widths chosen anew for it.
+
+    A few widths are tried, then those between the best and its neighbours, until none is left.
+    """
+    settled = {key: size for key, size in found.items() if key[1] == "width"}
+    tried: dict[int, tuple[float, Sizes]] = {}
+
+    def loss_at(place: int) -> float:
+        if place not in tried:
+            widths = {**settled, stream.key: stream.sizes[place]}
+            try:
+                sizes = _at_widths(anatomy, inner, cost_of, limit, widths)
+            except UserError:
+                tried[place] = (float("inf"), widths)
+            else:
+                loss = stream.losses[place] + sum(m.loss(sizes[m.key]) for m in inner)
+                tried[place] = (loss, {**sizes, **widths})
+        return tried[place][0]
+
+    last = len(stream.sizes) - 1
+    step = max(1, -(-last // max(WIDTHS - 1, 1)))
+    best = min({*range(0, last, step), last}, key=loss_at)
+    while step > 1:
+        step = -(-step // 2)
+        near = {max(0, best - step), best, min(last, best + step)}
+        best = min(near, key=loss_at)
+    return tried[best][1]
+
+
+def _at_widths(
+    anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float, widths: Sizes
+) -> Sizes:
+    """The best sizes when streams have these widths."""
+    cost_of = with_fixed(cost_of, widths)
     require_reachable(menus, cost_of, limit)
     dense: Sizes = {menu.key: menu.sizes[-1] for menu in menus}
     options = _options(anatomy, menus, cost_of)

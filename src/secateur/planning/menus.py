@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import Anatomy, Block, Branch, GroupName
+from secateur.anatomy.types import Anatomy, Block, Branch, GroupName, Stream
 from secateur.errors import UserError
 from secateur.planning.types import Menu, Sizes, Units
 
@@ -34,6 +34,7 @@ class Limits:
 def check_protected(anatomy: Anatomy, limits: Limits) -> None:
     """UserError for a protected name that is no part of the model."""
     known = [branch.id for branch in anatomy.branches] + [block.id for block in anatomy.blocks]
+    known += [stream.id for stream in anatomy.streams]
     for name in limits.protect:
         if name not in known:
             raise UserError(
@@ -43,10 +44,18 @@ def check_protected(anatomy: Anatomy, limits: Limits) -> None:
 
 
 def allowed_sizes(branch: Branch, group: GroupName, limits: Limits) -> tuple[int, ...]:
-    """The sizes a group may take, ascending, the present one last."""
-    present = branch.shape.size(group)
+    """The sizes a group of a branch may take, ascending, the present one last."""
+    return _allowed(branch.id, group, branch.shape.size(group), limits)
+
+
+def allowed_widths(stream: Stream, limits: Limits) -> tuple[int, ...]:
+    """The widths a stream may take, ascending, the present one last."""
+    return _allowed(stream.id, "width", stream.width, limits)
+
+
+def _allowed(owner: str, group: GroupName, present: int, limits: Limits) -> tuple[int, ...]:
     step, least = limits.align.get(group, 1), limits.minimum.get(group, 1)
-    if limits.protects(branch.id):
+    if limits.protects(owner):
         return (present,)
     first = max(step, -(-least // step) * step)
     return (*range(first, present, step), present)
@@ -57,14 +66,22 @@ def unit_menu(branch: Branch, group: GroupName, score: Tensor, limits: Limits) -
 
     `score` is (F,), (H,) or per head (H, K), where every head loses the same number of dims.
     """
-    sizes = allowed_sizes(branch, group, limits)
+    return _scored(branch.id, group, allowed_sizes(branch, group, limits), score)
+
+
+def width_menu(stream: Stream, score_D: Tensor, limits: Limits) -> Menu:
+    """Menu of a stream from the scores of its channels."""
+    return _scored(stream.id, "width", allowed_widths(stream, limits), score_D)
+
+
+def _scored(owner: str, group: GroupName, sizes: tuple[int, ...], score: Tensor) -> Menu:
     ascending = score.double().sort(dim=-1).values
     # WHY: a worth may be zero or slightly negative by rounding; losses must not fall below 0.
     lost = torch.cumsum(ascending.clamp(min=0), dim=-1)
     total = lost.sum(0) if lost.ndim == 2 else lost
-    present = branch.shape.size(group)
+    present = sizes[-1]
     losses = [float(total[present - size - 1]) if size < present else 0.0 for size in sizes]
-    return Menu(owner=branch.id, group=group, sizes=sizes, losses=tuple(losses))
+    return Menu(owner=owner, group=group, sizes=sizes, losses=tuple(losses))
 
 
 def drop_menu(owner: str, group: GroupName, score: float, limits: Limits) -> Menu:

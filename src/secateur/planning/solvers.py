@@ -146,7 +146,11 @@ def _restored(menus: list[Menu], sizes: Sizes, cost_of: CostOf, limit: float) ->
     """
     dropped = [m for m in menus if m.group in ("branch", "block") and sizes[m.key] == 0]
     for menu in sorted(dropped, key=lambda m: -m.losses[0]):
-        inner = [m for m in menus if m is not menu and cost_of.share(menu.owner, m.owner)]
+        inner = [
+            m
+            for m in menus
+            if m is not menu and m.group != "width" and cost_of.share(menu.owner, m.owner)
+        ]
         for back in range(max((len(m.sizes) for m in inner), default=0)):
             tried = {**sizes, menu.key: 1}
             for other in inner:

@@ -13,6 +13,7 @@ from secateur.anatomy.types import (
     MlpShape,
     Shape,
     Shapes,
+    Widths,
 )
 
 Key = tuple[str, GroupName]
@@ -52,10 +53,12 @@ class Plan:
 
     `units[branch][group]` are kept indices into the dense model: (F,) for `hidden`, (H,) for
     `heads`, one tuple per dense head for `qk` and `vo`. A group without units in a branch keeps
-    everything or is rotated, as `reductions` says.
+    everything or is rotated, as `reductions` says. `widths` are those of the streams, missing ones
+    stay; the channels that a stream keeps are `units[stream]["width"]`.
     """
 
     shapes: Shapes
+    widths: Widths = field(default_factory=dict)
     units: dict[str, dict[GroupName, Units]] = field(default_factory=dict)
     reductions: dict[GroupName, Reduction] = field(default_factory=dict)
     predicted_loss: float = 0.0
@@ -72,7 +75,12 @@ def dense_sizes(anatomy: Anatomy) -> Sizes:
         sizes[branch.id, "branch"] = 1
         for group in GROUPS_OF[branch.kind]:
             sizes[branch.id, group] = branch.shape.size(group)
-    return sizes
+    return sizes | {(stream.id, "width"): stream.width for stream in anatomy.streams}
+
+
+def widths_of(anatomy: Anatomy, sizes: Sizes) -> Widths:
+    """The width of every stream when the groups in `sizes` take these sizes."""
+    return {s.id: sizes.get((s.id, "width"), s.width) for s in anatomy.streams}
 
 
 def shapes_of(anatomy: Anatomy, sizes: Sizes) -> Shapes:

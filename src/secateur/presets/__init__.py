@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria
+from secateur.criteria.registry import settings_of
 from secateur.errors import UserError
 from secateur.planning.normalise import Normalise
 from secateur.registry import unknown
@@ -18,6 +19,8 @@ DEFAULT = "spectral"
 
 class Preset(BaseModel):
     """One choice for each step. `criteria` overrides `criterion` for single groups.
+
+    `settings` holds the choices of criteria that have some, by the name of the criterion.
 
     The engine `spectral` measures its menus and cuts front to back; it asks no criterion and
     repairs by itself.
@@ -35,6 +38,7 @@ class Preset(BaseModel):
     engine: Literal["criteria", "spectral"] = "criteria"
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
+    settings: dict[str, dict[str, object]] = {}
     normalise: Normalise = "none"
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
@@ -43,6 +47,11 @@ class Preset(BaseModel):
     def criterion_for(self, group: GroupName) -> str:
         """The criterion that scores a group."""
         return self.criteria.get(group, self.criterion)
+
+    def settings_for(self, group: GroupName) -> BaseModel | None:
+        """The settings of the criterion that scores a group; None for one without any."""
+        which = criteria.get(self.criterion_for(group))
+        return settings_of(which, self.settings.get(which.name, {}))
 
 
 def preset_names() -> list[str]:
@@ -82,4 +91,9 @@ def parse_preset(name: str, text: str) -> Preset:
         raise UserError(f"preset '{name}': field '{where}': {first['msg']}.") from error
     for used in {preset.criterion, *preset.criteria.values()}:
         criteria.get(used)
+    for name_of, values in preset.settings.items():
+        try:
+            settings_of(criteria.get(name_of), values)
+        except UserError as error:
+            raise UserError(f"preset '{name}': {error}") from error
     return preset

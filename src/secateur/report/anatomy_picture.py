@@ -46,7 +46,7 @@ def svg(record: RunRecord, *, heading: bool) -> str:
         _heading(root, record)
     _legend(root, record, layout)
     for index, row in enumerate(layout.rows):
-        _row(root, row, index, layout)
+        _row(root, row, index, layout, record.width.kept if record.width else 1.0)
     _foot(root, record, layout)
     indent(root)
     return tostring(root, encoding="unicode")
@@ -79,7 +79,7 @@ def _legend(root: Element, record: RunRecord, layout: Layout) -> None:
         _text(root, "ink", x + 104, y + 4, "layer dropped", {"font-size": "12"})
 
 
-def _row(root: Element, row: Row, index: int, layout: Layout) -> None:
+def _row(root: Element, row: Row, index: int, layout: Layout, across: float) -> None:
     group = SubElement(root, "g", {"class": "stretch"})
     _gutter(group, row, index)
     _draw(
@@ -99,7 +99,7 @@ def _row(root: Element, row: Row, index: int, layout: Layout) -> None:
         _draw(group, "circle", "tip", cx=row.end + 10, cy=row.y, r=1.2, fill=LIGHT["stem"])
     for column in row.columns:
         for box in column.boxes:
-            _branch(group, box, row.y, layout.label)
+            _branch(group, box, row.y, layout.label, across)
         _bead(group, column.x, row.y, column.number)
 
 
@@ -122,7 +122,7 @@ def _gutter(group: Element, row: Row, index: int) -> None:
         _text(group, "muted", LEFT - 14, row.y + 4, "stream", {"text-anchor": "end"})
 
 
-def _branch(parent: Element, box: Box, stem: float, label: float) -> None:
+def _branch(parent: Element, box: Box, stem: float, label: float, across: float) -> None:
     branch = box.branch
     state = "dropped" if branch.kept is None else "kept"
     group = SubElement(
@@ -137,11 +137,14 @@ def _branch(parent: Element, box: Box, stem: float, label: float) -> None:
     stalk = f"M{_px(box.middle)} {_px(stem)}V{_px(near)}"
     _draw(group, "path", "stem", d=stalk, fill="none", stroke=LIGHT["stem"], stroke_width="2")
     for name, (top, height) in parts(box).items():
-        _lane(group, box, name, top, height)
+        _lane(group, box, name, top, height, across)
 
 
-def _lane(group: Element, box: Box, name: str, top: float, height: float) -> None:
-    """One part of a box: its dense cells in outline, then what is left from the stream's side."""
+def _lane(group: Element, box: Box, name: str, top: float, height: float, across: float) -> None:
+    """One part of a box: its dense cells in outline, then what is left from the stream's side.
+
+    `across` is the share of the stream's channels that are left; it makes cells narrower.
+    """
     before, after = box.branch.dense, box.branch.kept
     cells = kept = 1
     if isinstance(before, AttentionSize) and isinstance(after, AttentionSize):
@@ -161,16 +164,19 @@ def _lane(group: Element, box: Box, name: str, top: float, height: float) -> Non
         stroke_opacity="0.45",
         stroke_width="0.75",
     )
-    solid = _cells(box.x, start, box.width, left, cells, kept)
+    solid = _cells(box.x, start, box.width, left, cells, kept, across)
     _draw(group, "path", f"solid {name}", d=solid, fill=LIGHT[name])
 
 
-def _cells(x: float, y: float, width: float, height: float, cells: int, drawn: int) -> str:
+def _cells(
+    x: float, y: float, width: float, height: float, cells: int, drawn: int, across: float = 1.0
+) -> str:
     """A path of the first `drawn` of `cells` rectangles side by side."""
     gap = cell_gap(width, cells)
     step = (width + gap) / cells
+    wide = (step - gap) * across
     return "".join(
-        f"M{_px(x + i * step)} {_px(y)}h{_px(step - gap)}v{_px(height)}h{_px(gap - step)}z"
+        f"M{_px(x + i * step)} {_px(y)}h{_px(wide)}v{_px(height)}h{_px(-wide)}z"
         for i in range(drawn)
     )
 
@@ -232,6 +238,8 @@ def _swatch(group: Element, name: str, x: float, y: float) -> None:
 def _foot(root: Element, record: RunRecord, layout: Layout) -> None:
     rest = record.params.dense - sum(branch.params.dense for branch in record.branches)
     text = "Areas are proportional to parameters."
+    if record.width is not None and record.width.kept < 1:
+        text += f" Stream width {record.width.dense} → {record.width.pruned}."
     if rest > 0:
         text += f" Embedding, final norm and head ({count(rest)}) not drawn."
     _text(root, "muted", 0, layout.height - 12, text, {"font-size": "11.5"})

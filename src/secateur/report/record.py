@@ -15,7 +15,7 @@ class _Part(BaseModel):
 
 
 class Pair(_Part):
-    """A count (MACs or parameters) of the dense and of the pruned model."""
+    """A count (MACs, parameters, channels) of the dense and of the pruned model."""
 
     dense: int
     pruned: int
@@ -122,7 +122,7 @@ class PolishRecord(_Part):
 
 
 class RunRecord(_Part):
-    """A pruning run; `model` is what a person calls the dense model."""
+    """A pruning run; `model` is what a person calls the dense model, `width` its stream's."""
 
     model: str | None = None
     preset: str
@@ -136,6 +136,7 @@ class RunRecord(_Part):
     seed: int
     macs: Pair
     params: Pair
+    width: Pair | None = None
     predicted_loss: float
     branches: Annotated[tuple[BranchRecord, ...], Field(min_length=1)]
     accuracy: AccuracyPair = AccuracyPair()

@@ -173,6 +173,8 @@ def _removed(run: RunRecord) -> str:
         share = kept_share(staying, group)
         if share is not None and share < 1:
             units.append(f"{percent(1 - share, 0)} of the {GROUP_NAMES[group]}")
+    if run.width is not None and run.width.kept < 1:
+        units.append(f"{percent(1 - run.width.kept, 0)} of the {GROUP_NAMES['width']}")
     if not whole and not units:
         return "Nothing was removed."
     both = [listed(whole)] if whole else []

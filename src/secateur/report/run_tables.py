@@ -57,6 +57,13 @@ def comparisons(run: RunRecord) -> Iterator[Comparison]:
             pruned=f"{pair.pruned:,}",
             change=percent(pair.kept),
         )
+    if run.width is not None and run.width.kept < 1:
+        yield Comparison(
+            name="Stream width",
+            dense=f"{run.width.dense:,}",
+            pruned=f"{run.width.pruned:,}",
+            change=percent(run.width.kept),
+        )
     yield from _accuracy_rows(run.accuracy.dense, run.accuracy.pruned)
     if not run.latency:
         yield Comparison(

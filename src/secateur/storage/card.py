@@ -61,10 +61,15 @@ def card(title: str, spec: Spec) -> str:
         base=f"`{spec.base.library}:{spec.base.name}`",
         how=how,
         results=_results(spec.results),
-        branches="\n".join(f"| `{key}` | {_size(size)} |" for key, size in spec.shapes.items()),
+        branches="\n".join(f"| `{key}` | {size} |" for key, size in _sizes(spec)),
         provenance=_lines({**told, **spec.versions}),
     )
     return str(ModelCard(text))
+
+
+def _sizes(spec: Spec) -> Iterator[tuple[str, str]]:
+    yield from ((key, f"{width} channels") for key, width in spec.widths.items())
+    yield from ((key, _size(size)) for key, size in spec.shapes.items())
 
 
 def _size(size: AttentionSpec | MlpSpec | None) -> str:

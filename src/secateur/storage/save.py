@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
+from secateur.anatomy.norms import held_norms
 from secateur.errors import UserError
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
 from secateur.storage.fingerprint import SEED, agree, probe, tolerance
 from secateur.storage.saved import complete_, sha256
-from secateur.storage.shapes import added_biases, resize_, shapes_of
+from secateur.storage.shapes import added_biases, resize_, shapes_of, widths_of
 from secateur.storage.spec import CARD, SPEC, WEIGHTS, BaseSpec, Spec, present_versions, read_spec
 from secateur.storage.weights import common_dtype, refuse_not_finite
 
@@ -114,10 +115,12 @@ def _spec(
     family = family_of(again)
     dense = family.read(again)
     shapes = shapes_of(model, dense)
-    resize_(again, family, dense, shapes)
+    widths = widths_of(model, dense)
+    resize_(again, family, dense, shapes, widths)
+    held = held_norms(model.named_modules())
     biases = added_biases(model, again)
     tensors = load_file(weights)
-    logits = probe(complete_(again, base, biases, tensors), dense.input_size)
+    logits = probe(complete_(again, base, biases, tensors, held), dense.input_size)
     dtype = common_dtype(tensors)
     on_cpu = next(model.parameters()).device.type == "cpu"
     _refuse_other_outputs(probe(model, dense.input_size), logits, dtype, on_cpu)
@@ -128,6 +131,8 @@ def _spec(
                 key: None if shape is None else to_jsonable_python(shape)
                 for key, shape in shapes.items()
             },
+            "widths": widths,
+            "held_norms": held,
             "added_biases": biases,
             "weights": {
                 "sha256": sha256(weights),

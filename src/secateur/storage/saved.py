@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
+from secateur.anatomy.norms import hold_norms_
 from secateur.anatomy.types import Shapes
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
@@ -33,7 +34,8 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     try:
         base = spec.base.base()
-        model = assemble(base, shapes, spec.added_biases, tensors)
+        held = spec.held_norms
+        model = assemble(base, shapes, spec.added_biases, tensors, spec.widths, held)
     except UserError as error:
         raise UserError(f"{directory} cannot be rebuilt: {error}") from error
     _check_fingerprint(model, spec, directory)
@@ -42,19 +44,33 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
 
 
 def assemble(
-    base: Base, shapes: Shapes, added_biases: Iterable[str], tensors: Mapping[str, Tensor]
+    base: Base,
+    shapes: Shapes,
+    added_biases: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    widths: Mapping[str, int] | None = None,
+    held: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """The pruned model in eval mode: base on the meta device → shapes → tensors, strictly."""
     model = build(base)
     family = family_of(model)
-    resize_(model, family, family.read(model), shapes)
-    return complete_(model, base, added_biases, tensors)
+    resize_(model, family, family.read(model), shapes, widths)
+    return complete_(model, base, added_biases, tensors, held)
 
 
 def complete_(
-    resized: nn.Module, base: Base, added_biases: Iterable[str], tensors: Mapping[str, Tensor]
+    resized: nn.Module,
+    base: Base,
+    added_biases: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    held: Mapping[str, int] | None = None,
 ) -> nn.Module:
-    """Give a resized model on the meta device its added biases, tensors and preprocessing."""
+    """Give a resized model on the meta device what it still lacks.
+
+    That is its held norms, by path with the channels they miss, added biases, tensors and
+    preprocessing.
+    """
+    hold_norms_(resized, held or {})
     add_biases_(resized, added_biases, tensors)
     if reason := misfit(resized, tensors):
         raise UserError(f"the weights do not fit the shapes: {reason}.")

@@ -7,7 +7,8 @@ from torch import nn
 
 from secateur.anatomy.family import Family, read
 from secateur.anatomy.metaformer_modules import ShiftedReLU
-from secateur.anatomy.types import Anatomy, AttentionShape, MlpShape, Shapes
+from secateur.anatomy.stream import narrowable
+from secateur.anatomy.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.errors import UserError
 
@@ -22,10 +23,24 @@ def shapes_of(model: nn.Module, dense: Anatomy) -> Shapes:
     return {branch.id: present.get(branch.id) for branch in dense.branches}
 
 
-def resize_(model: nn.Module, family: Family, anatomy: Anatomy, shapes: Shapes) -> None:
+def widths_of(model: nn.Module, dense: Anatomy) -> Widths:
+    """The widths in `model` of the streams of its dense anatomy that are narrower there."""
+    present = read(model).widths
+    widths = {stream.id: present.get(stream.id, stream.width) for stream in dense.streams}
+    return {s.id: widths[s.id] for s in dense.streams if widths[s.id] != s.width}
+
+
+def resize_(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    shapes: Shapes,
+    widths: Mapping[str, int] | None = None,
+) -> None:
     """Give a dense model, on any device, these shapes, with uninitialised weights.
 
-    Raises UserError when the branches or their kinds are not those of `anatomy`.
+    Streams that are missing in `widths` keep theirs. Raises UserError when the branches, their
+    kinds or the streams are not those of `anatomy`.
     """
     if odd := sorted(set(shapes) ^ set(anatomy.shapes)):
         raise UserError(f"branch {odd[0]} is not in both the file and its base model.")
@@ -41,6 +56,14 @@ def resize_(model: nn.Module, family: Family, anatomy: Anatomy, shapes: Shapes) 
         else:
             raise UserError(f"the shape of branch {branch.id} is not one of its kind.")
     family.drop_(model, {branch_id for branch_id, shape in shapes.items() if shape is None})
+    if odd := sorted(set(widths or {}) - set(anatomy.widths)):
+        raise UserError(f"the base model has no stream '{odd[0]}' that can be made narrower.")
+    for stream in anatomy.streams:
+        width = (widths or {}).get(stream.id, stream.width)
+        if width > stream.width:
+            raise UserError(f"stream '{stream.id}' is wider than the {stream.width} of its base.")
+        if width < stream.width:
+            narrowable(family).narrow_(model, stream, torch.arange(width))
 
 
 def added_biases(model: nn.Module, resized: nn.Module) -> list[str]:

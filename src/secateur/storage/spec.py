@@ -133,6 +133,8 @@ class Spec(_Strict):
     format: Literal[1] = 1
     base: BaseSpec
     shapes: dict[str, BranchSpec | None]
+    widths: dict[str, Size] = {}
+    held_norms: dict[str, Size] = {}
     added_biases: list[str] = []
     weights: WeightsSpec
     fingerprint: FingerprintSpec

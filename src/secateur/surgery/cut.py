@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family, family_of
-from secateur.anatomy.types import Anatomy, Branch
+from secateur.anatomy.stream import END, Held, narrowable
+from secateur.anatomy.types import Anatomy, Branch, Stream
 from secateur.errors import UserError
 from secateur.evidence import Evidence
 from secateur.planning.types import Plan
@@ -27,6 +28,8 @@ def repair_needs(repair: Repair, plan_groups: set[str]) -> set[str]:
         needs.add("logit_moments")
     if plan_groups & {"branch", "block"}:
         needs.add("update_mean")
+    if "width" in plan_groups:
+        needs.add("stream_sums")
     return needs
 
 
@@ -50,6 +53,46 @@ def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair
             weights = select(dense, units, known, repair, branch.id, logits)
             family.assign_(model, branch, weights)
     drop_branches_(model, family, anatomy, plan, evidence, repair)
+    narrow_streams_(model, family, anatomy, plan, evidence, repair)
+
+
+def narrow_streams_(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    plan: Plan,
+    evidence: Evidence | None,
+    repair: Repair,
+) -> None:
+    """Keep the channels that the plan names of each stream.
+
+    Unless `repair` is `none`, norms and readers take the others for constants.
+    """
+    for stream in anatomy.streams:
+        if "width" in (units := plan.units.get(stream.id, {})):
+            kept_D = torch.tensor(units["width"], dtype=torch.long)
+            held = {} if repair == "none" else _held(anatomy, stream, evidence)
+            narrowable(family).narrow_(model, stream, kept_D, held)
+
+
+def _held(anatomy: Anatomy, stream: Stream, evidence: Evidence | None) -> dict[str, Held]:
+    """What the channels of a stream carry before each branch and behind the last one."""
+    own = [branch.id for branch in anatomy.branches if anatomy.stream_of(branch) == stream]
+    sums = {} if evidence is None else evidence.sums.get("stream_sums", {})
+    if missing := [branch for branch in own if branch not in sums]:
+        raise UserError(
+            f"{stream.id} becomes narrower without evidence of what passes before {missing[0]}; "
+            "observe the uncut model with the kinds in repair_needs(), or use repair 'none'."
+        )
+
+    def held(branch: str, when: str) -> Held:
+        mean_D, square_D = (
+            sums[branch][f"{when}_{what}"] / sums[branch]["count"] for what in ("sum", "square")
+        )
+        return Held(mean_D=mean_D, square_D=square_D)
+
+    places = {branch: held(branch, "before") for branch in own}
+    return places | ({END: held(own[-1], "after")} if own else {})
 
 
 def drop_branches_(

@@ -3,18 +3,18 @@
 Legend: D residual width, N tokens, H heads, K query/key dims, V value dims, F hidden neurons.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
-from timm.layers import GluMlp, Mlp, PatchEmbed, SwiGLU
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from secateur.anatomy.counting import attention_rates, mlp_rates, parameters, vit_ends
+from secateur.anatomy.counting import parameters, vit_ends
 from secateur.anatomy.family import families
 from secateur.anatomy.folding import add_to_embedding_, add_to_writer_
-from secateur.anatomy.modules import AttentionBlock, EmptyBlock, MlpBlock, SlimAttention
+from secateur.anatomy.modules import AttentionBlock, EmptyBlock, MlpBlock
+from secateur.anatomy.narrowing import narrow_vit_, vit_ends_weights, why_not
 from secateur.anatomy.places import (
     PARTS,
     AnyAttention,
@@ -22,17 +22,15 @@ from secateur.anatomy.places import (
     PartName,
     Place,
     is_post_norm,
-    linear,
     place,
 )
 from secateur.anatomy.rebuild import assign_attention_, assign_mlp_, attention_weights, mlp_weights
+from secateur.anatomy.stream import Held, StreamWeights
 from secateur.anatomy.taps import Tap, View
-from secateur.anatomy.types import Anatomy, AttentionShape, Block, Branch, GroupName, MlpShape
+from secateur.anatomy.timm_blocks import attention_shape, read_block
+from secateur.anatomy.types import Anatomy, Block, Branch, Stream
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.errors import UserError
-
-BLOCKS = (TimmBlock, ResPostBlock, AttentionBlock, MlpBlock, EmptyBlock)
-MLPS = (Mlp, GluMlp, SwiGLU)
 
 
 class TimmVit:
@@ -61,12 +59,13 @@ class TimmVit:
         blocks: list[Block] = []
         branches: list[Branch] = []
         for index, module in enumerate(vit.blocks):
-            found = _read_block(index, module, vit.embed_dim, tokens)
+            found = read_block(index, module, vit.embed_dim, tokens)
             blocks.append(
                 Block(id=f"blocks.{index}", index=index, branches=tuple(b.id for b in found))
             )
             branches.extend(found)
-        inside = sum(parameters(module) for module in vit.blocks)
+        ends = vit_ends(vit, tokens, parameters(vit) - sum(map(parameters, vit.blocks)))
+        why = why_not(vit)
         return Anatomy(
             family=self.name,
             width=vit.embed_dim,
@@ -76,7 +75,9 @@ class TimmVit:
             num_classes=vit.num_classes,
             blocks=tuple(blocks),
             branches=tuple(branches),
-            ends=vit_ends(vit, tokens, parameters(vit) - inside),
+            ends=ends,
+            refusals={"width": why} if why else {},
+            streams=() if why else (Stream(id="stream", width=vit.embed_dim, ends=ends),),
         )
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
@@ -84,7 +85,7 @@ class TimmVit:
         module = model.get_submodule(branch.id)
         if branch.kind == "attention":
             attn = cast(AnyAttention, module)
-            return attention_weights(attn, _attention_shape(attn))
+            return attention_weights(attn, attention_shape(attn))
         return mlp_weights(cast(AnyMlp, module))
 
     def assign_(self, model: nn.Module, branch: Branch, weights: BranchWeights) -> None:
@@ -105,6 +106,20 @@ class TimmVit:
             left = [part for part in had if f"blocks.{index}.{part}" not in branches]
             if left != had:
                 blocks[index] = _remaining(block, left).train(block.training)
+
+    def narrow_(
+        self,
+        model: nn.Module,
+        stream: Stream,
+        kept_D: Tensor,
+        held: Mapping[str, Held] | None = None,
+    ) -> None:
+        """Keep these channels of the stream, everywhere."""
+        narrow_vit_(cast(VisionTransformer, model), kept_D, held or {})
+
+    def stream_ends(self, model: nn.Module, stream: Stream) -> StreamWeights:
+        """Patch embedding and classifiers."""
+        return vit_ends_weights(cast(VisionTransformer, model))
 
     def add_constant_(self, model: nn.Module, branch: Branch, constant_D: Tensor) -> None:
         """Fold a constant of the stream at `branch` into the nearest earlier bias."""
@@ -187,85 +202,8 @@ def _require_patches(vit: VisionTransformer) -> None:
         )
 
 
-def _attention_shape(attn: AnyAttention) -> AttentionShape:
-    if isinstance(attn, SlimAttention):
-        return AttentionShape(heads=attn.num_heads, qk=attn.qk_dim, vo=attn.v_dim)
-    return AttentionShape(heads=attn.num_heads, qk=attn.head_dim, vo=attn.head_dim)
-
-
-def _read_block(index: int, module: nn.Module, width: int, tokens: int) -> list[Branch]:
-    if type(module) not in BLOCKS:
-        raise UserError(
-            f"blocks.{index} is a {type(module).__name__}, whose attention and MLP do not write "
-            "to the stream one after the other; only Block and ResPostBlock models are supported."
-        )
-    branches = []
-    if attn := place(module, "attn"):
-        branches.append(_read_attention(index, attn, width, tokens))
-    if mlp := place(module, "mlp"):
-        branches.append(_read_mlp(index, mlp, width, tokens))
-    return branches
-
-
-def _read_attention(index: int, where: Place, width: int, tokens: int) -> Branch:
-    path, attn = f"blocks.{index}.attn", where.module
-    if type(attn) not in (Attention, SlimAttention):
-        raise UserError(
-            f"{path} is a {type(attn).__name__}, an attention layer that secateur cannot "
-            "read; only timm's standard Attention is supported."
-        )
-    attn = cast(AnyAttention, attn)
-    refusals: dict[GroupName, str] = {}
-    if not isinstance(attn.q_norm, nn.Identity):
-        refusals["qk"] = (
-            "QK-norm normalises over the dims of a head, so removing some changes the others"
-        )
-    if getattr(attn, "gate", None) is not None:
-        refusals |= dict.fromkeys(("qk", "vo", "heads"), "the attention output is gated")
-    if not isinstance(getattr(attn, "norm", nn.Identity()), nn.Identity):
-        refusals |= dict.fromkeys(
-            ("qk", "vo", "heads"), "a norm over the attention output depends on every dim"
-        )
-    shape = _attention_shape(attn)
-    return Branch(
-        id=path,
-        kind="attention",
-        block=index,
-        width=width,
-        tokens=tokens,
-        shape=shape,
-        refusals=refusals,
-        writer_bias=attn.proj.bias is not None,
-        **attention_rates(attn, shape, where.vectors, tokens),
-    )
-
-
-def _read_mlp(index: int, where: Place, width: int, tokens: int) -> Branch:
-    path, mlp = f"blocks.{index}.mlp", where.module
-    if type(mlp) not in MLPS:
-        raise UserError(
-            f"{path} is a {type(mlp).__name__}, an MLP that secateur cannot read; supported "
-            f"are {', '.join(cls.__name__ for cls in MLPS)}."
-        )
-    mlp = cast(AnyMlp, mlp)
-    refusals: dict[GroupName, str] = {}
-    if not isinstance(mlp.norm, nn.Identity):
-        refusals["hidden"] = "a norm over the hidden neurons depends on every one of them"
-    return Branch(
-        id=path,
-        kind="mlp",
-        block=index,
-        width=width,
-        tokens=tokens,
-        shape=MlpShape(hidden=linear(mlp, "fc2").in_features),
-        refusals=refusals,
-        writer_bias=linear(mlp, "fc2").bias is not None,
-        **mlp_rates(mlp, where.vectors, tokens),
-    )
-
-
 def _attention_taps(path: str, attn: AnyAttention) -> dict[str, Tap]:
-    shape = _attention_shape(attn)
+    shape = attention_shape(attn)
     heads, qk, vo = shape.heads, shape.qk, shape.vo
     taps = {
         "query": Tap(f"{path}.qkv", "output", _by_head(0, heads, qk)),

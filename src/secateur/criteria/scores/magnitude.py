@@ -21,11 +21,19 @@ def attention_squares(weights: AttentionWeights) -> tuple[Tensor, Tensor]:
     "magnitude",
     title="Magnitude",
     source="group L2 norm: Li et al., ICLR 2017, arXiv 1608.08710, over coupled weights",
-    needs={group: () for group in ("hidden", "qk", "vo", "heads", "branch")},
+    needs={group: () for group in ("hidden", "qk", "vo", "heads", "branch", "width")},
 )
 def magnitude(question: Question) -> Tensor:
-    """sqrt of the sum of squared weights; the root mean square over units for a branch."""
+    """sqrt of the sum of squared weights; the root mean square over units for a branch.
+
+    For a channel of the stream, all rows that write and all columns that read it.
+    """
     weights = question.weights
+    if question.group == "width":
+        assert question.stream is not None
+        members = [*question.stream.writers.values(), *question.stream.readers.values()]
+        square_D = torch.stack([w_DF.double().square().sum(1) for w_DF in members]).sum(0)
+        return square_D.sqrt()
     if isinstance(weights, MlpWeights):
         weights = weights.to(torch.float64)
         square_F = weights.w2_DF.square().sum(0)

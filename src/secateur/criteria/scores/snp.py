@@ -1,14 +1,71 @@
 """SNP: query/key dims that span the attention scores; values and neurons unlike all others.
 
-Legend: D residual width, H heads, K query/key dims, V value dims, F hidden neurons, U rows.
+Legend: D residual width, H heads, J singular components, K query/key dims, V value dims, F hidden
+neurons, U rows.
 """
+
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from secateur.anatomy.stream import StreamWeights
+from secateur.anatomy.types import Anatomy, AttentionShape, GroupName
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.registry import Question, criterion
+from secateur.errors import UserError
+from secateur.evidence.sorts.snp import components, leading, snp_kind
+
+SOURCE = "SNP, ECCV 2024, arXiv 2404.11630"
+
+
+class SnpSettings(BaseModel):
+    """What the paper leaves open about query/key dims.
+
+    `gamma` is the number of singular components that count (None: half the dims of a head).
+    `aggregate` decomposes the attention scores of each image and averages, or those of all images
+    stacked. Without `class_token`, only patches count, no class, distillation or register tokens.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gamma: Annotated[int, Field(ge=1, strict=True)] | None = None
+    aggregate: Literal["per_image", "stacked"] = "per_image"
+    class_token: bool = True
+
+
+def check_rank(settings: BaseModel, anatomy: Anatomy, group: GroupName) -> None:
+    """UserError where gamma exceeds the number of singular components that there can be."""
+    assert isinstance(settings, SnpSettings)
+    if group != "qk" or settings.gamma is None:
+        return
+    for branch in anatomy.branches:
+        if "qk" in branch.groups and isinstance(branch.shape, AttentionShape):
+            tokens = branch.tokens - (0 if settings.class_token else anatomy.prefix_tokens)
+            if settings.gamma > (rank := min(tokens, branch.shape.qk)):
+                raise UserError(
+                    f"gamma {settings.gamma} is larger than the rank of the attention scores of "
+                    f"{branch.id}, at most {rank} with {tokens} tokens and {branch.shape.qk} "
+                    f"dims per head; set gamma to at most {rank}."
+                )
+
+
+def _needs(centred: bool, settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
+    assert isinstance(settings, SnpSettings)
+    kind = snp_kind(settings.aggregate, class_token=settings.class_token, centred=centred)
+    return {"qk": (kind,), "vo": (), "hidden": (), "width": ()}
+
+
+def raw_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
+    """Evidence with keys as they are."""
+    return _needs(False, settings)
+
+
+def centred_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
+    """Evidence with keys centred over the tokens of each image."""
+    return _needs(True, settings)
 
 
 def dissimilarity(rows_UD: Tensor) -> Tensor:
@@ -19,23 +76,101 @@ def dissimilarity(rows_UD: Tensor) -> Tensor:
     return torch.where(rows_UD.any(1), total_U, torch.zeros_like(total_U))
 
 
-@criterion(
-    "snp",
-    title="Similarity-based neuron pruning (SNP)",
-    source="SNP, ECCV 2024, arXiv 2404.11630",
-    needs={"qk": ("snp_scores",), "vo": (), "hidden": ()},
-)
-def snp(question: Question) -> Tensor:
-    """Mean over images of the alignment with QK^T; total dissimilarity of weight rows else.
+def shared(stream: StreamWeights, *, magnitude: bool = False) -> Tensor:
+    """Dissimilarity of a channel's rows in every member that writes it: (D,), fp64, sum 1.
 
-    Value rows are compared with those of all heads, rows of fc1 with all rows of fc1; for gated
-    MLPs a neuron's rows are joined end to end.
+    Each member's scores are divided by their sum, then averaged over members, as the options
+    `TSS_NORM` and `AVERAGE` of the authors' tool say. `magnitude` weighs rows by their norms.
     """
-    if question.group == "qk":
-        sums = question.sums["snp_scores"]
-        return sums["score"] / sums["images"]
+    members = []
+    for rows_DF in stream.writers.values():
+        score_D = dissimilarity(rows_DF)
+        if magnitude:
+            score_D = score_D * rows_DF.double().norm(dim=1)
+        members.append(score_D / score_D.sum().clamp(min=torch.finfo(torch.float64).tiny))
+    return torch.stack(members).mean(0)
+
+
+def _aligned(question: Question, which: str) -> Tensor:
+    """Mean over images of the first gamma components, by `cosine` or `strength`: (H, K)."""
+    settings = question.settings or SnpSettings()
+    assert isinstance(settings, SnpSettings)
+    (sums,) = (sums for kind, sums in question.sums.items() if kind.startswith("snp_"))
+    if "cosine" in sums:
+        found_HJK = sums[which] / sums["images"]
+    else:
+        cosine_HJK, strength_HJK = components(sums["q_gram"], sums["k_gram"])
+        found_HJK = cosine_HJK if which == "cosine" else strength_HJK
+    gamma = settings.gamma or leading(found_HJK.shape[-1])
+    return found_HJK[:, :gamma].sum(1)
+
+
+def _unlike(question: Question, *, magnitude: bool = False) -> Tensor:
+    """Dissimilarity of value rows over all heads (H, V), of neurons (F,), of channels (D,)."""
+    if question.stream is not None:
+        return shared(question.stream, magnitude=magnitude)
     weights = question.weights
     if isinstance(weights, MlpWeights):
-        return dissimilarity(torch.cat(weights.readers_FD, dim=1))
+        rows_FD = torch.cat(weights.readers_FD, dim=1)
+        score_F = dissimilarity(rows_FD)
+        size_F = rows_FD.double().norm(dim=1) * weights.w2_DF.double().norm(dim=0)
+        return score_F * size_F if magnitude else score_F
     assert isinstance(weights, AttentionWeights)
-    return dissimilarity(weights.v_HVD.flatten(0, 1)).view(weights.v_HVD.shape[:2])
+    score_HV = dissimilarity(weights.v_HVD.flatten(0, 1)).view(weights.v_HVD.shape[:2])
+    size_HV = weights.v_HVD.double().norm(dim=2) * weights.o_DHV.double().norm(dim=0)
+    return score_HV * size_HV if magnitude else score_HV
+
+
+DEFAULT = SnpSettings()
+
+
+@criterion(
+    "snp",
+    title="Structured neuron-level pruning (SNP)",
+    source=SOURCE,
+    needs=raw_needs(DEFAULT),
+    settings=SnpSettings,
+    needs_with=raw_needs,
+    check=check_rank,
+)
+def snp(question: Question) -> Tensor:
+    """Alignment of q and k with the leading components of QK^T; dissimilarity of weight rows else.
+
+    Value rows are compared with those of all heads, rows of fc1 with all rows of fc1; for gated
+    MLPs a neuron's rows are joined end to end. For channels of the stream see `shared`.
+    """
+    return _aligned(question, "cosine") if question.group == "qk" else _unlike(question)
+
+
+@criterion(
+    "snp_centred",
+    title="SNP with keys centred over tokens",
+    source=f"{SOURCE}; centring derived from the softmax, which ignores the mean key",
+    needs=centred_needs(DEFAULT),
+    settings=SnpSettings,
+    needs_with=centred_needs,
+    check=check_rank,
+)
+def snp_centred(question: Question) -> Tensor:
+    """As `snp`, but of the attention scores that the softmax sees: keys without their mean."""
+    return _aligned(question, "cosine") if question.group == "qk" else _unlike(question)
+
+
+@criterion(
+    "snp_magnitude",
+    title="SNP weighted by magnitude",
+    source=f"{SOURCE}; magnitudes, which the cosine forgets, added here",
+    needs=centred_needs(DEFAULT),
+    settings=SnpSettings,
+    needs_with=centred_needs,
+    check=check_rank,
+)
+def snp_magnitude(question: Question) -> Tensor:
+    """sum of s_j |u_j.q_i| |v_j.k_i|, keys centred; dissimilarity times the size of a unit else.
+
+    The size is the norm of the rows that read times that of the column that writes; for channels
+    of the stream, the norm of the row.
+    """
+    if question.group == "qk":
+        return _aligned(question, "strength")
+    return _unlike(question, magnitude=True)

@@ -1,0 +1,20 @@
+"""What the residual stream carries in each of its channels, before and after every branch.
+
+Legend: B batch, N tokens, D residual width.
+"""
+
+import torch
+
+from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
+
+
+@evidence_kind("stream_sums", scope="branch", sites=("stream", "update"))
+def stream_sums(sums: Sums, seen: Seen) -> None:
+    """Sums over tokens of the stream and its square before the branch, and after it: (D,)."""
+    before_TD = seen["stream"].flatten(0, 1)
+    after_TD = before_TD + seen["update"].flatten(0, 1)
+    add_(sums, "count", torch.tensor(float(before_TD.shape[0]), dtype=torch.float64))
+    for name, x_TD in (("before", before_TD), ("after", after_TD)):
+        add_(sums, f"{name}_sum", x_TD.sum(0, dtype=torch.float64))
+        wide_TD = x_TD if x_TD.dtype.itemsize >= 4 else x_TD.float()
+        add_(sums, f"{name}_square", wide_TD.square().sum(0, dtype=torch.float64))
