@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from functools import cache
 
-from _common import INPUT, Bench, Row, Store, parser
+from _common import HERE, INPUT, Bench, Row, Store, parser
 from _snp_comparison_maps import FIGURE, PRESERVED, attention_maps, preservation
 from _snp_comparison_page import write_report
 from torch import nn
@@ -32,7 +32,7 @@ METHODS = (
     "corp_symmetric",
     "spectral",
 )
-SHOWN = ("magnitude", "geometric_median", "snp", "corp", "spectral")
+SHOWN = ("magnitude", "geometric_median", "snp", "snp_magnitude", "corp", "spectral")
 """Whose attention maps are compared."""
 
 
@@ -59,13 +59,10 @@ def main() -> None:
 
 
 def cells(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Methods and budgets asked for, as far as there are such presets."""
+    """Methods and budgets asked for."""
     only = METHODS if args.only is None else [name.strip() for name in args.only.split(",")]
     budgets = BUDGETS if args.budgets is None else [b.strip() for b in args.budgets.split(";")]
     for method in only:
-        if method not in preset_names():
-            print(f"{method}: skipped, there is no such preset")
-            continue
         for budget in budgets:
             yield method, budget
 
@@ -88,8 +85,9 @@ def measure(bench: Bench, store: Store, method: str, budget: str, args: argparse
 
 def pruned(bench: Bench, method: str, budget: str) -> nn.Module:
     """The model of one cell: every layer keeps the same share."""
+    preset = method if method in preset_names() else str(HERE / f"{method}.yaml")
     return secateur.prune(
-        bench.model, bench.calibration, budget, preset=method, seed=bench.seed
+        bench.model, bench.calibration, budget, preset=preset, seed=bench.seed
     ).model
 
 
@@ -125,7 +123,7 @@ def scores(bench: Bench, model: nn.Module) -> Row:
 def compare_maps(bench: Bench, store: Store, args: argparse.Namespace) -> None:
     """How far attention moved, per layer and head, and maps of single images as a picture."""
     only = None if args.only is None else args.only.split(",")
-    methods = [m for m in SHOWN if m in preset_names() and (only is None or m in only)]
+    methods = [m for m in SHOWN if only is None or m in only]
     for budget in PRESERVED:
         for method in methods:
 
