@@ -39,7 +39,11 @@ def test_the_anatomy_of_a_small_member() -> None:
         ("stages.2.blocks.2.mlp", 2, 24, 49),
     ]
     assert anatomy.blocks[0].branches == ("stages.0.blocks.0.mlp",)
-    assert "residual width of its own" in anatomy.refusals["width"]
+    assert [(s.id, s.width, s.stage) for s in anatomy.streams] == [
+        ("stages.0", 8, 0),
+        ("stages.1", 16, 1),
+        ("stages.2", 24, 2),
+    ]
 
 
 def test_costs_by_hand() -> None:

@@ -42,6 +42,8 @@ def assert_gone(model: nn.Module, dense: nn.Module, anatomy: Anatomy, plan: Plan
         module = model.get_submodule(block.id)
         inside = sum(anatomy.branch(id).cost(anatomy.shapes[id]).params for id in block.branches)
         outside = parameters(dense.get_submodule(block.id)) - inside
+        first = anatomy.branch(block.branches[0])
+        outside = outside * anatomy.width_of(first, plan.widths) // first.width
         if all(plan.shapes[branch] is None for branch in block.branches):
             assert parameters(module) == outside
             assert bool(list(module.children())) is bool(outside)

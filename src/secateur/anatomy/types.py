@@ -159,11 +159,21 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joint:
+    """What leads from one stream to another and costs by the channels of both."""
+
+    first: str
+    second: str
+    per_pair: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
     """What a host model is made of. Pure data; says nothing about weights.
 
     `ends` is the cost of all that is not a branch: embedding, final norm, heads. `streams` are
-    those that can be made narrower; where there are none, `refusals` says why.
+    those that can be made narrower; where there are none, `refusals` says why. `joints` price what
+    stands between two of them, which is part of `ends` too.
     """
 
     family: str
@@ -177,6 +187,7 @@ class Anatomy:
     ends: Rate
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
     streams: tuple[Stream, ...] = ()
+    joints: tuple[Joint, ...] = ()
 
     def branch(self, branch_id: str) -> Branch:
         """The branch called `branch_id`; KeyError if there is none."""
@@ -210,6 +221,11 @@ class Anatomy:
         for stream in self.streams:
             width = widths.get(stream.id, stream.width)
             total = total + stream.ends.at(width) - stream.ends.at(stream.width)
+        present = self.widths
+        for joint in self.joints:
+            first, second = present[joint.first], present[joint.second]
+            pairs = widths.get(joint.first, first) * widths.get(joint.second, second)
+            total = total + joint.per_pair * pairs - joint.per_pair * (first * second)
         return total
 
     def cost(

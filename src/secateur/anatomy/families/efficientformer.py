@@ -5,6 +5,7 @@ convolutions between stages they stand between branches and stay.
 Legend: D residual width (differs from stage to stage), N tokens, T entries of a bias table.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 from timm.layers import Mlp
@@ -40,10 +41,18 @@ from secateur.anatomy.metaformer_weights import (
     conv_mlp_weights,
     mlp_shape,
 )
+from secateur.anatomy.metaformer_width import (
+    joints_of,
+    narrow_stage_,
+    stage_ends,
+    streams_of,
+    why_not,
+)
 from secateur.anatomy.modules import EmptyBlock
 from secateur.anatomy.rebuild import mlp_weights
+from secateur.anatomy.stream import Held, StreamWeights
 from secateur.anatomy.taps import Tap, whole
-from secateur.anatomy.types import Anatomy, Block, Branch, Cost, Rate
+from secateur.anatomy.types import Anatomy, Block, Branch, Cost, Rate, Stream
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 
 
@@ -75,7 +84,7 @@ class EfficientFormerFamily:
             for path, index in order.items()
         )
         side = first_side(host)
-        last = last_side(host)
+        last, why = last_side(host), why_not(host)
         return Anatomy(
             family=self.name,
             width=host.num_features,
@@ -86,7 +95,9 @@ class EfficientFormerFamily:
             blocks=blocks,
             branches=branches,
             ends=_ends(host, steps),
-            refusals={"width": "every stage of an EfficientFormer has a residual width of its own"},
+            streams=() if why else streams_of(host),
+            joints=() if why else joints_of(host),
+            refusals={"width": why} if why else {},
         )
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
@@ -124,6 +135,20 @@ class EfficientFormerFamily:
             if left:
                 rest = MixerPart(block) if left == ["token_mixer"] else MlpPart(block)
             model.set_submodule(path, rest.train(block.training))
+
+    def narrow_(
+        self,
+        model: nn.Module,
+        stream: Stream,
+        kept_D: Tensor,
+        held: Mapping[str, Held] | None = None,
+    ) -> None:
+        """Keep these channels of a stage, everywhere."""
+        narrow_stage_(cast(EfficientFormer, model), stream.stage, kept_D, held or {})
+
+    def stream_ends(self, model: nn.Module, stream: Stream) -> StreamWeights:
+        """Stem or strided convolution before a stage, and the one behind it or the classifiers."""
+        return stage_ends(cast(EfficientFormer, model), stream.stage)
 
     def add_constant_(self, model: nn.Module, branch: Branch, constant_D: Tensor) -> None:
         """Fold a constant into the nearest earlier bias, at the latest behind the stem.
