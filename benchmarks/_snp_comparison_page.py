@@ -45,7 +45,8 @@ def write_report(
     if trained:
         parts += [
             f"## After {args.polish} steps of distillation from the same images",
-            f"The [polish](../methods/polish.md), without labels, {steps} of 32 images, on the "
+            f"The [polish](../methods/polish.md), without labels, {steps} of {args.polish_batch} "
+            "images, on the "
             "same calibration images; the state with the least divergence on those held out of "
             "them is kept, which may be the one as cut. Top-1, then KL in nats.",
             table(
@@ -61,7 +62,8 @@ def write_report(
     parts += _maps(store, known)
     parts += [
         "## How this was measured",
-        f"`{command('snp_comparison', args)} --polish {args.polish}`; {versions()}.",
+        f"`{command('snp_comparison', args)} --polish {args.polish} --polish-batch "
+        f"{args.polish_batch}`; {versions()}.",
     ]
     write_page("snp_comparison", "\n\n".join(parts))
 

@@ -6,7 +6,6 @@
 
 import argparse
 import copy
-from collections.abc import Iterator
 from functools import cache
 
 from _common import HERE, INPUT, Bench, Row, Store, parser
@@ -17,7 +16,7 @@ from torch import nn
 import secateur
 from secateur.data.batches import as_batches
 from secateur.healing.budget import parse_polish
-from secateur.healing.polish import polish_
+from secateur.healing.polish import PolishSettings, polish_
 from secateur.measuring.accuracy import predict, summarize
 from secateur.measuring.counting import counted
 from secateur.presets import preset_names
@@ -43,44 +42,60 @@ def main() -> None:
     given.add_argument("--budgets", help="budgets, with ; between")
     given.add_argument("--no-maps", dest="maps", action="store_false", help="tables only")
     given.add_argument("--polish", type=int, default=30, help="steps; 0 leaves the training out")
+    given.add_argument("--polish-batch", type=int, default=16, help="images per step")
     given.add_argument("--polish-budgets", help="those that are polished too (default: all)")
     args = given.parse_args()
     bench, store = Bench(args), Store("snp_comparison", args)
     if not args.report:
-        for method, budget in cells(args):
-            measure(bench, store, method, budget, args)
+        for method in methods_of(args):
+            measure(bench, store, method, args)
         if args.maps:
-            compare_maps(bench, store, args)
+            dense = lambda: {"maps": attention_maps(bench.model, bench.validation)}  # noqa: E731
+            store.run(("maps", "dense"), dense)
     # Read again: another process may have measured other cells meanwhile.
     store = Store("snp_comparison", args)
     if args.report or not (args.only or args.budgets):
-        dense = store.run(("dense",), lambda: {**bench.dense, **bench.setting()})
-        write_report(store, dense, args, METHODS, BUDGETS)
+        dense_row = store.run(("dense",), lambda: {**bench.dense, **bench.setting()})
+        write_report(store, dense_row, args, METHODS, BUDGETS)
 
 
-def cells(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Methods and budgets asked for."""
-    only = METHODS if args.only is None else [name.strip() for name in args.only.split(",")]
-    budgets = BUDGETS if args.budgets is None else [b.strip() for b in args.budgets.split(";")]
-    for method in only:
-        for budget in budgets:
-            yield method, budget
+def methods_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Methods asked for."""
+    if args.only is None:
+        return METHODS
+    return tuple(name.strip() for name in args.only.split(","))
 
 
-def measure(bench: Bench, store: Store, method: str, budget: str, args: argparse.Namespace) -> None:
-    """Accuracy of a pruned model as it was cut, and after a short distillation of the same."""
-    about: Row = {"method": method, "budget": budget}
+def split(text: str | None, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """Budgets asked for."""
+    return otherwise if text is None else tuple(b.strip() for b in text.split(";"))
+
+
+def measure(bench: Bench, store: Store, method: str, args: argparse.Namespace) -> None:
+    """All that is wanted of a method: as cut, its attention, after a short distillation."""
 
     @cache
-    def cut() -> nn.Module:
+    def cut(budget: str) -> nn.Module:
         return pruned(bench, method, budget)
 
-    store.run((method, budget), lambda: scores(bench, cut()), **about)
-    wanted = args.polish_budgets
-    chosen = wanted is None or budget in [b.strip() for b in wanted.split(";")]
-    if args.polish and chosen:
-        steps = f"{args.polish} steps"
-        store.run((method, budget, steps), lambda: polished(bench, cut(), steps), **about)
+    about: Row = {"method": method}
+    for budget in split(args.budgets, BUDGETS):
+        store.run((method, budget), lambda b=budget: scores(bench, cut(b)), **about, budget=budget)
+    for budget in PRESERVED if args.maps and method in SHOWN else ():
+        store.run(
+            ("maps", method, budget),
+            lambda b=budget: attention(bench, cut(b), b),
+            **about,
+            budget=budget,
+        )
+    steps = f"{args.polish} steps"
+    for budget in split(args.polish_budgets, BUDGETS) if args.polish else ():
+        store.run(
+            (method, budget, steps),
+            lambda b=budget: polished(bench, cut(b), steps, args.polish_batch),
+            **about,
+            budget=budget,
+        )
 
 
 def pruned(bench: Bench, method: str, budget: str) -> nn.Module:
@@ -91,11 +106,14 @@ def pruned(bench: Bench, method: str, budget: str) -> nn.Module:
     ).model
 
 
-def polished(bench: Bench, model: nn.Module, steps: str) -> Row:
+def polished(bench: Bench, model: nn.Module, steps: str, batch_size: int) -> Row:
     """Scores after so many steps of distillation from the same calibration images."""
     student = copy.deepcopy(model)
     images = as_batches(bench.calibration, 32)
-    report = polish_(student, bench.model, images, parse_polish(steps), bench.seed)
+    settings = PolishSettings(batch_size=batch_size)
+    report = polish_(
+        student, bench.model, images, parse_polish(steps), bench.seed, settings=settings
+    )
     return {
         **scores(bench, student),
         "kl_before": report.kl_before,
@@ -120,22 +138,10 @@ def scores(bench: Bench, model: nn.Module) -> Row:
     }
 
 
-def compare_maps(bench: Bench, store: Store, args: argparse.Namespace) -> None:
-    """How far attention moved, per layer and head, and maps of single images as a picture."""
-    only = None if args.only is None else args.only.split(",")
-    methods = [m for m in SHOWN if only is None or m in only]
-    for budget in PRESERVED:
-        for method in methods:
-
-            def compare(method: str = method, budget: str = budget) -> Row:
-                model = pruned(bench, method, budget)
-                return {
-                    **preservation(bench.model, model, bench.validation),
-                    "maps": attention_maps(model, bench.validation) if budget == FIGURE else [],
-                }
-
-            store.run(("maps", method, budget), compare, method=method, budget=budget)
-    store.run(("maps", "dense"), lambda: {"maps": attention_maps(bench.model, bench.validation)})
+def attention(bench: Bench, model: nn.Module, budget: str) -> Row:
+    """How far attention moved, per layer and head, and maps of single images."""
+    maps = attention_maps(model, bench.validation) if budget == FIGURE else []
+    return {**preservation(bench.model, model, bench.validation), "maps": maps}
 
 
 if __name__ == "__main__":
