@@ -100,9 +100,20 @@ class Bench:
 
     @cached_property
     def _dense_logits(self) -> list[Tensor]:
+        file = HERE / "out" / f"dense_logits_{self.limit_eval or 'all'}_seed{self.seed}.pt"
+        if file.is_file():
+            known: list[Tensor] = torch.load(file, weights_only=True)
+            return known
         model, batches = self.model, self.validation
         with torch.inference_mode():
-            return [model(images_BCHW) for images_BCHW, _ in batches]
+            logits = [model(images_BCHW) for images_BCHW, _ in batches]
+        file.parent.mkdir(exist_ok=True)
+        torch.save([part.clone() for part in logits], file)
+        return logits
+
+    def told(self) -> nn.Module:
+        """A module that gives the dense logits of the validation images, batch by batch."""
+        return _Told(self._dense_logits)
 
     def forward_cost(self) -> float:
         """Seconds of one forward pass of the dense model over the calibration images."""
@@ -125,7 +136,7 @@ class Bench:
         model = make()
         seconds = begun + time.perf_counter() - start
         forward = (before + self.forward_cost()) / 2
-        found = predict(model, self.validation, reference=_Told(self._dense_logits))
+        found = predict(model, self.validation, reference=self.told())
         scores = summarize(found)
         cost = counted(model, INPUT)
         return {

@@ -16,6 +16,8 @@ import timm
 import torch
 from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.efficientformer import Attention as BiasedAttention
+from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ def shared(name: str) -> nn.Module:
     """The same for all, for looking only."""
     model = HOSTS[name]()
     randomise_(model, seed=sum(name.encode()))
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        settle_(model)
     return model.eval()
 
 
@@ -78,6 +82,19 @@ def randomise_(model: nn.Module, seed: int) -> None:
             parameter.copy_(1.3 * noise / parameter[0].numel() ** 0.5)
 
 
+@torch.no_grad()
+def settle_(model: nn.Module) -> None:
+    """Give batch norms the statistics of some images, as training would."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()
+    model(images_for(model, 8, seed=5))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
+
+
 SIZES: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 8,
@@ -104,6 +121,17 @@ def gated() -> nn.Module:
     model = VisionTransformer(**SIZES)
     for block in model.blocks:
         block.attn = Attention(32, num_heads=4, qkv_bias=True, gated=True)
+    return model
+
+
+def efficientformer(num_vit: int = 2, **changes: Any) -> nn.Module:
+    """An EfficientFormer of two stages on 56 x 56 pixels, with smaller attention."""
+    sizes: dict[str, Any] = {"depths": (2, 3), "embed_dims": (16, 24), "mlp_ratios": 2}
+    model = EfficientFormer(num_classes=10, num_vit=num_vit, **sizes | changes)
+    for block in model.stages[-1].blocks:
+        if isinstance(block, MetaBlock1d):
+            width = block.token_mixer.proj.out_features
+            block.token_mixer = BiasedAttention(width, 8, num_heads=4, attn_ratio=2, resolution=7)
     return model
 
 
@@ -140,3 +168,6 @@ TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
 }
 for _name, _build in TIMM_VITS.items():
     host(_name)(_build)
+
+host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
+host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))

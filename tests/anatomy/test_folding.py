@@ -18,14 +18,17 @@ def test_a_constant_arrives_at_its_place(name: str) -> None:
     model = build(name)
     family, anatomy = family_of(model), read(model)
     x = images_for(model)
-    constant_D = torch.linspace(-1, 1, anatomy.width, dtype=torch.float64)
     for number, branch in enumerate(anatomy.branches):
+        constant_D = torch.linspace(-1, 1, branch.width, dtype=torch.float64)
         changed = build(name)
         family.add_constant_(changed, branch, constant_D)
         before, after = family.embed(model, x), family.embed(changed, x)
         for earlier in anatomy.branches[:number]:
             before = family.through(model, earlier)(before)
             after = family.through(changed, earlier)(after)
+        before, after = (
+            family.arrive(m, branch, x) for m, x in ((model, before), (changed, after))
+        )
         assert torch.allclose(after, before + constant_D.float(), atol=1e-5)
         assert len(list(changed.modules())) == len(list(model.modules()))
 

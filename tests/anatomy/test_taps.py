@@ -24,13 +24,13 @@ def test_every_site_shows_its_quantity_in_canonical_shape(name: str) -> None:
             model, [(tap, lambda x, site=site: see(x, site)) for site, tap in taps.items()]
         ):
             model(images)
-        stream = (2, anatomy.tokens, anatomy.width)
+        stream = (2, branch.tokens, branch.width)
         expected = dict.fromkeys(("stream", "input", "update"), stream)
         if branch.kind == "mlp":
-            expected["hidden"] = (2, anatomy.tokens, branch.shape.size("hidden"))
+            expected["hidden"] = (2, branch.tokens, branch.shape.size("hidden"))
         else:
             heads, qk, vo = (branch.shape.size(group) for group in ("heads", "qk", "vo"))
-            by_head = (2, anatomy.tokens, heads)
+            by_head = (2, branch.tokens, heads)
             expected |= dict.fromkeys(("query", "key"), (*by_head, qk))
             expected |= dict.fromkeys(("value", "context"), (*by_head, vo))
         assert {site: tuple(shape) for site, shape in shapes.items()} == expected

@@ -1,10 +1,12 @@
 """Hosts × groups, plans made by hand for each, and the dense model masked as the plan says."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.anatomy.family import family_of, read
 from secateur.anatomy.taps import Edit, Tap, attached
@@ -27,9 +29,9 @@ DROPS: dict[str, tuple[str, ...]] = {
     "mlp": ("0 mlp", "1 mlp"),
     "first block": ("0 attention", "0 mlp"),
     "last blocks": ("1 attention", "1 mlp", "2 attention", "2 mlp"),
-    "all": ("0 attention", "0 mlp", "1 attention", "1 mlp", "2 attention", "2 mlp"),
+    "all": ("*",),
 }
-"""Branches to drop, by number of block and kind."""
+"""Branches to drop: the n-th of a kind, or all."""
 
 NARROWER = ("width", "everything and width")
 """Plans that make the stream narrower."""
@@ -57,8 +59,11 @@ def plan_for(anatomy: Anatomy, group: str, seed: int = 0) -> Plan:
     units: dict[str, dict[GroupName, Units]] = {}
     some: tuple[str, ...] = ("0 attention", "1 mlp")
     dropped = {"everything": some, "everything and width": some} | DROPS
+    met = Counter[str]()
     for branch in anatomy.branches:
-        if f"{branch.block} {branch.kind}" in dropped.get(group, ()):
+        number = met[branch.kind]
+        met[branch.kind] += 1
+        if {f"{number} {branch.kind}", "*"} & set(dropped.get(group, ())):
             shapes[branch.id] = None
             continue
         wanted = branch.groups if group.startswith("everything") else (group,)
@@ -137,6 +142,9 @@ def narrowed(model: nn.Module, plan: Plan) -> Iterator[None]:
     """The dense model whose norms see only the channels that stay, and its readers too."""
     handles = []
     kept = plan.units.get("stream", {}).get("width")
+    for owner, units in plan.units.items():
+        if owner.startswith("stages.") and "width" in units:
+            handles += _stage_hooks(model, owner, _index(units["width"]))
     for path, module in model.named_modules() if kept is not None else ():
         if path.rpartition(".")[2] in READS_STREAM and not {"attn", "mlp"} & set(path.split(".")):
             handles.append(module.register_forward_hook(_over(_index(kept))))
@@ -147,6 +155,27 @@ def narrowed(model: nn.Module, plan: Plan) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _stage_hooks(model: nn.Module, stage: str, kept_S: Tensor) -> list[RemovableHandle]:
+    """What reads the stream of a stage of an EfficientFormer sees the channels that stay only."""
+    following = f"stages.{int(stage.split('.')[1]) + 1}.downsample"
+    paths = {path for path, _ in model.named_modules()}
+    readers = {f"{path}." for path in paths if path.startswith(f"{stage}.blocks.")}
+    readers = {f"{path}{name}" for path in readers for name in ("mlp", "token_mixer")} & paths
+    norms = {path for path in paths if path.startswith(f"{stage}.blocks.") and path.count(".") == 4}
+    norms = {path for path in norms if path.rpartition(".")[2] in ("norm1", "norm2")}
+    if following in paths:
+        readers.add(following)
+    else:
+        norms.add("norm")
+        readers |= {"head", "head_dist"}
+    handles = []
+    for path in sorted(norms):
+        handles.append(model.get_submodule(path).register_forward_hook(_over(kept_S)))
+    for path in sorted(readers):
+        handles.append(model.get_submodule(path).register_forward_pre_hook(_only(kept_S)))
+    return handles
 
 
 def _over(kept_S: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -167,7 +196,9 @@ def _over(kept_S: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], T
 
 def _only(kept_S: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def mask(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        kept = torch.zeros_like(args[0]).index_copy(-1, kept_S, args[0][..., kept_S])
+        axis = 1 if args[0].ndim == 4 else -1
+        own = args[0].index_select(axis, kept_S)
+        kept = torch.zeros_like(args[0]).index_copy(axis, kept_S, own)
         return (kept, *args[1:])
 
     return mask

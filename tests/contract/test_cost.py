@@ -30,15 +30,20 @@ def test_predicted_cost_is_that_of_the_pruned_model(name: str, group: str) -> No
     assert predicted.params == parameters(model)
     assert predicted.params < anatomy.cost().params
     assert predicted.macs < anatomy.cost().macs
-    assert_gone(model, anatomy, plan)
+    assert_gone(model, build(name), anatomy, plan)
 
 
-def assert_gone(model: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
-    """Dropped layers leave no module, dropped blocks no parameters."""
+def assert_gone(model: nn.Module, dense: nn.Module, anatomy: Anatomy, plan: Plan) -> None:
+    """Dropped layers leave no module, dropped blocks nothing but what belonged to no branch."""
     left = {path for path, _ in model.named_modules()}
     for branch in anatomy.branches:
         assert (branch.id in left) is (plan.shapes[branch.id] is not None)
     for block in anatomy.blocks:
         module = model.get_submodule(block.id)
+        inside = sum(anatomy.branch(id).cost(anatomy.shapes[id]).params for id in block.branches)
+        outside = parameters(dense.get_submodule(block.id)) - inside
+        first = anatomy.branch(block.branches[0])
+        outside = outside * anatomy.width_of(first, plan.widths) // first.width
         if all(plan.shapes[branch] is None for branch in block.branches):
-            assert not list(module.children()) and not list(module.parameters())
+            assert parameters(module) == outside
+            assert bool(list(module.children())) is bool(outside)

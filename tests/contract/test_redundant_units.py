@@ -41,6 +41,7 @@ def spoiled(weights: BranchWeights, group: GroupName, how: str) -> BranchWeights
             weights,
             readers_FD=tuple(change(w, half, 0) for w in weights.readers_FD),
             reader_biases_F=tuple(keep(b, half, 0) for b in weights.reader_biases_F),
+            unit_FT=keep(weights.unit_FT, half, 0),
         )
     return _spoiled_attention(weights, group, how, half)
 
@@ -71,6 +72,7 @@ def _copied_queries(w: AttentionWeights, half: int, axis: int) -> AttentionWeigh
         k_HKD=_copied(w.k_HKD, half, axis),
         qb_HK=_copied(w.qb_HK, half, axis),
         kb_HK=_copied(w.kb_HK, half, axis),
+        table_HT=_copied(w.table_HT, half, 0) if axis == 0 else w.table_HT,
     )
 
 

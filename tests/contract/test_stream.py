@@ -33,9 +33,11 @@ def test_streams_grow_by_the_updates(name: str) -> None:
     with attached(model, edits):
         logits = model(x)
     order = [branch.id for branch in anatomy.branches]
-    assert torch.allclose(family.embed(model, x), seen[order[0], "stream"], atol=1e-5)
+    first = family.arrive(model, anatomy.branches[0], family.embed(model, x))
+    assert torch.allclose(first, seen[order[0], "stream"], atol=1e-5)
     for this, following in itertools.pairwise(order):
         grown = seen[this, "stream"] + seen[this, "update"]
+        grown = family.arrive(model, anatomy.branch(following), grown)
         assert torch.allclose(seen[following, "stream"], grown, rtol=0, atol=1e-5)
     last = seen[order[-1], "stream"] + seen[order[-1], "update"]
     assert torch.allclose(family.head(model, last), logits, atol=1e-5)
@@ -49,7 +51,9 @@ def test_single_branches_are_the_model_in_pieces(name: str) -> None:
     x = images_for(model)
     stream_BND = family.embed(model, x)
     for branch in read(model).branches:
+        arrived_BND = family.arrive(model, branch, stream_BND)
         stream_BND = family.through(model, branch)(stream_BND)
+        assert torch.equal(family.alone(model, branch)(arrived_BND), stream_BND)
     assert torch.allclose(family.head(model, stream_BND), model(x), atol=1e-5)
 
 

@@ -119,8 +119,14 @@ class ToyFamily:
     def embed(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
         return model.embed(images_BCHW.flatten(1))[:, None]
 
-    def through(self, model: nn.Module, branch: Branch) -> nn.Module:
+    def arrive(self, model: nn.Module, branch: Branch, stream_BND: Tensor) -> Tensor:
+        return stream_BND
+
+    def alone(self, model: nn.Module, branch: Branch) -> nn.Module:
         return model.get_submodule(branch.id)
+
+    def through(self, model: nn.Module, branch: Branch) -> nn.Module:
+        return self.alone(model, branch)
 
     def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
         return model.head(stream_BND[:, 0])

@@ -88,7 +88,13 @@ def run(model: nn.Module, budget: str, preset: str = "energy", **options: object
 
 @pytest.mark.parametrize(
     ("preset", "allocation"),
-    [("energy", "uniform"), ("energy", "ranking"), ("energy", "knapsack"), ("spectral", None)],
+    [
+        ("energy", "uniform"),
+        ("energy", "ranking"),
+        ("energy", "knapsack"),
+        ("spectral", None),
+        ("nvit", None),
+    ],
 )
 def test_a_true_table_needs_one_round(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch, preset: str, allocation: str | None

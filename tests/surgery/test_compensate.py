@@ -95,6 +95,28 @@ def test_folded_weights_give_the_logits_of_the_map(heads: tuple[int, ...] | None
 
 
 @torch.no_grad()
+def test_the_symmetrised_variant_folds_the_symmetric_part_only() -> None:
+    model = build("vit")
+    branch = read(model).branches[0]
+    weights = family_of(model).weights(model, branch)
+    assert isinstance(weights, AttentionWeights)
+    about = observe(model, as_batches(images_for(model, 8), 4), {"logit_moments"}).of(
+        "logit_moments", branch.id
+    )
+    units = {"qk": ((0, 3, 5), (1, 2, 7), (0, 1, 2), (4, 5, 6))}
+    found = select(weights, units, _known(), "least_squares_symmetric", branch.id, about)
+    plain = select(weights, units, _known(), "none", branch.id, about)
+    assert isinstance(found, AttentionWeights) and isinstance(plain, AttentionWeights)
+    x_TD = torch.randn(9, 32, dtype=torch.float64)
+    for head in range(4):
+        kept_S = torch.tensor(units["qk"][head])
+        map_SS = logit_map(about["q_gram"][head], about["k_gram"][head], kept_S, "x")
+        wanted = _queries(plain, x_TD, head) @ (map_SS + map_SS.T) @ _keys(plain, x_TD, head).T / 2
+        logits = _queries(found, x_TD, head) @ _keys(found, x_TD, head).T
+        torch.testing.assert_close(logits, wanted)
+
+
+@torch.no_grad()
 def test_duplicated_dims_go_without_loss() -> None:
     model = build("vit_no_biases")
     branch = read(model).branches[0]

@@ -20,6 +20,7 @@ class Prices(TypedDict, total=False):
     """The rates of a `Branch`."""
 
     fixed: Rate
+    per_head: Rate
     per_qk: Rate
     per_qk_layer: Rate
     per_vo: Rate

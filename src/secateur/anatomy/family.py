@@ -59,15 +59,26 @@ class Family(Protocol):
         ...
 
     def embed(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
-        """The residual stream (B, N, D) before the first branch."""
+        """The residual stream (B, N, D) as the embedding leaves it."""
+        ...
+
+    def arrive(self, model: nn.Module, branch: Branch, stream_BND: Tensor) -> Tensor:
+        """The stream at `branch` from that after the branch before it (or the embedding).
+
+        The same, unless something stands between that is no branch, such as downsampling.
+        """
+        ...
+
+    def alone(self, model: nn.Module, branch: Branch) -> nn.Module:
+        """One branch as a module from the stream at it to that after it; shares its modules."""
         ...
 
     def through(self, model: nn.Module, branch: Branch) -> nn.Module:
-        """One branch alone as a module from stream to stream; shares the model's modules."""
+        """`arrive` and `alone` in one module, from the stream after the branch before it."""
         ...
 
     def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
-        """What the model makes of the stream after the last branch."""
+        """What the model makes of the stream after the last branch, with all that follows it."""
         ...
 
     def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:

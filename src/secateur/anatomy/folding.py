@@ -56,11 +56,12 @@ def add_to_embedding_(vit: VisionTransformer, constant_D: Tensor) -> None:
 
 @torch.no_grad()
 def add_to_bias_(module: nn.Module, constant_D: Tensor) -> None:
-    """Add to the bias of a linear layer or LayerNorm, which gets one where it has none.
+    """Add to the bias of a linear layer or norm, which gets one where it has none.
 
     Raises UserError for modules that cannot have a bias, such as RMS norms.
     """
-    if not isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm) or module.weight is None:
+    carriers = nn.Linear | nn.Conv2d | nn.LayerNorm | nn.BatchNorm2d
+    if not isinstance(module, carriers) or module.weight is None:
         raise UserError(
             f"a {type(module).__name__} has no bias to carry the mean of the dropped layer behind "
             "it; use repair 'none' or protect that layer."

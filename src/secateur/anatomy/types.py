@@ -78,7 +78,8 @@ class Branch:
 
     `id` is its module path in the model. `refusals` says for each group that this branch cannot
     offer, why. The rates price it: `fixed` whenever it exists, the others per unit. Without a
-    `writer_bias`, a repair that has a constant to carry adds one.
+    `writer_bias`, a repair that has a constant to carry adds one; without a `carrier`, an earlier
+    bias that could take on its mean, a repair that drops it adds one too.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Branch:
     per_hidden: Rate = Rate()
     stage: int = 0
     writer_bias: bool = True
+    carrier: bool = True
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
 
     @property
@@ -128,7 +130,7 @@ class Branch:
             whole = (shape.heads, shape.vo) == (self.shape.heads, self.shape.vo)
         else:
             whole = shape == self.shape
-        if self.writer_bias or whole:
+        if (self.writer_bias and (shape is not None or self.carrier)) or whole:
             return Cost()
         return Cost(params=self.width if width is None else width)
 
@@ -157,11 +159,21 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Joint:
+    """What leads from one stream to another and costs by the channels of both."""
+
+    first: str
+    second: str
+    per_pair: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
     """What a host model is made of. Pure data; says nothing about weights.
 
     `ends` is the cost of all that is not a branch: embedding, final norm, heads. `streams` are
-    those that can be made narrower; where there are none, `refusals` says why.
+    those that can be made narrower; where there are none, `refusals` says why. `joints` price what
+    stands between two of them, which is part of `ends` too.
     """
 
     family: str
@@ -175,6 +187,7 @@ class Anatomy:
     ends: Rate
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
     streams: tuple[Stream, ...] = ()
+    joints: tuple[Joint, ...] = ()
 
     def branch(self, branch_id: str) -> Branch:
         """The branch called `branch_id`; KeyError if there is none."""
@@ -208,6 +221,11 @@ class Anatomy:
         for stream in self.streams:
             width = widths.get(stream.id, stream.width)
             total = total + stream.ends.at(width) - stream.ends.at(stream.width)
+        present = self.widths
+        for joint in self.joints:
+            first, second = present[joint.first], present[joint.second]
+            pairs = widths.get(joint.first, first) * widths.get(joint.second, second)
+            total = total + joint.per_pair * pairs - joint.per_pair * (first * second)
         return total
 
     def cost(

@@ -17,6 +17,8 @@ class AttentionWeights:
     """softmax(scale * q k^T) v per head, then the output projection.
 
     Biases are None where the host has none. `scale` is the dense model's and never changes.
+    Hosts that add position biases to the logits have a table of them for each head, `table_HT`,
+    and say which entry belongs to which pair of tokens, `places_NN`.
     """
 
     q_HKD: Tensor
@@ -28,6 +30,13 @@ class AttentionWeights:
     vb_HV: Tensor | None
     ob_D: Tensor | None
     scale: float
+    table_HT: Tensor | None = None
+    places_NN: Tensor | None = None
+
+    @property
+    def logit_bias_HNN(self) -> Tensor | None:
+        """What is added to the logits of each head, None for nothing."""
+        return None if self.table_HT is None else self.table_HT[:, self.places_NN]
 
     @property
     def shape(self) -> AttentionShape:
@@ -47,6 +56,8 @@ class AttentionWeights:
             vb_HV=_cast(self.vb_HV, dtype),
             ob_D=_cast(self.ob_D, dtype),
             scale=self.scale,
+            table_HT=_cast(self.table_HT, dtype),
+            places_NN=self.places_NN,
         )
 
     @staticmethod
@@ -66,17 +77,24 @@ class AttentionWeights:
             qb_HK=new(like.qb_HK, h, k),
             kb_HK=new(like.kb_HK, h, k),
             vb_HV=new(like.vb_HV, h, v),
+            table_HT=None
+            if like.table_HT is None
+            else new(like.table_HT, h, *like.table_HT.shape[1:]),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlpWeights:
-    """fc2(act(fc1 x)), or fc2(act(gate x) * (value x)) when there are two readers."""
+    """fc2(act(fc1 x)), or fc2(act(gate x) * (value x)) when there are two readers.
+
+    `unit_FT` holds what else belongs to single neurons, such as a batch norm before the activation.
+    """
 
     readers_FD: tuple[Tensor, ...]
     reader_biases_F: tuple[Tensor | None, ...]
     w2_DF: Tensor
     b2_D: Tensor | None
+    unit_FT: Tensor | None = None
 
     @property
     def shape(self) -> MlpShape:
@@ -90,6 +108,7 @@ class MlpWeights:
             reader_biases_F=tuple(_cast(b, dtype) for b in self.reader_biases_F),
             w2_DF=self.w2_DF.detach().to(dtype),
             b2_D=_cast(self.b2_D, dtype),
+            unit_FT=_cast(self.unit_FT, dtype),
         )
 
     @staticmethod
@@ -103,6 +122,9 @@ class MlpWeights:
                 None if b is None else b.new_empty(f) for b in like.reader_biases_F
             ),
             w2_DF=like.w2_DF.new_empty(like.w2_DF.shape[0], f),
+            unit_FT=None
+            if like.unit_FT is None
+            else like.unit_FT.new_empty(f, like.unit_FT.shape[1]),
         )
 
 

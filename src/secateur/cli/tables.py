@@ -19,7 +19,7 @@ UNKNOWN = "–"
 def plain_table(first: str, *others: str) -> Table:
     """A table whose first column is text, which may wrap, and whose other columns are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, min_width=max(10, min(14, len(first))))
+    table.add_column(first, min_width=max(10, min(14, len(first))), overflow="fold")
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.anatomy.family import family_of
+from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.taps import Tap, attach, watch_gradient
 from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
@@ -74,7 +74,7 @@ def observe(
                         known["prefix"] = torch.tensor(anatomy.prefix_tokens)
                         for handle in _watch(model, branch, taps, kind, sums[kind.name], known):
                             stack.callback(handle.remove)
-        for handle in _watch_blocks(model, anatomy, kinds, sums):
+        for handle in _watch_blocks(model, family, anatomy, kinds, sums):
             stack.callback(handle.remove)
         for batch in batches:
             images += len(batch.images_BCHW)
@@ -127,10 +127,13 @@ def _run_back(
 def _known(
     weights: BranchWeights, branch: Branch, token_weights: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """What a kind may need of a branch beside its tensors: softmax scale and token weights."""
+    """What a kind may need of a branch beside its tensors: softmax scale, position biases of the
+    logits, and token weights."""
     known: dict[str, Tensor] = {}
     if isinstance(weights, AttentionWeights):
         known["scale"] = torch.tensor(weights.scale)
+        if (bias_HNN := weights.logit_bias_HNN) is not None:
+            known["logit_bias"] = bias_HNN
     if token_weights is not None and branch.id in token_weights:
         known["weights"] = token_weights[branch.id]
     return known
@@ -164,11 +167,12 @@ def _watch(
 
 def _watch_blocks(
     model: nn.Module,
+    family: Family,
     anatomy: Anatomy,
     kinds: list[EvidenceKind],
     sums: dict[str, dict[str, Sums]],
 ) -> Iterator[RemovableHandle]:
-    """Hooks on the input and output of every block that still has branches."""
+    """Hooks on the stream at the first branch of every block and after its last one."""
     mine = [kind for kind in kinds if kind.scope == "block"]
     if not mine:
         return
@@ -180,15 +184,23 @@ def _watch_blocks(
         def enter(x: Tensor, before: dict[str, Tensor] = before) -> None:
             before["stream"] = x.detach()
 
+        def at_last(x: Tensor, before: dict[str, Tensor] = before) -> None:
+            before["last"] = x.detach()
+
         def leave(x: Tensor, before: dict[str, Tensor] = before, owner: str = block.id) -> None:
-            stream = before.pop("stream")
+            stream, last = before.pop("stream"), before.pop("last")
             for kind in mine:
                 kind.update(
-                    sums[kind.name][owner], {"stream": stream, "update": x.detach() - stream}
+                    sums[kind.name][owner],
+                    {"stream": stream, "update": last + x.detach() - stream},
                 )
 
-        yield attach(model, Tap(block.id, "input"), enter)
-        yield attach(model, Tap(block.id, "output"), leave)
+        first, last = (
+            family.taps(model, anatomy.branch(block.branches[place])) for place in (0, -1)
+        )
+        yield attach(model, first["stream"], enter)
+        yield attach(model, last["stream"], at_last)
+        yield attach(model, last["update"], leave)
 
 
 def _require_finite(kind: str, by_owner: dict[str, Sums]) -> None:

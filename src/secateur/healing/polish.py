@@ -19,6 +19,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import forget_cached_
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.evidence.observe import frozen
@@ -233,6 +234,7 @@ def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, r
     norm = nn.utils.clip_grad_norm_(model.parameters(), run.settings.clip)
     _require_finite(run.step + 1, {"loss": loss.item(), "gradient norm": norm.item()})
     optimizer.step()
+    forget_cached_(model)
 
 
 def _check(run: _Run, model: nn.Module, averaged: nn.Module, judge: Judge) -> None:
@@ -263,6 +265,7 @@ def _judge(teacher: nn.Module, held_nCHW: Tensor, batch_size: int) -> Judge:
 
     @torch.no_grad()
     def outputs(model: nn.Module) -> Tensor:
+        forget_cached_(model)
         return torch.cat([model(images_BCHW) for images_BCHW in parts])
 
     wanted_nC = outputs(teacher)
@@ -295,5 +298,6 @@ def _training(model: nn.Module) -> Iterator[None]:
         raise
     finally:
         model.zero_grad(set_to_none=True)
+        forget_cached_(model)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)

@@ -1,6 +1,5 @@
 """Latency of several models side by side, so that a busy machine is busy for all of them."""
 
-import copy
 import gc
 import random
 import statistics
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.errors import UserError
 from secateur.measuring.modes import evaluating, example_images
 from secateur.measuring.runtimes import Run, require, runtimes
@@ -197,7 +197,7 @@ def _on(device: str, model: nn.Module) -> nn.Module:
     wanted = torch.device(device).type
     if all(p.device.type == wanted for p in model.parameters()):
         return model
-    return copy.deepcopy(model).to(device)
+    return copy_of(model).to(device)
 
 
 def waiting(device: str) -> Callable[[], None]:

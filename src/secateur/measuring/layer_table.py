@@ -8,7 +8,6 @@ and no smaller branch is slower (a table of timings as in ZipLM, arXiv 2302.0408
 Legend: B batch, N tokens, D residual width.
 """
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, AttentionShape, Branch, GroupName, MlpShape, Shape
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
@@ -259,10 +259,10 @@ class _Alone(nn.Module):
 
 def _resized(model: nn.Module, family: Family, branch: Branch, shape: Shape) -> nn.Module:
     """One branch alone, in another shape, with random weights."""
-    own = copy.deepcopy(model)
+    own = copy_of(model)
     if shape != branch.shape:
         family.assign_(own, branch, _random(shape, family.weights(own, branch)))
-    return family.through(own, branch).eval()
+    return family.alone(own, branch).eval()
 
 
 def _random(shape: Shape, like: BranchWeights) -> BranchWeights:

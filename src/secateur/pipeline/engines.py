@@ -4,7 +4,6 @@ Each looks at the images once and gives menus, a function from a target to a pla
 a plan to a smaller copy; latency budgets call these more than once.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batches
@@ -72,7 +72,7 @@ def _spectral(
             return plan_spectral(anatomy, task, prepared.menus, target)
 
     def cut(plan: Plan) -> nn.Module:
-        smaller = copy.deepcopy(model)
+        smaller = copy_of(model)
         with timed(seconds, "cut"):
             cut_spectral_(smaller, model, anatomy, plan, prepared, batches, progress)
         return smaller
@@ -99,7 +99,7 @@ def _by_criteria(
             return plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
 
     def cut(plan: Plan) -> nn.Module:
-        smaller = copy.deepcopy(model)
+        smaller = copy_of(model)
         with timed(seconds, "cut"):
             cut_(smaller, plan, evidence, task.preset.repair)
         return smaller

@@ -5,7 +5,6 @@ the rest of the dense model on from there; its damage is the divergence KL(dense
 outputs in nats. Legend: B batch, N tokens, D residual width, C classes, P probe images.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
@@ -84,10 +84,11 @@ def probe_menus(
     block_start: Tensor = bench.stream_PND
     for number, branch in enumerate(anatomy.branches):
         about = evidence.about(branch.id)
+        arrived_PND = family.arrive(model, branch, bench.stream_PND)
         weights = family.weights(model, branch)
         block = next(b for b in anatomy.blocks if branch.id in b.branches)
         if branch.id == block.branches[0]:
-            block_start = bench.stream_PND
+            block_start = arrived_PND
         for group in [group for group in groups if group in branch.groups]:
             curve = error_curve(weights, group, allowed_sizes(branch, group, limits), about)
             found = _probe_sizes(bench, number, branch, weights, group, curve, about, shares)
@@ -97,7 +98,7 @@ def probe_menus(
             menus.append(menu_from_probes(branch.id, group, sizes, errors, measured))
         if "branch" in groups:
             mean_D = _mean_update(about).to(bench.stream_PND)
-            loss = bench.divergence(number + 1, bench.stream_PND + mean_D)
+            loss = bench.divergence(number + 1, arrived_PND + mean_D)
             probes.append(Probe(owner=branch.id, group="branch", size=0, divergence=loss))
             menus.append(drop_menu(branch.id, "branch", loss, limits))
         bench.stream_PND = bench.steps[number](bench.stream_PND)
@@ -222,7 +223,7 @@ class _Bench:
     def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
         stream = family.embed(model, images_PCHW)
         steps = [family.through(model, branch) for branch in anatomy.branches]
-        bench = _Bench(family, model, copy.deepcopy(model), steps, stream, torch.empty(0))
+        bench = _Bench(family, model, copy_of(model), steps, stream, torch.empty(0))
         bench.dense_PC = bench._finish(0, stream)
         return bench
 

@@ -99,7 +99,8 @@ def cut_spectral_(
         if progress is not None:
             progress("cut", done, total)
 
-    most = max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * anatomy.tokens * anatomy.width))
+    floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
+    most = max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats))
     cut_front_to_back_(
         smaller,
         dense,
@@ -202,12 +203,17 @@ def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
 
 def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
     """Refuse fewer images than make a solve determined."""
-    units = max((_solved_units(branch, task) for branch in anatomy.branches), default=0)
-    needed = max(2, -(-units // anatomy.tokens))
-    if batches.images < needed:
+
+    def images_for(branch: Branch) -> int:
+        return -(-_solved_units(branch, task) // branch.tokens)
+
+    hardest = max(anatomy.branches, key=images_for, default=None)
+    needed = 2 if hardest is None else max(2, images_for(hardest))
+    if hardest is not None and batches.images < needed:
+        units, tokens = _solved_units(hardest, task), hardest.tokens
         raise UserError(
             f"{batches.images} calibration images are too few: the largest solve has {units} "
-            f"unknowns per output, so at least {needed} images of {anatomy.tokens} tokens are "
+            f"unknowns per output, so at least {needed} images of {tokens} tokens are "
             f"needed, and {10 * needed} are better; give more with --data or --limit."
         )
 

@@ -12,6 +12,7 @@ from secateur.criteria.registry import settings_of
 from secateur.errors import UserError
 from secateur.planning.normalise import Normalise
 from secateur.registry import unknown
+from secateur.surgery.repair import Repair
 
 DEFAULT = "spectral"
 
@@ -41,7 +42,7 @@ class Preset(BaseModel):
     normalise: Normalise = "none"
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
-    repair: Literal["none", "mean", "least_squares"] = "none"
+    repair: Repair = "none"
 
     def criterion_for(self, group: GroupName) -> str:
         """The criterion that scores a group."""

@@ -29,6 +29,7 @@ REPAIRS = {
     "none": "no repair",
     "mean": "means of what was removed folded into biases",
     "least_squares": "least-squares repair of the survivors",
+    "least_squares_symmetric": "least-squares repair of the survivors, logit maps symmetrised",
 }
 ALLOCATIONS = {
     "uniform": "the same share in every layer",

@@ -71,7 +71,7 @@ def complete_(
     preprocessing.
     """
     hold_norms_(resized, held or {})
-    add_biases_(resized, added_biases)
+    add_biases_(resized, added_biases, tensors)
     if reason := misfit(resized, tensors):
         raise UserError(f"the weights do not fit the shapes: {reason}.")
     fill_(resized, tensors, lambda: build(base, "cpu"))

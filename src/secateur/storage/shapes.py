@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from secateur.anatomy.family import Family, read
+from secateur.anatomy.metaformer_modules import ShiftedReLU
 from secateur.anatomy.stream import narrowable
 from secateur.anatomy.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
@@ -71,13 +72,22 @@ def added_biases(model: nn.Module, resized: nn.Module) -> list[str]:
     return sorted(name.removesuffix(".bias") for name in extra if name.endswith(".bias"))
 
 
-def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
-    """Give modules without a bias one, uninitialised; UserError where there is no place for it."""
+def add_biases_(
+    model: nn.Module, paths: Iterable[str], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Give modules without a bias one, uninitialised; UserError where there is no place for it.
+
+    `tensors` are those of the file: they say how long the bias behind a ReLU is.
+    """
     for path in paths:
         try:
             module = model.get_submodule(path)
         except AttributeError as error:
             raise UserError(f"there is no module '{path}' to have an added bias.") from error
+        if type(module) is nn.ReLU and f"{path}.bias" in tensors:
+            width = tensors[f"{path}.bias"].numel()
+            model.set_submodule(path, ShiftedReLU(width, device=torch.device("meta")))
+            continue
         weight = getattr(module, "weight", None)
         if getattr(module, "bias", 0) is not None or not isinstance(weight, torch.Tensor):
             raise UserError(f"module '{path}' cannot have an added bias.")

@@ -9,7 +9,8 @@ G the Grams of the kept dims, C those of kept with removed ones, keys centred ov
 each image, since the softmax ignores their mean. A is not symmetric. Its singular value
 decomposition A = R s T^T folds into queries (R s^1/2) and keys (T s^1/2), with their biases; the
 softmax scale stays that of the dense model. In the manner of CORP, arXiv 2602.05243, whose public
-code symmetrises A; this form is derived here.
+code symmetrises A, (A + A^T) / 2, which is here a variant to compare with; this form is derived
+here.
 
 Ridges shrink A towards I by factors between 0 and 1 in the bases of the Grams, where the squared
 error is a sum of parabolas; so it never exceeds that of the selection alone.
@@ -44,7 +45,13 @@ def logit_map(
 
 
 def compensate_logits(
-    selected: AttentionWeights, sums: Sums, heads_H: Tensor, kept_HS: Tensor, owner: str
+    selected: AttentionWeights,
+    sums: Sums,
+    heads_H: Tensor,
+    kept_HS: Tensor,
+    owner: str,
+    *,
+    symmetric: bool = False,
 ) -> AttentionWeights:
     """`selected`, the weights of kept heads and dims, with each head's A folded in.
 
@@ -55,7 +62,10 @@ def compensate_logits(
         logit_map(sums["q_gram"][head], sums["k_gram"][head], kept_S, owner)
         for head, kept_S in zip(heads_H.tolist(), kept_HS, strict=True)
     ]
-    r_HSS, s_HS, tt_HSS = torch.linalg.svd(torch.stack(maps))
+    map_HSS = torch.stack(maps)
+    if symmetric:
+        map_HSS = (map_HSS + map_HSS.mT) / 2
+    r_HSS, s_HS, tt_HSS = torch.linalg.svd(map_HSS)
     root_HS1 = s_HS.sqrt()[..., None]
     into_q_HSS, into_k_HSS = root_HS1 * r_HSS.mT, root_HS1 * tt_HSS
     return replace(

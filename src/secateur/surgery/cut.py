@@ -10,7 +10,7 @@ from secateur.errors import UserError
 from secateur.evidence import Evidence
 from secateur.planning.types import Plan
 from secateur.surgery.moments import Moments, moments
-from secateur.surgery.repair import Repair
+from secateur.surgery.repair import SOLVED, Repair
 from secateur.surgery.select import select
 
 
@@ -18,13 +18,13 @@ def repair_needs(repair: Repair, plan_groups: set[str]) -> set[str]:
     """The kinds of evidence that a repair of these groups asks for."""
     if repair == "none":
         return set()
-    detail = "moments" if repair == "least_squares" else "energies"
+    detail = "moments" if repair in SOLVED else "energies"
     needs = set()
     if "hidden" in plan_groups:
         needs.add(f"hidden_{detail}")
     if plan_groups & {"vo", "heads"}:
         needs.add(f"context_{detail}")
-    if "qk" in plan_groups and repair == "least_squares":
+    if "qk" in plan_groups and repair in SOLVED:
         needs.add("logit_moments")
     if plan_groups & {"branch", "block"}:
         needs.add("update_mean")

@@ -72,6 +72,7 @@ def reduce_heads(
         qb_HK=rows(weights.qb_HK),
         kb_HK=rows(weights.kb_HK),
         vb_HV=rows(weights.vb_HV),
+        table_HT=rows(weights.table_HT),
     )
 
 
@@ -149,6 +150,7 @@ def reduce_hidden(
         reader_biases_F=tuple(None if b is None else b[kept_S] for b in weights.reader_biases_F),
         w2_DF=done.w_DS,
         b2_D=done.b_D,
+        unit_FT=None if weights.unit_FT is None else weights.unit_FT[kept_S],
     )
 
 

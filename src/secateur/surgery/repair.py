@@ -8,6 +8,7 @@ The writer computes y = W x + b from units x. With the kept units S and the remo
 - `least_squares`: x_P is predicted from x_S by ridge regression,
   B = C_PS (C_SS + r I)^-1, iterated once, c = mu_P - B mu_S; W <- W_S + W_P B, b <- b + W_P c
   (CORP, arXiv 2602.05243; equal to the refit of OBS-type methods).
+- `least_squares_symmetric`: the same here; see `secateur.surgery.compensate` for logits.
 
 Legend: D residual width, U units before, S units kept, P units removed.
 """
@@ -20,8 +21,10 @@ from torch import Tensor
 from secateur.errors import UserError
 from secateur.surgery.moments import RIDGE, Moments, iterated_solve
 
-Repair = Literal["none", "mean", "least_squares"]
+Repair = Literal["none", "mean", "least_squares", "least_squares_symmetric"]
 REPAIRS: tuple[str, ...] = get_args(Repair)
+SOLVED = ("least_squares", "least_squares_symmetric")
+"""Those that solve for what the survivors take over."""
 
 
 def repaired_writer(
@@ -51,7 +54,7 @@ def repaired_writer(
     removed[kept_S] = False
     w_DP, mean_P = w_DU[:, removed], moments.mean_U[removed]
     constant_D = w_DP @ mean_P
-    if repair == "least_squares":
+    if repair in SOLVED:
         cov_SS = moments.cov_UU[kept_S][:, kept_S]
         cov_SP = moments.cov_UU[kept_S][:, removed]
         b_SP = iterated_solve(cov_SS, cov_SP, ridge, owner)

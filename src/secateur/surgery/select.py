@@ -14,7 +14,7 @@ from secateur.evidence import Sums
 from secateur.planning.types import Units
 from secateur.surgery.compensate import compensate_logits
 from secateur.surgery.moments import Moments
-from secateur.surgery.repair import Repair, repaired_writer
+from secateur.surgery.repair import SOLVED, Repair, repaired_writer
 
 UnitsByGroup = Mapping[GroupName, Units]
 
@@ -29,15 +29,16 @@ def select(
 ) -> BranchWeights:
     """The weights of the kept units, their writer repaired from `moments` of what it reads.
 
-    With the repair `least_squares` and `logits`, the branch's `logit_moments`, kept query/key dims
-    take over what removed ones gave to the logits.
+    With a repair that solves and `logits`, the branch's `logit_moments`, kept query/key dims take
+    over what removed ones gave to the logits.
     """
     if isinstance(weights, MlpWeights):
         return _select_hidden(weights, units, moments, repair, owner)
     smaller = _select_dims(weights, units, moments, repair, owner)
-    if repair == "least_squares" and logits is not None and "qk" in units:
+    if repair in SOLVED and logits is not None and "qk" in units:
         heads_H, qk_HK = _kept_dims(weights, units, "qk")
-        return compensate_logits(smaller, logits, heads_H, qk_HK, owner)
+        symmetric = repair == "least_squares_symmetric"
+        return compensate_logits(smaller, logits, heads_H, qk_HK, owner, symmetric=symmetric)
     return smaller
 
 
@@ -57,6 +58,7 @@ def _select_hidden(
         reader_biases_F=tuple(None if b is None else b[kept_F] for b in weights.reader_biases_F),
         w2_DF=w2_DF,
         b2_D=b2_D,
+        unit_FT=None if weights.unit_FT is None else weights.unit_FT[kept_F],
     )
 
 
@@ -88,6 +90,8 @@ def _select_dims(
         vb_HV=bias(weights.vb_HV, vo_HV),
         ob_D=ob_D,
         scale=weights.scale,
+        table_HT=None if weights.table_HT is None else weights.table_HT[heads_H],
+        places_NN=weights.places_NN,
     )
 
 

@@ -118,6 +118,7 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
     weights_N = run.weights_N(branch)
     total = torch.zeros(branch.width, dtype=torch.float64)
     count = 0.0
+    run.streams = [run.family.arrive(run.model, branch, x_BND) for x_BND in run.streams]
     for x_BND, dense_BND in zip(run.streams, run.dense_after, strict=True):
         lack_BND = dense_BND - x_BND
         if weights_N is not None:
@@ -163,6 +164,8 @@ def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sum
     sums: Sums = {}
     kind = evidence_kinds.get("attention_moments")
     extra = {"scale": torch.tensor(weights.scale)}
+    if (bias_HNN := weights.logit_bias_HNN) is not None:
+        extra["logit_bias"] = bias_HNN
     weights_N = run.weights_N(branch)
     if weights_N is not None:
         extra["weights"] = weights_N

@@ -146,7 +146,15 @@ class TimmVit:
         x_BND: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images_BCHW))))
         return x_BND
 
+    def arrive(self, model: nn.Module, branch: Branch, stream_BND: Tensor) -> Tensor:
+        """The same: nothing stands between branches."""
+        return stream_BND
+
     def through(self, model: nn.Module, branch: Branch) -> nn.Module:
+        """The branch alone."""
+        return self.alone(model, branch)
+
+    def alone(self, model: nn.Module, branch: Branch) -> nn.Module:
         """The block without its other branch."""
         parent, _, name = branch.id.rpartition(".")
         block = model.get_submodule(parent)

@@ -11,8 +11,9 @@ from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
 
 
 def _add_gate_(sums: Sums, key: str, gate_BU: Tensor) -> None:
-    """Add sums over images of |dL/dgate| and of its square."""
+    """Add sums over images of dL/dgate, of its absolute value and of its square."""
     gate_BU = gate_BU.double()
+    add_(sums, f"{key}_sum", gate_BU.sum(0))
     add_(sums, f"{key}_abs", gate_BU.abs().sum(0))
     add_(sums, f"{key}_square", gate_BU.square().sum(0))
 

@@ -38,7 +38,10 @@ def attention_moments(sums: Sums, seen: Seen) -> None:
     q_BHIK = seen["query"].float().transpose(1, 2)
     k_BHJK = seen["key"].float().transpose(1, 2)
     weight_I = seen["weights"].float() if "weights" in seen else q_BHIK.new_ones(q_BHIK.shape[2])
-    a_BHIJ = (float(seen["scale"]) * q_BHIK @ k_BHJK.transpose(-2, -1)).softmax(-1)
+    logits_BHIJ = float(seen["scale"]) * q_BHIK @ k_BHJK.transpose(-2, -1)
+    if "logit_bias" in seen:
+        logits_BHIJ = logits_BHIJ + seen["logit_bias"].float()
+    a_BHIJ = logits_BHIJ.softmax(-1)
     mean_BHIK = a_BHIJ @ k_BHJK
     received_BHJ = torch.einsum("bhij,i->bhj", a_BHIJ, weight_I)
     root_I1 = weight_I.sqrt()[:, None]
