@@ -85,8 +85,10 @@ def test_damages_are_means_over_images(group: GroupName) -> None:
     sums = {
         f"{group}_removal": {
             "images": torch.tensor(4.0),
-            "kl": torch.tensor(2.0),
-            "ce": torch.tensor(-1.0),
+            "delta_kl": torch.tensor(2.0),
+            "delta_ce": torch.tensor(-1.0),
+            "delta_angle": torch.tensor(3.0),
         }
     }
     assert worth("delta_kl", sums, group) == 0.5 and worth("delta_ce", sums, group) == -0.25
+    assert worth("delta_angle", sums, group) == 0.75

@@ -33,8 +33,8 @@ def test_the_damage_is_that_of_the_model_without_the_layer(name: str) -> None:
         ce = F.nll_loss(changed, labels, reduction="sum")
         ce = ce - F.nll_loss(dense, labels, reduction="sum")
         assert float(sums["images"]) == 5
-        assert torch.allclose(sums["kl"], kl, rtol=1e-4, atol=1e-4)
-        assert torch.allclose(sums["ce"], ce, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(sums["delta_kl"], kl, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(sums["delta_ce"], ce, rtol=1e-4, atol=1e-4)
 
 
 def test_without_labels_the_model_agrees_with_itself() -> None:
@@ -44,7 +44,7 @@ def test_without_labels_the_model_agrees_with_itself() -> None:
     given = observe(
         model, as_batches((images, model(images).argmax(-1)), 2), ["branch_removal"]
     ).of("branch_removal", "blocks.0.mlp")
-    assert torch.equal(own.of("branch_removal", "blocks.0.mlp")["ce"], given["ce"])
+    assert torch.equal(own.of("branch_removal", "blocks.0.mlp")["delta_ce"], given["delta_ce"])
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2_registers", "vit_post_norm"])

@@ -20,7 +20,7 @@ NEEDS: dict[GroupName, tuple[str, ...]] = {
 def delta_kl(question: Question) -> Tensor:
     """Mean over images of KL(dense || without), in nats; needs no labels."""
     sums = question.sums[NEEDS[question.group][0]]
-    return sums["kl"] / sums["images"]
+    return sums["delta_kl"] / sums["images"]
 
 
 @criterion(
@@ -36,4 +36,16 @@ def delta_ce(question: Question) -> Tensor:
     model's predictions where they have none.
     """
     sums = question.sums[NEEDS[question.group][0]]
-    return sums["ce"] / sums["images"]
+    return sums["delta_ce"] / sums["images"]
+
+
+@criterion(
+    "delta_angle",
+    title="Turn of the output without it",
+    source="FinerCut, arXiv 2405.18218, in one shot",
+    needs=NEEDS,
+)
+def delta_angle(question: Question) -> Tensor:
+    """Mean over images of the angle between the logits, as a share of pi; needs no labels."""
+    sums = question.sums[NEEDS[question.group][0]]
+    return sums["delta_angle"] / sums["images"]

@@ -17,13 +17,40 @@ from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batch
 from secateur.evidence.kinds import Sums, add_, evidence_trial
 
+Damage = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Called as damage(dense logits, changed logits, labels); sums over the images."""
+
+
+def divergence(dense_BC: Tensor, changed_BC: Tensor, _labels_B: Tensor | None) -> Tensor:
+    """KL(dense || changed), in nats."""
+    log_p_BC, log_q_BC = dense_BC.log_softmax(-1), changed_BC.log_softmax(-1)
+    return F.kl_div(log_q_BC, log_p_BC, log_target=True, reduction="sum")
+
+
+def entropy_rise(dense_BC: Tensor, changed_BC: Tensor, labels_B: Tensor | None) -> Tensor:
+    """Rise of the cross-entropy, in nats; the dense predictions stand for missing labels."""
+    target_B = dense_BC.argmax(-1) if labels_B is None else labels_B
+    after = F.cross_entropy(changed_BC, target_B, reduction="sum")
+    return after - F.cross_entropy(dense_BC, target_B, reduction="sum")
+
+
+def logit_angle(dense_BC: Tensor, changed_BC: Tensor, _labels_B: Tensor | None) -> Tensor:
+    """Angle between the logits, as a share of pi."""
+    cosine_B = F.cosine_similarity(dense_BC, changed_BC, dim=-1).clamp(-1, 1)
+    return (cosine_B.arccos() / torch.pi).sum()
+
+
+DAMAGES: dict[str, Damage] = {
+    "delta_kl": divergence,
+    "delta_ce": entropy_rise,
+    "delta_angle": logit_angle,
+}
+"""By the name of the criterion that reads it."""
+
 
 @evidence_trial("branch_removal")
 def branch_removal(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
-    """Sums over images, by branch: `kl` KL(dense || without), `ce` change of the cross-entropy.
-
-    Both in nats; where there are no labels, the dense model's predictions stand for them.
-    """
+    """Sums over images, by branch, of all `DAMAGES`."""
     anatomy = family_of(model).read(model)
     spans = [(branch.id, number, number + 1) for number, branch in enumerate(anatomy.branches)]
     _add_damages_(sums_of, model, anatomy, batch, spans)
@@ -55,10 +82,9 @@ def _add_damages_(
     streams = list(_streams(family.embed(model, batch.images_BCHW), steps))
 
     def outputs(x_BND: Tensor) -> Tensor:
-        return family.head(model, x_BND).double().log_softmax(-1)
+        return family.head(model, x_BND).double()
 
     dense_BC = outputs(streams[-1])
-    target_B = dense_BC.argmax(-1) if batch.labels_B is None else batch.labels_B
     for owner, start, stop in spans:
         x_BND = streams[start]
         for step in steps[stop:]:
@@ -66,9 +92,8 @@ def _add_damages_(
         changed_BC = outputs(x_BND)
         sums = sums_of(owner)
         add_(sums, "images", torch.tensor(float(len(dense_BC)), dtype=torch.float64))
-        add_(sums, "kl", F.kl_div(changed_BC, dense_BC, log_target=True, reduction="sum"))
-        lost = F.nll_loss(changed_BC, target_B, reduction="sum")
-        add_(sums, "ce", lost - F.nll_loss(dense_BC, target_B, reduction="sum"))
+        for name, damage in DAMAGES.items():
+            add_(sums, name, damage(dense_BC, changed_BC, batch.labels_B))
 
 
 def _streams(x_BND: Tensor, steps: list[nn.Module]) -> Iterator[Tensor]:
