@@ -24,10 +24,10 @@ ORDER = [
     "measuring",
     "storage",
     "export",
-    "study",
     "report",
     "presets",
     "pipeline",
+    "study",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}

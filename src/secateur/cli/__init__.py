@@ -9,6 +9,7 @@ from secateur.cli.evaluate import evaluate
 from secateur.cli.export import export
 from secateur.cli.inspect import inspect
 from secateur.cli.prune import prune
+from secateur.cli.study import study
 
 app = typer.Typer(
     name="secateur",
@@ -27,7 +28,7 @@ def _app(version: Version = False) -> None:
     """
 
 
-for _verb in (inspect, prune, evaluate, bench, export, demo):
+for _verb in (inspect, prune, evaluate, bench, export, study, demo):
     app.command()(_verb)
 
 

@@ -18,6 +18,7 @@ from secateur.pipeline.search import Found, evolutionary, greedy
 from secateur.planning.budget import CostBudget
 from secateur.planning.quota import Quota, dropped_sizes, quota, units_of
 from secateur.planning.types import Menu, Plan, shapes_of
+from secateur.surgery.cut import default_stand_in
 from secateur.surgery.stand_in import mean_update
 
 IMAGES = {"quick": 32, "full": 128}
@@ -53,7 +54,7 @@ def search(
     menus = unweighed(anatomy, task)
     units = units_of(anatomy, menus)
     fills: dict[str, Tensor] = {}
-    if "update_mean" in evidence.sums:
+    if (task.preset.stand_in or default_stand_in(task.preset.repair)) in ("mean", "affine"):
         fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
 
     def on_step(done: int, total: int) -> None:
