@@ -41,6 +41,7 @@ def overview_figure(model: ModelRecord, *, latency: bool) -> go.Figure | None:
     lines = []
     for curve in model.best:
         points = [p for p in curve.points if not latency or p.latency is not None]
+        points.sort(key=lambda point: -_x(point, latency))
         if not points:
             continue
         colour, marker, dash = STRUCTURES[curve.structure]
@@ -182,6 +183,7 @@ def _dense_line(fig: go.Figure, model: ModelRecord) -> None:
 
 def _finish(fig: go.Figure) -> None:
     fig.update_xaxes(tickformat=".0%", autorange="reversed", showgrid=True)
+    fig.update_yaxes(rangemode="normal")
     fig.update_layout(hovermode="closest", margin={"t": 74})
 
 

@@ -12,7 +12,6 @@ from secateur.report.study_figures import (
     oracle_figure,
     overview_figure,
     structure_figure,
-    value_of,
 )
 from secateur.report.study_record import Curve, ModelRecord, Point, Span, StudyRecord
 from secateur.report.words import count, percent
@@ -89,7 +88,7 @@ def _model(model: ModelRecord) -> ModelPage:
         overview=tuple(_overview(model)),
         structures=tuple(_structures(model)),
         oracle=_html(oracle_figure(model.oracle), "Rank correlation of scores with the oracle."),
-        losses=tuple(_loss_row(model, curve, p) for curve in model.best for p in curve.points),
+        losses=tuple(_loss_row(curve, p) for curve in model.best for p in curve.points),
         repairs=tuple(
             Row(
                 key=STRUCTURES[row.structure][0],
@@ -97,9 +96,9 @@ def _model(model: ModelRecord) -> ModelPage:
                     NAMES[row.structure],
                     row.budget,
                     REPAIRS[row.repair],
-                    f"{row.kl_before:.3f}",
-                    f"{row.kl_after:.3f}",
-                    _span(row.saved, 3),
+                    _small(row.kl_before),
+                    _small(row.kl_after),
+                    _nats(row.saved),
                     _p(row.p),
                 ),
             )
@@ -112,8 +111,8 @@ def _model(model: ModelRecord) -> ModelPage:
                     NAMES[row.structure],
                     REPAIRS[row.repair],
                     row.score,
-                    f"{row.kl:.3f}",
-                    _span(row.better, 3),
+                    _small(row.kl),
+                    _nats(row.better),
                     _p(row.p),
                 ),
             )
@@ -180,7 +179,7 @@ def _structures(model: ModelRecord) -> list[Chart]:
     return charts
 
 
-def _loss_row(model: ModelRecord, curve: Curve, point: Point) -> Row:
+def _loss_row(curve: Curve, point: Point) -> Row:
     saved = 100 * (1 - point.macs)
     faster = None if point.latency is None else 100 * (1 - point.latency)
     lost = point.lost.mean if point.lost is not None else None
@@ -192,8 +191,8 @@ def _loss_row(model: ModelRecord, curve: Curve, point: Point) -> Row:
             point.budget,
             percent(point.macs),
             "–" if point.latency is None else percent(point.latency),
-            _span(value_of(model, point), 1 if point.top1 is not None else 3),
-            _span(point.kl, 3),
+            "–" if point.top1 is None else _points(point.top1),
+            _nats(point.kl),
             _rate(lost, saved),
             "–" if faster is None else _rate(lost, faster),
         ),
@@ -207,8 +206,17 @@ def _rate(lost: float | None, saved: float) -> str:
     return f"{lost / saved:+.2f}"
 
 
-def _span(span: Span, digits: int) -> str:
-    return f"{span.mean:.{digits}f} [{span.low:.{digits}f}, {span.high:.{digits}f}]"
+def _points(span: Span) -> str:
+    return f"{span.mean:.1f} [{span.low:.1f}, {span.high:.1f}]"
+
+
+def _nats(span: Span) -> str:
+    return f"{_small(span.mean)} [{_small(span.low)}, {_small(span.high)}]"
+
+
+def _small(value: float) -> str:
+    """Three digits behind the point, more where that would be nothing."""
+    return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.1g}"
 
 
 def _p(p: float) -> str:

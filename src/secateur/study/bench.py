@@ -21,7 +21,7 @@ from secateur.measuring.accuracy import Predictions, predict, summarize
 from secateur.pipeline.opening import load, open_data
 from secateur.study.spec import Study
 from secateur.study.store import OK, Outcome
-from secateur.study.structures import BY_NAME, SEARCHES, can_score
+from secateur.study.structures import BY_NAME, can_score
 from secateur.study.tasks import needs_of_study
 
 
@@ -115,20 +115,20 @@ class Bench:
             return Evidence(images=0, tokens=0)
         return observe(self.host.model, self.calibration, needs)
 
-    def layer_scores(self) -> Iterable[tuple[str, int, str, str, str, float]]:
-        """Every criterion's score of every layer and block: rows of the store's table."""
+    def layer_scores(self, name: str) -> list[tuple[str, int, str, str, str, float]]:
+        """A criterion's score of every layer or block that may go: rows of the store's table."""
         host = self.host
-        by_kind = {"attention": "attention", "mlp": "mlp"}
-        for name in [name for name in host.study.scores if name not in SEARCHES]:
+        groups = {BY_NAME[structure].group for structure in host.study.structures}
+        found = []
+        if "branch" in groups and can_score(name, BY_NAME["joint"]):
             for branch in host.anatomy.branches:
-                structure = by_kind[branch.kind]
-                if can_score(name, BY_NAME[structure]):
-                    value = self._score(name, "branch", branch.id)
-                    yield host.name, self.seed, structure, name, branch.id, value
-            if can_score(name, BY_NAME["block"]):
-                for block in [block for block in host.anatomy.blocks if block.branches]:
-                    value = self._score(name, "block", block.id)
-                    yield host.name, self.seed, "block", name, block.id, value
+                value = self._score(name, "branch", branch.id)
+                found.append((host.name, self.seed, str(branch.kind), name, branch.id, value))
+        if "block" in groups and can_score(name, BY_NAME["block"]):
+            for block in [block for block in host.anatomy.blocks if block.branches]:
+                value = self._score(name, "block", block.id)
+                found.append((host.name, self.seed, "block", name, block.id, value))
+        return found
 
     def _score(self, name: str, group: str, owner: str) -> float:
         weights = None

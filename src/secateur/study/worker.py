@@ -1,14 +1,15 @@
 """Whoever runs cells, here or on another machine: opens what they need once."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from secateur.errors import UserError
 from secateur.study.bench import Bench, Host, open_host
 from secateur.study.cells import Cell
 from secateur.study.run_cell import run_cell
 from secateur.study.spec import Study
 from secateur.study.store import OK, Outcome
+from secateur.study.structures import SEARCHES
 
 ScoreRow = tuple[str, int, str, str, str, float]
 
@@ -40,14 +41,11 @@ class Worker:
 
     def run(self, cell: Cell) -> Done:
         """Run one cell."""
-        bench, scores = self._bench, []
+        bench = self._bench
+        scores: list[ScoreRow] = []
         if bench is None or (bench.host.name, bench.seed) != (cell.model, cell.seed):
             bench = self._bench = Bench(self._host(cell.model), cell.seed)
-            try:
-                scores = list(bench.layer_scores())
-            except UserError:
-                # WHY: the cells that use these scores say what is wrong with them.
-                scores = []
+            scores = _layer_scores(bench)
         outcome = run_cell(bench, cell, lambda digest: self._known(cell.model, digest))
         if outcome.status == OK and outcome.digest is not None:
             self._seen[cell.model, outcome.digest] = outcome
@@ -57,3 +55,13 @@ class Worker:
         if name not in self._hosts:
             self._hosts[name] = open_host(self._study, name)
         return self._hosts[name]
+
+
+def _layer_scores(bench: Bench) -> list[ScoreRow]:
+    """The scores of single layers; of a score that fails, its cells say why."""
+    found: list[ScoreRow] = []
+    for name in bench.host.study.scores:
+        if name not in SEARCHES:
+            with suppress(Exception):
+                found += bench.layer_scores(name)
+    return found
