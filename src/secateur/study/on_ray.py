@@ -1,6 +1,7 @@
 """The same worker, as Ray actors: on the cores of this machine or on a cluster."""
 
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -82,6 +83,7 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     options = {"log_to_driver": False, "logging_level": "ERROR"}
+    _require_answer(address)
     try:
         if address == LOCAL:
             ray.init(address="local", include_dashboard=False, **options)
@@ -90,3 +92,15 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no answer"
         raise UserError(f"no Ray cluster at '{address}': {reason}") from error
+
+
+def _require_answer(address: str) -> None:
+    """UserError where nothing listens at HOST:PORT, which Ray would wait for during minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"no Ray cluster at '{address}': {reason}.") from error
