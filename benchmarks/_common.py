@@ -113,7 +113,7 @@ class Bench:
 
     def told(self) -> nn.Module:
         """A module that gives the dense logits of the validation images, batch by batch."""
-        return _Told(self._dense_logits)
+        return Told(self._dense_logits)
 
     def forward_cost(self) -> float:
         """Seconds of one forward pass of the dense model over the calibration images."""
@@ -170,7 +170,7 @@ class Bench:
         return pairs
 
 
-class _Told(nn.Module):
+class Told(nn.Module):
     """Gives the next of some known logits at each call, to save running the dense model again."""
 
     def __init__(self, logits: Sequence[Tensor]) -> None:

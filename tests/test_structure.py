@@ -24,11 +24,11 @@ ORDER = [
     "measuring",
     "storage",
     "export",
-    "study",
     "report",
     "presets",
     "recipes",
     "pipeline",
+    "study",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}

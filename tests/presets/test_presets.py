@@ -85,3 +85,18 @@ def test_files_are_read_by_path(tmp_path: Path) -> None:
 def test_unknown_presets_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match="unknown preset 'enrgy'; did you mean 'energy'"):
         load_preset("enrgy")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("groups: [hidden]\nsearch: iterative", "'mine': search 'iterative' drops whole layers"),
+        ("groups: [branch]\nsearch: greedy", "let its criterion be one of delta_angle"),
+        ("groups: [branch]\nsearch: window", "compares the ends of runs of blocks"),
+        ("groups: [branch]\nstand_in: glue", "'mine': field 'stand_in'"),
+        ("groups: [branch]\nkeep_ends: -1", "'mine': field 'keep_ends'"),
+    ],
+)
+def test_searches_that_cannot_work_are_refused(lines: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_preset("mine", f"title: A method\nsource: a paper\ncriterion: cosine\n{lines}\n")

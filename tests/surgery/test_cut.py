@@ -7,8 +7,9 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, evidence_kinds, observe
 from secateur.planning.types import Plan
-from secateur.surgery.cut import cut_, mean_update, repair_needs
+from secateur.surgery.cut import cut_, repair_needs
 from secateur.surgery.repair import REPAIRS, Repair
+from secateur.surgery.stand_in import mean_update
 from tests.contract.cases import GROUPS, plan_for, plan_of_units
 from tests.hosts import anatomy_of, build, images_for
 

@@ -11,6 +11,7 @@ from secateur.cli.heal import heal
 from secateur.cli.inspect import inspect
 from secateur.cli.learn import learn
 from secateur.cli.prune import prune
+from secateur.cli.study import study
 from secateur.cli.train import train
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ def _app(version: Version = False) -> None:
     """
 
 
-for _verb in (inspect, prune, learn, heal, train, evaluate, bench, export, demo):
+for _verb in (inspect, prune, learn, heal, train, evaluate, bench, export, study, demo):
     app.command()(_verb)
 
 

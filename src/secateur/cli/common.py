@@ -26,10 +26,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a verb found: `data` is printed with --json, `show` prints it for people."""
+    """What a verb found: `data` is printed with --json, `show` prints it for people.
+
+    `code` is the exit code where not all went well although there is something to show.
+    """
 
     data: Mapping[str, object]
     show: Callable[["Console"], None]
+    code: int = DONE
 
 
 def print_version(wanted: bool) -> None:
@@ -79,6 +83,8 @@ def verb(function: Callable[..., Answer]) -> Callable[..., None]:
             with redirect_stdout(sys.stderr) if output.json else nullcontext():
                 answer = function(**arguments, **values)
             _print(answer, output)
+            if answer.code != DONE:
+                raise typer.Exit(answer.code)
 
     signature = _flat_signature(function, {**bundles, "output": OutputOptions})
     command.__signature__ = signature  # type: ignore[attr-defined]

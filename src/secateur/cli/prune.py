@@ -92,6 +92,14 @@ class PruneOptions:
             show_default=False,
         ),
     ] = None
+    stand_in: Annotated[
+        str | None,
+        typer.Option(
+            help="For dropped layers: nothing, mean, scalar, affine, merge; else the preset's.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
     polish: Annotated[
         str | None,
         typer.Option(
@@ -191,6 +199,7 @@ def prune(
             minimum={group: minimum[group] for group in parse_groups(list(minimum))},
             preset=preset,
             repair=options.repair,
+            stand_in=options.stand_in,
             allocation=options.allocation,
             effort=options.effort,
             polish=options.polish,
@@ -213,6 +222,7 @@ def prune(
             groups=groups,
             protect=names(options.protect) or (),
             repair=options.repair,
+            stand_in=options.stand_in,
             allocation=options.allocation,
             align=align,
             minimum=minimum,

@@ -4,14 +4,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.data.batches import Batch
 from secateur.registry import Registry
 
 Sums = dict[str, Tensor]
 Seen = Mapping[str, Tensor]
 Update = Callable[[Sums, Seen], None]
-Scope = Literal["attention", "mlp", "branch", "block"]
+Trial = Callable[[Callable[[str], Sums], nn.Module, Batch], None]
+"""Called as trial(sums of an owner, model, batch): experiments beyond one forward pass."""
+Scope = Literal["attention", "mlp", "branch", "block", "model"]
+
+
+def _nothing(_sums: Sums, _seen: Seen) -> None:
+    """The update of kinds that do not look at passing tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +28,15 @@ class EvidenceKind:
     `update(sums, seen)` gets the canonical tensors of one branch (or block) for one batch; with
     `gradient`, each site's tensor comes with `<site>.grad` of the loss, summed over the batch.
     `covers` names kinds that need not be collected beside it, since it holds all they hold.
+    A kind of scope `model` has a `trial` in place of the update: it gets the model and a batch and
+    runs what it likes, such as the model without one of its layers.
     """
 
     name: str
     scope: Scope
     sites: tuple[str, ...]
-    update: Update
+    update: Update = _nothing
+    trial: Trial | None = None
     gradient: bool = False
     covers: tuple[str, ...] = ()
 
@@ -50,6 +60,17 @@ def evidence_kind(
         )
         evidence_kinds.register(name)(kind)
         return update
+
+    return file
+
+
+def evidence_trial(name: str) -> Callable[[Trial], Trial]:
+    """Register a function that experiments with the model as a kind of evidence."""
+
+    def file(trial: Trial) -> Trial:
+        kind = EvidenceKind(name=name, scope="model", sites=(), trial=trial)
+        evidence_kinds.register(name)(kind)
+        return trial
 
     return file
 

@@ -15,7 +15,7 @@ from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.taps import Tap, attach, watch_gradient
 from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
-from secateur.data.batches import Batches
+from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.evidence.kinds import EvidenceKind, Sums, chosen_kinds
 
@@ -57,12 +57,14 @@ def observe(
     """
     family = family_of(model)
     anatomy = family.read(model)
-    kinds = chosen_kinds(needs)
+    kinds = [kind for kind in chosen_kinds(needs) if kind.trial is None]
+    trials = [kind for kind in chosen_kinds(needs) if kind.trial is not None]
     chosen = set(only) if only is not None else {branch.id for branch in anatomy.branches}
-    sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in kinds}
+    sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in [*kinds, *trials]}
     gradient = any(kind.gradient for kind in kinds)
     generator = None if sample_labels is None else torch.Generator().manual_seed(sample_labels)
     images = 0
+    ears = _Ears()
     with ExitStack() as stack:
         stack.enter_context(frozen(model, gradient=gradient))
         for branch in anatomy.branches:
@@ -72,22 +74,48 @@ def observe(
                     if kind.scope in (branch.kind, "branch"):
                         known = _known(family.weights(model, branch), branch, token_weights)
                         known["prefix"] = torch.tensor(anatomy.prefix_tokens)
-                        for handle in _watch(model, branch, taps, kind, sums[kind.name], known):
+                        for handle in _watch(
+                            model, branch, taps, kind, sums[kind.name], known, ears
+                        ):
                             stack.callback(handle.remove)
-        for handle in _watch_blocks(model, family, anatomy, kinds, sums):
+        for handle in _watch_blocks(model, family, anatomy, kinds, sums, ears):
             stack.callback(handle.remove)
         for batch in batches:
             images += len(batch.images_BCHW)
             if gradient:
                 _run_back(model, batch.images_BCHW, batch.labels_B, generator)
-            else:
+            elif kinds:
                 model(batch.images_BCHW)
+            _try(model, batch, trials, sums, ears)
             if on_batch is not None:
                 on_batch(images)
     for name, by_owner in sums.items():
         _require_finite(name, by_owner)
     plain = {kind: dict(by_owner) for kind, by_owner in sums.items()}
     return Evidence(images=images, tokens=anatomy.tokens, sums=plain)
+
+
+@dataclass(slots=True)
+class _Ears:
+    """Whether the hooks listen: not while a kind experiments with the model."""
+
+    listening: bool = True
+
+
+def _try(
+    model: nn.Module,
+    batch: Batch,
+    trials: list[EvidenceKind],
+    sums: dict[str, dict[str, Sums]],
+    ears: _Ears,
+) -> None:
+    """Let every kind that experiments with the model do so, unheard by the others."""
+    ears.listening = False
+    with torch.no_grad():
+        for kind in trials:
+            if kind.trial is not None:
+                kind.trial(sums[kind.name].__getitem__, model, batch)
+    ears.listening = True
 
 
 @contextmanager
@@ -146,11 +174,14 @@ def _watch(
     kind: EvidenceKind,
     by_owner: dict[str, Sums],
     known: Mapping[str, Tensor],
+    ears: _Ears,
 ) -> Iterator[RemovableHandle]:
     """Hooks that hand one branch's tensors to a kind as soon as all of them were seen."""
     seen: dict[str, Tensor] = {}
 
     def see(site: str, x: Tensor, gradient: Tensor | None = None) -> None:
+        if not ears.listening:
+            return
         seen[site] = x.detach()
         if gradient is not None:
             seen[f"{site}.grad"] = gradient
@@ -171,6 +202,7 @@ def _watch_blocks(
     anatomy: Anatomy,
     kinds: list[EvidenceKind],
     sums: dict[str, dict[str, Sums]],
+    ears: _Ears,
 ) -> Iterator[RemovableHandle]:
     """Hooks on the stream at the first branch of every block and after its last one."""
     mine = [kind for kind in kinds if kind.scope == "block"]
@@ -182,12 +214,16 @@ def _watch_blocks(
         before: dict[str, Tensor] = {}
 
         def enter(x: Tensor, before: dict[str, Tensor] = before) -> None:
-            before["stream"] = x.detach()
+            if ears.listening:
+                before["stream"] = x.detach()
 
         def at_last(x: Tensor, before: dict[str, Tensor] = before) -> None:
-            before["last"] = x.detach()
+            if ears.listening:
+                before["last"] = x.detach()
 
         def leave(x: Tensor, before: dict[str, Tensor] = before, owner: str = block.id) -> None:
+            if not ears.listening:
+                return
             stream, last = before.pop("stream"), before.pop("last")
             for kind in mine:
                 kind.update(

@@ -29,7 +29,9 @@ class Target:
 
 def counted_target(anatomy: Anatomy, task: Task, budget: CostBudget) -> Target:
     """The target of a budget in MACs or parameters."""
-    repaired = task.preset.engine == "spectral" or task.preset.repair != "none"
+    repaired = task.preset.engine == "spectral" or (
+        task.preset.repair != "none" or task.preset.stand_in == "affine"
+    )
     cost_of = cost_function(anatomy, budget.unit, repaired=repaired)
     return Target(cost_of=cost_of, limit=cost_limit(anatomy, budget))
 

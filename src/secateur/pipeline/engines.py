@@ -1,4 +1,4 @@
-"""The two ways from calibration images to a smaller model: by criteria, and spectral.
+"""The ways from calibration images to a smaller model: by criteria, by search, and spectral.
 
 Each looks at the images once and gives menus, a function from a target to a plan, and one from
 a plan to a smaller copy; latency budgets call these more than once.
@@ -16,13 +16,16 @@ from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
+from secateur.evidence.anchors import anchor_moments
 from secateur.pipeline.decide import Target, decide
+from secateur.pipeline.depth import search, search_needs
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.options import Task
 from secateur.pipeline.spectral import cut_spectral_, plan_spectral, prepare
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
 from secateur.planning.types import Menu, Plan
 from secateur.surgery.cut import cut_, repair_needs
+from secateur.surgery.stand_in import runs_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,10 @@ def evidence_needs(task: Task) -> set[str]:
     """The kinds of evidence that the task's criteria and repair ask for; UserError if unknown."""
     if task.preset.engine == "spectral":
         return set()
-    return criteria_needs(task) | repair_needs(task.preset.repair, set(task.groups))
+    repair = repair_needs(task.preset.repair, set(task.groups), task.preset.stand_in)
+    if task.preset.search != "one_shot":
+        return search_needs(task) | repair
+    return criteria_needs(task) | repair
 
 
 def start(
@@ -52,6 +58,8 @@ def start(
 ) -> Engine:
     """The engine of the task's preset, after its pass over the images; adds to `seconds`."""
     engine = _spectral if task.preset.engine == "spectral" else _by_criteria
+    if task.preset.search != "one_shot":
+        engine = _by_search
     return engine(model, family, anatomy, task, batches, seconds, progress)
 
 
@@ -98,13 +106,51 @@ def _by_criteria(
         with timed(seconds, "plan"):
             return plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
 
+    cut = _cutter(model, anatomy, task, batches, evidence, seconds)
+    return Engine(menus=weighed.menus, plan_for=plan_for, cut=cut)
+
+
+def _by_search(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    seconds: dict[str, float],
+    progress: Progress | None,
+) -> Engine:
+    with timed(seconds, "observe"):
+        evidence = _observe(model, batches, evidence_needs(task), progress)
+    searched = search(model, family, anatomy, task, batches, evidence, progress)
+
+    def plan_for(target: Target | None) -> Plan:
+        with timed(seconds, "search"):
+            return searched.plan_for(target)
+
+    cut = _cutter(model, anatomy, task, batches, evidence, seconds)
+    return Engine(menus=searched.menus, plan_for=plan_for, cut=cut)
+
+
+def _cutter(
+    model: nn.Module,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    evidence: Evidence,
+    seconds: dict[str, float],
+) -> Callable[[Plan], nn.Module]:
+    """From a plan to a cut copy, with the preset's repair and stand-in."""
+
     def cut(plan: Plan) -> nn.Module:
         smaller = copy_of(model)
         with timed(seconds, "cut"):
-            cut_(smaller, plan, evidence, task.preset.repair)
+            anchors = {}
+            if task.preset.stand_in == "affine":
+                anchors = anchor_moments(model, batches, runs_of(anatomy, plan.shapes))
+            cut_(smaller, plan, evidence, task.preset.repair, task.preset.stand_in, anchors)
         return smaller
 
-    return Engine(menus=weighed.menus, plan_for=plan_for, cut=cut)
+    return cut
 
 
 def _observe(

@@ -50,6 +50,7 @@ class Options:
     minimum: Mapping[GroupName, int] = field(default_factory=dict)
     protect: tuple[str, ...] = ()
     repair: str | None = None
+    stand_in: str | None = None
     allocation: str | None = None
     effort: str = "full"
     seed: int = 0
@@ -87,11 +88,21 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     limits = Limits(
         align={**defaults.align, **options.align},
         minimum={**defaults.minimum, **options.minimum},
-        protect=options.protect,
+        protect=options.protect + _ends(anatomy, preset.keep_ends),
     )
     check_protected(anatomy, limits)
     groups = _groups(options, preset, budget)
     check_groups(groups, preset, anatomy, budget)
+    if preset.search != "one_shot" and set(groups) - {"branch", "block"}:
+        raise UserError(
+            f"preset '{preset.name}' searches for whole layers to drop; use the groups branch and "
+            "block only, or a budget such as 'drop 4 attention'."
+        )
+    if preset.search == "window" and groups != ("block",):
+        raise UserError(
+            f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
+            "such as 'drop 3 blocks'."
+        )
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
@@ -121,6 +132,12 @@ def _follow(options: Options, preset: Preset, anatomy: Anatomy) -> Task:
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
+def _ends(anatomy: Anatomy, count: int) -> tuple[str, ...]:
+    """The first and last blocks that a preset keeps."""
+    present = [block.id for block in anatomy.blocks if block.branches]
+    return tuple(dict.fromkeys([*present[:count], *present[len(present) - count :]]))
+
+
 def check_words(options: Options) -> tuple[Preset, Budget]:
     """The preset, with the options' changes, and the budget: all that needs no model to check."""
     budget = _budget(options)
@@ -144,6 +161,12 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
             f"preset '{preset.name}' refits what is left by itself, so --repair {options.repair} "
             "has no meaning there; leave it out, or take another preset, such as energy."
         )
+    if preset.engine == "spectral" and options.stand_in not in (None, "mean"):
+        raise UserError(
+            f"preset '{preset.name}' puts the mean of what is missing in place of dropped layers, "
+            f"so --stand-in {options.stand_in} has no meaning there; take another preset, such as "
+            "layer_drop."
+        )
     return _changed(preset, options), budget
 
 
@@ -165,14 +188,26 @@ def _budget(options: Options) -> Budget:
 
 
 def _changed(preset: Preset, options: Options) -> Preset:
-    wanted = {"repair": options.repair, "allocation": options.allocation}
+    wanted = {
+        "repair": options.repair,
+        "stand_in": options.stand_in,
+        "allocation": options.allocation,
+    }
     changes = {key: value for key, value in wanted.items() if value is not None}
     try:
         return Preset.model_validate(preset.model_dump() | changes)
     except ValidationError as error:
         field_name = str(error.errors()[0]["loc"][0])
-        known = list(get_args(Preset.model_fields[field_name].annotation))
+        known = known_values(Preset.model_fields[field_name].annotation)
         raise UserError(unknown(field_name, str(changes[field_name]), known)) from error
+
+
+def known_values(annotation: object) -> list[str]:
+    """The strings that a (maybe optional) literal type allows."""
+    found: list[str] = []
+    for part in get_args(annotation):
+        found += [part] if isinstance(part, str) else known_values(part)
+    return found
 
 
 def parse_groups(names: Sequence[str]) -> tuple[GroupName, ...]:

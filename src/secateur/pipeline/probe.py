@@ -16,11 +16,11 @@ from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.criteria.elimination import eliminate, eliminate_heads
 from secateur.evidence import Evidence, Sums
 from secateur.planning.curves import menu_from_probes
 from secateur.planning.menus import Limits, allowed_sizes, block_menu, drop_menu
 from secateur.planning.types import Menu
-from secateur.surgery.eliminate import eliminate, eliminate_heads
 from secateur.surgery.reduce import (
     RefitSettings,
     reduce_heads,

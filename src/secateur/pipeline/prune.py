@@ -22,6 +22,7 @@ from secateur.pipeline.result import Result
 from secateur.planning.types import Plan
 from secateur.presets import DEFAULT
 from secateur.storage.weights import refuse_not_finite
+from secateur.surgery.stand_in import check_stand_in
 
 
 def prune(
@@ -34,6 +35,7 @@ def prune(
     groups: Sequence[str] | None = None,
     protect: Sequence[str] = (),
     repair: str | None = None,
+    stand_in: str | None = None,
     allocation: str | None = None,
     effort: str = "full",
     align: Mapping[str, int] | None = None,
@@ -59,6 +61,7 @@ def prune(
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
     give the dense outputs on the calibration images; without it nothing is trained.
+    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'merge') takes the place of dropped layers.
     See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and pruned
     model are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
     `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
@@ -73,6 +76,7 @@ def prune(
         minimum=_by_group(minimum),
         protect=tuple(protect),
         repair=repair,
+        stand_in=stand_in,
         allocation=allocation,
         effort=effort,
         seed=seed,
@@ -113,6 +117,8 @@ def run(
     task = resolve(options, anatomy)
     evidence_needs(task)
     check_reachable(anatomy, task)
+    if task.preset.stand_in is not None:
+        check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
     refuse_not_finite(model.state_dict(), "the model")
     batches, data = open_data(
         model,

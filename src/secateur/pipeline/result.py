@@ -86,6 +86,7 @@ class Result:
             "target": None if self.budget_use is None else asdict(self.budget_use),
             "groups": list(self.task.groups),
             "repair": self.task.preset.repair,
+            "stand_in": self.task.preset.stand_in,
             "allocation": self.task.preset.allocation,
             "seed": self.task.options.seed,
             "macs": {"dense": self.cost_dense.macs, "pruned": self.cost.macs},

@@ -16,6 +16,7 @@ PROVENANCE = (
     "budget",
     "groups",
     "repair",
+    "stand_in",
     "allocation",
     "seed",
     "polish",

@@ -4,7 +4,7 @@ from importlib.resources import files
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria
@@ -13,8 +13,11 @@ from secateur.errors import UserError
 from secateur.planning.normalise import Normalise
 from secateur.registry import unknown
 from secateur.surgery.repair import Repair
+from secateur.surgery.stand_in import StandIn
 
 DEFAULT = "spectral"
+DAMAGES = {"delta_kl", "delta_ce", "delta_angle"}
+"""Criteria that say how the output changes, which searches measure for many layers at once."""
 
 
 class Preset(BaseModel):
@@ -27,6 +30,13 @@ class Preset(BaseModel):
 
     `groups` are the ones that compete under a cost budget unless the user names others.
     `normalise` brings the scores of different layers to one scale before they compete.
+
+    `stand_in` takes the place of dropped layers (by default their mean, or nothing with the repair
+    `none`). A `search` other than `one_shot` drops whole layers one after the other: `greedy` and
+    `evolutionary` by the damage to the output of all of them together, measured as the criterion
+    (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion, asked again after
+    each drop; `window` as one run of blocks, by the criterion `cosine` or `angle` of
+    its ends. The first and last `keep_ends` blocks stay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +53,9 @@ class Preset(BaseModel):
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
+    stand_in: StandIn | None = None
+    search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
+    keep_ends: int = Field(default=0, ge=0)
 
     def criterion_for(self, group: GroupName) -> str:
         """The criterion that scores a group."""
@@ -96,4 +109,22 @@ def parse_preset(name: str, text: str) -> Preset:
             settings_of(criteria.get(name_of), values)
         except UserError as error:
             raise UserError(f"preset '{name}': {error}") from error
+    if preset.search != "one_shot" and set(preset.groups) - {"branch", "block"}:
+        raise UserError(
+            f"preset '{name}': search '{preset.search}' drops whole layers; let its groups be "
+            "branch, block or both."
+        )
+    asked = {preset.criterion_for(group) for group in preset.groups}
+    if preset.search in ("greedy", "evolutionary") and not (len(asked) == 1 and asked <= DAMAGES):
+        raise UserError(
+            f"preset '{name}': search '{preset.search}' measures the damage to the output; let its "
+            f"criterion be one of {', '.join(sorted(DAMAGES))}."
+        )
+    if preset.search == "window" and (
+        preset.groups != ("block",) or preset.criterion not in ("cosine", "angle")
+    ):
+        raise UserError(
+            f"preset '{name}': search 'window' compares the ends of runs of blocks; let groups be "
+            "[block] and criterion be cosine or angle."
+        )
     return preset

@@ -195,5 +195,6 @@ def _environment() -> Environment:
         "plotly_js": Markup(get_plotlyjs().replace("</script", "<\\/script")),
         "light": Markup(style_variables(LIGHT)),
         "dark": Markup(style_variables(DARK)),
+        "bands": [name for name in LIGHT if not name.endswith("-text")],
     }
     return environment

@@ -1,5 +1,7 @@
 """Make a model smaller: one plan, one pass over its branches, survivors repaired in closed form."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -7,38 +9,54 @@ from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.stream import END, Held, narrowable
 from secateur.anatomy.types import Anatomy, Branch, Stream
 from secateur.errors import UserError
-from secateur.evidence import Evidence
+from secateur.evidence import Evidence, Sums
 from secateur.planning.types import Plan
 from secateur.surgery.moments import Moments, moments
 from secateur.surgery.repair import SOLVED, Repair
 from secateur.surgery.select import select
+from secateur.surgery.stand_in import StandIn, drop_, stand_in_needs
 
 
-def repair_needs(repair: Repair, plan_groups: set[str]) -> set[str]:
-    """The kinds of evidence that a repair of these groups asks for."""
+def repair_needs(
+    repair: Repair, plan_groups: set[str], stand_in: StandIn | None = None
+) -> set[str]:
+    """The kinds of evidence that a repair of these groups, and a stand-in, ask for."""
+    needs: set[str] = set()
+    if plan_groups & {"branch", "block"}:
+        needs |= stand_in_needs(stand_in or default_stand_in(repair))
     if repair == "none":
-        return set()
+        return needs
     detail = "moments" if repair in SOLVED else "energies"
-    needs = set()
     if "hidden" in plan_groups:
         needs.add(f"hidden_{detail}")
     if plan_groups & {"vo", "heads"}:
         needs.add(f"context_{detail}")
     if "qk" in plan_groups and repair in SOLVED:
         needs.add("logit_moments")
-    if plan_groups & {"branch", "block"}:
-        needs.add("update_mean")
     if "width" in plan_groups:
         needs.add("stream_sums")
     return needs
 
 
+def default_stand_in(repair: Repair) -> StandIn:
+    """What stands in for dropped branches unless said otherwise: their mean, if all is repaired."""
+    return "nothing" if repair == "none" else "mean"
+
+
 @torch.no_grad()
-def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair) -> None:
+def cut_(
+    model: nn.Module,
+    plan: Plan,
+    evidence: Evidence | None,
+    repair: Repair,
+    stand_in: StandIn | None = None,
+    anchors: Mapping[str, Sums] | None = None,
+) -> None:
     """Shrink `model` in place to the plan's shapes, with evidence from the uncut model.
 
-    Branches without units in the plan keep their weights untouched. The mean update of a dropped
-    branch stays in the stream unless `repair` is `none`.
+    Branches without units in the plan keep their weights untouched. `stand_in` takes the place of
+    dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
+    `none`. The stand-in `affine` needs `anchors`, see `secateur.evidence.anchors`.
     """
     family = family_of(model)
     anatomy = family.read(model)
@@ -52,7 +70,8 @@ def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair
             dense = family.weights(model, branch)
             weights = select(dense, units, known, repair, branch.id, logits)
             family.assign_(model, branch, weights)
-    drop_branches_(model, family, anatomy, plan, evidence, repair)
+    how = stand_in or default_stand_in(repair)
+    drop_(model, family, anatomy, plan.shapes, how, evidence, anchors or {})
     narrow_streams_(model, family, anatomy, plan, evidence, repair)
 
 
@@ -93,36 +112,6 @@ def _held(anatomy: Anatomy, stream: Stream, evidence: Evidence | None) -> dict[s
 
     places = {branch: held(branch, "before") for branch in own}
     return places | ({END: held(own[-1], "after")} if own else {})
-
-
-def drop_branches_(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    plan: Plan,
-    evidence: Evidence | None,
-    repair: Repair,
-) -> None:
-    """Remove the branches whose shape is None; fold their mean update into earlier biases."""
-    dropped = {b.id for b in anatomy.branches if plan.shapes.get(b.id) is None}
-    family.drop_(model, dropped)
-    if repair == "none":
-        return
-    for branch in anatomy.branches:
-        if branch.id in dropped:
-            family.add_constant_(model, branch, mean_update(evidence, branch))
-
-
-def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
-    """Mean over tokens of what a branch adds to the stream (D,), fp64."""
-    about = {} if evidence is None else evidence.about(branch.id)
-    sums = about.get("update_mean") or about.get("branch_similarity")
-    if sums is None:
-        raise UserError(
-            f"{branch.id} is dropped without evidence of its mean update; observe the uncut model "
-            "with the kinds in repair_needs(), or use repair 'none'."
-        )
-    return sums["update_sum"] / sums["count"]
 
 
 def _moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
-from secateur.surgery.eliminate import eliminate, eliminate_heads
+from secateur.criteria.elimination import eliminate, eliminate_heads
 from secateur.surgery.moments import RIDGE
 from secateur.surgery.refit import LACK_RIDGES, RIDGES, Joint, merge, refit
 from secateur.surgery.rotate import query_key_basis, value_basis

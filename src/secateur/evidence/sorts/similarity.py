@@ -10,13 +10,25 @@ from torch import Tensor
 
 from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
 
+TINY = 1e-12
+
+
+def angle(cosine: Tensor) -> Tensor:
+    """Angular distance arccos(cos) / pi, in [0, 1]; fp64, since arccos is steep near 1."""
+    return cosine.double().clamp(-1, 1).arccos() / torch.pi
+
 
 def _add_similarity_(sums: Sums, before_BND: Tensor, after_BND: Tensor) -> None:
     update_BND = after_BND - before_BND
     count = torch.tensor(float(before_BND.shape[0] * before_BND.shape[1]), dtype=torch.float64)
-    cosine = F.cosine_similarity(before_BND, after_BND, dim=-1)
+    cosine_BN = F.cosine_similarity(before_BND, after_BND, dim=-1)
+    norm_BN, after_BN, update_BN = (x.norm(dim=-1) for x in (before_BND, after_BND, update_BND))
     add_(sums, "count", count)
-    add_(sums, "cosine", cosine.sum(dtype=torch.float64))
+    add_(sums, "cosine", cosine_BN.sum(dtype=torch.float64))
+    add_(sums, "angle", angle(cosine_BN).sum(dtype=torch.float64))
+    add_(sums, "stream_norm", norm_BN.sum(dtype=torch.float64))
+    add_(sums, "after_norm", after_BN.sum(dtype=torch.float64))
+    add_(sums, "ratio", (update_BN / norm_BN.clamp(min=TINY)).sum(dtype=torch.float64))
     add_(sums, "stream_square", before_BND.square().sum(dtype=torch.float64))
     add_(sums, "update_square", update_BND.square().sum(dtype=torch.float64))
     add_(sums, "update_sum", update_BND.sum((0, 1), dtype=torch.float64))
@@ -26,7 +38,7 @@ def _add_similarity_(sums: Sums, before_BND: Tensor, after_BND: Tensor) -> None:
     "branch_similarity", scope="branch", sites=("stream", "update"), covers=("update_mean",)
 )
 def branch_similarity(sums: Sums, seen: Seen) -> None:
-    """Sums over tokens of cos(x, x + update), squared norms, and the update itself (D,)."""
+    """Sums over tokens of cos(x, x + update), its angle, norms, and the update itself (D,)."""
     before = seen["stream"].float()
     _add_similarity_(sums, before, before + seen["update"].float())
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from secateur.surgery.eliminate import eliminate, eliminate_heads
+from secateur.criteria.elimination import eliminate, eliminate_heads
 
 
 def problem(units: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

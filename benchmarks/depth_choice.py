@@ -1,0 +1,152 @@
+"""How to choose layers to drop, and what to leave in their place, on ViT-Tiny.
+
+`python benchmarks/depth_choice.py` drops 2, 4 and 6 attention layers or MLPs chosen by cosine, by
+the divergence without each, and greedily by the divergence without all; and puts nothing, the
+mean, a scalar or an affine map of the layer before in their place.
+"""
+
+import argparse
+import copy
+
+import torch
+from _common import Bench, Row, Store, command, difference, parser, table, versions, write_page
+
+from secateur.anatomy.family import family_of
+from secateur.anatomy.types import Shapes
+from secateur.data.batches import as_batches
+from secateur.evidence import Evidence, observe
+from secateur.evidence.anchors import anchor_moments
+from secateur.pipeline.removal import removal
+from secateur.pipeline.search import greedy
+from secateur.planning.budget import parse_budget
+from secateur.planning.menus import Limits, drop_menu
+from secateur.planning.quota import quota, units_of
+from secateur.planning.types import Plan
+from secateur.surgery.cut import cut_
+from secateur.surgery.stand_in import StandIn, runs_of
+
+COUNTS = (2, 4, 6)
+CHOICES = ("cosine", "delta_kl", "greedy")
+STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "scalar", "affine")
+SEARCH_IMAGES = 32
+
+
+def main() -> None:
+    given = parser("Choices of layers and stand-ins side by side.")
+    given.set_defaults(images=64, limit_eval=100)
+    args = given.parse_args()
+    torch.set_num_threads(args.threads)
+    store = Store("depth_choice", args)
+    bench = Bench(args)
+    order = store.run(("order",), lambda: _orders(bench))
+    rows: dict[tuple[str, int, str], Row] = {}
+    for count in COUNTS:
+        for choice in CHOICES:
+            for stand_in in STAND_INS if choice != "delta_kl" else ("nothing",):
+                gone = order[choice][:count]
+                rows[choice, count, stand_in] = store.run(
+                    (choice, str(count), stand_in),
+                    lambda gone=gone, how=stand_in: bench.measure(lambda: _cut(bench, gone, how)),
+                    gone=gone,
+                )
+    _write(args, bench, rows)
+
+
+def _orders(bench: Bench) -> Row:
+    """The layers in the order in which each choice drops them."""
+    model, batches = bench.model, as_batches(bench.calibration)
+    family = family_of(model)
+    anatomy = family.read(model)
+    evidence = observe(model, batches, ["branch_similarity", "branch_removal"])
+
+    def cosine(name: str) -> float:
+        sums = evidence.of("branch_similarity", name)
+        return float(1 - sums["cosine"] / sums["count"])
+
+    def alone(name: str) -> float:
+        return float(evidence.of("branch_removal", name)["delta_kl"])
+
+    menus = [drop_menu(branch.id, "branch", 0.0, Limits()) for branch in anatomy.branches]
+    units = units_of(anatomy, menus)
+    wanted = quota(units, parse_budget(f"drop {max(COUNTS)} layers"), None, 0.0)
+    search = removal(model, family, anatomy, batches, SEARCH_IMAGES, {}, "delta_kl")
+    found = greedy(search, units, wanted, per_cost=False, on_step=lambda _d, _t: None)
+    names = [branch.id for branch in anatomy.branches]
+    return {
+        "cosine": sorted(names, key=cosine),
+        "delta_kl": sorted(names, key=alone),
+        "greedy": [unit.key[0] for unit in found.units],
+    }
+
+
+def _cut(bench: Bench, gone: list[str], stand_in: StandIn) -> torch.nn.Module:
+    model, batches = bench.model, as_batches(bench.calibration)
+    anatomy = family_of(model).read(model)
+    shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
+    evidence: Evidence | None = None
+    if stand_in in ("mean", "affine"):
+        evidence = observe(model, batches, ["update_mean"], only=gone)
+    if stand_in == "scalar":
+        evidence = observe(model, batches, ["branch_similarity"], only=gone)
+    runs = runs_of(anatomy, shapes) if stand_in == "affine" else {}
+    smaller = copy.deepcopy(model)
+    anchors = anchor_moments(model, batches, runs)
+    cut_(smaller, Plan(shapes=shapes), evidence, "none", stand_in, anchors)
+    return smaller.eval()
+
+
+def _write(args: argparse.Namespace, bench: Bench, rows: dict[tuple[str, int, str], Row]) -> None:
+    some = next(iter(rows.values()))
+    dense = bench.dense
+    parts = [
+        "# Choosing layers to drop, and what to leave in their place",
+        f"ViT-Tiny, dense top-1 {dense['top1']:.1f} ± {dense['stderr']:.1f} % on "
+        f"{some['n_eval']} ImageNet validation images; {args.images} calibration images, of which "
+        f"greedy looks at {SEARCH_IMAGES}. Attention layers and MLPs compete. ± is the binomial "
+        "standard error in points; differences are paired over images, with their standard error.",
+        "## Which layers, nothing in their place",
+        _choices(rows),
+        "## What in their place",
+        _stand_ins(rows),
+        f"Measured with `{command('depth_choice', args)}`. {versions()}.",
+    ]
+    write_page("depth_choice", "\n\n".join(parts))
+
+
+def _choices(rows: dict[tuple[str, int, str], Row]) -> str:
+    lines = []
+    for count in COUNTS:
+        own = [rows[choice, count, "nothing"] for choice in CHOICES]
+        better = difference(own[2], own[0])
+        lines.append(
+            [
+                str(count),
+                *(f"{row['top1']:.1f} ± {row['stderr']:.1f} ({row['kl']:.2f})" for row in own),
+                f"{better[0]:+.1f} ± {better[1]:.1f}",
+            ]
+        )
+    return table(
+        ["dropped", *(f"{c}: top-1 (KL)" for c in CHOICES), "greedy minus cosine, points"], lines
+    )
+
+
+def _stand_ins(rows: dict[tuple[str, int, str], Row]) -> str:
+    lines = []
+    for choice in ("cosine", "greedy"):
+        for count in COUNTS:
+            own = [rows[choice, count, stand_in] for stand_in in STAND_INS]
+            better = difference(own[3], own[0])
+            lines.append(
+                [
+                    f"{count} by {choice}",
+                    *(f"{row['top1']:.1f} ({row['kl']:.2f})" for row in own),
+                    f"{better[0]:+.1f} ± {better[1]:.1f}",
+                ]
+            )
+    return table(
+        ["dropped", *(f"{s}: top-1 (KL)" for s in STAND_INS), "affine minus nothing, points"], lines
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Write docs/results/NAME.md from the store of a study: its findings, each with its interval.
+
+`python benchmarks/study_findings.py benchmarks/NAME.yaml --out DIR`, after
+`secateur study benchmarks/NAME.yaml --out DIR`.
+"""
+
+import argparse
+import sqlite3
+from pathlib import Path
+from statistics import fmean
+
+from _common import table, versions, write_page
+
+from secateur.report.study_figures import NAMES
+from secateur.report.study_record import ModelRecord, Span, StudyRecord
+from secateur.study.cells import cells_of
+from secateur.study.record import record_of
+from secateur.study.runner import RESULTS
+from secateur.study.spec import read_study
+from secateur.study.store import Store
+
+
+def main() -> None:
+    given = argparse.ArgumentParser(description="The findings of a study as a page.")
+    given.add_argument("study", type=Path)
+    given.add_argument("--out", type=Path, required=True, help="the directory of the study")
+    args = given.parse_args()
+    study = read_study(args.study)
+    store = Store(args.out / RESULTS, study.settings())
+    wanted = {cell.id for cell in cells_of(study)}
+    record = record_of(study, store, [row for row in store.cells() if row.cell.id in wanted])
+    parts = [f"# {record.title}", _lead(record)]
+    for model in record.models:
+        parts += _model(model, several=len(record.models) > 1)
+    parts.append(
+        f"Measured with `secateur study benchmarks/{args.study.name} --out DIR` "
+        f"({_minutes(args.out / RESULTS)} of pruning and evaluation, one thread) and "
+        f"`python benchmarks/study_findings.py benchmarks/{args.study.name} --out DIR`. "
+        f"{versions()}."
+    )
+    store.close()
+    write_page(args.study.stem, "\n\n".join(parts))
+
+
+def _lead(record: StudyRecord) -> str:
+    counts = ", ".join(f"{number} {status}" for status, number in sorted(record.counts.items()))
+    setting = record.setting
+    return (
+        f"{record.cells} cells: {counts}; the rest was not run. Calibration: "
+        f"{_named(setting['calibration'])}. Evaluation: {_named(setting['evaluation'])}, the same "
+        f"for every cell. Scores: {setting['scores']}. Budgets: {setting['budgets']}. Repair: "
+        f"{setting['repair']} (for whole layers `least_squares` is the affine stand-in). "
+        "Intervals are 95 % bootstrap over images and draws; p-values are of Wilcoxon's "
+        "signed-rank test over images, given the draws, Holm-corrected for all tests of the study."
+    )
+
+
+def _named(words: str) -> str:
+    """Paths by their last part."""
+    return " ".join(Path(w).name if "/" in w and len(w) > 20 else w for w in words.split(" "))
+
+
+def _model(model: ModelRecord, *, several: bool) -> list[str]:
+    parts = [f"## {model.name}"] if several else []
+    dense = model.dense
+    if dense["top1"] is not None:
+        parts.append(
+            f"Dense top-1: {dense['top1']:.1f} ± {dense['stderr']:.1f} % of {dense['n']:.0f} "
+            "images (± one binomial standard error)."
+        )
+    parts += ["## Which structure is most redundant", _structures(model)]
+    if model.oracle:
+        parts += ["## Which score predicts damage", _oracle(model), _scores(model)]
+    if model.repairs:
+        parts += ["## What repair changes", _repairs(model)]
+    return parts
+
+
+def _structures(model: ModelRecord) -> str:
+    about = (
+        "Of every structure the score with the least mean KL on these images, under the last "
+        "repair; sorted by KL within a budget. A structure of few, large pieces overshoots its "
+        "budget, so compare the KL per percent of MACs and, measured "
+        f"({model.runtime or 'not here'}), of time saved."
+    )
+    lines = []
+    for budget in dict.fromkeys(p.budget for curve in model.best for p in curve.points):
+        own = [(c, p) for c in model.best for p in c.points if p.budget == budget]
+        for curve, point in sorted(own, key=lambda pair: pair[1].kl.mean):
+            saved = 100 * (1 - point.macs)
+            faster = None if point.latency is None else 100 * (1 - point.latency)
+            lines.append(
+                [
+                    budget,
+                    NAMES[curve.structure],
+                    curve.score,
+                    f"{100 * point.macs:.1f} %",
+                    "–" if point.latency is None else f"{100 * point.latency:.1f} %",
+                    "–" if point.lost is None else _span(point.lost, 1),
+                    _span(point.kl, 3),
+                    f"{1000 * point.kl.mean / saved:.1f}" if saved > 0.5 else "–",
+                    f"{1000 * point.kl.mean / faster:.1f}" if faster and faster > 2 else "–",
+                ]
+            )
+    head = ["budget", "structure", "score", "MACs left", "time left", "top-1 lost, points"]
+    head += ["KL, nats", "mnats per % MACs", "mnats per % time"]
+    return about + "\n\n" + table(head, lines)
+
+
+def _oracle(model: ModelRecord) -> str:
+    about = (
+        "Spearman's rank correlation of the score of single layers with the KL when each is left "
+        "out; in brackets the least and the largest of the draws."
+    )
+    structures = list(dict.fromkeys(row.structure for row in model.oracle))
+    by_place = {(row.structure, row.score): row for row in model.oracle}
+    scores = list(dict.fromkeys(row.score for row in model.oracle))
+    scores.sort(key=lambda s: -fmean(row.rho for row in model.oracle if row.score == s))
+    lines = []
+    for score in scores:
+        cells = []
+        for structure in structures:
+            row = by_place.get((structure, score))
+            cells.append(
+                "–" if row is None else f"{row.rho:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            )
+        lines.append([score, *cells])
+    return about + "\n\n" + table(["score", *(NAMES[s] for s in structures)], lines)
+
+
+def _scores(model: ModelRecord) -> str:
+    about = "KL of a random choice minus that of the score, mean over all budgets, no repair:"
+    lines = [
+        [NAMES[row.structure], row.score, f"{row.kl:.3f}", _span(row.better, 3), _p(row.p)]
+        for row in sorted(model.scores, key=lambda r: (list(NAMES).index(r.structure), r.kl))
+        if row.repair == "none"
+    ]
+    head = ["structure", "score", "KL, nats", "less than random", "p"]
+    return about + "\n\n" + table(head, lines)
+
+
+def _repairs(model: ModelRecord) -> str:
+    about = "KL without minus KL with repair, all scores but random together."
+    lines = [
+        [
+            NAMES[row.structure],
+            row.budget,
+            f"{row.kl_before:.3f}",
+            f"{row.kl_after:.3f}",
+            _span(row.saved, 3),
+            _p(row.p),
+        ]
+        for row in model.repairs
+    ]
+    head = ["structure", "budget", "KL without", "KL with", "difference", "p"]
+    return about + "\n\n" + table(head, lines)
+
+
+def _span(span: Span, digits: int) -> str:
+    return f"{span.mean:.{digits}f} [{span.low:.{digits}f}, {span.high:.{digits}f}]"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _minutes(path: Path) -> str:
+    with sqlite3.connect(path) as base:
+        query = "SELECT sum(json_extract(result, '$.seconds')) FROM cells"
+        seconds = base.execute(query).fetchone()[0] or 0.0
+    return f"{seconds / 60:.0f} minutes"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""`secateur study`: a grid of pruning runs, resumable, with one page of results."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli.common import DONE, FAILED, Answer, progress_bar, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.study.runner import StudyRun
+
+
+@verb
+def study(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY.yaml",
+            help="Models, structures, scores, budgets, repairs and seeds to combine.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Results and page. Default: a directory named like the file.",
+            show_default=False,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Spread the cells over Ray workers: 'local' for the cores of this machine, or the "
+            "address of a cluster whose machines see the same files.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Ray workers; one per core unless given.", show_default=False),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Only write the page from what is finished.")
+    ] = False,
+) -> Answer:
+    """Run a grid of prunings and compare them. Finished cells are kept when it is stopped."""
+    from secateur.study.runner import run_study
+
+    directory = Path(file.stem) if out is None else out
+    with progress_bar() as progress:
+        run = run_study(file, directory, ray=ray, jobs=jobs, only_page=page, progress=progress)
+    return Answer(
+        data=run.to_json(),
+        show=lambda console: _show(console, run),
+        code=FAILED if run.failures else DONE,
+    )
+
+
+def _show(console: "Console", run: "StudyRun") -> None:
+    told = ", ".join(f"{number} {status}" for status, number in sorted(run.cells.items()))
+    console.print(f"{run.title}: {told} ({run.ran} run now).")
+    for cell, reason in list(run.failures.items())[:10]:
+        console.print(f"failed: {cell}: {reason}", markup=False)
+    if len(run.failures) > 10:
+        console.print(f"and {len(run.failures) - 10} more; see the page.")
+    console.print(f"Open {run.page}; the numbers are in {run.store}.")

@@ -1,0 +1,53 @@
+"""What a kept branch would have to add on top of its own update so that the next could go.
+
+Legend: B batch, N tokens, D residual width.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import family_of
+from secateur.anatomy.taps import Edit, Tap, attached
+from secateur.data.batches import Batches
+from secateur.evidence.kinds import Sums
+from secateur.evidence.observe import frozen
+from secateur.evidence.sorts.updates import add_joint_moments_
+
+
+def anchor_moments(
+    model: nn.Module, batches: Batches, runs: Mapping[str, tuple[str, ...]]
+) -> dict[str, Sums]:
+    """Joint moments of each anchor's update (x) with the sum of the updates of its run (y).
+
+    `runs` maps a kept branch to the branches right behind it that will be dropped. One pass over
+    the uncut model; see `secateur.evidence.sorts.updates` for the sums.
+    """
+    family = family_of(model)
+    anatomy = family.read(model)
+    sums: dict[str, Sums] = defaultdict(dict)
+    edits: list[tuple[Tap, Edit]] = []
+    for anchor, run in runs.items():
+        seen: dict[str, Tensor] = {}
+        names = (anchor, *run)
+        for name in names:
+            tap = family.taps(model, anatomy.branch(name))["update"]
+            edits.append((tap, partial(_see, seen, names, name, sums[anchor])))
+    with frozen(model), torch.no_grad(), attached(model, edits):
+        for batch in batches if runs else ():
+            model(batch.images_BCHW)
+    return dict(sums)
+
+
+def _see(
+    seen: dict[str, Tensor], names: tuple[str, ...], name: str, sums: Sums, update_BND: Tensor
+) -> None:
+    """Keep an update until the last of the run has passed, then add all up."""
+    seen[name] = update_BND.detach().float()
+    if name == names[-1]:
+        anchor_BND = seen.pop(names[0])
+        add_joint_moments_(sums, anchor_BND, torch.stack(list(seen.values())).sum(0))
+        seen.clear()

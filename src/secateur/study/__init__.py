@@ -1,0 +1,1 @@
+"""Grids of pruning runs over models, structures, scores, budgets, repairs and seeds."""

@@ -1,0 +1,221 @@
+"""Run cells: one dense model, one look at the calibration images per seed, all cells share them."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.types import Anatomy, AttentionShape, Shape, Shapes
+from secateur.criteria import criteria, score
+from secateur.criteria.registry import Question
+from secateur.data.batches import Batches, as_batches
+from secateur.evidence import Evidence, observe
+from secateur.measuring.accuracy import Predictions, predict, summarize
+from secateur.pipeline.opening import load, open_data
+from secateur.study.spec import Study
+from secateur.study.store import OK, Outcome
+from secateur.study.structures import BY_NAME, can_score
+from secateur.study.tasks import needs_of_study
+
+
+@dataclass(slots=True)
+class Host:
+    """A dense model of a study with its evaluation images, decoded once, and what it says."""
+
+    name: str
+    study: Study
+    model: nn.Module
+    family: Family
+    anatomy: Anatomy
+    evaluation: list[tuple[Tensor, Tensor]]
+    dense_logits: list[Tensor]
+    dense: Outcome
+
+    def evaluate(self, model: nn.Module) -> Outcome:
+        """Accuracy of a model, and its agreement with the dense one, image by image."""
+        told = _Told(self.dense_logits)
+        return _outcome(predict(model, as_batches(self.evaluation), reference=told))
+
+
+def open_host(study: Study, name: str) -> Host:
+    """Load a model of a study and decode its evaluation images; UserError as from `load`."""
+    torch.set_num_threads(study.threads)
+    spec = study.models[name]
+    model = load(
+        spec.source,
+        checkpoint=spec.checkpoint,
+        num_classes=spec.num_classes,
+        img_size=spec.img_size,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        interpolation=spec.interpolation,
+    )
+    batches, _ = open_data(
+        model,
+        spec.evaluation or study.evaluation.data,
+        limit=study.evaluation.limit,
+        seed=0,
+        batch_size=study.batch_size,
+    )
+    evaluation = decoded(batches)
+    with torch.inference_mode():
+        logits = [model(images_BCHW) for images_BCHW, _ in evaluation]
+    family = family_of(model)
+    dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))
+    anatomy = family.read(model)
+    cost = anatomy.cost()
+    dense.result.update(macs=cost.macs, params=cost.params)
+    return Host(name, study, model, family, anatomy, evaluation, logits, dense)
+
+
+def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
+    """All batches in memory; images without labels get the label -1."""
+    pairs = []
+    for batch in batches:
+        labels_B = batch.labels_B
+        if labels_B is None:
+            labels_B = torch.full((len(batch.images_BCHW),), -1)
+        pairs.append((batch.images_BCHW, labels_B))
+    return pairs
+
+
+@dataclass
+class Bench:
+    """A host and one draw of calibration images."""
+
+    host: Host
+    seed: int
+
+    @cached_property
+    def calibration(self) -> Batches:
+        """The images of this seed, decoded once."""
+        study = self.host.study
+        batches, _ = open_data(
+            self.host.model,
+            study.models[self.host.name].calibration or study.calibration.data,
+            limit=study.calibration.limit,
+            seed=self.seed,
+            batch_size=study.batch_size,
+        )
+        return as_batches(decoded(batches))
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """All that any cell of the study needs, from one pass."""
+        needs = needs_of_study(self.host.study, self.host.family, self.host.model)
+        if not needs:
+            return Evidence(images=0, tokens=0)
+        return observe(self.host.model, self.calibration, needs)
+
+    def layer_scores(self, name: str) -> list[tuple[str, int, str, str, str, float]]:
+        """A criterion's score of every layer or block that may go: rows of the store's table."""
+        host = self.host
+        groups = {BY_NAME[structure].group for structure in host.study.structures}
+        found = []
+        if "branch" in groups and can_score(name, BY_NAME["joint"]):
+            for branch in host.anatomy.branches:
+                value = self._score(name, "branch", branch.id)
+                found.append((host.name, self.seed, str(branch.kind), name, branch.id, value))
+        if "block" in groups and can_score(name, BY_NAME["block"]):
+            for block in [block for block in host.anatomy.blocks if block.branches]:
+                value = self._score(name, "block", block.id)
+                found.append((host.name, self.seed, "block", name, block.id, value))
+        return found
+
+    def _score(self, name: str, group: str, owner: str) -> float:
+        weights = None
+        if group == "branch":
+            weights = self.host.family.weights(self.host.model, self.host.anatomy.branch(owner))
+        number = [*(b.id for b in self.host.anatomy.branches), owner].index(owner)
+        question = Question(
+            group="branch" if group == "branch" else "block",
+            owner=owner,
+            weights=weights,
+            sums=self.evidence.about(owner),
+            images=self.evidence.images,
+            seed=self.seed * 1009 + number,
+        )
+        return float(score(criteria.get(name), question))
+
+
+def finish(
+    bench: Bench,
+    smaller: nn.Module,
+    predicted: float,
+    started: float,
+    known: Callable[[str], Outcome | None],
+) -> Outcome:
+    """Count and evaluate a pruned model; the same weights are never evaluated twice."""
+    host = bench.host
+    digest = digest_of(smaller)
+    seen = known(digest)
+    found = seen if seen is not None else host.evaluate(smaller.eval())
+    after = host.family.read(smaller)
+    cost, dense = after.cost(), host.anatomy.cost()
+    result = {key: found.result[key] for key in ("top1", "top5", "stderr", "agreement", "kl", "n")}
+    result |= {
+        "macs": cost.macs / dense.macs,
+        "params": cost.params / dense.params,
+        "predicted": predicted,
+        "shapes": shapes_json(host.anatomy, after.shapes),
+        "signature": signature(after),
+        "seconds": time.perf_counter() - started,
+    }
+    return Outcome(status=OK, result=result, digest=digest, correct=found.correct, kl=found.kl)
+
+
+def digest_of(model: nn.Module) -> str:
+    """A fingerprint of all weights."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        total.update(f"{name}{tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def signature(anatomy: Anatomy) -> str:
+    """What decides about time: how many branches of which kind, place and sizes there are."""
+    rows: dict[str, int] = {}
+    for branch in anatomy.branches:
+        place = f"{branch.kind} {branch.stage} {branch.width}x{branch.tokens} {branch.shape}"
+        rows[place] = rows.get(place, 0) + 1
+    return json.dumps(rows, sort_keys=True)
+
+
+def shapes_json(anatomy: Anatomy, shapes: Shapes) -> dict[str, list[int] | None]:
+    """Sizes by branch: [heads, qk, vo] or [hidden]; None for dropped ones."""
+    return {branch.id: _sizes(shapes.get(branch.id)) for branch in anatomy.branches}
+
+
+def _sizes(shape: Shape | None) -> list[int] | None:
+    if shape is None:
+        return None
+    if isinstance(shape, AttentionShape):
+        return [shape.heads, shape.qk, shape.vo]
+    return [shape.hidden]
+
+
+class _Told(nn.Module):
+    """Gives the next of some known logits at each call, to save running the dense model again."""
+
+    def __init__(self, logits: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._rest = iter(list(logits))
+
+    def forward(self, _images_BCHW: Tensor) -> Tensor:
+        """The next logits."""
+        return next(self._rest)
+
+
+def _outcome(found: Predictions) -> Outcome:
+    correct = None if found.correct_N is None else found.correct_N.numpy().astype(np.float32)
+    kl = None if found.kl_N is None else found.kl_N.numpy().astype(np.float32)
+    return Outcome(status=OK, result=dict(summarize(found).to_json()), correct=correct, kl=kl)

@@ -1,0 +1,242 @@
+"""A study as a YAML file: what is varied, on which images, and where to find what is wrong."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateur.errors import UserError
+from secateur.measuring.runtimes import require
+from secateur.pipeline.options import known_values
+from secateur.planning.budget import CostBudget, parse_budget
+from secateur.registry import unknown
+from secateur.study.structures import StructureName, score_names
+from secateur.surgery.repair import Repair
+
+Place = tuple[str | int, ...]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Strict):
+    """A model as `secateur.load` takes it."""
+
+    source: str
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    img_size: int | None = None
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
+
+
+class ImagesSpec(_Strict):
+    """Images: a path or data string, and how many of them (None: all).
+
+    Evaluation images are the same for every cell; calibration images are drawn anew per seed.
+    """
+
+    data: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+
+
+class LatencySpec(_Strict):
+    """Where latency is measured, and for how many seconds per shape."""
+
+    runtime: str = "eager"
+    batch: int = Field(default=1, ge=1)
+    seconds: float = Field(default=1.0, gt=0)
+
+
+class Study(_Strict):
+    """A grid. Every list is one factor; a model may name images of its own.
+
+    `repair` of dropped layers: `none`, their `mean`, and for `least_squares` the affine stand-in
+    (the mean where that is refused). Every cell runs on `threads` CPU threads.
+    """
+
+    title: str
+    models: dict[str, ModelSpec] = Field(min_length=1)
+    calibration: ImagesSpec = ImagesSpec(limit=256)
+    evaluation: ImagesSpec = ImagesSpec()
+    structures: tuple[StructureName, ...] = Field(min_length=1)
+    scores: tuple[str, ...] = Field(min_length=1)
+    budgets: tuple[str, ...] = Field(min_length=1)
+    repair: tuple[Repair, ...] = Field(default=("none",), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    latency: LatencySpec | None = LatencySpec()
+    threads: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+
+    def settings(self) -> dict[str, Any]:
+        """All that a cell's numbers depend on beside its place in the grid."""
+        return self.model_dump(
+            mode="json", include={"models", "calibration", "evaluation", "threads", "batch_size"}
+        )
+
+
+def read_study(path: Path) -> Study:
+    """The study in a YAML file; UserError with file and line for whatever is wrong in it.
+
+    `$NAME` in paths takes a variable of the environment; a relative path that exists beside the
+    file is taken from there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"study '{path}' cannot be read: {reason}.") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"study '{path}' is not valid YAML: {problem}.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"study '{path}' is empty or no mapping; see docs/howto.md for an example.")
+    lines = _lines(tree)
+    try:
+        study = Study.model_validate(_short_models(fields))
+    except ValidationError as error:
+        raise UserError(_sentence(path, error, lines)) from error
+    _check(path, study, lines)
+    return study.model_copy(update={"models": _at_home(path, study, lines)} | _images(path, study))
+
+
+def at(path: Path, lines: Mapping[Place, int], *place: str | int) -> str:
+    """`study.yaml, line 7`: where a key or an item stands."""
+    for length in range(len(place), 0, -1):
+        if place[:length] in lines:
+            return f"{path}, line {lines[place[:length]]}"
+    return str(path)
+
+
+def lines_of(path: Path) -> dict[Place, int]:
+    """Line numbers of all keys and items of a study file."""
+    return _lines(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+
+
+def _lines(node: Any, place: Place = ()) -> dict[Place, int]:
+    found: dict[Place, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, key.value)
+            found |= {inner: key.start_mark.line + 1} | _lines(value, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            found |= {(*place, number): value.start_mark.line + 1}
+            found |= _lines(value, (*place, number))
+    return found
+
+
+def _short_models(fields: dict[str, Any]) -> dict[str, Any]:
+    """`name: timm:...` is short for `name: {source: timm:...}`."""
+    models = fields.get("models")
+    if not isinstance(models, dict):
+        return fields
+    long = {k: {"source": v} if isinstance(v, str) else v for k, v in models.items()}
+    return fields | {"models": long}
+
+
+def _sentence(path: Path, error: ValidationError, lines: Mapping[Place, int]) -> str:
+    first = error.errors()[0]
+    place: Place = tuple(part for part in first["loc"] if part != "[key]")
+    where, name = at(path, lines, *place), ".".join(str(part) for part in place)
+    if first["type"] == "extra_forbidden":
+        known = Study if len(place) == 1 else _model_at(place)
+        return f"{where}: {unknown('key', str(place[-1]), list(known.model_fields))}"
+    if first["type"] == "literal_error" and isinstance(place[0], str):
+        known_words = known_values(Study.model_fields[place[0]].annotation)
+        return f"{where}: {unknown(place[0].rstrip('s'), str(first['input']), known_words)}"
+    if first["type"] == "too_short":
+        return f"{where}: '{name}' is empty, so the grid has no cell; name at least one."
+    if first["type"] == "missing":
+        return f"{where}: the key '{name}' is missing."
+    return f"{where}: '{name}': {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _model_at(place: Place) -> type[BaseModel]:
+    models: dict[str, type[BaseModel]] = {"models": ModelSpec, "latency": LatencySpec}
+    return models.get(str(place[0]), ImagesSpec)
+
+
+def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
+    """What can be wrong beyond types: unknown scores, budgets, runtimes, missing images, twins."""
+    known = score_names()
+    for number, score in enumerate(study.scores):
+        if score not in known:
+            raise UserError(
+                f"{at(path, lines, 'scores', number)}: {unknown('score', score, known)}"
+            )
+    for number, budget in enumerate(study.budgets):
+        where = at(path, lines, "budgets", number)
+        try:
+            parsed = parse_budget(budget)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if not isinstance(parsed, CostBudget) or parsed.unit == "ms":
+            raise UserError(
+                f"{where}: budget '{budget}' does not fit every structure; the budgets of a study "
+                "are costs such as '80% macs' or '3M params'."
+            )
+    for factor in ("structures", "scores", "budgets", "repair", "seeds"):
+        values = getattr(study, factor)
+        for number, value in enumerate(values):
+            if value in values[:number]:
+                where = at(path, lines, factor, number)
+                raise UserError(f"{where}: '{value}' stands in {factor} twice; name it once.")
+    if study.latency is not None:
+        try:
+            require(study.latency.runtime)
+        except UserError as error:
+            raise UserError(f"{at(path, lines, 'latency', 'runtime')}: {error}") from error
+    for name, model in study.models.items():
+        for use, own, common in (
+            ("calibration", model.calibration, study.calibration),
+            ("evaluation", model.evaluation, study.evaluation),
+        ):
+            if own is None and common.data is None:
+                raise UserError(
+                    f"{at(path, lines, 'models', name)}: no {use} images; give "
+                    f"{use}: {{data: ...}} for all models, or a path of its own for this one."
+                )
+
+
+def _path(path: Path, text: str | None) -> str | None:
+    if text is None:
+        return None
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if "$" in expanded:
+        raise UserError(f"{path}: '{text}' names a variable that is not set in the environment.")
+    beside = path.parent / expanded
+    return str(beside) if beside.exists() else expanded
+
+
+def _at_home(path: Path, study: Study, lines: Mapping[Place, int]) -> dict[str, ModelSpec]:
+    """The models with their paths resolved."""
+    found = {}
+    for name, model in study.models.items():
+        try:
+            changes = {
+                field: _path(path, getattr(model, field))
+                for field in ("source", "checkpoint", "calibration", "evaluation")
+            }
+        except UserError as error:
+            raise UserError(f"{at(path, lines, 'models', name)}: {error}") from error
+        found[name] = model.model_copy(update=changes)
+    return found
+
+
+def _images(path: Path, study: Study) -> dict[str, ImagesSpec]:
+    return {
+        use: spec.model_copy(update={"data": _path(path, spec.data)})
+        for use, spec in (("calibration", study.calibration), ("evaluation", study.evaluation))
+    }

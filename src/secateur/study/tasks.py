@@ -1,0 +1,73 @@
+"""What a cell asks of the pruning pipeline."""
+
+from torch import nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy
+from secateur.criteria import criteria
+from secateur.criteria.registry import needs_of
+from secateur.pipeline.options import Options, Task
+from secateur.planning.budget import parse_budget
+from secateur.planning.menus import Limits
+from secateur.presets import Preset
+from secateur.study.cells import Cell, cells_of
+from secateur.study.spec import Study
+from secateur.study.structures import BY_NAME, SEARCHES, Structure
+from secateur.surgery.cut import repair_needs
+from secateur.surgery.stand_in import StandIn
+
+
+def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> Task:
+    """The task of a cell.
+
+    Units go in equal shares from every layer, so that the score decides which and nothing else;
+    whole layers go by the least score per cost saved.
+    """
+    structure = BY_NAME[cell.structure]
+    search = cell.score if cell.score in SEARCHES else "one_shot"
+    preset = Preset.model_validate(
+        {
+            "name": cell.score,
+            "title": cell.score,
+            "source": "a cell of a study",
+            "groups": (structure.group,),
+            "criterion": "delta_kl" if search != "one_shot" else cell.score,
+            "allocation": "ranking" if structure.whole else "uniform",
+            "repair": cell.repair,
+            "stand_in": stand_in_for(structure, cell.repair, family, model, anatomy),
+            "search": search,
+        }
+    )
+    others = [b.id for b in anatomy.branches if structure.kind not in (None, b.kind)]
+    return Task(
+        options=Options(budget=cell.budget, seed=cell.seed, effort="quick"),
+        preset=preset,
+        budget=parse_budget(cell.budget),
+        groups=(structure.group,),
+        limits=Limits(protect=tuple(others)),
+    )
+
+
+def stand_in_for(
+    structure: Structure, repair: str, family: Family, model: nn.Module, anatomy: Anatomy
+) -> StandIn | None:
+    """What stands in for dropped layers under a repair; the mean where no map can be folded."""
+    if not structure.whole:
+        return None
+    if repair == "none":
+        return "nothing"
+    linear = all(family.writes_linearly(model, branch) for branch in anatomy.branches)
+    return "affine" if repair == "least_squares" and linear else "mean"
+
+
+def needs_of_study(study: Study, family: Family, model: nn.Module) -> set[str]:
+    """The kinds of evidence that some cell of a study reads."""
+    anatomy = family.read(model)
+    needs: set[str] = set()
+    for cell in cells_of(study):
+        structure = BY_NAME[cell.structure]
+        if cell.score not in SEARCHES:
+            needs.update(needs_of(criteria.get(cell.score), structure.group))
+        task = task_of(cell, family, model, anatomy)
+        needs |= repair_needs(task.preset.repair, {structure.group}, task.preset.stand_in)
+    return needs

@@ -1,0 +1,203 @@
+"""What stands in for dropped branches; all of it is folded into weights that stay.
+
+- `nothing`: the stream passes.
+- `mean`: the mean update stays, in an earlier bias.
+- `scalar`: the stream behind the dropped ones is longer by alpha = E||after|| / E||before||
+  (Prune&Comp, AAAI 2026, arXiv 2507.18212). Norms read directions, so instead of lengthening the
+  stream every later writer is divided by alpha.
+- `affine`: the kept branch before them, the anchor, gives with its own update m also the best
+  affine guess of what they would have added: m <- m + A m + c, by ridge regression, into its
+  writer (ReplaceMe, NeurIPS 2025, arXiv 2505.02819, which has no intercept c).
+- `merge`: the kept block before dropped ones takes theta + sum_k (theta_k - theta), theta_k the
+  parameters of the dropped blocks (LaCo, arXiv 2402.11187; its code subtracts the sum so far in
+  place of theta, which leaves just the last block).
+
+Legend: D residual width, U inputs of a writer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import Family
+from secateur.anatomy.types import Anatomy, Branch, Shapes
+from secateur.anatomy.weights import AttentionWeights, BranchWeights
+from secateur.errors import UserError
+from secateur.evidence import Evidence, Sums
+from secateur.surgery.moments import RIDGE, iterated_solve
+
+StandIn = Literal["nothing", "mean", "scalar", "affine", "merge"]
+STAND_INS: tuple[str, ...] = get_args(StandIn)
+
+
+def stand_in_needs(stand_in: StandIn) -> set[str]:
+    """The kinds of evidence that a stand-in asks of the uncut model.
+
+    `affine` also takes a pass of its own once the plan is known; where there is no branch before
+    the dropped ones it falls back on the mean.
+    """
+    kinds = {"mean": {"update_mean"}, "affine": {"update_mean"}, "scalar": {"branch_similarity"}}
+    return kinds.get(stand_in, set())
+
+
+def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """Each kept branch that has dropped ones right behind it, with those."""
+    runs: dict[str, tuple[str, ...]] = {}
+    anchor = None
+    for branch in anatomy.branches:
+        if shapes.get(branch.id) is not None:
+            anchor = branch.id
+        elif anchor is not None:
+            runs[anchor] = (*runs.get(anchor, ()), branch.id)
+    return runs
+
+
+def check_stand_in(
+    model: nn.Module, family: Family, anatomy: Anatomy, stand_in: StandIn, groups: set[str]
+) -> None:
+    """UserError where a stand-in cannot work on this model or with these groups."""
+    if stand_in == "merge" and groups != {"block"}:
+        raise UserError(
+            "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
+            "pruned beside it; prune with --groups block, or take another stand-in."
+        )
+    if stand_in in ("scalar", "affine"):
+        behind = [b.id for b in anatomy.branches if not family.writes_linearly(model, b)]
+        if behind:
+            raise UserError(
+                f"stand-in '{stand_in}' is folded into writers, but a norm stands behind that of "
+                f"{behind[0]}; use 'mean' or 'nothing'."
+            )
+
+
+@torch.no_grad()
+def drop_(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    shapes: Shapes,
+    stand_in: StandIn,
+    evidence: Evidence | None,
+    anchors: Mapping[str, Sums],
+) -> None:
+    """Remove the branches whose shape is None from `model` and put the stand-in in place.
+
+    `anchors` are the moments of `secateur.evidence.anchors` for the runs of this plan.
+    """
+    dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
+    if stand_in == "merge":
+        _merge_(model, anatomy, dropped)
+    family.drop_(model, dropped)
+    if stand_in == "scalar":
+        _shorten_(model, family, anatomy, dropped, evidence)
+    done: set[str] = set()
+    if stand_in == "affine":
+        for anchor, run in runs_of(anatomy, shapes).items():
+            _fold_(model, family, anatomy.branch(anchor), anchors[anchor])
+            done.update(run)
+    if stand_in in ("mean", "affine"):
+        for branch in anatomy.branches:
+            if branch.id in dropped - done:
+                family.add_constant_(model, branch, mean_update(evidence, branch))
+
+
+def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
+    """Mean over tokens of what a branch adds to the stream (D,), fp64."""
+    about = {} if evidence is None else evidence.about(branch.id)
+    sums = about.get("update_mean") or about.get("branch_similarity")
+    if sums is None:
+        raise UserError(
+            f"{branch.id} is dropped without evidence of its mean update; observe the uncut model "
+            "with the kinds in repair_needs(), or use repair 'none'."
+        )
+    return sums["update_sum"] / sums["count"]
+
+
+def affine_guess(sums: Sums, owner: str) -> tuple[Tensor, Tensor]:
+    """A (D, D) and c (D,), fp64, of y = A x + c with the least squared error, slightly ridged."""
+    count = sums["count"]
+    x_D, y_D = sums["x_sum"] / count, sums["y_sum"] / count
+    cov_xx = sums["x_gram"].double() / count - torch.outer(x_D, x_D)
+    cov_xy = sums["xy_gram"].double() / count - torch.outer(x_D, y_D)
+    map_DD = iterated_solve((cov_xx + cov_xx.T) / 2, cov_xy, RIDGE, owner).T
+    return map_DD, y_D - map_DD @ x_D
+
+
+def _fold_(model: nn.Module, family: Family, anchor: Branch, sums: Sums) -> None:
+    """Let the anchor's update m become m + A m + c."""
+    map_DD, constant_D = affine_guess(sums, anchor.id)
+    scale = family.writer_scale(model, anchor)
+    scale_D = torch.ones_like(constant_D) if scale is None else scale.detach().double()
+    # WHY: where LayerScale is zero the writer reaches nothing, so nothing can be folded there.
+    inverse_D = torch.where(scale_D == 0, 0.0, 1 / scale_D)
+    eye_DD = torch.eye(len(constant_D), dtype=torch.float64, device=constant_D.device)
+    inner_DD = eye_DD + inverse_D[:, None] * map_DD * scale_D
+    weights = family.weights(model, anchor)
+    bias_D = bias_of(weights)
+    shift_D = inverse_D * constant_D
+    if bias_D is not None:
+        shift_D = shift_D + inner_DD @ bias_D.double()
+    family.assign_(model, anchor, rewritten(weights, inner_DD, shift_D))
+
+
+def bias_of(weights: BranchWeights) -> Tensor | None:
+    """The bias of the writer (D,)."""
+    return weights.ob_D if isinstance(weights, AttentionWeights) else weights.b2_D
+
+
+def rewritten(weights: BranchWeights, map_DD: Tensor, bias_D: Tensor | None) -> BranchWeights:
+    """The weights with a map behind the writer, and this bias."""
+    if isinstance(weights, AttentionWeights):
+        o_DHV = torch.einsum("ed,dhv->ehv", map_DD, weights.o_DHV.double())
+        return replace(weights, o_DHV=o_DHV, ob_D=bias_D)
+    return replace(weights, w2_DF=map_DD @ weights.w2_DF.double(), b2_D=bias_D)
+
+
+def _shorten_(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    dropped: set[str],
+    evidence: Evidence | None,
+) -> None:
+    """Divide every later writer by how much longer the dropped branches made the stream."""
+    longer = 1.0
+    for branch in anatomy.branches:
+        if branch.id in dropped:
+            sums = {} if evidence is None else evidence.about(branch.id)["branch_similarity"]
+            longer *= float(sums["after_norm"] / sums["stream_norm"])
+        elif longer != 1.0:
+            weights = family.weights(model, branch)
+            bias_D = bias_of(weights)
+            shorter = torch.eye(branch.width, dtype=torch.float64) / longer
+            shorter = shorter.to(weights_device(weights))
+            less_D = None if bias_D is None else bias_D.double() / longer
+            family.assign_(model, branch, rewritten(weights, shorter, less_D))
+
+
+def weights_device(weights: BranchWeights) -> torch.device:
+    """Where the weights are."""
+    return weights.o_DHV.device if isinstance(weights, AttentionWeights) else weights.w2_DF.device
+
+
+def _merge_(model: nn.Module, anatomy: Anatomy, dropped: set[str]) -> None:
+    """Add to each kept block how the dropped ones behind it differ from it."""
+    base: dict[str, Tensor] = {}
+    kept = None
+    for block in anatomy.blocks:
+        if not block.branches:
+            continue
+        own = dict(model.get_submodule(block.id).named_parameters())
+        if not set(block.branches) <= dropped:
+            kept, base = block.id, {name: p.detach().clone() for name, p in own.items()}
+        elif kept is not None:
+            if {k: p.shape for k, p in own.items()} != {k: p.shape for k, p in base.items()}:
+                raise UserError(
+                    f"{block.id} cannot be merged into {kept}, whose parameters have other "
+                    "shapes; use another stand-in."
+                )
+            for name, parameter in model.get_submodule(kept).named_parameters():
+                parameter.add_(own[name] - base[name])
