@@ -22,6 +22,7 @@ ORDER = [
     "learning",
     "healing",
     "measuring",
+    "analysis",
     "storage",
     "export",
     "study",

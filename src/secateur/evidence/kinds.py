@@ -11,7 +11,7 @@ from secateur.registry import Registry
 Sums = dict[str, Tensor]
 Seen = Mapping[str, Tensor]
 Update = Callable[[Sums, Seen], None]
-Scope = Literal["attention", "mlp", "branch", "block"]
+Scope = Literal["attention", "mlp", "branch", "block", "stream"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,9 @@ class EvidenceKind:
     `update(sums, seen)` gets the canonical tensors of one branch (or block) for one batch; with
     `gradient`, each site's tensor comes with `<site>.grad` of the loss, summed over the batch.
     `covers` names kinds that need not be collected beside it, since it holds all they hold.
+    The scope `stream` sees the residual stream of a batch at all boundaries of blocks at once, at
+    a few tokens: `points` (number of boundaries), `<i>.class` (B, 1, D) and `<i>.patches`
+    (B, T, D), where there are such; its one owner is `STREAM`.
     """
 
     name: str
@@ -30,6 +33,9 @@ class EvidenceKind:
     gradient: bool = False
     covers: tuple[str, ...] = ()
 
+
+STREAM = "stream"
+"""The owner of what is known about the stream as a whole."""
 
 evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.evidence.sorts")
 

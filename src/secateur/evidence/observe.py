@@ -17,7 +17,8 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.evidence.kinds import EvidenceKind, Sums, chosen_kinds
+from secateur.evidence.kinds import STREAM, EvidenceKind, Sums, chosen_kinds
+from secateur.evidence.stream import watch_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,10 @@ def observe(
                             stack.callback(handle.remove)
         for handle in _watch_blocks(model, anatomy, kinds, sums):
             stack.callback(handle.remove)
+        for kind in kinds:
+            if kind.scope == "stream":
+                for handle in watch_stream(model, anatomy, kind, sums[kind.name][STREAM]):
+                    stack.callback(handle.remove)
         for batch in batches:
             images += len(batch.images_BCHW)
             if gradient:
