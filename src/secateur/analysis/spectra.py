@@ -37,7 +37,8 @@ def effective_rank(spectrum_S: Tensor) -> Tensor:
     there of singular values, here of eigenvalues of a covariance. Negative rounding counts as 0.
     """
     share_S = shares(spectrum_S)
-    return torch.special.entr(share_S).sum(-1).exp()
+    entropy: Tensor = torch.special.entr(share_S).sum(-1)
+    return entropy.exp()
 
 
 def shares(spectrum_S: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ def _value_spectrum(weights: AttentionWeights, about: dict[str, Sums]) -> Tensor
     heads, dims = weights.shape.heads, weights.shape.vo
     blocks_HVV = head_blocks(moments(about["context_moments"]).cov_UU, heads, dims)
     root_HVV, _ = matrix_roots(blocks_HVV)
-    return torch.linalg.svdvals(weights.o_DHV.double().transpose(0, 1) @ root_HVV).square()
+    value_HV: Tensor = torch.linalg.svdvals(weights.o_DHV.double().transpose(0, 1) @ root_HVV)
+    return value_HV.square()
 
 
 def head_blocks(cov_UU: Tensor, heads: int, dims: int) -> Tensor:

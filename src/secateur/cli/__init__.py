@@ -2,6 +2,7 @@
 
 import typer
 
+from secateur.cli.analyze import analyze
 from secateur.cli.bench import bench
 from secateur.cli.common import Version
 from secateur.cli.demo import demo
@@ -27,7 +28,7 @@ def _app(version: Version = False) -> None:
     """
 
 
-for _verb in (inspect, prune, evaluate, bench, export, demo):
+for _verb in (inspect, analyze, prune, evaluate, bench, export, demo):
     app.command()(_verb)
 
 
