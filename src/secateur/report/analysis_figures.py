@@ -188,7 +188,8 @@ def ranks_figure(record: AnalysisRecord) -> go.Figure:
             ],
             hoverinfo="text",
         )
-    fig.update_yaxes(range=[0, 1.02], tickformat=".0%")
+    fig.update_yaxes(tickformat=".0%")
+    fig.update_xaxes(dtick=max(1, len(record.blocks) // 16))
     return fig
 
 

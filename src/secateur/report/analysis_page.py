@@ -15,7 +15,7 @@ from secateur.report.analysis_figures import (
 )
 from secateur.report.analysis_maps import heads_figure, interactions_figure, similarity_figure
 from secateur.report.analysis_record import AnalysisRecord
-from secateur.report.analysis_words import NAMES, damage_words, findings
+from secateur.report.analysis_words import NAMES, damage_words, findings, score_finding
 from secateur.report.figures import figure_html, page
 from secateur.report.run_page import Tile
 from secateur.report.words import count, duration, milliseconds, percent, plural
@@ -83,6 +83,7 @@ def render_analysis(record: Mapping[str, object]) -> str:
             (score.name, score.title, *map(_rho, (score.rho, score.rho_attention, score.rho_mlp)))
             for score in found.scores
         ],
+        score_finding=score_finding(found),
         layers=_layer_rows(found),
         costs=_cost_rows(found),
         total_passes=f"{sum(cost.passes or 0 for cost in found.costs):.0f}",
@@ -97,7 +98,7 @@ def _tiles(found: AnalysisRecord) -> list[Tile]:
     return [
         Tile(
             name="Size",
-            value=f"{count(found.params)} parameters".replace(" parameters", ""),
+            value=count(found.params),
             detail=f"parameters, {count(found.macs)}MACs",
             more=f"{plural(len(found.blocks), 'block')} of width {found.width}",
         ),
@@ -200,7 +201,7 @@ def _layer_rows(found: AnalysisRecord) -> list[dict[str, object]]:
                 "params": count(layer.params),
                 "macs": count(layer.macs),
                 "ms": "–" if layer.ms is None else milliseconds(layer.ms),
-                "update": percent(layer.update),
+                "change": percent(layer.update),
                 "turn": f"{layer.turn:.4f}",
                 "damage": damage_words(layer.damage, ""),
                 "agreement": "–" if layer.agreement is None else percent(layer.agreement),

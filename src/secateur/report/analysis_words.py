@@ -26,9 +26,9 @@ def damage_words(value: float, unit: str) -> str:
 
 
 def findings(record: AnalysisRecord) -> list[str]:
-    """Three to five sentences: what can go, what is cheapest, what must stay, what to trust."""
+    """At most four sentences: what can go, what is cheapest, which kind matters, what must stay."""
     sentences = [_droppable(record), _cheapest(record), _kinds(record), _vital(record)]
-    return [sentence for sentence in [*sentences, _score(record)] if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _droppable(record: AnalysisRecord) -> str:
@@ -50,8 +50,9 @@ def _droppable(record: AnalysisRecord) -> str:
     ]
     agreement = together.agreement[at]
     same = "" if agreement is None else f" and {percent(agreement, 0)} of predictions stay"
+    least = "At least " if at == len(together.damage) - 1 else ""
     return (
-        f"{listed(kinds)} can go together within {limit} ({_short(own)}): that saves "
+        f"{least}{listed(kinds)} can go together within {limit} ({_short(own)}): that saves "
         f"{percent(together.macs[at])} of the MACs{same}."
     )
 
@@ -114,7 +115,8 @@ def _vital(record: AnalysisRecord) -> str:
     )
 
 
-def _score(record: AnalysisRecord) -> str:
+def score_finding(record: AnalysisRecord) -> str:
+    """Which cheap score to trust here; empty where none could be judged."""
     known = [(score.rho, score) for score in record.scores if score.rho is not None]
     if not known:
         return ""
