@@ -34,6 +34,43 @@ def test_inspect(run: Run) -> None:
     assert "Can be pruned: qk, vo, heads, hidden, branch, block." in text
 
 
+def test_inspect_times_layers(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("secateur.pipeline.timing.SECONDS", 0.0)
+    arguments = ("inspect", "digits_vit", "--latency", "--threads", 1, "--latency-batch", 2)
+    found = run(*arguments, "--json").json
+    time = found["latency"]
+    assert (time["runtime"], time["batch_size"], time["threads"]) == ("eager", 2, 1)
+    inside = sum(branch["ms"] for branch in found["branches"])
+    assert all(branch["ms"] > 0 for branch in found["branches"])
+    assert inside + time["ends_ms"] == pytest.approx(time["ms"])
+    # Layers of the same geometry share one measurement.
+    assert len({branch["ms"] for branch in found["branches"]}) == 2
+    text = " ".join(run(*arguments).out.split())
+    assert "of time" in text and "eager on cpu, batch 2, 1 threads" in text
+    silent = run("inspect", "digits_vit", "--json").json
+    assert silent["latency"] is None
+    assert {branch["ms"] for branch in silent["branches"]} == {None}
+
+
+def test_analyze(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "page"
+    arguments = ("analyze", "digits_vit", "--data", "digits/train", "--limit", 48, "--no-latency")
+    found = run(*arguments, "--out", out, "--json")
+    assert found.code == 0, found.err
+    told = found.json
+    assert told["out"] == str(out) and told["model"] == "digits_vit"
+    assert len(told["findings"]) >= 3 and len(told["layers"]) == 12
+    assert (told["data"]["images"], told["probe_images"], told["unit"]) == (48, 32, "nats")
+    saved = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert saved == {key: value for key, value in told.items() if key != "out"}
+    assert "digits_vit: what it could do without" in (out / "analysis.html").read_text("utf-8")
+    text = " ".join(run(*arguments).out.split())
+    assert "forward passes over 48 images" in text
+    assert "Rank correlation of scores with damage" in text
+    assert "blocks.5.mlp" in text
+
+
 def test_inspect_says_why_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("vit_tiny_patch16_224", qk_norm=True, depth=2)
     monkeypatch.setattr("secateur.pipeline.opening.load_model", lambda *_, **__: model)

@@ -148,7 +148,7 @@ def test_models_without_classes() -> None:
 
 def test_time_is_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("secateur.pipeline.analyze.LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr("secateur.pipeline.timing.SECONDS", 0.0)
     found = record_of(analyze(build("vit"), images_for(build("vit"), 40)))
     assert found.ms is not None and found.ms > 0
     time = next(share for share in found.shares if share.what == "ms")

@@ -13,13 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy, Cost
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.measuring.divergence import unit_of
-from secateur.measuring.layer_table import LayerTable, Setting, latency_cost, layer_table
-from secateur.measuring.runtimes import require
 from secateur.pipeline import analyze_record as plain
 from secateur.pipeline.analyze_removals import Effort, measure_removals
 from secateur.pipeline.analyze_scores import (
@@ -31,6 +29,7 @@ from secateur.pipeline.analyze_scores import (
 from secateur.pipeline.engines import timed
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.opening import open_data, unreadable_note
+from secateur.pipeline.timing import check_timing, time_branches
 from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
@@ -40,7 +39,6 @@ from secateur.storage.files import check_files, write_files
 LIMIT = 256
 """Images taken from a path or data string unless told otherwise."""
 PAGE, DATA = "analysis.html", "analysis.json"
-LATENCY_SECONDS = 3.0
 TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05}
 """Damage within which layers count as droppable, by unit."""
 BACKWARD = 2
@@ -90,9 +88,7 @@ def check_words(
     """UserError for options that cannot work, before anything is opened."""
     if effort not in EFFORTS:
         raise UserError(unknown("effort", effort, list(EFFORTS)))
-    require(runtime)
-    if latency_batch < 1:
-        raise UserError(f"the batch for latency must be at least 1, not {latency_batch}.")
+    check_timing(runtime, latency_batch)
     if out is not None:
         check_files(out, (PAGE, DATA))
 
@@ -148,12 +144,17 @@ def analyze(
             model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress
         )
         passes |= removals.passes
-    table, setting = None, None
+    times = None
     if latency:
         with timed(seconds, "time"):
-            setting = _setting(model, runtime, latency_batch)
-            table = time_layers(model, family, anatomy, setting, progress)
-    ms = None if table is None else latency_cost(anatomy, table)
+            times = time_branches(
+                model,
+                family,
+                anatomy,
+                runtime=runtime,
+                batch_size=latency_batch,
+                progress=progress,
+            )
     within = TOLERANCE[unit] if tolerance is None else tolerance
     evidence = observed.forward
     with timed(seconds, "summarise"), torch.no_grad():
@@ -164,8 +165,8 @@ def analyze(
             "num_classes": anatomy.num_classes,
             "input_size": anatomy.input_size,
             **asdict(_total(anatomy)),
-            "ms": None if table is None else table.dense_ms,
-            "setting": None if setting is None else str(setting),
+            "ms": None if times is None else times.total_ms,
+            "setting": None if times is None else str(times.setting),
             "unit": unit,
             "tolerance": within,
             "effort": effort,
@@ -173,43 +174,23 @@ def analyze(
             "probe_images": removals.images,
             "data": asdict(used),
             "layers": plain.layer_records(
-                anatomy, evidence, removals, scores, removals.droppable(within), ms
+                anatomy, evidence, removals, scores, removals.droppable(within), times
             ),
             "blocks": plain.block_records(anatomy, removals),
-            "series": [plain.series_record(anatomy, each, table) for each in removals.series],
+            "series": [plain.series_record(anatomy, each, times) for each in removals.series],
             "curves": plain.curve_records(removals),
             "similarity": plain.similarity_records(evidence),
             "heads": plain.head_records(anatomy, evidence),
             "spectra": plain.spectrum_records(model, family, anatomy, evidence),
             "interactions": plain.interaction_record(removals),
             "scores": plain.score_records(anatomy, removals, scores),
-            "shares": plain.share_records(anatomy, ms, None if table is None else table.dense_ms),
+            "shares": plain.share_records(anatomy, times),
             "refusals": _refusals(anatomy),
             "environment": plain.environment(),
             "notes": [*notes, *([unreadable_note(used.unreadable)] if used.unreadable else [])],
         }
     record["costs"] = _costs(passes, seconds, batches.images)
     return Analysis(record=record)
-
-
-def time_layers(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    setting: Setting,
-    progress: Progress | None = None,
-) -> LayerTable:
-    """Milliseconds of every branch as it is, timed in turns with the whole model."""
-    return layer_table(
-        model, family, anatomy, setting, {}, seconds=LATENCY_SECONDS, progress=progress
-    )
-
-
-def _setting(model: nn.Module, runtime: str, batch: int) -> Setting:
-    device = str(next(model.parameters()).device)
-    return Setting(
-        runtime=runtime, device=device, batch_size=batch, threads=torch.get_num_threads()
-    )
 
 
 def _total(anatomy: Anatomy) -> Cost:

@@ -14,10 +14,9 @@ from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, AttentionShape, Branch, MlpShape, Shapes
 from secateur.evidence import Evidence
 from secateur.evidence.kinds import STREAM
-from secateur.measuring.layer_table import LayerTable, latency_cost
 from secateur.pipeline.analyze_removals import Removals, Series
 from secateur.pipeline.analyze_scores import Score
-from secateur.planning.costs import CostOf
+from secateur.pipeline.timing import Times
 
 Plain = dict[str, object]
 HELD = 64
@@ -30,7 +29,7 @@ def layer_records(
     removals: Removals,
     scores: Sequence[Score],
     droppable: Sequence[str],
-    ms: CostOf | None,
+    times: Times | None,
 ) -> list[Plain]:
     """One per branch."""
     found: list[Plain] = []
@@ -44,7 +43,7 @@ def layer_records(
                 "block": branch.block,
                 "macs": cost.macs,
                 "params": cost.params,
-                "ms": None if ms is None else ms.part(branch.id, {}),
+                "ms": None if times is None else times.of(branch.id),
                 "damage": damage.divergence,
                 "agreement": damage.agreement,
                 "update": float((sums["update_square"] / sums["stream_square"]).sqrt()),
@@ -70,36 +69,28 @@ def block_records(anatomy: Anatomy, removals: Removals) -> list[Plain]:
     ]
 
 
-def series_record(anatomy: Anatomy, series: Series, table: LayerTable | None) -> Plain:
+def series_record(anatomy: Anatomy, series: Series, times: Times | None) -> Plain:
     """What is gone at each point, as shares of the model."""
-    total, dense_ms = anatomy.cost(), None if table is None else table.dense_ms
+    total = anatomy.cost()
     costs = [anatomy.cost(shapes) for shapes in series.shapes]
     return {
         "structure": series.structure,
         "what": series.what,
         "macs": [1 - cost.macs / total.macs for cost in costs],
         "params": [1 - cost.params / total.params for cost in costs],
-        "ms": [
-            None if table is None or dense_ms is None else _ms_gone(anatomy, table, shapes)
-            for shapes in series.shapes
-        ],
+        "ms": [None if times is None else _gone(anatomy, times, s) for s in series.shapes],
         "damage": [damage.divergence for damage in series.damage],
         "agreement": [damage.agreement for damage in series.damage],
         "order": series.order,
     }
 
 
-def _ms_gone(anatomy: Anatomy, table: LayerTable, shapes: Shapes) -> float | None:
+def _gone(anatomy: Anatomy, times: Times, shapes: Shapes) -> float | None:
     """Share of the time that is gone; None where layers have shapes that were not timed."""
-    cost = latency_cost(anatomy, table)
-    gone = 0.0
-    for branch in anatomy.branches:
-        shape = shapes[branch.id]
-        if shape is None:
-            gone += cost.part(branch.id, {})
-        elif shape != branch.shape:
-            return None
-    return gone / table.dense_ms
+    if any(shape not in (None, anatomy.branch(name).shape) for name, shape in shapes.items()):
+        return None
+    gone = sum(times.of(name) for name, shape in shapes.items() if shape is None)
+    return gone / times.total_ms
 
 
 def curve_records(removals: Removals) -> list[Plain]:
@@ -207,7 +198,7 @@ def score_records(anatomy: Anatomy, removals: Removals, scores: Sequence[Score])
     return sorted(rows, key=lambda row: -2.0 if row["rho"] is None else -_number(row["rho"]))
 
 
-def share_records(anatomy: Anatomy, ms: CostOf | None, dense_ms: float | None) -> list[Plain]:
+def share_records(anatomy: Anatomy, times: Times | None) -> list[Plain]:
     """Where parameters, MACs and time are: by structure, as shares of the whole."""
     total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
     params, macs = {"rest": float(ends.params)}, {"rest": float(ends.macs)}
@@ -219,12 +210,12 @@ def share_records(anatomy: Anatomy, ms: CostOf | None, dense_ms: float | None) -
         {"what": "params", "total": total.params, "parts": _of(params, total.params)},
         {"what": "macs", "total": total.macs, "parts": _of(macs, total.macs)},
     ]
-    if ms is not None and dense_ms is not None:
-        time = {"rest": ms.ends}
+    if times is not None:
+        time = {"rest": times.ends_ms}
         for branch in anatomy.branches:
             name = "attention" if branch.kind == "attention" else "hidden"
-            time[name] = time.get(name, 0.0) + ms.part(branch.id, {})
-        rows.append({"what": "ms", "total": dense_ms, "parts": _of(time, dense_ms)})
+            time[name] = time.get(name, 0.0) + times.of(branch.id)
+        rows.append({"what": "ms", "total": times.total_ms, "parts": _of(time, times.total_ms)})
     return rows
 
 

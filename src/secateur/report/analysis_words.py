@@ -50,9 +50,9 @@ def _droppable(record: AnalysisRecord) -> str:
     ]
     agreement = together.agreement[at]
     same = "" if agreement is None else f" and {percent(agreement, 0)} of predictions stay"
-    least = "At least " if at == len(together.damage) - 1 else ""
+    or_more = "At least " if at == len(together.damage) - 1 else ""
     return (
-        f"{least}{listed(kinds)} can go together within {limit} ({_short(own)}): that saves "
+        f"{or_more}{listed(kinds)} can go together within {limit} ({_short(own)}): that saves "
         f"{percent(together.macs[at])} of the MACs{same}."
     )
 
