@@ -228,6 +228,42 @@ def test_a_model_beside_a_reference(run: Run, pruned_once: Path) -> None:
     assert "0.0000 nats" in itself
 
 
+def test_evaluate_metrics(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    found = run(
+        "evaluate", "digits_vit", "--data", digits_folder, "--train-data", "digits/train",
+        "--train-limit", 300, "--metrics", "knn,linear_probe,retrieval", "--json",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    told = found.json
+    assert told["top1"] > 90 and told["n"] == 30
+    assert set(told["metrics"]) == {"knn", "linear_probe", "retrieval"}
+    assert told["metrics"]["knn"]["top1"] > 80 and told["metrics"]["knn"]["n"] == 30
+    assert told["metrics"]["linear_probe"]["top1"] > 80
+    assert told["metrics"]["retrieval"]["map"] > 60
+    # Three folders of other names: labels of their own, no accuracy.
+    for name in ("0", "1", "2"):
+        (digits_folder / name).rename(tmp_path / f"kind {name}")
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("0", "1", "2"):
+        (tmp_path / f"kind {name}").rename(others / f"kind {name}")
+    arguments = ("evaluate", "digits_vit", "--data", others, "--metrics", "retrieval")
+    told = run(*arguments, "--features-only", "--json").json
+    assert (told["top1"], told["n"]) == (None, 9) and told["metrics"]["retrieval"]["map"] > 50
+    text = run(*arguments, "--features-only").out
+    assert "retrieval: map" in text and "top-1" not in text
+
+
+def test_evaluate_features_beside_the_dense_model(run: Run, pruned_once: Path) -> None:
+    told = run(
+        "evaluate", pruned_once, "--data", "digits", "--limit", 60, "--metrics", "features",
+        "--json",
+    ).json  # fmt: skip
+    found = told["metrics"]["features"]
+    assert 0.5 < found["cka_pooled"] < 1 and 0.3 < found["cosine_class"] < 1
+    assert told["agreement"] > 50
+
+
 def test_bench_puts_the_dense_original_beside_a_saved_model(run: Run, pruned_once: Path) -> None:
     arguments = ["bench", pruned_once, "--min-runs", 3, "--max-seconds", 0, "--batch-size", "1,2"]
     rows = run(*arguments, "--json").json["rows"]

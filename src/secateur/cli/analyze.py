@@ -80,7 +80,7 @@ def analyze(
     from secateur.pipeline.analyze import check_words
     from secateur.pipeline.opening import refuse_missing
 
-    check_words(effort, runtime, latency_batch, out)
+    check_words(effort, runtime, latency_batch, tolerance, out)
     refuse_missing(data)
     use_threads(machine)
     opened = open_model(model, host)

@@ -83,12 +83,18 @@ class Analysis:
 
 
 def check_words(
-    effort: str, runtime: str = "eager", latency_batch: int = 1, out: str | Path | None = None
+    effort: str,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    tolerance: float | None = None,
+    out: str | Path | None = None,
 ) -> None:
     """UserError for options that cannot work, before anything is opened."""
     if effort not in EFFORTS:
         raise UserError(unknown("effort", effort, list(EFFORTS)))
     check_timing(runtime, latency_batch)
+    if tolerance is not None and not tolerance >= 0:
+        raise UserError(f"the tolerance must be a damage of at least 0, not {tolerance:g}.")
     if out is not None:
         check_files(out, (PAGE, DATA))
 
@@ -116,7 +122,7 @@ def analyze(
     does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
     Raises UserError for wrong options, unknown models and images that cannot be read.
     """
-    check_words(effort, runtime, latency_batch)
+    check_words(effort, runtime, latency_batch, tolerance)
     family = family_of(model)
     anatomy = family.read(model)
     if not anatomy.branches:
