@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.common import Answer, is_first_process, progress_bar, verb
 from secateur.cli.options import (
     DATA_HELP,
     IMAGES,
@@ -101,7 +101,7 @@ def analyze(
             progress=progress,
         )
     found.record |= {"model": model, "command": "secateur " + shlex.join(sys.argv[1:])}
-    if out is not None:
+    if out is not None and is_first_process():
         found.save(out)
     return Answer(
         data={"out": None if out is None else str(out), **found.to_json()},

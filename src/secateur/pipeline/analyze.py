@@ -215,7 +215,7 @@ def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:
             kept.append(batch.images_BCHW[:share].clone())
             yield batch
 
-    return replace(batches, _start=start), kept
+    return replace(batches, _start=start, _every=None), kept
 
 
 def _observed_passes(observed: Observed) -> float:
