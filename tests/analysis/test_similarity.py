@@ -7,10 +7,10 @@ from torch import Tensor
 from secateur.analysis.similarity import similarities
 from secateur.anatomy.taps import Tap, attached
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
+from secateur.evidence import evidence_kinds, observe
 from secateur.evidence.kinds import STREAM
 from secateur.evidence.sorts import stream_similarity
-from secateur.evidence.stream import PATCHES, thinned
+from secateur.evidence.stream import PATCHES, thinned, watch_stream
 from tests.hosts import anatomy_of, build, images_for
 
 IMAGES = 9
@@ -113,3 +113,19 @@ def test_thinned_tokens() -> None:
     positions = parts["patches"][0, :, 0] / 3
     assert float(positions.min()) >= 4 and float(positions.diff().min()) >= 12
     assert set(thinned(torch.zeros(2, 3, 5, 5), 0)) == {"patches"}
+
+
+def test_nothing_is_seen_while_nobody_listens() -> None:
+    model, anatomy = build("vit"), anatomy_of("vit")
+    sums: dict[str, Tensor] = {}
+    ears = [False]
+    kind = evidence_kinds.get("stream_similarity")
+    handles = list(watch_stream(model, anatomy, kind, sums, lambda: ears[0]))
+    with torch.no_grad():
+        model(images_for(model))
+        assert not sums
+        ears[0] = True
+        model(images_for(model))
+    assert float(sums["class.count"]) == 4
+    for handle in handles:
+        handle.remove()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from secateur.analysis.agreement import rank_correlation
-from secateur.analysis.heads import head_similarity, nearest
+from secateur.analysis.heads import head_similarity
 from secateur.analysis.spectra import effective_rank, spectra
 from secateur.anatomy.family import family_of
 from secateur.anatomy.weights import AttentionWeights
@@ -60,9 +60,6 @@ def test_a_duplicated_head_is_found() -> None:
     assert torch.allclose(similarity.diagonal(), torch.ones(4, dtype=torch.float64))
     assert float(similarity[0, 3]) == pytest.approx(1, abs=1e-4)
     assert float(similarity[0, 1]) < 0.95
-    near = nearest(similarity)
-    assert float(near[0]) == float(near[3]) == pytest.approx(1, abs=1e-4)
-    assert bool(nearest(torch.ones(1, 1)).isnan().all())
     assert anatomy.branches[2].id == "blocks.1.attn"
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import secateur
+from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.pipeline.analyze import Analysis, analyze, keeping
@@ -50,6 +51,37 @@ def test_every_host_can_be_analysed(name: str) -> None:
     for share in found.shares:
         assert sum(share.parts.values()) == pytest.approx(1)
     assert {score.name for score in found.scores} >= {"cosine", "magnitude", "taylor", "random"}
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        {"blocks.1.attn", "blocks.1.mlp"},
+        {"blocks.0.attn", "blocks.1.attn", "blocks.2.attn"},
+        {"blocks.0.attn", "blocks.1.attn", "blocks.2.attn", "blocks.0.mlp", "blocks.2.mlp"},
+    ],
+    ids=("a block", "all attention", "all but one layer"),
+)
+def test_models_that_lost_layers(gone: set[str]) -> None:
+    model = build("vit")
+    family_of(model).drop_(model, gone)
+    found = analyze(model, images_for(model, 40), latency=False)
+    record = record_of(found)
+    assert {layer.id for layer in record.layers}.isdisjoint(gone)
+    assert len(record.layers) == 6 - len(gone)
+    assert len(record.similarity["class"].cosine) == 4
+    assert found.findings and "</html>" in found.html()
+    family_of(model).drop_(model, {layer.id for layer in record.layers})
+    with pytest.raises(UserError, match="no attention layer or MLP left"):
+        analyze(model, images_for(model, 40), latency=False)
+
+
+def test_models_of_uneven_widths() -> None:
+    model = secateur.load("digits_vit")
+    smaller = secateur.prune(model, "digits/train", "50% qk, 75% vo, 50% hidden", limit=64).model
+    record = record_of(analyze(smaller, "digits/train", limit=64, latency=False))
+    sizes = {(s.owner, s.group): s.size for s in record.spectra}
+    assert sizes["blocks.2.attn", "qk"] == 8 and sizes["blocks.2.mlp", "hidden"] == 128
 
 
 def test_damage_is_that_of_the_model_without_the_layer() -> None:

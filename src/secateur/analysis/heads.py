@@ -23,13 +23,6 @@ def head_similarity(context_sums: Sums, heads: int) -> Tensor:
     cross_HH = cov_UU.square().view(heads, dims, heads, dims).sum((1, 3))
     own_H = cross_HH.diagonal().sqrt()
     scale_HH = own_H[:, None] * own_H[None, :]
-    return torch.where(scale_HH > 0, cross_HH / scale_HH.clamp(min=1e-300), torch.zeros(()))
-
-
-def nearest(similarity_HH: Tensor) -> Tensor:
-    """Each head's similarity to the head of its layer most like it: (H,); NaN for a lone head."""
-    heads = similarity_HH.shape[0]
-    if heads == 1:
-        return torch.full((1,), torch.nan, dtype=torch.float64)
-    others_HH = similarity_HH.masked_fill(torch.eye(heads, dtype=torch.bool), -torch.inf)
-    return others_HH.amax(1)
+    return torch.where(
+        scale_HH > 0, cross_HH / scale_HH.clamp(min=1e-300), torch.zeros_like(cross_HH)
+    )

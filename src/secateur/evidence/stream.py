@@ -6,7 +6,7 @@ megabytes (points × images × (1 + PATCHES) × width floats), not gigabytes.
 Legend: B batch, N tokens, T kept patches, D residual width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,22 @@ PATCHES = 16
 
 
 def watch_stream(
-    model: nn.Module, anatomy: Anatomy, kind: EvidenceKind, sums: Sums
+    model: nn.Module,
+    anatomy: Anatomy,
+    kind: EvidenceKind,
+    sums: Sums,
+    listening: Callable[[], bool] = lambda: True,
 ) -> Iterator[RemovableHandle]:
-    """Hooks that hand a kind the stream of a batch once its last block has run."""
+    """Hooks that hand a kind the stream of a batch once its last block has run.
+
+    While `listening()` is false, nothing is seen.
+    """
     seen: dict[str, Tensor] = {}
     last = len(anatomy.blocks)
 
     def keep(point: int, x: Tensor) -> None:
+        if not listening():
+            return
         for name, part in thinned(x.detach(), anatomy.prefix_tokens).items():
             seen[f"{point}.{name}"] = part
         if point == last:

@@ -49,7 +49,10 @@ def importance_figure(record: AnalysisRecord) -> go.Figure:
                 hoverinfo="text",
             )
     fig.update_layout(barmode="overlay")
-    fig.update_yaxes(type="log", rangemode="normal", dtick=1, exponentformat="none")
+    narrow = max(layer.damage for layer in record.layers) < 100 * low
+    fig.update_yaxes(
+        type="log", rangemode="normal", dtick="D2" if narrow else 1, exponentformat="none"
+    )
     step = max(1, len(blocks) // 16)
     fig.update_xaxes(
         tickvals=list(range(0, len(blocks), step)), ticktext=[str(b) for b in blocks[::step]]

@@ -20,7 +20,7 @@ def similarity_figure(values: Matrix, points: tuple[int, ...], name: str) -> go.
         ]
         for row, a in zip(values, points, strict=True)
     ]
-    fig = _map(values, labels, labels, hover, low=0.0, high=1.0, colour="attention")
+    fig = _map(values, labels, labels, hover, low=0.0, high=1.0, colour="attention", small=True)
     fig.update_xaxes(title_text="block")
     fig.update_yaxes(title_text="block", autorange="reversed")
     return fig
@@ -90,14 +90,15 @@ def _map(
     low: float,
     high: float,
     colour: str | None,
+    small: bool = False,
 ) -> go.Figure:
-    """A matrix as a map; without a colour, diverging around zero."""
+    """A matrix as a map; without a colour, diverging around zero; small: four beside each other."""
     scale = (
         [[0, "var(--qk)"], [0.5, "var(--panel)"], [1, "var(--dropped)"]]
         if colour is None
         else [[0, "var(--paper)"], [1, f"var(--{colour})"]]
     )
-    fig = plain_figure(height=max(260, min(420, 90 + 22 * len(y))))
+    fig = plain_figure(height=250 if small else max(260, min(420, 90 + 22 * len(y))))
     fig.add_heatmap(
         z=values,
         x=list(range(len(x))),
@@ -107,20 +108,20 @@ def _map(
         colorscale=scale,
         xgap=1,
         ygap=1,
-        colorbar={"thickness": 10, "outlinewidth": 0, "len": 1, "nticks": 5},
+        colorbar={"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 3 if small else 5},
         hovertext=hover,
         hoverinfo="text",
         hoverongaps=False,
     )
     for axis, labels in ((fig.update_xaxes, x), (fig.update_yaxes, y)):
-        step = max(1, len(labels) // 14)
+        step = max(1, -(-len(labels) // (7 if small else 14)))
         axis(
             tickvals=list(range(0, len(labels), step)),
             ticktext=labels[::step],
             showgrid=False,
             rangemode="normal",
         )
-    fig.update_layout(margin={"l": 60, "t": 8, "b": 46})
+    fig.update_layout(margin={"l": 44 if small else 60, "r": 4, "t": 8, "b": 46})
     return fig
 
 

@@ -70,9 +70,10 @@ def _cheapest(record: AnalysisRecord) -> str:
     if len(at) < 2:
         return ""
     best, worst = min(at, key=at.__getitem__), max(at, key=at.__getitem__)
+    repaired = ", repaired" if best in ("qk", "vo", "heads", "hidden") else ""
     return (
         f"For a saving of {percent(saving, 0)} of the MACs, {NAMES[best]} are the cheapest to "
-        f"take from ({damage_words(at[best], record.unit)}, repaired) and {NAMES[worst]} the "
+        f"take away ({damage_words(at[best], record.unit)}{repaired}) and {NAMES[worst]} the "
         f"dearest ({damage_words(at[worst], record.unit)})."
     )
 
