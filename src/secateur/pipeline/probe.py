@@ -273,10 +273,12 @@ def probe_needs(groups: tuple[GroupName, ...]) -> set[str]:
 
 
 def held_images(batches: "Iterator[Tensor]", every: int, images: int) -> Tensor:
-    """The first `images` images of the batches that the fit holds out."""
+    """The first `images` images of the batches that the fit holds out; more are not read."""
     taken: list[Tensor] = []
     for number, batch in enumerate(batches):
         if number % every == every - 1:
             taken.append(batch)
+            if sum(map(len, taken)) >= images:
+                break
     found = torch.cat(taken) if taken else torch.empty(0)
     return found[:images]
