@@ -22,6 +22,7 @@ ORDER = [
     "healing",
     "learning",
     "measuring",
+    "analysis",
     "storage",
     "export",
     "report",

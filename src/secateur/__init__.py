@@ -17,6 +17,7 @@ from secateur.errors import UserError
 
 if TYPE_CHECKING:
     from secateur.measuring.latency import bench
+    from secateur.pipeline.analyze import Analysis, analyze
     from secateur.pipeline.demo import demo
     from secateur.pipeline.heal import heal
     from secateur.pipeline.inspect import inspect
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Analysis": "secateur.pipeline.analyze",
     "Result": "secateur.pipeline.result",
+    "analyze": "secateur.pipeline.analyze",
     "bench": "secateur.measuring.latency",
     "demo": "secateur.pipeline.demo",
     "evaluate": "secateur.pipeline.measure",
@@ -43,9 +46,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "Result",
     "UserError",
     "__version__",
+    "analyze",
     "bench",
     "demo",
     "evaluate",

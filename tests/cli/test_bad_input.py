@@ -94,6 +94,52 @@ def test_every_verb_refuses_unknown_models(
     refused(run("export", model, "--to", "onnx", "--out", tmp_path / "a.onnx"), *words)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--effort", "ful"], ["effort 'ful'", "did you mean 'full'?"]),
+        (["--runtime", "egger"], ["'egger'", "did you mean 'eager'?"]),
+        (["--latency-batch", "0"], ["batch", "at least 1"]),
+        (["--data", "nowhere"], ["'nowhere'", "no such file or folder"]),
+        (["--limit", "-3"], ["limit", "-3"]),
+        (["--tolerance", "-1"], ["tolerance", "-1"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_analyze_refuses(run: Run, tmp_path: Path, more: list[str], words: list[str]) -> None:
+    out = tmp_path / "out"
+    right = ["--data", "digits/train", "--limit", "32", "--out", out, "--json"]
+    refused(run("analyze", "digits_vit", *right, *more), *words)
+    assert not out.exists()
+
+
+def test_analyze_refuses_a_foreign_directory(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    found = run("analyze", "digits_vit", "--data", "digits", "--out", tmp_path)
+    refused(found, "diary.txt", "another output directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--metrics", "kn"], ["metric 'kn'", "did you mean 'knn'?"]),
+        (["--metrics", "knn"], ["'knn'", "--train-data"]),
+        (["--metrics", "features"], ["'features'", "--reference"]),
+        (["--metrics", "knn", "--train-data", "nowhere"], ["'nowhere'"]),
+        (["--features-only"], ["no accuracy", "--metrics"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_evaluate_refuses(run: Run, more: list[str], words: list[str]) -> None:
+    refused(run("evaluate", "digits_vit", "--data", "digits", "--json", *more), *words)
+
+
+def test_inspect_refuses(run: Run) -> None:
+    refused(run("inspect", "digits_vit", "--latency", "--runtime", "egger"), "did you mean 'eager'")
+    refused(run("inspect", "digits_vit", "--latency-batch", "0"), "at least 1")
+
+
 def test_a_model_of_no_known_family(run: Run) -> None:
     refused(run("inspect", "timm:resnet18"), "ResNet", "known families", "VisionTransformer")
 

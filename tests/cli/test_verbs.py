@@ -34,6 +34,43 @@ def test_inspect(run: Run) -> None:
     assert "Can be pruned: qk, vo, heads, hidden, branch, block." in text
 
 
+def test_inspect_times_layers(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("secateur.pipeline.timing.SECONDS", 0.0)
+    arguments = ("inspect", "digits_vit", "--latency", "--threads", 1, "--latency-batch", 2)
+    found = run(*arguments, "--json").json
+    time = found["latency"]
+    assert (time["runtime"], time["batch_size"], time["threads"]) == ("eager", 2, 1)
+    inside = sum(branch["ms"] for branch in found["branches"])
+    assert all(branch["ms"] > 0 for branch in found["branches"])
+    assert inside + time["ends_ms"] == pytest.approx(time["ms"])
+    # Layers of the same geometry share one measurement.
+    assert len({branch["ms"] for branch in found["branches"]}) == 2
+    text = " ".join(run(*arguments).out.split())
+    assert "of time" in text and "eager on cpu, batch 2, 1 threads" in text
+    silent = run("inspect", "digits_vit", "--json").json
+    assert silent["latency"] is None
+    assert {branch["ms"] for branch in silent["branches"]} == {None}
+
+
+def test_analyze(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "page"
+    arguments = ("analyze", "digits_vit", "--data", "digits/train", "--limit", 48, "--no-latency")
+    found = run(*arguments, "--out", out, "--json")
+    assert found.code == 0, found.err
+    told = found.json
+    assert told["out"] == str(out) and told["model"] == "digits_vit"
+    assert len(told["findings"]) >= 3 and len(told["layers"]) == 12
+    assert (told["data"]["images"], told["probe_images"], told["unit"]) == (48, 32, "nats")
+    saved = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert saved == {key: value for key, value in told.items() if key != "out"}
+    assert "digits_vit: what it could do without" in (out / "analysis.html").read_text("utf-8")
+    text = " ".join(run(*arguments).out.split())
+    assert "forward passes over 48 images" in text
+    assert "Rank correlation of scores with damage" in text
+    assert "blocks.5.mlp" in text
+
+
 def test_inspect_says_why_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("vit_tiny_patch16_224", qk_norm=True, depth=2)
     monkeypatch.setattr("secateur.pipeline.opening.load_model", lambda *_, **__: model)
@@ -204,6 +241,42 @@ def test_a_model_beside_a_reference(run: Run, pruned_once: Path) -> None:
     itself = run("evaluate", pruned_once, "--data", "digits", "--reference", pruned_once).out
     assert "100.0 %" in itself
     assert "0.0000 nats" in itself
+
+
+def test_evaluate_metrics(run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    found = run(
+        "evaluate", "digits_vit", "--data", digits_folder, "--train-data", "digits/train",
+        "--train-limit", 300, "--metrics", "knn,linear_probe,retrieval", "--json",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    told = found.json
+    assert told["top1"] > 90 and told["n"] == 30
+    assert set(told["metrics"]) == {"knn", "linear_probe", "retrieval"}
+    assert told["metrics"]["knn"]["top1"] > 80 and told["metrics"]["knn"]["n"] == 30
+    assert told["metrics"]["linear_probe"]["top1"] > 80
+    assert told["metrics"]["retrieval"]["map"] > 60
+    # Three folders of other names: labels of their own, no accuracy.
+    for name in ("0", "1", "2"):
+        (digits_folder / name).rename(tmp_path / f"kind {name}")
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in ("0", "1", "2"):
+        (tmp_path / f"kind {name}").rename(others / f"kind {name}")
+    arguments = ("evaluate", "digits_vit", "--data", others, "--metrics", "retrieval")
+    told = run(*arguments, "--features-only", "--json").json
+    assert (told["top1"], told["n"]) == (None, 9) and told["metrics"]["retrieval"]["map"] > 50
+    text = run(*arguments, "--features-only").out
+    assert "retrieval: map" in text and "top-1" not in text
+
+
+def test_evaluate_features_beside_the_dense_model(run: Run, pruned_once: Path) -> None:
+    told = run(
+        "evaluate", pruned_once, "--data", "digits", "--limit", 60, "--metrics", "features",
+        "--json",
+    ).json  # fmt: skip
+    found = told["metrics"]["features"]
+    assert 0.5 < found["cka_pooled"] < 1 and 0.3 < found["cosine_class"] < 1
+    assert told["agreement"] > 50
 
 
 def test_bench_puts_the_dense_original_beside_a_saved_model(run: Run, pruned_once: Path) -> None:

@@ -125,3 +125,38 @@ def test_labels_that_stop_in_the_middle_are_refused() -> None:
     batches = as_batches(TensorDataset(X, torch.tensor([0, 1, 1, -1, 0])), 2)
     with pytest.raises(UserError, match="only some images"):
         list(batches)
+
+
+@pytest.mark.parametrize("sort", ["tensor", "list", "loader", "moved"])
+def test_every_nth_batch(sort: str) -> None:
+    images = torch.arange(11.0).view(11, 1, 1, 1)
+    loader = DataLoader(TensorDataset(images, torch.arange(11)), batch_size=2)
+    given: dict[str, object] = {
+        "tensor": images,
+        "list": list(images),
+        "loader": loader,
+        "moved": as_batches(loader, device="cpu"),
+    }
+    batches = as_batches(given[sort], 2)
+    whole = [batch.images_BCHW.flatten().tolist() for batch in batches]
+    for step in (1, 2, 4):
+        for first in range(step):
+            some = [batch.images_BCHW.flatten().tolist() for batch in batches.every(first, step)]
+            assert some == whole[first::step]
+
+
+def test_batches_of_others_are_not_decoded() -> None:
+    read: list[int] = []
+
+    class Counted(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            read.append(index)
+            return torch.full((1, 1, 1), float(index))
+
+    batches = as_batches(Counted(), 2)
+    read.clear()
+    assert len(list(batches.every(1, 2))) == 2
+    assert read == [2, 3, 6, 7]

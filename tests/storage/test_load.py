@@ -47,6 +47,16 @@ def _sentence(*args: object, **options: object) -> str:
     return text
 
 
+def test_a_feature_extractor_takes_a_checkpoint_with_a_head(
+    model: nn.Module, checkpoint: Path
+) -> None:
+    loaded = _load(checkpoint, num_classes=0)
+    x = images(model)
+    features = model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
+    assert torch.equal(loaded(x), features)
+    assert base_of(loaded).arguments["num_classes"] == 0
+
+
 def test_safetensors(model: nn.Module, checkpoint: Path) -> None:
     loaded = _load(checkpoint)
     x = images(model)
@@ -149,7 +159,7 @@ def test_other_image_size(checkpoint: Path) -> None:
     assert "pos_embed is" in text and "--img-size" in text
 
 
-@pytest.mark.parametrize(("given", "shown"), [(None, "1000"), (5, "5"), (0, "0")])
+@pytest.mark.parametrize(("given", "shown"), [(None, "1000"), (5, "5")])
 def test_other_classes(checkpoint: Path, given: int | None, shown: str) -> None:
     text = _sentence(f"timm:{NAME}", checkpoint=checkpoint, img_size=32, num_classes=given)
     assert f"head for 7 classes, but timm:{NAME} was built for {shown}" in text

@@ -2,6 +2,7 @@
 
 import typer
 
+from secateur.cli.analyze import analyze
 from secateur.cli.bench import bench
 from secateur.cli.common import Version
 from secateur.cli.demo import demo
@@ -31,7 +32,7 @@ def _app(version: Version = False) -> None:
     """
 
 
-for _verb in (inspect, prune, learn, heal, train, evaluate, bench, export, study, demo):
+for _verb in (inspect, analyze, prune, learn, heal, train, evaluate, bench, export, study, demo):
     app.command()(_verb)
 
 

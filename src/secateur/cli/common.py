@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -119,7 +120,14 @@ def _take(bundle: Any, values: dict[str, Any]) -> Any:
     return bundle(**{field.name: values.pop(field.name) for field in fields(bundle)})
 
 
+def is_first_process() -> bool:
+    """Whether this process writes and prints: of several that a launcher started, one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _print(answer: Answer, output: OutputOptions) -> None:
+    if not is_first_process():
+        return
     if output.json:
         from pydantic_core import to_jsonable_python
 
@@ -174,7 +182,7 @@ def progress_bar() -> Iterator[Progress]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not is_first_process(),
         transient=True,
         expand=True,
     )

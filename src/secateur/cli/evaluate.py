@@ -1,6 +1,7 @@
 """`secateur evaluate`: how well a model classifies, and how near it is to a reference."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +15,22 @@ from secateur.cli.options import (
     HostOptions,
     MachineOptions,
     Model,
+    names,
     open_model,
     use_threads,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
     from torch import nn
 
     from secateur.measuring.accuracy import Accuracy
+    from secateur.pipeline.opening import DataUsed
 
 REFERENCE = "Reference"
+FEATURES = "Features"
 
 
 @verb
@@ -56,39 +62,95 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Of the features before the classifier: knn, linear_probe, retrieval, features.",
+            rich_help_panel=FEATURES,
+            show_default=False,
+        ),
+    ] = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images that knn and linear_probe learn from.",
+            rich_help_panel=FEATURES,
+            show_default=False,
+        ),
+    ] = None,
+    train_limit: Annotated[
+        int, typer.Option(help="How many of them; 0 for all.", rich_help_panel=FEATURES)
+    ] = 0,
+    features_only: Annotated[
+        bool,
+        typer.Option(
+            "--features-only",
+            help="The labels are not those of the model's head: measure only --metrics.",
+            rich_help_panel=FEATURES,
+        ),
+    ] = False,
 ) -> Answer:
-    """Measure top-1 and top-5 accuracy, and agreement and KL with a reference."""
+    """Measure accuracy, agreement and KL with a reference, and what features are good for."""
+    from secateur.anatomy.family import read
     from secateur.data.preprocessing import Preprocessing
+    from secateur.errors import UserError
+    from secateur.measuring.accuracy import NOTHING
+    from secateur.measuring.metrics import chosen
     from secateur.pipeline.measure import score
+    from secateur.pipeline.metrics import check_classes, evaluate_metrics
     from secateur.pipeline.opening import open_data, refuse_missing
 
-    refuse_missing(data)
+    for source in (data, train_data):
+        if source is not None:
+            refuse_missing(source)
     use_threads(machine)
+    which = names(metrics) or []
     opened = open_model(model, host)
     beside, note = _reference(opened, reference, reference_checkpoint, host)
-    batches, used = open_data(
+    chosen(which, train=train_data is not None, reference=beside is not None)
+    headless = features_only or read(opened).num_classes == 0
+    if headless and not which:
+        raise UserError(
+            "without a head there is no accuracy; name some --metrics, such as knn or retrieval."
+        )
+    read_as = partial(
+        open_data,
         opened,
-        data,
-        limit=limit or None,
         seed=images.seed,
         batch_size=images.batch_size,
         workers=images.workers,
         skip_unreadable=images.skip_unreadable,
     )
+    batches, used = read_as(data, limit=limit or None, own_labels=headless)
+    train = None
+    if train_data is not None:
+        train, learnt = read_as(train_data, limit=train_limit or None, own_labels=headless)
+        check_classes(used.classes, learnt.classes)
+    found, measured = NOTHING, {}
     with progress_bar() as progress:
-        found = score(opened, batches, "evaluate", progress, reference=beside)
+        if which:
+            measured = evaluate_metrics(
+                opened, batches, which, train=train, reference=beside, seed=images.seed,
+                progress=progress,
+            )  # fmt: skip
+        if not headless:
+            found = score(opened, batches, "evaluate", progress, reference=beside)
     prepared = Preprocessing.of(opened).to_json()
     return Answer(
         data={
             **found.to_json(),
+            "n": batches.images,
+            "metrics": measured,
             "unreadable": list(used.unreadable),
             "model": model,
             "data": used.source,
+            "train_data": train_data,
             "fingerprint": used.fingerprint,
             "preprocessing": prepared,
             "note": note,
         },
-        show=lambda console: _show(console, model, found, used.unreadable, note, prepared),
+        show=lambda console: _show(console, model, found, measured, used, note, prepared),
     )
 
 
@@ -111,23 +173,30 @@ def _show(
     console: "Console",
     model: str,
     found: "Accuracy",
-    unreadable: tuple[str, ...],
+    measured: "Mapping[str, Mapping[str, object]]",
+    used: "DataUsed",
     note: str,
     prepared: dict[str, object],
 ) -> None:
     from secateur.cli.tables import plain_table, share, top1
     from secateur.pipeline.opening import unreadable_note
 
-    table = plain_table(model, f"{found.n} images")
-    table.add_row("top-1", top1(found))
-    table.add_row("top-5", share(found.top5))
+    table = plain_table(model, f"{used.images} images")
+    if found.n:
+        table.add_row("top-1", top1(found))
+        table.add_row("top-5", share(found.top5))
     if found.kl is not None:
         table.add_row("agreement with the reference", share(found.agreement))
         table.add_row("KL from the reference", f"{found.kl:.4f} nats")
+    for metric, values in measured.items():
+        for name, value in values.items():
+            if name != "n":
+                text = f"{value:.4g}" if isinstance(value, float) else str(value)
+                table.add_row(f"{metric}: {name}", "–" if value is None else text)
     console.print(table)
-    if found.top1 is None:
+    if found.n and found.top1 is None:
         console.print("The images have no labels, so there is no accuracy.")
-    if unreadable:
-        console.print(unreadable_note(unreadable))
+    if used.unreadable:
+        console.print(unreadable_note(used.unreadable))
     console.print(note[0].upper() + note[1:])
     console.print("Images: " + ", ".join(f"{key} {value}" for key, value in prepared.items()) + ".")

@@ -1,9 +1,11 @@
 """`secateur inspect`: what a model is made of and what of it can be pruned."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from secateur.cli.common import Answer, verb
-from secateur.cli.options import HostOptions, Model, open_model
+import typer
+
+from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.options import HostOptions, MachineOptions, Model, open_model, use_threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,25 +14,57 @@ if TYPE_CHECKING:
     from secateur.pipeline.inspect import BranchRow, Inspection
 
 
+LATENCY = "Latency"
 WIDE = 76
 """Columns of a terminal from which shares are shown beside counts."""
 
 
 @verb
-def inspect(model: Model, host: HostOptions) -> Answer:
-    """Show the anatomy of a model: parameters and MACs per branch, and what can be pruned.
+def inspect(
+    model: Model,
+    host: HostOptions,
+    machine: MachineOptions,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Also time every layer.", rich_help_panel=LATENCY)
+    ] = False,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="Where: eager, compile, onnxruntime or openvino.", rich_help_panel=LATENCY
+        ),
+    ] = "eager",
+    latency_batch: Annotated[
+        int, typer.Option(help="Images at a time.", rich_help_panel=LATENCY)
+    ] = 1,
+) -> Answer:
+    """Show the anatomy of a model: parameters, MACs and time per branch, what can be pruned.
 
     Nothing is downloaded: of a named model without --checkpoint, only the sizes are needed.
     """
     from secateur.pipeline.inspect import inspect as look_at
     from secateur.pipeline.opening import load_shape
+    from secateur.pipeline.timing import check_timing
 
+    check_timing(runtime, latency_batch)
+    use_threads(machine)
     opened = (
-        load_shape(model, num_classes=host.num_classes, img_size=host.img_size, device="meta")
+        load_shape(
+            model,
+            num_classes=host.num_classes,
+            img_size=host.img_size,
+            device="cpu" if latency else "meta",
+        )
         if host.checkpoint is None
         else open_model(model, host)
     )
-    found = look_at(opened)
+    with progress_bar() as progress:
+        found = look_at(
+            opened,
+            latency=latency,
+            runtime=runtime,
+            latency_batch=latency_batch,
+            progress=progress,
+        )
     return Answer(
         data={"model": model, **found.to_json()}, show=lambda console: _show(console, model, found)
     )
@@ -45,25 +79,46 @@ def _show(console: "Console", model: str, found: "Inspection") -> None:
         f"{found.num_classes} classes"
     )
     console.print(_branch_table(found, shares=console.width >= WIDE))
+    _show_time(console, found)
     _show_groups(console, found)
 
 
 def _branch_table(found: "Inspection", *, shares: bool) -> "Table":
     from secateur.cli.tables import plain_table
-    from secateur.report.words import count, percent
+    from secateur.report.words import count, percent, significant
 
-    def cells(macs: int, params: int) -> list[str]:
+    def cells(macs: int, params: int, ms: float | None) -> list[str]:
         of_macs, of_params = percent(macs / found.macs), percent(params / found.params)
         both = [count(macs), of_macs, count(params), of_params]
-        return both if shares else both[::2]
+        shown = both if shares and found.latency is None else both[::2]
+        if found.latency is None:
+            return shown
+        own = ms or 0.0
+        return [*shown, significant(own), *([percent(own / found.latency.ms)] if shares else [])]
 
-    columns = ["MACs", "share", "params", "share"]
-    table = plain_table("branch", "sizes", *(columns if shares else columns[::2]))
+    columns = ["MACs", "share", "params", "share"] if shares else ["MACs", "params"]
+    if found.latency is not None:
+        columns = ["MACs", "params", "ms", *(["of time"] if shares else [])]
+    table = plain_table("branch", "sizes", *columns)
     for branch in found.branches:
-        table.add_row(branch.id, _sizes(branch), *cells(branch.macs, branch.params))
-    rest = cells(found.ends["macs"], found.ends["params"])
+        own = cells(branch.macs, branch.params, branch.ms)
+        table.add_row(branch.id, _sizes(branch), *own)
+    ends_ms = None if found.latency is None else found.latency.ends_ms
+    rest = cells(found.ends["macs"], found.ends["params"], ends_ms)
     table.add_row("the rest", "embedding, norm, head", *rest)
     return table
+
+
+def _show_time(console: "Console", found: "Inspection") -> None:
+    from secateur.report.words import milliseconds
+
+    time = found.latency
+    if time is not None:
+        threads = f", {time.threads} threads" if time.device == "cpu" else ""
+        console.print(
+            f"The whole model takes {milliseconds(time.ms)} ({time.runtime} on {time.device}, "
+            f"batch {time.batch_size}{threads}). Layers are timed alone, in turns with it."
+        )
 
 
 def _sizes(branch: "BranchRow") -> str:

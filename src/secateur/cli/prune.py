@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.common import Answer, is_first_process, progress_bar, verb
 from secateur.cli.options import (
     DATA_HELP,
     IMAGES,
@@ -240,7 +240,8 @@ def prune(
             progress=progress,
         )
     result.command = "secateur " + shlex.join(sys.argv[1:])
-    result.save(out)
+    if is_first_process():
+        result.save(out)
     return answer(result, out)
 
 

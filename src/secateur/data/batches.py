@@ -6,6 +6,7 @@ Shape suffixes: B batch, C channels, H height, W width; n images.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TypeGuard, cast
 
 import torch
@@ -46,12 +47,22 @@ class Batches:
     labelled: bool
     _count: int
     _start: Callable[[], Iterator[Batch]]
+    _every: Callable[[int, int], Iterator[Batch]] | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Batch]:
         return self._start()
+
+    def every(self, first: int, step: int) -> Iterator[Batch]:
+        """Every `step`-th batch from number `first` on; the others are not even decoded, where the
+        images come from files."""
+        if step == 1:
+            return islice(iter(self), first, None)
+        if self._every is None:
+            return islice(iter(self), first, None, step)
+        return self._every(first, step)
 
 
 def some_batches(batches: Batches, keep: Callable[[int], bool]) -> Batches:
@@ -89,7 +100,10 @@ def as_batches(
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}.")
     if isinstance(images, Batches):
-        return images if device is None else replace(images, _start=partial(_move, images, device))
+        if device is None:
+            return images
+        moved = partial(_move_every, images, device)
+        return replace(images, _start=partial(_move, images, device), _every=moved)
     if isinstance(images, IterableDataset | Iterator):
         raise UserError(f"a {type(images).__name__} cannot be passed over twice; {_ACCEPTED}.")
     if isinstance(images, DataLoader):
@@ -143,6 +157,7 @@ def _from_list(items: Sequence[object], batch_size: int, device: _Device) -> Bat
         labelled=labelled,
         _count=len(chunks),
         _start=partial(_from_chunks, chunks, labelled, device),
+        _every=lambda first, step: _from_chunks(chunks[first::step], labelled, device),
     )
 
 
@@ -175,6 +190,7 @@ def _from_loader(loader: "DataLoader[object]", device: _Device) -> Batches:
         labelled=labelled,
         _count=len(sizes),
         _start=partial(_from_each, loader, labelled, device),
+        _every=partial(_from_some, loader, labelled, device),
     )
 
 
@@ -182,10 +198,31 @@ def _from_each(items: Iterable[object], labelled: bool, device: _Device) -> Iter
     return (_batch(item, labelled, device) for item in items)
 
 
+def _from_some(
+    loader: "DataLoader[object]", labelled: bool, device: _Device, first: int, step: int
+) -> Iterator[Batch]:
+    """Some batches of a loader, read by a loader for these alone."""
+    assert loader.batch_sampler is not None
+    some: DataLoader[object] = DataLoader(
+        loader.dataset,
+        batch_sampler=list(loader.batch_sampler)[first::step],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
+    return _from_each(some, labelled, device)
+
+
+def _move_every(batches: Batches, device: _Device, first: int, step: int) -> Iterator[Batch]:
+    return (_moved(batch, device) for batch in batches.every(first, step))
+
+
 def _move(batches: Batches, device: _Device) -> Iterator[Batch]:
-    for batch in batches:
-        labels_B = None if batch.labels_B is None else batch.labels_B.to(device)
-        yield Batch(batch.images_BCHW.to(device), labels_B)
+    return (_moved(batch, device) for batch in batches)
+
+
+def _moved(batch: Batch, device: _Device) -> Batch:
+    labels_B = None if batch.labels_B is None else batch.labels_B.to(device)
+    return Batch(batch.images_BCHW.to(device), labels_B)
 
 
 def _split(item: object) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ Seen = Mapping[str, Tensor]
 Update = Callable[[Sums, Seen], None]
 Trial = Callable[[Callable[[str], Sums], nn.Module, Batch], None]
 """Called as trial(sums of an owner, model, batch): experiments beyond one forward pass."""
-Scope = Literal["attention", "mlp", "branch", "block", "model"]
+Scope = Literal["attention", "mlp", "branch", "block", "stream", "model"]
 
 
 def _nothing(_sums: Sums, _seen: Seen) -> None:
@@ -30,6 +30,9 @@ class EvidenceKind:
     `covers` names kinds that need not be collected beside it, since it holds all they hold.
     A kind of scope `model` has a `trial` in place of the update: it gets the model and a batch and
     runs what it likes, such as the model without one of its layers.
+    The scope `stream` sees the residual stream of a batch at all boundaries of blocks at once, at
+    a few tokens: `points` (number of boundaries), `<i>.class` (B, 1, D) and `<i>.patches`
+    (B, T, D), where there are such; its one owner is `STREAM`.
     """
 
     name: str
@@ -40,6 +43,9 @@ class EvidenceKind:
     gradient: bool = False
     covers: tuple[str, ...] = ()
 
+
+STREAM = "stream"
+"""The owner of what is known about the stream as a whole."""
 
 evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.evidence.sorts")
 

@@ -17,7 +17,9 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
-from secateur.evidence.kinds import EvidenceKind, Sums, chosen_kinds
+from secateur.evidence.kinds import STREAM, EvidenceKind, Sums, chosen_kinds
+from secateur.evidence.processes import added_up, here
+from secateur.evidence.stream import watch_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,9 @@ def observe(
     `token_weights` (N,) by branch weigh the tokens in moments. Gradient kinds use the labels, or
     the model's own predictions where there are none; with the seed `sample_labels`, labels drawn
     from the model's own distribution, whose gradients give the Fisher metric.
-    `on_batch(images)` reports progress. Raises UserError when activations are not finite.
+    `on_batch(images)` reports progress. Where a launcher started several processes, they share the
+    batches and all get the sums of all (see `processes.py`). Raises UserError when activations are
+    not finite.
     """
     family = family_of(model)
     anatomy = family.read(model)
@@ -63,7 +67,7 @@ def observe(
     sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in [*kinds, *trials]}
     gradient = any(kind.gradient for kind in kinds)
     generator = None if sample_labels is None else torch.Generator().manual_seed(sample_labels)
-    images = 0
+    images, mine = 0, here()
     ears = _Ears()
     with ExitStack() as stack:
         stack.enter_context(frozen(model, gradient=gradient))
@@ -80,15 +84,25 @@ def observe(
                             stack.callback(handle.remove)
         for handle in _watch_blocks(model, family, anatomy, kinds, sums, ears):
             stack.callback(handle.remove)
-        for batch in batches:
+        for kind in kinds:
+            if kind.scope == "stream":
+                for handle in watch_stream(model, anatomy, kind, sums[kind.name][STREAM]):
+                    stack.callback(handle.remove)
+        for number, batch in enumerate(batches.every(mine.rank, mine.count)):
             images += len(batch.images_BCHW)
+            if generator is not None and mine.count > 1:
+                first = 0 if number == 0 else (number - 1) * mine.count + mine.rank + 1
+                skipped = range(first, number * mine.count + mine.rank)
+                _skip_labels(generator, batches, anatomy.num_classes, skipped)
             if gradient:
                 _run_back(model, batch.images_BCHW, batch.labels_B, generator)
             elif kinds:
                 model(batch.images_BCHW)
             _try(model, batch, trials, sums, ears)
             if on_batch is not None:
-                on_batch(images)
+                on_batch(min(images * mine.count, batches.images))
+    if mine.count > 1:
+        sums, images = added_up(sums, images)
     for name, by_owner in sums.items():
         _require_finite(name, by_owner)
     plain = {kind: dict(by_owner) for kind, by_owner in sums.items()}
@@ -150,6 +164,17 @@ def _run_back(
     else:
         target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
     F.cross_entropy(logits_BC.float(), target_B, reduction="sum").backward()
+
+
+def _skip_labels(
+    generator: torch.Generator, batches: Batches, classes: int, skipped: range
+) -> None:
+    """Draw and forget the labels of batches that other processes run, so that each batch gets the
+    labels it gets in a single process (where batches are all of one size but the last)."""
+    size = -(-batches.images // len(batches))
+    for number in skipped:
+        count = min(size, batches.images - number * size)
+        torch.multinomial(torch.ones(count, classes), 1, generator=generator)
 
 
 def _known(

@@ -41,6 +41,10 @@ class Accuracy:
         return asdict(self)
 
 
+NOTHING = Accuracy(top1=None, top5=None, n=0, stderr=None, agreement=None, kl=None)
+"""Of a model without a classifier, or on images of other classes than its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
     """What a model said about each image, on the CPU; None without labels or reference.

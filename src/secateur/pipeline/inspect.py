@@ -7,12 +7,15 @@ from torch import nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
+from secateur.pipeline.measure import Progress
+from secateur.pipeline.timing import Times, time_branches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchRow:
     """One branch: its cost, its share of the model's MACs and parameters in percent.
 
+    `ms` is the time of the branch alone, None where it was not measured.
     `shape` gives the units of each group (`qk` and `vo` per head), `groups` those that can be made
     smaller, `refusals` why the others cannot.
     """
@@ -24,9 +27,22 @@ class BranchRow:
     params: int
     macs_percent: float
     params_percent: float
+    ms: float | None
     shape: Mapping[GroupName, int]
     groups: tuple[GroupName, ...]
     refusals: Mapping[GroupName, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedTime:
+    """Milliseconds of one pass of the whole model, and of what is no branch, and how measured."""
+
+    ms: float
+    ends_ms: float
+    runtime: str
+    device: str
+    batch_size: int
+    threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +66,33 @@ class Inspection:
     ends: Mapping[str, int]
     refusals: Mapping[GroupName, str]
     streams: Mapping[str, int]
+    latency: InspectedTime | None
 
     def to_json(self) -> dict[str, object]:
         """The fields by name."""
         return asdict(self)
 
 
-def inspect(model: nn.Module) -> Inspection:
-    """Read a model without running or changing it; UserError for one of no known family."""
+def inspect(
+    model: nn.Module,
+    *,
+    latency: bool = False,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Read a model without changing it; UserError for one of no known family.
+
+    With `latency`, its branches are timed alone in turns with the whole, in `runtime` with
+    `latency_batch` images at a time; otherwise it is not run either.
+    """
     family = family_of(model)
     anatomy = family.read(model)
+    times = None
+    if latency:
+        times = time_branches(
+            model, family, anatomy, runtime=runtime, batch_size=latency_batch, progress=progress
+        )
     total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
     return Inspection(
         family=family.title,
@@ -70,14 +103,19 @@ def inspect(model: nn.Module) -> Inspection:
         input_size=anatomy.input_size,
         num_classes=anatomy.num_classes,
         blocks=len(anatomy.blocks),
-        branches=tuple(_row(anatomy, branch) for branch in anatomy.branches),
+        branches=tuple(_row(anatomy, branch, times) for branch in anatomy.branches),
         ends={"macs": ends.macs, "params": ends.params},
         refusals=dict(anatomy.refusals),
         streams=anatomy.widths,
+        latency=None if times is None else _time(times),
     )
 
 
-def _row(anatomy: Anatomy, branch: Branch) -> BranchRow:
+def _time(times: Times) -> InspectedTime:
+    return InspectedTime(ms=times.total_ms, ends_ms=times.ends_ms, **asdict(times.setting))
+
+
+def _row(anatomy: Anatomy, branch: Branch, times: Times | None) -> BranchRow:
     total, own = anatomy.cost(), branch.cost(branch.shape)
     groups = ATTENTION_GROUPS if branch.kind == "attention" else MLP_GROUPS
     return BranchRow(
@@ -88,6 +126,7 @@ def _row(anatomy: Anatomy, branch: Branch) -> BranchRow:
         params=own.params,
         macs_percent=100 * own.macs / total.macs,
         params_percent=100 * own.params / total.params,
+        ms=None if times is None else times.of(branch.id),
         shape={group: branch.shape.size(group) for group in groups},
         groups=branch.groups,
         refusals=dict(branch.refusals),

@@ -23,12 +23,13 @@ Numbers = float | tuple[float, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataUsed:
-    """Which images a run saw."""
+    """Which images a run saw. `classes` is what labels count over, 0 without or if not known."""
 
     source: str
     images: int
     fingerprint: str | None = None
     unreadable: tuple[str, ...] = ()
+    classes: int = 0
 
 
 def load(
@@ -98,11 +99,13 @@ def open_data(
     batch_size: int = 32,
     workers: int = 0,
     skip_unreadable: bool = False,
+    own_labels: bool = False,
 ) -> tuple[Batches, DataUsed]:
     """Batches of images for `model`, on its device, and where they came from.
 
     `images` is a path or data string, or anything `as_batches` takes. The options up to
-    `skip_unreadable` concern the former: see `secateur.data.images.open_images`.
+    `skip_unreadable` concern the former: see `secateur.data.images.open_images`. With
+    `own_labels`, labels are those of the images, whatever the model's head is for.
     """
     if isinstance(images, str | Path):
         images = open_images(
@@ -110,7 +113,7 @@ def open_data(
             Preprocessing.of(model),
             limit=limit,
             seed=seed,
-            num_classes=family_of(model).read(model).num_classes or None,
+            num_classes=None if own_labels else family_of(model).read(model).num_classes or None,
             skip_unreadable=skip_unreadable,
         )
     device = next(model.parameters()).device
@@ -122,6 +125,7 @@ def open_data(
         images=len(images),
         fingerprint=images.fingerprint,
         unreadable=images.unreadable,
+        classes=images.label_count,
     )
 
 

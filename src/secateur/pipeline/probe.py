@@ -2,14 +2,14 @@
 
 Each probe replaces one branch by its reduced form, repaired with the evidence at hand, and runs
 the rest of the dense model on from there; its damage is the divergence KL(dense || probed) of the
-outputs in nats. Legend: B batch, N tokens, D residual width, C classes, P probe images.
+outputs in nats (for models without classes 1 - cosine; see `measuring/divergence.py`).
+Legend: B batch, N tokens, D residual width, C classes, P probe images.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.anatomy.caches import copy_of
@@ -18,6 +18,7 @@ from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.criteria.elimination import eliminate, eliminate_heads
 from secateur.evidence import Evidence, Sums
+from secateur.measuring.divergence import damage, settled
 from secateur.planning.curves import menu_from_probes
 from secateur.planning.menus import Limits, allowed_sizes, block_menu, drop_menu
 from secateur.planning.types import Menu
@@ -49,7 +50,7 @@ FULL = Effort(images=64, shares=(0.75, 0.5, 0.25, 0.125))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One measurement: the divergence (nats) with a group at a size."""
+    """One measurement: the divergence with a group at a size."""
 
     owner: str
     group: GroupName
@@ -97,13 +98,13 @@ def probe_menus(
             sizes, errors = tuple(curve), list(curve.values())
             menus.append(menu_from_probes(branch.id, group, sizes, errors, measured))
         if "branch" in groups:
-            mean_D = _mean_update(about).to(bench.stream_PND)
+            mean_D = mean_update(about).to(bench.stream_PND)
             loss = bench.divergence(number + 1, arrived_PND + mean_D)
             probes.append(Probe(owner=branch.id, group="branch", size=0, divergence=loss))
             menus.append(drop_menu(branch.id, "branch", loss, limits))
         bench.stream_PND = bench.steps[number](bench.stream_PND)
         if "block" in groups and branch.id == block.branches[-1]:
-            means = [_mean_update(evidence.about(name)) for name in block.branches]
+            means = [mean_update(evidence.about(name)) for name in block.branches]
             total_D = torch.stack(means).sum(0).to(bench.stream_PND)
             loss = bench.divergence(number + 1, block_start + total_D)
             probes.append(Probe(owner=block.id, group="block", size=0, divergence=loss))
@@ -218,12 +219,14 @@ class _Bench:
     steps: list[nn.Module]
     stream_PND: Tensor
     dense_PC: Tensor
+    classes: int
 
     @staticmethod
     def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
         stream = family.embed(model, images_PCHW)
         steps = [family.through(model, branch) for branch in anatomy.branches]
-        bench = _Bench(family, model, copy_of(model), steps, stream, torch.empty(0))
+        classes = anatomy.num_classes
+        bench = _Bench(family, model, copy_of(model), steps, stream, torch.empty(0), classes)
         bench.dense_PC = bench._finish(0, stream)
         return bench
 
@@ -237,20 +240,21 @@ class _Bench:
         return after
 
     def divergence(self, start: int, stream_PND: Tensor) -> float:
-        """Mean KL(dense || this stream run through the steps from `start`), in nats."""
+        """Mean divergence of this stream run through the steps from `start`, in nats."""
         changed_PC = self._finish(start, stream_PND)
-        return float(F.kl_div(changed_PC, self.dense_PC, log_target=True, reduction="batchmean"))
+        return damage(self.dense_PC, changed_PC, self.classes).divergence
 
     def _finish(self, start: int, stream_PND: Tensor) -> Tensor:
         outputs = []
         for x_BND in stream_PND.split(32):
             for step in self.steps[start:]:
                 x_BND = step(x_BND)
-            outputs.append(self.family.head(self.model, x_BND).float().log_softmax(-1))
+            outputs.append(settled(self.family.head(self.model, x_BND), self.classes))
         return torch.cat(outputs)
 
 
-def _mean_update(about: dict[str, Sums]) -> Tensor:
+def mean_update(about: dict[str, Sums]) -> Tensor:
+    """What a branch adds to the stream on average (D,)."""
     sums = about.get("update_mean") or about["branch_similarity"]
     return sums["update_sum"] / sums["count"]
 
@@ -270,10 +274,12 @@ def probe_needs(groups: tuple[GroupName, ...]) -> set[str]:
 
 
 def held_images(batches: "Iterator[Tensor]", every: int, images: int) -> Tensor:
-    """The first `images` images of the batches that the fit holds out."""
+    """The first `images` images of the batches that the fit holds out; more are not read."""
     taken: list[Tensor] = []
     for number, batch in enumerate(batches):
         if number % every == every - 1:
             taken.append(batch)
+            if sum(map(len, taken)) >= images:
+                break
     found = torch.cat(taken) if taken else torch.empty(0)
     return found[:images]

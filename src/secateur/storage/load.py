@@ -84,6 +84,8 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
         model = library.open(name, pretrained=False, **sizes)
     base = identify(model, compare_outputs=False)
     tensors = read_checkpoint(path)
+    if sizes["num_classes"] == 0:
+        tensors = _without_classifier(model, tensors)
     _refuse_other_classes(model, tensors, path, source, sizes["num_classes"])
     if reason := misfit(model, tensors):
         hint = "; pass the --img-size it was trained for" if reason.startswith("pos_embed") else ""
@@ -99,12 +101,23 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
     return model
 
 
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the classifying layers; a distilled model has two."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or "head"
+    return (heads,) if isinstance(heads, str) else tuple(heads)
+
+
+def _without_classifier(model: nn.Module, tensors: Weights) -> Weights:
+    """The tensors of a checkpoint but for its classifier, which a feature extractor lacks."""
+    gone = tuple(f"{name}." for name in _classifiers(model))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(gone)}
+
+
 def _refuse_other_classes(
     model: nn.Module, tensors: Weights, path: Path, source: str, num_classes: int | None
 ) -> None:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    heads = config.get("classifier") or "head"
-    head = heads if isinstance(heads, str) else heads[0]
+    head = _classifiers(model)[0]
     wanted = model.state_dict().get(f"{head}.weight")
     found = tensors.get(f"{head}.weight")
     if found is None or (wanted is not None and wanted.shape[0] == found.shape[0]):

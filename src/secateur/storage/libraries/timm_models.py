@@ -114,7 +114,7 @@ def _check_weights(name: str, num_classes: int | None) -> None:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f"timm has no pretrained weights for '{name}'; {ADVICE}.")
-    if num_classes is not None and num_classes != config.num_classes:
+    if num_classes and num_classes != config.num_classes:
         raise UserError(
             f"the pretrained weights of '{name}' have {config.num_classes} classes, not "
             f"{num_classes}: the head would be untrained; leave out --num-classes, or {ADVICE}."

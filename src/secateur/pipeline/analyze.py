@@ -1,0 +1,248 @@
+"""The redundancy of one model: observe, leave out, make smaller, compare; a record of it all.
+
+found = secateur.analyze(model, "images/")
+found.save("redundancy/")      # analysis.html and analysis.json
+found.record["layers"][0]["damage"]
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.anatomy.family import family_of
+from secateur.anatomy.types import Anatomy, Cost
+from secateur.data.batches import Batch, Batches
+from secateur.errors import UserError
+from secateur.measuring.divergence import unit_of
+from secateur.pipeline import analyze_record as plain
+from secateur.pipeline.analyze_removals import Effort, measure_removals
+from secateur.pipeline.analyze_scores import (
+    Observed,
+    branch_criteria,
+    observe_all,
+    score_branches,
+)
+from secateur.pipeline.engines import timed
+from secateur.pipeline.measure import Progress
+from secateur.pipeline.opening import open_data, unreadable_note
+from secateur.pipeline.timing import check_timing, time_branches
+from secateur.registry import unknown
+from secateur.report.analysis_page import render_analysis
+from secateur.report.analysis_record import AnalysisRecord
+from secateur.report.analysis_words import findings
+from secateur.storage.files import check_files, write_files
+
+LIMIT = 256
+"""Images taken from a path or data string unless told otherwise."""
+PAGE, DATA = "analysis.html", "analysis.json"
+TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05}
+"""Damage within which layers count as droppable, by unit."""
+BACKWARD = 2
+"""A backward pass counts as this many forward passes."""
+EFFORTS = {
+    "quick": Effort(images=32, shares=(0.5, 0.25), all_shares=(0.75, 0.5), pairs_of=8),
+    "full": Effort(
+        images=64,
+        shares=(0.75, 0.5, 0.25, 0.125),
+        all_shares=(0.875, 0.75, 0.5, 0.25),
+        pairs_of=12,
+    ),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Analysis:
+    """What was found, as plain data: `secateur.report.analysis_record` describes the fields."""
+
+    record: dict[str, object]
+
+    @property
+    def findings(self) -> list[str]:
+        """The main findings as sentences."""
+        return findings(AnalysisRecord.model_validate(self.record))
+
+    def to_json(self) -> dict[str, object]:
+        """The record, the findings first."""
+        return {"findings": self.findings, **self.record}
+
+    def html(self) -> str:
+        """The page: one file that opens offline."""
+        return render_analysis(self.record)
+
+    def save(self, out: str | Path) -> None:
+        """Write analysis.html and analysis.json into `out`, both or none.
+
+        An earlier analysis there is replaced; UserError for a directory with anything else.
+        """
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_files(out, {PAGE: self.html(), DATA: text + "\n"})
+
+
+def check_words(
+    effort: str,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    tolerance: float | None = None,
+    out: str | Path | None = None,
+) -> None:
+    """UserError for options that cannot work, before anything is opened."""
+    if effort not in EFFORTS:
+        raise UserError(unknown("effort", effort, list(EFFORTS)))
+    check_timing(runtime, latency_batch)
+    if tolerance is not None and not tolerance >= 0:
+        raise UserError(f"the tolerance must be a damage of at least 0, not {tolerance:g}.")
+    if out is not None:
+        check_files(out, (PAGE, DATA))
+
+
+def analyze(
+    model: nn.Module,
+    images: object,
+    *,
+    effort: str = "quick",
+    tolerance: float | None = None,
+    limit: int | None = LIMIT,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    latency: bool = True,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Measure what `model` could do without, on images that need no labels.
+
+    `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
+    damage (nats) within which layers count as droppable. The model is left as it was, and memory
+    does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
+    Raises UserError for wrong options, unknown models and images that cannot be read.
+    """
+    check_words(effort, runtime, latency_batch, tolerance)
+    family = family_of(model)
+    anatomy = family.read(model)
+    if not anatomy.branches:
+        raise UserError("the model has no attention layer or MLP left to analyse.")
+    batches, used = open_data(
+        model,
+        images,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
+    unit, seconds, passes = unit_of(anatomy.num_classes), dict[str, float](), dict[str, float]()
+    chosen = branch_criteria(anatomy)
+    with timed(seconds, "observe"):
+        batches, probes = keeping(batches, EFFORTS[effort].images)
+        observed = observe_all(model, anatomy, batches, chosen, progress)
+        passes["observe"] = _observed_passes(observed)
+        probes_PCHW = torch.cat(probes)
+    with timed(seconds, "score"):
+        scores, notes = score_branches(model, family, anatomy, chosen, observed, seed)
+    with timed(seconds, "remove"), torch.no_grad():
+        removals = measure_removals(
+            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress
+        )
+        passes |= removals.passes
+    times = None
+    if latency:
+        with timed(seconds, "time"):
+            times = time_branches(
+                model,
+                family,
+                anatomy,
+                runtime=runtime,
+                batch_size=latency_batch,
+                progress=progress,
+            )
+    within = TOLERANCE[unit] if tolerance is None else tolerance
+    evidence = observed.forward
+    with timed(seconds, "summarise"), torch.no_grad():
+        record: dict[str, object] = {
+            "family": family.title,
+            "width": anatomy.width,
+            "tokens": anatomy.tokens,
+            "num_classes": anatomy.num_classes,
+            "input_size": anatomy.input_size,
+            **asdict(_total(anatomy)),
+            "ms": None if times is None else times.total_ms,
+            "setting": None if times is None else str(times.setting),
+            "unit": unit,
+            "tolerance": within,
+            "effort": effort,
+            "seed": seed,
+            "probe_images": removals.images,
+            "data": asdict(used),
+            "layers": plain.layer_records(
+                anatomy, evidence, removals, scores, removals.droppable(within), times
+            ),
+            "blocks": plain.block_records(anatomy, removals),
+            "series": [plain.series_record(anatomy, each, times) for each in removals.series],
+            "curves": plain.curve_records(removals),
+            "similarity": plain.similarity_records(evidence),
+            "heads": plain.head_records(anatomy, evidence),
+            "spectra": plain.spectrum_records(model, family, anatomy, evidence),
+            "interactions": plain.interaction_record(removals),
+            "scores": plain.score_records(anatomy, removals, scores),
+            "shares": plain.share_records(anatomy, times),
+            "refusals": _refusals(anatomy),
+            "environment": plain.environment(),
+            "notes": [*notes, *([unreadable_note(used.unreadable)] if used.unreadable else [])],
+        }
+    record["costs"] = _costs(passes, seconds, batches.images)
+    return Analysis(record=record)
+
+
+def _total(anatomy: Anatomy) -> Cost:
+    return anatomy.cost()
+
+
+def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:
+    """The same batches, which leave `count` images, evenly from all over, in a list on the way."""
+    kept: list[Tensor] = []
+    total = len(batches)
+
+    def start() -> Iterator[Batch]:
+        kept.clear()
+        for k, batch in enumerate(batches):
+            share = (k + 1) * count // total - k * count // total
+            kept.append(batch.images_BCHW[:share].clone())
+            yield batch
+
+    return replace(batches, _start=start, _every=None), kept
+
+
+def _observed_passes(observed: Observed) -> float:
+    """Image passes of the observing stage."""
+    back = 0 if observed.backward is None else (1 + BACKWARD) * observed.backward.images
+    return observed.forward.images + back
+
+
+def _refusals(anatomy: Anatomy) -> dict[str, str]:
+    """Why some layers, or the model, cannot offer a group."""
+    found: dict[str, str] = {str(group): why for group, why in anatomy.refusals.items()}
+    for branch in anatomy.branches:
+        found |= {str(group): why for group, why in branch.refusals.items()}
+    return found
+
+
+def _costs(
+    passes: Mapping[str, float], seconds: Mapping[str, float], images: int
+) -> list[dict[str, object]]:
+    """Passes over all images by stage; seconds, where a stage was timed as a whole."""
+    rows: list[dict[str, object]] = [
+        {"stage": name, "passes": count / images, "seconds": seconds.get(name)}
+        for name, count in passes.items()
+    ]
+    rows += [
+        {"stage": name, "passes": None, "seconds": value}
+        for name, value in seconds.items()
+        if name not in passes
+    ]
+    return rows

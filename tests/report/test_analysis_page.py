@@ -1,0 +1,132 @@
+"""The page of an analysis: its numbers, its charts, and that nothing gets out or in."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pydantic import ValidationError
+
+from secateur.pipeline.analyze import analyze
+from secateur.report.analysis_page import render_analysis
+from secateur.report.analysis_record import AnalysisRecord
+from secateur.report.analysis_words import damage_at, damage_words, findings, score_finding
+from tests.report.test_render import FETCHES, HOSTILE, Page
+
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def shared_analysis() -> Record:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=3,
+        num_heads=3,
+        num_classes=10,
+    )
+    found = analyze(model.eval(), torch.randn(40, 3, 32, 32), latency=False)
+    return found.record | {"model": "timm:some_vit", "command": "secateur analyze some"}
+
+
+@pytest.fixture
+def analysis(shared_analysis: Record) -> Record:
+    return copy.deepcopy(shared_analysis)
+
+
+def test_the_page_leads_with_its_findings(analysis: Record) -> None:
+    page = Page(render_analysis(analysis))
+    told = findings(AnalysisRecord.model_validate(analysis))
+    assert 3 <= len(told) <= 4
+    text = " ".join(page.text.split())
+    positions = [text.index(" ".join(sentence.replace("\u00a0", " ").split())) for sentence in told]
+    assert positions == sorted(positions) and positions[-1] < text.index("What each layer is worth")
+
+
+def test_every_layer_and_stage_is_on_the_page(analysis: Record) -> None:
+    page = Page(render_analysis(analysis))
+    for layer in analysis["layers"]:
+        assert layer["id"] in page.text
+        assert damage_words(layer["damage"], "").strip().replace("\u00a0", " ") in page.text
+    for word in ("Block Influence", "built-in method", "None", "nan"):
+        assert word not in page.text
+    assert "secateur analyze some" in page.text and "forward passes over the 40 images" in page.text
+    bars = [t for figure in page.figures for t in figure["data"] if t["type"] == "bar"]
+    assert sum(len(trace["x"]) for trace in bars if trace["name"].startswith(("att", "MLP"))) >= 6
+    maps = [t for figure in page.figures for t in figure["data"] if t["type"] == "heatmap"]
+    assert len(maps) == 4 + 1 + 1
+
+
+def test_the_page_fetches_nothing(analysis: Record) -> None:
+    html = render_analysis(analysis)
+    page = Page(html)
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "img"}
+        assert not FETCHES & attributes.keys(), (tag, attributes)
+    assert html.count("* plotly.js v") == 1
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
+    assert policy is not None and not re.search(r"https?:", policy)
+
+
+def test_hostile_text_stays_text(analysis: Record) -> None:
+    clean = Page(render_analysis(analysis))
+    analysis |= {"model": HOSTILE, "command": HOSTILE, "notes": [HOSTILE]}
+    analysis["data"]["source"] = HOSTILE
+    renamed = {layer["id"]: f"{HOSTILE}{i}" for i, layer in enumerate(analysis["layers"])}
+    for layer in analysis["layers"]:
+        layer["id"] = renamed[layer["id"]]
+    for key in ("curves", "heads", "spectra"):
+        for row in analysis[key]:
+            row["owner"] = renamed[row["owner"]]
+    analysis["interactions"]["owners"] = [renamed[n] for n in analysis["interactions"]["owners"]]
+    page = Page(render_analysis(analysis))
+    assert len(page.scripts) == len(clean.scripts)
+    assert not any(tag == "img" for tag, _ in page.tags)
+
+
+def test_without_some_parts(analysis: Record) -> None:
+    analysis |= {"interactions": None, "heads": [], "curves": [], "spectra": [], "scores": []}
+    for layer in analysis["layers"]:
+        layer["scores"] = {}
+    text = Page(render_analysis(analysis)).text
+    assert "Do removals add up?" not in text and "How far single layers" not in text
+
+
+@pytest.mark.parametrize("change", [{"layers": []}, {"macs": None}, {"series": 3}])
+def test_what_is_no_record_is_refused(analysis: Record, change: Record) -> None:
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        render_analysis(analysis | change)
+
+
+def test_findings_say_what_the_numbers_say(analysis: Record) -> None:
+    for i, layer in enumerate(analysis["layers"]):
+        layer |= {"damage": 0.5 if layer["kind"] == "mlp" else 0.05, "droppable": i in (0, 2)}
+    analysis["layers"][1]["damage"] = 4.0
+    together = next(s for s in analysis["series"] if s["structure"] == "layers")
+    together |= {"damage": [0.01, 0.05, 0.2], "agreement": [1.0, 0.9, 0.5]}
+    told = findings(AnalysisRecord.model_validate(analysis))
+    saved = f"{100 * together['macs'][1]:.1f}\u00a0% of the MACs and 90\u00a0% of predictions stay"
+    assert told[0].startswith("2 of 3 attention layers can go together within 0.1\u00a0nats")
+    assert saved in told[0]
+    assert any("attention layers matter less than MLPs" in sentence for sentence in told)
+    assert any("blocks.0.mlp must stay: it costs 4.00\u00a0nats alone" in s for s in told)
+    for score in analysis["scores"]:
+        score["rho"] = 0.1
+    assert "No cheap score" in score_finding(AnalysisRecord.model_validate(analysis))
+
+
+def test_damage_at_a_saving() -> None:
+    from secateur.report.analysis_record import SeriesRecord
+
+    series = SeriesRecord(
+        structure="mlp", what=("1", "2"), macs=(0.1, 0.3), params=(0.1, 0.3), ms=(None, None),
+        damage=(0.2, 1.0), agreement=(None, None),
+    )  # fmt: skip
+    assert damage_at(series, 0.05) == pytest.approx(0.1)
+    assert damage_at(series, 0.2) == pytest.approx(0.6)
+    assert damage_at(series, 0.31) is None
