@@ -156,7 +156,9 @@ def _solve(options: list[_Option], room: float) -> list[_Option] | None:
     losses = np.array([option.loss for option in options])
     costs = np.array([option.cost for option in options])
     scale = max(float(np.abs(costs).max()), 1e-12)
-    spread = max(float(losses.max()), 1e-12)
+    # WHY: the largest losses are never chosen unless nothing else fits; scaled by them, all that
+    # matters would fall below the solver's tolerances.
+    spread = float(np.median(losses[losses > 0])) if (losses > 0).any() else 1.0
     result = milp(
         losses / spread,
         constraints=[
