@@ -86,7 +86,8 @@ def observe(
             stack.callback(handle.remove)
         for kind in kinds:
             if kind.scope == "stream":
-                for handle in watch_stream(model, anatomy, kind, sums[kind.name][STREAM]):
+                own = sums[kind.name][STREAM]
+                for handle in watch_stream(model, anatomy, kind, own, lambda: ears.listening):
                     stack.callback(handle.remove)
         for number, batch in enumerate(batches.every(mine.rank, mine.count)):
             images += len(batch.images_BCHW)
