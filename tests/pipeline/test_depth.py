@@ -180,7 +180,7 @@ def test_windows_meet_cost_budgets_with_as_few_blocks_as_possible() -> None:
         ("50% hidden", {"preset": "sleb"}, "searches for whole layers"),
         ("drop 1 attention", {"preset": "uidl"}, "drops one run of blocks"),
         ("drop 1 mlp", {"preset": "layer_drop", "stand_in": "glue"}, "unknown stand_in 'glue'"),
-        ("drop 1 mlp", {"preset": "spectral", "stand_in": "affine"}, "has no meaning there"),
+        ("drop 1 mlp", {"preset": "spectral", "stand_in": "scalar"}, "has no meaning there"),
         ("drop 1 mlp", {"preset": "layer_drop", "stand_in": "merge"}, "whole blocks"),
     ],
 )

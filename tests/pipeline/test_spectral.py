@@ -156,3 +156,34 @@ def test_no_more_images_are_held_than_asked_for() -> None:
     assert held_images(batches(), 8, 6).flatten().tolist() == [7.0] * 4 + [15.0] * 2
     assert len(read) == 16
     assert len(held_images(iter([torch.zeros(4, 1)]), 8, 6)) == 0
+
+
+def test_the_writer_before_a_dropped_layer_stands_in_for_it() -> None:
+    model, anatomy = build("vit"), anatomy_of("vit")
+    images = images_for(model, count=40)
+    shapes = anatomy.shapes | {anatomy.branches[-1].id: None}
+
+    def error(*, stand_in: bool) -> float:
+        smaller = copy.deepcopy(model)
+        settings = SequentialSettings(stand_in=stand_in)
+        cut_front_to_back_(smaller, model, shapes, as_batches(images, 8), settings)
+        assert sum(p.numel() for p in smaller.parameters()) == anatomy.cost(shapes).params
+        with torch.no_grad():
+            return float((smaller(images) - model(images)).square().mean())
+
+    assert error(stand_in=True) < 0.9 * error(stand_in=False)
+
+
+def test_an_affine_stand_in_is_asked_for_by_name() -> None:
+    model = build("vit")
+    images = images_for(model, count=40)
+
+    def pruned(stand_in: str | None) -> torch.nn.Module:
+        return prune(
+            model, images, "drop 1 mlp", preset="spectral", effort="quick", stand_in=stand_in
+        ).model
+
+    with torch.no_grad():
+        assert not torch.allclose(pruned("affine")(images), pruned(None)(images), atol=1e-4)
+    with pytest.raises(UserError, match="merge"):
+        pruned("merge")

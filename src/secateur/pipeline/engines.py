@@ -79,10 +79,14 @@ def _spectral(
         with timed(seconds, "plan"):
             return plan_spectral(anatomy, task, prepared.menus, target)
 
+    affine = task.preset.stand_in == "affine"
+
     def cut(plan: Plan) -> nn.Module:
         smaller = copy_of(model)
         with timed(seconds, "cut"):
-            cut_spectral_(smaller, model, anatomy, plan, prepared, batches, progress)
+            cut_spectral_(
+                smaller, model, anatomy, plan, prepared, batches, progress, stand_in=affine
+            )
         return smaller
 
     return Engine(menus=prepared.menus, plan_for=plan_for, cut=cut)

@@ -161,11 +161,11 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
             f"preset '{preset.name}' refits what is left by itself, so --repair {options.repair} "
             "has no meaning there; leave it out, or take another preset, such as energy."
         )
-    if preset.engine == "spectral" and options.stand_in not in (None, "mean"):
+    if preset.engine == "spectral" and options.stand_in not in (None, "mean", "affine"):
         raise UserError(
             f"preset '{preset.name}' puts the mean of what is missing in place of dropped layers, "
-            f"so --stand-in {options.stand_in} has no meaning there; take another preset, such as "
-            "layer_drop."
+            f"or an affine map of what comes before; --stand-in {options.stand_in} has no meaning "
+            "there; take another preset, such as layer_drop."
         )
     return _changed(preset, options), budget
 

@@ -102,6 +102,8 @@ def cut_spectral_(
     prepared: Prepared,
     batches: Batches,
     progress: Progress | None = None,
+    *,
+    stand_in: bool = False,
 ) -> None:
     """Cut `smaller`, a copy of `dense`, front to back to the plan's shapes."""
 
@@ -116,7 +118,7 @@ def cut_spectral_(
         dense,
         plan.shapes,
         _first(batches, most),
-        SequentialSettings(token_weights=prepared.token_weights),
+        SequentialSettings(token_weights=prepared.token_weights, stand_in=stand_in),
         cut_so_far,
     )
 

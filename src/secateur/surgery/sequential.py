@@ -27,6 +27,7 @@ from secateur.surgery.reduce import (
     reduce_value,
 )
 from secateur.surgery.refit import Joint, joint_moments
+from secateur.surgery.stand_in import runs_of
 from secateur.surgery.streams import Streams, advance, advance_seen, embed_all
 
 HOLD_EVERY = 5
@@ -36,12 +37,14 @@ HOLD_EVERY = 5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialSettings:
     """`token_weights[branch]` (N,) says how much each position matters there (None: equally);
-    `metrics[branch]` (D, D) whitens a branch's output when units are ranked."""
+    `metrics[branch]` (D, D) whitens a branch's output when units are ranked. With `stand_in`, a
+    branch right before dropped ones is refitted to the dense stream behind them."""
 
     refit: RefitSettings = field(default_factory=RefitSettings)
     token_weights: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     refit_unchanged: bool = True
+    stand_in: bool = False
 
 
 @torch.no_grad()
@@ -56,7 +59,8 @@ def cut_front_to_back_(
     """Shrink `model`, a copy of `dense`, in place to `shapes`.
 
     Branches after the first cut that keep their shape are refitted too, unless the settings say
-    otherwise. A dropped branch leaves the mean of what the stream lacks there.
+    otherwise. A dropped branch leaves the mean of what the stream lacks there; with a stand-in the
+    writer before it has learned the best affine map to what it gave, as far as that generalises.
     """
     family = family_of(model)
     anatomy = family.read(model)
@@ -64,10 +68,18 @@ def cut_front_to_back_(
     run.dense_streams = _enough_batches(embed_all(dense, family, batches))
     run.streams = list(run.dense_streams)
     constants: list[tuple[Branch, Tensor]] = []
+    behind = runs_of(anatomy, shapes) if settings.stand_in else {}
+    stood_in: set[str] = set()
     touched = False
     for number, branch in enumerate(anatomy.branches):
         shape = shapes.get(branch.id)
-        run.dense_after = list(advance(dense, family, branch, run.dense_streams))
+        if branch.id not in stood_in:
+            run.dense_after = list(advance(dense, family, branch, run.dense_streams))
+        for dropped in behind.get(branch.id, ()):
+            after = advance(dense, family, anatomy.branch(dropped), run.dense_after)
+            run.dense_after = list(after)
+            stood_in.add(dropped)
+            touched = True
         if shape is None:
             constants.append((branch, _skip(run, branch)))
             touched = True
