@@ -1,5 +1,8 @@
 """What the benchmark scripts share: model, images, forward passes as the unit of time, a store.
 
+Costs are processor time of this process, set against that of forward passes in the same process:
+on a machine that does other work as well, that says more than the clock on the wall.
+
 Every script keeps what it measured, cell by cell, in benchmarks/out/NAME.jsonl, and does not
 measure a finished cell again; delete the file to start afresh.
 """
@@ -121,10 +124,10 @@ class Bench:
         model, batches = self.model, self.calibration
         with torch.inference_mode():
             model(batches[0][0])
-            start = time.perf_counter()
+            start = time.process_time()
             for images_BCHW, _ in batches:
                 model(images_BCHW)
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     def measure(self, make: Callable[[], nn.Module], begun: float = 0.0) -> Row:
         """Make a model, timed between two forward passes over the same images, and score it.
@@ -132,9 +135,9 @@ class Bench:
         `begun` are seconds spent before on what several models share; each is charged them all.
         """
         before = self.forward_cost()
-        start = time.perf_counter()
+        start = time.process_time()
         model = make()
-        seconds = begun + time.perf_counter() - start
+        seconds = begun + time.process_time() - start
         forward = (before + self.forward_cost()) / 2
         found = predict(model, self.validation, reference=self.told())
         scores = summarize(found)

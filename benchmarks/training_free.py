@@ -162,12 +162,12 @@ def _started(bench: Bench, method: Method, budget: str) -> Started:
     task = resolve(options, anatomy)
     check_reachable(anatomy, task)
     if method.name not in _kept:
-        begin = time.perf_counter()
+        begin = time.process_time()
         batches = as_batches(bench.calibration)
         engine = start(bench.model, family, anatomy, task, batches, {}, None)
         _kept.clear()
         _kept[method.name] = Started(
-            anatomy=anatomy, task=task, engine=engine, seconds=time.perf_counter() - begin
+            anatomy=anatomy, task=task, engine=engine, seconds=time.process_time() - begin
         )
     return _kept[method.name]
 
