@@ -244,7 +244,8 @@ def _whole(store: Store, args: argparse.Namespace) -> list[str]:
         f"`{BUDGET}` from a folder of images: everything holds the loading of the weights, the "
         f"checking and decoding of {args.images} images and the saving. The forward pass is over "
         "decoded images, before and after in the same process; both count processor time, since "
-        "the machine does other work as well. The difference is between the model in memory and the saved one in a fresh process.",
+        "the machine does other work as well. The difference is between the model in memory and "
+        "the saved one in a fresh process.",
         table(head, lines),
     ]
 
