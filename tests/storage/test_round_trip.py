@@ -143,8 +143,12 @@ def test_other_floating_types(dtype: torch.dtype, tmp_path: Path) -> None:
     _save(model, tmp_path / "small")
     again = load(tmp_path / "small")
     assert {p.dtype for p in again.parameters()} == {dtype}
+    dense, loaded = model.state_dict(), again.state_dict()
+    assert dense.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], dense[name]) for name in dense)
+    # WHY not bit by bit: where tensors lie in memory decides which kernels some machines take.
     x = images(model).to(dtype)
-    assert torch.equal(again(x), model(x))
+    torch.testing.assert_close(again(x), model(x))
 
 
 def test_preprocessing_travels(tmp_path: Path) -> None:
