@@ -111,6 +111,7 @@ def fit_(
         if state is not None:
             run.restore_(state)
         machine.require_same_step(run.step)
+        machine.track(settings)
         if not run.finished:
             prepare = preparer(settings, classes, labelled, machine.process)
             _train(run, items, prepare, judge)
