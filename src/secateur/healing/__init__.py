@@ -8,7 +8,7 @@ One loop for all of it (`loop.fit_`), from small parts:
     objectives  supervised, and distillation from a teacher
     settings    `TrainSettings`, from YAML
     stream      images by position: order and augmentation follow from seed and position
-    judging     held-out images choose the weights that come out
+    judging     held-out images, by which the weights that come out are chosen
     checkpoint  one file, written whole or not at all
     run, machine, identity   state of a run; accelerate; what makes a run the same run
 

@@ -79,9 +79,9 @@ def fit_(
     Parameters that require no gradient stay as they are. Lessons carry labels if `labelled`, for
     a head of `classes`. With a `folder` there are checkpoints and logs in it; a run found there
     goes on, one that was finished gives its weights at once, and one whose settings, images,
-    starting weights or `about` differ is refused, unless `restart` begins anew. With a `judge`,
-    the weights that come out are the best judged ones. If training fails or is interrupted the
-    model has its old weights.
+    starting weights or `about` differ is refused, unless `restart` begins anew. A `judge` looks at
+    the weights now and then; which of them come out is `keep` in the settings, without a judge
+    the last ones. If training fails or is interrupted the model has its old weights.
 
     Raises UserError, besides, for a batch that processes cannot share, weights in half precision,
     and a loss or gradient that is not finite: it names the step, and the last checkpoint stays.
@@ -111,6 +111,7 @@ def fit_(
         if state is not None:
             run.restore_(state)
         machine.require_same_step(run.step)
+        machine.track(settings)
         if not run.finished:
             prepare = preparer(settings, classes, labelled, machine.process)
             _train(run, items, prepare, judge)

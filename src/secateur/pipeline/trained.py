@@ -94,22 +94,28 @@ class Trained:
     def save(self, out: str | Path) -> None:
         """Write the model and training.json into `out`, whole or not at all.
 
+        The spec tells the settings that are not the defaults, training.json everything.
+
         UserError when `out` cannot be written or holds something else, and when the model cannot
         be rebuilt.
         """
         if isinstance(self.base, str):
             raise UserError(self.base)
         record = self.record()
-        run = {key: value for key, value in record["training"].items() if key != "history"}
-        told = {"verb": self.verb, **self.about, **run, "data": record["data"]}
+        kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
+        told = {
+            **self.about,
+            **{key: record["training"][key] for key in kept},
+            "settings": self.report.settings.model_dump(mode="json", exclude_defaults=True),
+            "data": record["data"],
+            "device": record["environment"]["device"],
+            "command": self.command,
+        }
         save(
             self.model,
             out,
             base=self.base,
-            provenance={
-                **self.earlier,
-                self.verb: told | {"environment": record["environment"], "command": self.command},
-            },
+            provenance={**self.earlier, self.verb: told},
             results=_results(record, self.verb),
             extra_files={"training.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n"},
         )
