@@ -16,6 +16,7 @@ from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.pipeline.analyze import Analysis, analyze, keeping
+from secateur.pipeline.analyze_removals import _counts
 from secateur.pipeline.analyze_scores import GRADIENT_BATCH, some
 from secateur.report.analysis_record import AnalysisRecord
 from tests.hosts import HOSTS, build, images_for
@@ -235,3 +236,11 @@ def test_some_images_few_at_a_time() -> None:
         range(64)
     )
     assert max(len(p.images_BCHW) for p in parts) == GRADIENT_BATCH
+
+
+@pytest.mark.parametrize(
+    ("total", "counts"),
+    [(1, [1]), (2, [1]), (6, [1, 2, 3]), (24, [1, 2, 3, 4, 6, 8, 10, 12])],
+)
+def test_series_begin_with_one_layer_and_end_with_half(total: int, counts: list[int]) -> None:
+    assert _counts(total) == counts
