@@ -138,8 +138,8 @@ def analyze(
     unit, seconds, passes = unit_of(anatomy.num_classes), dict[str, float](), dict[str, float]()
     chosen = branch_criteria(anatomy)
     with timed(seconds, "observe"):
-        batches, probes = keeping(batches, EFFORTS[effort].images)
-        observed = observe_all(model, anatomy, batches, chosen, progress)
+        seen, probes = keeping(batches, EFFORTS[effort].images)
+        observed = observe_all(model, anatomy, seen, chosen, progress)
         passes["observe"] = _observed_passes(observed)
         probes_PCHW = torch.cat(probes)
     with timed(seconds, "score"):
@@ -183,18 +183,27 @@ def analyze(
 
 
 def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:
-    """The same batches, which leave `count` images, evenly from all over, in a list on the way."""
+    """The same batches, which leave `count` images, evenly from all over, in a list on the way.
+
+    Where that leaves at least as many, the images kept are taken out of the batches: damage is
+    then measured on images that gave no evidence for means and repairs.
+    """
     kept: list[Tensor] = []
-    total = len(batches)
+    total, apart = len(batches), batches.images >= 2 * count
 
     def start() -> Iterator[Batch]:
         kept.clear()
         for k, batch in enumerate(batches):
             share = (k + 1) * count // total - k * count // total
             kept.append(batch.images_BCHW[:share].clone())
-            yield batch
+            labels, rest = batch.labels_B, batch.images_BCHW[share:]
+            if not apart:
+                yield batch
+            elif len(rest):
+                yield Batch(rest, None if labels is None else labels[share:])
 
-    return replace(batches, _start=start, _every=None), kept
+    images = batches.images - count if apart else batches.images
+    return replace(batches, images=images, _start=start, _every=None), kept
 
 
 def _observed_passes(observed: Observed) -> float:
