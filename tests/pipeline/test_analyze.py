@@ -16,6 +16,7 @@ from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.pipeline.analyze import Analysis, analyze, keeping
+from secateur.pipeline.analyze_removals import _counts
 from secateur.pipeline.analyze_scores import GRADIENT_BATCH, some
 from secateur.report.analysis_record import AnalysisRecord
 from tests.hosts import HOSTS, build, images_for
@@ -154,8 +155,8 @@ def test_pairs_agree_with_singles() -> None:
 def test_costs_are_told_in_passes() -> None:
     found = record_of(of_digits())
     passes = {cost.stage: cost.passes for cost in found.costs if cost.passes is not None}
-    # One pass over 64 images and one forward and back over the same 64.
-    assert passes["observe"] == 1 + 3
+    # Half of the images only probe; one pass over the others, and one forward and back over them.
+    assert passes["observe"] == (1 + 3) / 2
     # Half of the images probe; the twelve layers and six blocks need from 1/12 to 12/12 of them.
     assert 0 < passes["layers and blocks"] < 18 / 2
     assert 20 < sum(passes.values()) < 40
@@ -218,12 +219,17 @@ def test_wrong_input_is_refused() -> None:
         analyze(nn.Linear(2, 2), images_for(model))
 
 
-def test_probe_images_come_from_all_over() -> None:
-    images = torch.arange(50.0).view(50, 1, 1, 1)
-    batches, kept = keeping(as_batches(images, 5), 12)
-    assert sum(len(batch.images_BCHW) for batch in batches) == 50
+def test_probe_images_come_from_all_over_and_give_no_evidence() -> None:
+    images, labels = torch.arange(50.0).view(50, 1, 1, 1), torch.arange(50)
+    batches, kept = keeping(as_batches((images, labels), 5), 12)
+    seen = [(b.images_BCHW.flatten().tolist(), b.labels_B) for b in batches]
     found = torch.cat(kept).flatten().tolist()
     assert len(found) == 12 and found[0] < 5 and found[-1] >= 45
+    rest = [x for xs, _ in seen for x in xs]
+    assert sorted([*rest, *found]) == list(range(50)) and batches.images == len(rest) == 38
+    assert [int(y) for _, ys in seen for y in (ys if ys is not None else [])] == rest
+    few, kept = keeping(as_batches(images[:20], 5), 12)
+    assert sum(len(batch.images_BCHW) for batch in few) == few.images == 20
     assert len(torch.cat(kept)) == 12
 
 
@@ -235,3 +241,11 @@ def test_some_images_few_at_a_time() -> None:
         range(64)
     )
     assert max(len(p.images_BCHW) for p in parts) == GRADIENT_BATCH
+
+
+@pytest.mark.parametrize(
+    ("total", "counts"),
+    [(1, [1]), (2, [1]), (6, [1, 2, 3]), (24, [1, 2, 3, 4, 6, 8, 10, 12])],
+)
+def test_series_begin_with_one_layer_and_end_with_half(total: int, counts: list[int]) -> None:
+    assert _counts(total) == counts

@@ -1,6 +1,6 @@
 """`secateur evaluate`: how well a model classifies, and how near it is to a reference."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,16 +21,49 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.console import Console
     from torch import nn
 
     from secateur.measuring.accuracy import Accuracy
+    from secateur.pipeline.metrics import Found as Metrics
     from secateur.pipeline.opening import DataUsed
 
 REFERENCE = "Reference"
 FEATURES = "Features"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureOptions:
+    """What is measured of the features before the classifier."""
+
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Of the features before the classifier: knn, linear_probe, retrieval, features.",
+            rich_help_panel=FEATURES,
+            show_default=False,
+        ),
+    ] = None
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images that knn and linear_probe learn from.",
+            rich_help_panel=FEATURES,
+            show_default=False,
+        ),
+    ] = None
+    train_limit: Annotated[
+        int, typer.Option(help="How many of them; 0 for all.", rich_help_panel=FEATURES)
+    ] = 0
+    features_only: Annotated[
+        bool,
+        typer.Option(
+            "--features-only",
+            help="The labels are not those of the model's head: measure only --metrics.",
+            rich_help_panel=FEATURES,
+        ),
+    ] = False
 
 
 @verb
@@ -40,6 +73,7 @@ def evaluate(
     host: HostOptions,
     images: DataOptions,
     machine: MachineOptions,
+    features: FeatureOptions,
     limit: Annotated[
         int, typer.Option(help="Images to score; 0 for all.", rich_help_panel=IMAGES)
     ] = 0,
@@ -62,54 +96,57 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Of the features before the classifier: knn, linear_probe, retrieval, features.",
-            rich_help_panel=FEATURES,
-            show_default=False,
-        ),
-    ] = None,
-    train_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled images that knn and linear_probe learn from.",
-            rich_help_panel=FEATURES,
-            show_default=False,
-        ),
-    ] = None,
-    train_limit: Annotated[
-        int, typer.Option(help="How many of them; 0 for all.", rich_help_panel=FEATURES)
-    ] = 0,
-    features_only: Annotated[
-        bool,
-        typer.Option(
-            "--features-only",
-            help="The labels are not those of the model's head: measure only --metrics.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = False,
 ) -> Answer:
     """Measure accuracy, agreement and KL with a reference, and what features are good for."""
-    from secateur.anatomy.family import read
     from secateur.data.preprocessing import Preprocessing
-    from secateur.errors import UserError
-    from secateur.measuring.accuracy import NOTHING
     from secateur.measuring.metrics import chosen
-    from secateur.pipeline.measure import score
-    from secateur.pipeline.metrics import check_classes, evaluate_metrics
-    from secateur.pipeline.opening import open_data, refuse_missing
+    from secateur.pipeline.opening import refuse_missing
 
-    for source in (data, train_data):
+    for source in (data, features.train_data):
         if source is not None:
             refuse_missing(source)
     use_threads(machine)
-    which = names(metrics) or []
     opened = open_model(model, host)
     beside, note = _reference(opened, reference, reference_checkpoint, host)
-    chosen(which, train=train_data is not None, reference=beside is not None)
-    headless = features_only or read(opened).num_classes == 0
+    which = names(features.metrics) or []
+    chosen(which, train=features.train_data is not None, reference=beside is not None)
+    found, measured, used = _measure(opened, beside, data, limit, features, which, images)
+    prepared = Preprocessing.of(opened).to_json()
+    return Answer(
+        data={
+            **found.to_json(),
+            "n": used.images,
+            "metrics": measured,
+            "unreadable": list(used.unreadable),
+            "model": model,
+            "data": used.source,
+            "train_data": features.train_data,
+            "fingerprint": used.fingerprint,
+            "preprocessing": prepared,
+            "note": note,
+        },
+        show=lambda console: _show(console, model, found, measured, used, note, prepared),
+    )
+
+
+def _measure(
+    opened: "nn.Module",
+    beside: "nn.Module | None",
+    data: str,
+    limit: int,
+    features: FeatureOptions,
+    which: list[str],
+    images: DataOptions,
+) -> "tuple[Accuracy, Metrics, DataUsed]":
+    """Accuracy, where the model has a head for these images, and the metrics named."""
+    from secateur.anatomy.family import read
+    from secateur.errors import UserError
+    from secateur.measuring.accuracy import NOTHING
+    from secateur.pipeline.measure import score
+    from secateur.pipeline.metrics import check_classes, evaluate_metrics
+    from secateur.pipeline.opening import open_data
+
+    headless = features.features_only or read(opened).num_classes == 0
     if headless and not which:
         raise UserError(
             "without a head there is no accuracy; name some --metrics, such as knn or retrieval."
@@ -121,37 +158,28 @@ def evaluate(
         batch_size=images.batch_size,
         workers=images.workers,
         skip_unreadable=images.skip_unreadable,
+        own_labels=headless,
     )
-    batches, used = read_as(data, limit=limit or None, own_labels=headless)
+    batches, used = read_as(data, limit=limit or None)
     train = None
-    if train_data is not None:
-        train, learnt = read_as(train_data, limit=train_limit or None, own_labels=headless)
+    if features.train_data is not None:
+        train, learnt = read_as(features.train_data, limit=features.train_limit or None)
         check_classes(used.classes, learnt.classes)
-    found, measured = NOTHING, {}
+    found, measured = NOTHING, dict[str, dict[str, object]]()
     with progress_bar() as progress:
         if which:
             measured = evaluate_metrics(
-                opened, batches, which, train=train, reference=beside, seed=images.seed,
+                opened,
+                batches,
+                which,
+                train=train,
+                reference=beside,
+                seed=images.seed,
                 progress=progress,
-            )  # fmt: skip
+            )
         if not headless:
             found = score(opened, batches, "evaluate", progress, reference=beside)
-    prepared = Preprocessing.of(opened).to_json()
-    return Answer(
-        data={
-            **found.to_json(),
-            "n": batches.images,
-            "metrics": measured,
-            "unreadable": list(used.unreadable),
-            "model": model,
-            "data": used.source,
-            "train_data": train_data,
-            "fingerprint": used.fingerprint,
-            "preprocessing": prepared,
-            "note": note,
-        },
-        show=lambda console: _show(console, model, found, measured, used, note, prepared),
-    )
+    return found, measured, used
 
 
 def _reference(
@@ -173,7 +201,7 @@ def _show(
     console: "Console",
     model: str,
     found: "Accuracy",
-    measured: "Mapping[str, Mapping[str, object]]",
+    measured: "Metrics",
     used: "DataUsed",
     note: str,
     prepared: dict[str, object],

@@ -18,7 +18,7 @@ from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.evidence.kinds import STREAM, EvidenceKind, Sums, chosen_kinds
-from secateur.evidence.processes import added_up, here
+from secateur.evidence.processes import Processes, added_up, here
 from secateur.evidence.stream import watch_stream
 
 
@@ -91,10 +91,8 @@ def observe(
                     stack.callback(handle.remove)
         for number, batch in enumerate(batches.every(mine.rank, mine.count)):
             images += len(batch.images_BCHW)
-            if generator is not None and mine.count > 1:
-                first = 0 if number == 0 else (number - 1) * mine.count + mine.rank + 1
-                skipped = range(first, number * mine.count + mine.rank)
-                _skip_labels(generator, batches, anatomy.num_classes, skipped)
+            if generator is not None:
+                _skip_labels(generator, batches, anatomy.num_classes, number, mine)
             if gradient:
                 _run_back(model, batch.images_BCHW, batch.labels_B, generator)
             elif kinds:
@@ -168,13 +166,17 @@ def _run_back(
 
 
 def _skip_labels(
-    generator: torch.Generator, batches: Batches, classes: int, skipped: range
+    generator: torch.Generator, batches: Batches, classes: int, number: int, mine: Processes
 ) -> None:
-    """Draw and forget the labels of batches that other processes run, so that each batch gets the
-    labels it gets in a single process (where batches are all of one size but the last)."""
+    """Draw and forget the labels of batches that other processes run before our `number`-th one.
+
+    So each batch gets the labels it gets in a single process, where batches are all of one size
+    but the last.
+    """
+    before = 0 if number == 0 else (number - 1) * mine.count + mine.rank + 1
     size = -(-batches.images // len(batches))
-    for number in skipped:
-        count = min(size, batches.images - number * size)
+    for other in range(before, number * mine.count + mine.rank):
+        count = min(size, batches.images - other * size)
         torch.multinomial(torch.ones(count, classes), 1, generator=generator)
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
-from secateur.anatomy.types import Anatomy, Cost
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.measuring.divergence import unit_of
@@ -139,8 +138,8 @@ def analyze(
     unit, seconds, passes = unit_of(anatomy.num_classes), dict[str, float](), dict[str, float]()
     chosen = branch_criteria(anatomy)
     with timed(seconds, "observe"):
-        batches, probes = keeping(batches, EFFORTS[effort].images)
-        observed = observe_all(model, anatomy, batches, chosen, progress)
+        seen, probes = keeping(batches, EFFORTS[effort].images)
+        observed = observe_all(model, anatomy, seen, chosen, progress)
         passes["observe"] = _observed_passes(observed)
         probes_PCHW = torch.cat(probes)
     with timed(seconds, "score"):
@@ -161,75 +160,56 @@ def analyze(
                 batch_size=latency_batch,
                 progress=progress,
             )
-    within = TOLERANCE[unit] if tolerance is None else tolerance
-    evidence = observed.forward
     with timed(seconds, "summarise"), torch.no_grad():
-        record: dict[str, object] = {
-            "family": family.title,
-            "width": anatomy.width,
-            "tokens": anatomy.tokens,
-            "num_classes": anatomy.num_classes,
-            "input_size": anatomy.input_size,
-            **asdict(_total(anatomy)),
-            "ms": None if times is None else times.total_ms,
-            "setting": None if times is None else str(times.setting),
-            "unit": unit,
-            "tolerance": within,
-            "effort": effort,
-            "seed": seed,
-            "probe_images": removals.images,
-            "data": asdict(used),
-            "layers": plain.layer_records(
-                anatomy, evidence, removals, scores, removals.droppable(within), times
-            ),
-            "blocks": plain.block_records(anatomy, removals),
-            "series": [plain.series_record(anatomy, each, times) for each in removals.series],
-            "curves": plain.curve_records(removals),
-            "similarity": plain.similarity_records(evidence),
-            "heads": plain.head_records(anatomy, evidence),
-            "spectra": plain.spectrum_records(model, family, anatomy, evidence),
-            "interactions": plain.interaction_record(removals),
-            "scores": plain.score_records(anatomy, removals, scores),
-            "shares": plain.share_records(anatomy, times),
-            "refusals": _refusals(anatomy),
-            "environment": plain.environment(),
-            "notes": [*notes, *([unreadable_note(used.unreadable)] if used.unreadable else [])],
-        }
-    record["costs"] = _costs(passes, seconds, batches.images)
+        record = plain.measured(
+            model,
+            family,
+            anatomy,
+            observed.forward,
+            removals,
+            scores,
+            times,
+            TOLERANCE[unit] if tolerance is None else tolerance,
+        )
+    record |= {
+        "effort": effort,
+        "seed": seed,
+        "data": asdict(used),
+        "environment": plain.environment(),
+        "notes": [*notes, *([unreadable_note(used.unreadable)] if used.unreadable else [])],
+        "costs": _costs(passes, seconds, batches.images),
+    }
     return Analysis(record=record)
 
 
-def _total(anatomy: Anatomy) -> Cost:
-    return anatomy.cost()
-
-
 def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:
-    """The same batches, which leave `count` images, evenly from all over, in a list on the way."""
+    """The same batches, which leave `count` images, evenly from all over, in a list on the way.
+
+    Where that leaves at least as many, the images kept are taken out of the batches: damage is
+    then measured on images that gave no evidence for means and repairs.
+    """
     kept: list[Tensor] = []
-    total = len(batches)
+    total, apart = len(batches), batches.images >= 2 * count
 
     def start() -> Iterator[Batch]:
         kept.clear()
         for k, batch in enumerate(batches):
             share = (k + 1) * count // total - k * count // total
             kept.append(batch.images_BCHW[:share].clone())
-            yield batch
+            labels, rest = batch.labels_B, batch.images_BCHW[share:]
+            if not apart:
+                yield batch
+            elif len(rest):
+                yield Batch(rest, None if labels is None else labels[share:])
 
-    return replace(batches, _start=start, _every=None), kept
+    images = batches.images - count if apart else batches.images
+    return replace(batches, images=images, _start=start, _every=None), kept
 
 
 def _observed_passes(observed: Observed) -> float:
     """Image passes of the observing stage."""
     back = 0 if observed.backward is None else (1 + BACKWARD) * observed.backward.images
     return observed.forward.images + back
-
-
-def _refusals(anatomy: Anatomy) -> dict[str, str]:
-    """Why some layers, or the model, cannot offer a group."""
-    found: dict[str, str] = {str(group): why for group, why in anatomy.refusals.items()}
-    for branch in anatomy.branches:
-        found |= {str(group): why for group, why in branch.refusals.items()}
-    return found
 
 
 def _costs(

@@ -4,23 +4,63 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.analysis.agreement import rank_correlation
-from secateur.analysis.heads import head_similarity
-from secateur.analysis.similarity import similarities
-from secateur.analysis.spectra import spectra
 from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy, AttentionShape, Branch, MlpShape, Shapes
+from secateur.anatomy.types import Anatomy, Branch, MlpShape, Shapes
 from secateur.evidence import Evidence
-from secateur.evidence.kinds import STREAM
+from secateur.measuring.divergence import unit_of
 from secateur.pipeline.analyze_removals import Removals, Series
 from secateur.pipeline.analyze_scores import Score
+from secateur.pipeline.analyze_sums import (
+    Plain,
+    head_records,
+    similarity_records,
+    spectrum_records,
+)
 from secateur.pipeline.timing import Times
 
-Plain = dict[str, object]
-HELD = 64
-"""Most points at which a spectrum's running sum is told."""
+
+def measured(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    evidence: Evidence,
+    removals: Removals,
+    scores: Sequence[Score],
+    times: Times | None,
+    tolerance: float,
+) -> Plain:
+    """All of the record that was measured: the model, its layers, and what the sums say."""
+    total = anatomy.cost()
+    return {
+        "family": family.title,
+        "width": anatomy.width,
+        "tokens": anatomy.tokens,
+        "num_classes": anatomy.num_classes,
+        "input_size": anatomy.input_size,
+        "macs": total.macs,
+        "params": total.params,
+        "ms": None if times is None else times.total_ms,
+        "setting": None if times is None else str(times.setting),
+        "unit": unit_of(anatomy.num_classes),
+        "tolerance": tolerance,
+        "probe_images": removals.images,
+        "layers": layer_records(
+            anatomy, evidence, removals, scores, removals.droppable(tolerance), times
+        ),
+        "blocks": block_records(anatomy, removals),
+        "series": [series_record(anatomy, each, times) for each in removals.series],
+        "curves": curve_records(removals),
+        "similarity": similarity_records(evidence),
+        "heads": head_records(anatomy, evidence),
+        "spectra": spectrum_records(model, family, anatomy, evidence),
+        "interactions": interaction_record(removals),
+        "scores": score_records(anatomy, removals, scores),
+        "shares": share_records(anatomy, times),
+        "refusals": refusals(anatomy),
+    }
 
 
 def layer_records(
@@ -111,55 +151,6 @@ def curve_records(removals: Removals) -> list[Plain]:
     ]
 
 
-def similarity_records(evidence: Evidence) -> dict[str, Plain]:
-    """Similarity between depths, by part of the tokens."""
-    return {
-        part: {
-            "cosine": matrix(found.cosine_PP),
-            "cka": matrix(found.cka_QQ),
-            "points": found.points,
-            "rank": found.rank_Q.tolist(),
-        }
-        for part, found in similarities(evidence.of("stream_similarity", STREAM)).items()
-    }
-
-
-def head_records(anatomy: Anatomy, evidence: Evidence) -> list[Plain]:
-    """CKA between heads for every attention layer with more than one."""
-    return [
-        {
-            "owner": branch.id,
-            "cka": matrix(
-                head_similarity(evidence.of("context_moments", branch.id), branch.shape.heads)
-            ),
-        }
-        for branch in anatomy.branches
-        if isinstance(branch.shape, AttentionShape) and branch.shape.heads > 1
-    ]
-
-
-def spectrum_records(
-    model: nn.Module, family: Family, anatomy: Anatomy, evidence: Evidence
-) -> list[Plain]:
-    """The spectra of every branch."""
-    found: list[Plain] = []
-    for branch in anatomy.branches:
-        for each in spectra(family.weights(model, branch), evidence.about(branch.id)):
-            held_S = each.share_S.cumsum(0)
-            step = -(-len(held_S) // HELD)
-            found.append(
-                {
-                    "owner": branch.id,
-                    "group": each.group,
-                    "size": each.size,
-                    "effective": each.effective,
-                    "most": each.most,
-                    "held": held_S[step - 1 :: step].tolist(),
-                }
-            )
-    return found
-
-
 def interaction_record(removals: Removals) -> Plain | None:
     """Damage of pairs beyond the sum of both alone, over the layers that were paired."""
     if not removals.pairs:
@@ -247,9 +238,12 @@ def _number(value: object) -> float:
     return value
 
 
-def matrix(values: Tensor) -> list[list[float | None]]:
-    """A matrix as lists; what is not finite becomes None."""
-    return [[x if x == x and abs(x) != float("inf") else None for x in r] for r in values.tolist()]
+def refusals(anatomy: Anatomy) -> dict[str, str]:
+    """Why some layers, or the model, cannot offer a group."""
+    found: dict[str, str] = {str(group): why for group, why in anatomy.refusals.items()}
+    for branch in anatomy.branches:
+        found |= {str(group): why for group, why in branch.refusals.items()}
+    return found
 
 
 def environment() -> dict[str, str]:

@@ -183,10 +183,10 @@ def _depth(
 
 
 def _counts(total: int) -> list[int]:
-    """How many are left out at each point of a series: up to half, one at least."""
+    """How many are left out at each point of a series: from one to half, denser at first."""
     most = max(1, total // 2)
-    points = min(POINTS, most)
-    return sorted({max(1, round(most * (i + 1) / points)) for i in range(points)})
+    shares = [(point + 1) / POINTS for point in range(POINTS)]
+    return sorted({max(1, round(most * share**1.5)) for share in shares})
 
 
 def _width_series(

@@ -22,7 +22,7 @@ from secateur.report.words import count, duration, milliseconds, percent, plural
 
 PARTS = {"class": "class token", "patches": "patches"}
 STAGES = {
-    "observe": "observe: one pass over all images; forward and back over some",
+    "observe": "one pass over all other than probe images; forward and back over some",
     "layers and blocks": "every layer and every block left out",
     "more and more layers": "more and more of them left out together",
     "pairs of layers": "pairs of layers left out",
