@@ -16,9 +16,9 @@ from secateur.anatomy.weights import AttentionWeights
 PRESERVED = ("50% qk", "25% qk")
 """Budgets at which attention is compared."""
 FIGURE = "25% qk"
-IMAGES = 64
+IMAGES = 32
 """Validation images over which attention is compared."""
-SHOWN = (3, 20, 41, 58)
+SHOWN = (3, 11, 20, 28)
 """Numbers of the images, among these, whose maps are drawn."""
 LAYER = 8
 """Block whose maps are drawn."""
