@@ -121,10 +121,9 @@ def polish_(
 ) -> PolishReport:
     """Train `student`, cut from `teacher`, on the images of `batches`; leaves it in eval mode.
 
-    `channels` are those of the teacher's stream that a narrower student kept. Budgets in steps give
-    the same weights for the same seed. `on_step(done, total)` counts steps, or seconds of a budget
-    in time. If training fails (UserError naming the step where loss or gradient is not finite) or
-    is interrupted, the student has its old weights back.
+    `channels`: those of the teacher's stream that a narrower student kept. Budgets in steps repeat
+    for the same seed. `on_step(done, total)` counts steps, or seconds. If training is interrupted
+    or fails (UserError naming the step that is not finite), the student has its old weights back.
     """
     started = time.perf_counter()
     settings = settings or PolishSettings()
