@@ -72,7 +72,7 @@ def dissimilarity(rows_UD: Tensor) -> Tensor:
     """sum over all rows l of 1 - |cos(row, row l)|: (U,), fp64; 0 for a row of zeros."""
     rows_UD = rows_UD.double()
     unit_UD = F.normalize(rows_UD, dim=1, eps=torch.finfo(torch.float64).tiny)
-    total_U = (1 - (unit_UD @ unit_UD.T).abs().clamp(max=1)).sum(1)
+    total_U = (len(rows_UD) - (unit_UD @ unit_UD.T).abs_().sum(1)).clamp(min=0)
     return torch.where(rows_UD.any(1), total_U, torch.zeros_like(total_U))
 
 
