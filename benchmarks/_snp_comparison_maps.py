@@ -106,7 +106,9 @@ def draw_maps(rows: list[tuple[str, list[list[list[float]]]]], path: Path) -> No
             axis.set_yticks([])
             if column == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.subplots_adjust(left=0.22, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06)
+    figure.subplots_adjust(
+        left=0.22, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06
+    )
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

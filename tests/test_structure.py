@@ -27,6 +27,7 @@ ORDER = [
     "study",
     "report",
     "presets",
+    "recipes",
     "pipeline",
     "cli",
 ]

@@ -66,6 +66,7 @@ def prune(run: Run, out: Path, *more: object, model: str = "digits_vit") -> Ende
         (["--interpolation", "cubist"], ["'cubist'", "bicubic"]),
         (["--checkpoint", "none.safetensors"], ["none.safetensors", "no checkpoint file"]),
         (["--num-classes", "3"], ["num_classes"]),
+        (["--recipe", "deit_tiny_snp_0.6g"], ["either a budget or a recipe"]),
     ],
     ids=lambda value: " ".join(value),
 )

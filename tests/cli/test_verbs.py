@@ -100,6 +100,21 @@ def test_prune_and_what_it_saves(run: Run, tmp_path: Path) -> None:
     assert scored["kl"] == pytest.approx(told["accuracy"]["pruned"]["kl"], abs=1e-6)
 
 
+def test_prune_by_a_recipe(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{hidden: [40, 40, 32, 32, 50%, 50%], qk: 8, width: 48}")
+    out = tmp_path / "small"
+    found = run(
+        "prune", "digits_vit", "--data", "digits/train", "--recipe", mine, "--preset", "snp",
+        "--limit", 32, "--no-latency", "--out", out,
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert "stream width" in found.out and f"recipe {mine}" in " ".join(found.out.split())
+    again = run("inspect", out, "--json").json
+    assert again["width"] == 48 and again["branches"][1]["shape"] == {"hidden": 40}
+    assert again["streams"] == {"stream": 48}
+
+
 def test_prune_tells_people(run: Run, tmp_path: Path) -> None:
     found = run(
         "prune", "digits_vit", "--data", "digits/train", "--budget", "60% macs",

@@ -76,8 +76,8 @@ def _sizes(branch: "BranchRow") -> str:
 def _show_groups(console: "Console", found: "Inspection") -> None:
     """Which groups can be pruned anywhere, and for each refusal where and why."""
     offered = {group: None for branch in found.branches for group in branch.groups}
-    width = ["width"] if found.streams else []
-    console.print(f"Can be pruned: {', '.join([*offered, 'branch', 'block', *width])}.")
+    width = " So can width, the channels of the stream." if found.streams else ""
+    console.print(f"Can be pruned: {', '.join([*offered, 'branch', 'block'])}.{width}")
     reasons: dict[tuple[str, str], list[str]] = {}
     for branch in found.branches:
         for group, reason in branch.refusals.items():

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 PRUNING = "Pruning"
 
 
-def _presets() -> str:
-    """The names of the presets, found without importing anything."""
-    folder = files("secateur") / "presets"
+def _shipped(room: str) -> str:
+    """The names of presets or recipes, found without importing anything."""
+    folder = files("secateur") / room
     return ", ".join(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
@@ -42,7 +42,8 @@ class PruneOptions:
     preset: Annotated[
         str | None,
         typer.Option(
-            help=f"A method: {_presets()}, or a YAML file. Without it, the recommended one.",
+            help=f"A method: {_shipped('presets')}, or a YAML file. Without it, the recommended "
+            "one.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),
@@ -132,18 +133,27 @@ class PruneOptions:
 def prune(
     model: Model,
     data: Annotated[str, typer.Option(help=f"Calibration images. {DATA_HELP}")],
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="What is kept: '50% macs', '3M params', '2.0 GMACs', '50% qk, 70% hidden', "
-            "'6.5 ms', '2x faster'; or removed: 'drop 4 attention', 'drop 25% blocks'."
-        ),
-    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the smaller model.")],
     options: PruneOptions,
     host: HostOptions,
     images: DataOptions,
     machine: MachineOptions,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What is kept: '50% macs', '3M params', '2.0 GMACs', '50% qk, 70% hidden', "
+            "'6.5 ms', '2x faster'; or removed: 'drop 4 attention', 'drop 25% blocks'.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_NAME",
+            help=f"Sizes layer by layer instead of a budget: YAML, JSON, or {_shipped('recipes')}.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int, typer.Option(help="Calibration images to use; 0 for all.", rich_help_panel=IMAGES)
     ] = 512,
@@ -172,10 +182,13 @@ def prune(
     check_out(out)
     align, minimum = widths("--align", options.align), widths("--min-width", options.min_width)
     preset, groups = options.preset or DEFAULT, names(options.groups)
-    parse_groups([*(groups or []), *align, *minimum])
+    parse_groups(groups or [])
     check_words(
         Options(
             budget=budget,
+            recipe=recipe,
+            align={group: align[group] for group in parse_groups(list(align))},
+            minimum={group: minimum[group] for group in parse_groups(list(minimum))},
             preset=preset,
             repair=options.repair,
             allocation=options.allocation,
@@ -195,6 +208,7 @@ def prune(
             opened,
             data,
             budget,
+            recipe=recipe,
             preset=preset,
             groups=groups,
             protect=names(options.protect) or (),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from secateur.anatomy.types import Anatomy, Cost
 from secateur.errors import UserError
 from secateur.pipeline.options import Task
-from secateur.planning.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget
+from secateur.planning.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget, SizesBudget
 from secateur.planning.knapsack import solve_knapsack
 from secateur.planning.menus import allowed_sizes, allowed_widths, block_menu, drop_menu
 from secateur.planning.solvers import (
@@ -42,6 +42,8 @@ def decide(anatomy: Anatomy, menus: list[Menu], task: Task, target: Target | Non
     """
     if isinstance(task.budget, ShapeBudget):
         return _by_shape(anatomy, menus, task.budget)
+    if isinstance(task.budget, SizesBudget):
+        return {menu.key: menu.sizes[-1] for menu in menus} | task.budget.sizes
     return _by_cost(anatomy, menus, task, target or counted_target(anatomy, task, task.budget))
 
 
@@ -57,7 +59,7 @@ class BudgetUse:
 
 def budget_use(before: Anatomy, after: Cost, budget: Budget) -> BudgetUse | None:
     """How a budget in MACs or parameters was met; None for all others."""
-    if isinstance(budget, ShapeBudget) or budget.unit == "ms":
+    if not isinstance(budget, CostBudget) or budget.unit == "ms":
         return None
     limit = cost_limit(before, budget)
     reached = after.macs if budget.unit == "macs" else after.params
@@ -76,6 +78,8 @@ def check_reachable(anatomy: Anatomy, task: Task, target: Target | None = None) 
     milliseconds can be checked only with a `target`, once times have been measured.
     """
     menus = unweighed(anatomy, task)
+    if isinstance(task.budget, SizesBudget):
+        return
     if isinstance(task.budget, ShapeBudget):
         _check_shares(menus, task, task.budget)
         _drops(anatomy, menus, task.budget)
@@ -87,7 +91,7 @@ def check_reachable(anatomy: Anatomy, task: Task, target: Target | None = None) 
     least, dense = cost_of({menu.key: menu.sizes[0] for menu in menus}), cost_of({})
     if least > target.limit:
         raise UserError(
-            f"budget '{task.options.budget}' is out of reach: with the groups "
+            f"budget '{task.options.goal}' is out of reach: with the groups "
             f"{', '.join(task.groups)}, their smallest widths and the protected layers, the "
             f"smallest reachable is {math.ceil(1000 * least / dense) / 10:.1f}% {unit} "
             f"({cost_of.text(least)} of {cost_of.text(dense)}); raise the budget, or allow more "
@@ -149,7 +153,7 @@ def _check_shares(menus: list[Menu], task: Task, budget: ShapeBudget) -> None:
         least = max((menu.sizes[0] / menu.sizes[-1] for menu in own), default=0.0)
         if least > share + 1e-9:
             raise UserError(
-                f"budget '{task.options.budget}' is out of reach: the smallest reachable is "
+                f"budget '{task.options.goal}' is out of reach: the smallest reachable is "
                 f"{math.ceil(1000 * least - 1e-9) / 10:g}% {group} at the widths allowed; raise "
                 "the budget, or allow smaller widths with --align and --min-width."
             )

@@ -11,9 +11,18 @@ from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.measuring.runtimes import require
-from secateur.planning.budget import Budget, CostBudget, Drop, ShapeBudget, parse_budget
+from secateur.planning.budget import (
+    Budget,
+    CostBudget,
+    Drop,
+    ShapeBudget,
+    SizesBudget,
+    parse_budget,
+)
 from secateur.planning.menus import Limits, check_protected
+from secateur.planning.types import dense_sizes
 from secateur.presets import DEFAULT, Preset, load_preset
+from secateur.recipes import load_recipe, recipe_sizes
 from secateur.registry import unknown
 
 LIMIT = 512
@@ -29,10 +38,12 @@ class Options:
 
     `limit`, `workers` and `skip_unreadable` concern images given as a path or data string;
     `polish` is a time or a number of steps of training after the cut (None: no training). Latency
-    counts, and is measured, in `runtime` with `latency_batch` images at a time.
+    counts, and is measured, in `runtime` with `latency_batch` images at a time. A `recipe`, a name
+    or a file, stands in place of a budget; give one of the two.
     """
 
-    budget: str
+    budget: str | None = None
+    recipe: str | None = None
     preset: str = DEFAULT
     groups: tuple[GroupName, ...] | None = None
     align: Mapping[GroupName, int] = field(default_factory=dict)
@@ -50,6 +61,11 @@ class Options:
     runtime: str = "eager"
     latency_batch: int = 1
 
+    @property
+    def goal(self) -> str:
+        """The budget, or which recipe stands in its place."""
+        return f"recipe {self.recipe}" if self.budget is None else self.budget
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -65,6 +81,8 @@ class Task:
 def resolve(options: Options, anatomy: Anatomy) -> Task:
     """Check options against a model; UserError with what to do for anything that cannot work."""
     preset, budget = check_words(options)
+    if options.recipe is not None:
+        return _follow(options, preset, anatomy)
     defaults = Limits()
     limits = Limits(
         align={**defaults.align, **options.align},
@@ -77,9 +95,35 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
+def _follow(options: Options, preset: Preset, anatomy: Anatomy) -> Task:
+    """The task of a recipe; UserError naming the layer where it does not fit the model."""
+    recipe = load_recipe(options.recipe or "")
+    sizes = recipe_sizes(recipe, anatomy)
+    limits = Limits(align={}, minimum={}, protect=options.protect)
+    check_protected(anatomy, limits)
+    dense = dense_sizes(anatomy)
+    changed = {key: size for key, size in sizes.items() if size < dense[key]}
+    for (owner, group), size in changed.items():
+        if limits.protects(owner):
+            raise UserError(
+                f"recipe '{recipe.name}' sets '{group}' of {owner} to {size}, but {owner} is "
+                "protected; change one of the two."
+            )
+    if not changed:
+        raise UserError(f"recipe '{recipe.name}' keeps everything that the model has.")
+    groups = parse_groups([group for _, group in changed])
+    if options.groups is not None and (extra := set(groups) - set(options.groups)):
+        raise UserError(
+            f"recipe '{recipe.name}' changes {', '.join(sorted(extra))}, which --groups leaves out."
+        )
+    budget = SizesBudget(sizes=sizes)
+    _check_groups(groups, preset, anatomy, budget)
+    return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
+
+
 def check_words(options: Options) -> tuple[Preset, Budget]:
     """The preset, with the options' changes, and the budget: all that needs no model to check."""
-    budget = parse_budget(options.budget)
+    budget = _budget(options)
     if options.polish is not None:
         parse_polish(options.polish)
     if options.effort not in EFFORTS:
@@ -101,6 +145,23 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
             "has no meaning there; leave it out, or take another preset, such as energy."
         )
     return _changed(preset, options), budget
+
+
+def _budget(options: Options) -> Budget:
+    """What the budget says; a recipe is read, but its sizes need a model."""
+    if options.budget is not None and options.recipe is not None:
+        raise UserError("give either a budget or a recipe, not both.")
+    if options.budget is not None:
+        return parse_budget(options.budget)
+    if options.recipe is None:
+        raise UserError("give a budget, such as '50% macs', or a recipe.")
+    load_recipe(options.recipe)
+    if options.align or options.minimum:
+        raise UserError(
+            "a recipe says every size, so --align and --min-width have no meaning beside it; leave "
+            "them out."
+        )
+    return SizesBudget()
 
 
 def _changed(preset: Preset, options: Options) -> Preset:
@@ -125,6 +186,8 @@ def parse_groups(names: Sequence[str]) -> tuple[GroupName, ...]:
 def _groups(options: Options, preset: Preset, budget: Budget) -> tuple[GroupName, ...]:
     if isinstance(budget, CostBudget):
         return preset.groups if options.groups is None else options.groups
+    if isinstance(budget, SizesBudget):
+        raise TypeError("a recipe names its groups")
     named = [*budget.shares, *(_drop_group(drop) for drop in budget.drops)]
     if options.groups is not None and set(named) - set(options.groups):
         extra = ", ".join(sorted(set(named) - set(options.groups)))

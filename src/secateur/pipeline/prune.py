@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from torch import nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.batches import Batches
+from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.pipeline.decide import check_reachable
@@ -26,8 +28,9 @@ from secateur.storage.weights import refuse_not_finite
 def prune(
     model: nn.Module,
     images: object,
-    budget: str,
+    budget: str | None = None,
     *,
+    recipe: str | Path | None = None,
     preset: str = DEFAULT,
     groups: Sequence[str] | None = None,
     protect: Sequence[str] = (),
@@ -50,6 +53,9 @@ def prune(
 ) -> Result:
     """Return a smaller copy of `model` within `budget`; the model given is left as it is.
 
+    Instead of a budget, a `recipe` says what is kept layer by layer: one that ships by its name, or
+    a YAML or JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
+
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
@@ -61,6 +67,7 @@ def prune(
     """
     options = Options(
         budget=budget,
+        recipe=None if recipe is None else str(recipe),
         preset=preset,
         groups=None if groups is None else parse_groups(groups),
         align=_by_group(align),
@@ -105,6 +112,11 @@ def run(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
+    if options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
+        raise UserError(
+            "a polish compares the streams of both models, which it cannot do where several stages "
+            "become narrower; leave out the polish, or 'width'."
+        )
     evidence_needs(task)
     check_reachable(anatomy, task)
     refuse_not_finite(model.state_dict(), "the model")
@@ -129,7 +141,7 @@ def run(
         found = cut_to_latency(model, anatomy, task, target, engine.plan_for, engine.cut)
         smaller, plan = found.model, found.plan
     with timed(seconds, "polish") if options.polish else nullcontext():
-        report = _polish(smaller, model, batches, options, progress)
+        report = _polish(smaller, model, batches, options, plan, progress)
     return Result(
         model=smaller.eval(),
         before=anatomy,
@@ -154,6 +166,7 @@ def _polish(
     dense: nn.Module,
     batches: Batches,
     options: Options,
+    plan: Plan,
     progress: Progress | None,
 ) -> PolishReport | None:
     if options.polish is None:
@@ -164,7 +177,9 @@ def _polish(
             progress("polish", done, total)
 
     budget = parse_polish(options.polish)
-    return polish_(smaller, dense, batches, budget, options.seed, on_step)
+    kept = [units["width"] for units in plan.units.values() if "width" in units]
+    channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
+    return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
 
 
 def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None) -> list[str]:

@@ -82,7 +82,7 @@ class Result:
             "preset": self.task.preset.name,
             "preset_title": self.task.preset.title,
             "preset_source": self.task.preset.source,
-            "budget": self.task.options.budget,
+            "budget": self.task.options.goal,
             "target": None if self.budget_use is None else asdict(self.budget_use),
             "groups": list(self.task.groups),
             "repair": self.task.preset.repair,

@@ -20,7 +20,7 @@ from secateur.pipeline.measure import Progress
 from secateur.pipeline.options import Task
 from secateur.pipeline.probe import FULL, QUICK, Effort, Probe, Probed, held_images, probe_menus
 from secateur.pipeline.probe import probe_needs as needs_of
-from secateur.planning.budget import ShapeBudget
+from secateur.planning.budget import ShapeBudget, SizesBudget
 from secateur.planning.menus import allowed_sizes
 from secateur.planning.solvers import cost_function
 from secateur.planning.types import Menu, Plan, shapes_of
@@ -165,6 +165,8 @@ def _probe(
 
 def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bool:
     """Whether the sizes follow from the budget alone: shares, or a uniform share in reach."""
+    if isinstance(task.budget, SizesBudget):
+        return True
     if isinstance(task.budget, ShapeBudget):
         return not task.budget.drops
     if task.preset.allocation != "uniform" or task.budget.unit == "ms":

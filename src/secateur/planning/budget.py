@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from secateur.anatomy.types import GroupName
 from secateur.errors import UserError
 from secateur.registry import unknown
 
@@ -65,7 +66,14 @@ class ShapeBudget:
     drops: tuple[Drop, ...] = ()
 
 
-Budget = CostBudget | ShapeBudget
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizesBudget:
+    """Every size settled, by owner and group, as a recipe gives them; others stay."""
+
+    sizes: dict[tuple[str, GroupName], int] = field(default_factory=dict)
+
+
+Budget = CostBudget | ShapeBudget | SizesBudget
 
 
 def parse_budget(text: str) -> Budget:

@@ -85,6 +85,8 @@ def size_lines(branch: BranchRecord) -> dict[str, str]:
 
 def budget_words(text: str) -> str:
     """A budget as an infinitive: "keep at most 55 % of the MACs"; quoted if not understood."""
+    if text.startswith("recipe "):
+        return f"follow the recipe “{text.removeprefix('recipe ')}”"
     try:
         budget = parse_budget(text)
     except UserError:
