@@ -60,10 +60,12 @@ def write_report(
         ]
     parts += _preserved(store, methods)
     parts += _maps(store, methods)
+    polish = (
+        f"--polish {args.polish} --polish-batch {args.polish_batch}" if trained else "--polish 0"
+    )
     parts += [
         "## How this was measured",
-        f"`{command('snp_comparison', args)} --polish {args.polish} --polish-batch "
-        f"{args.polish_batch}`; {versions()}.",
+        f"`{command('snp_comparison', args)} {polish}`; {versions()}. What says so was not run.",
     ]
     write_page("snp_comparison", "\n\n".join(parts))
 
