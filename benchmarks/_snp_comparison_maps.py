@@ -16,9 +16,9 @@ from secateur.anatomy.weights import AttentionWeights
 PRESERVED = ("50% qk", "25% qk")
 """Budgets at which attention is compared."""
 FIGURE = "25% qk"
-IMAGES = 64
+IMAGES = 32
 """Validation images over which attention is compared."""
-SHOWN = (3, 20, 41, 58)
+SHOWN = (3, 11, 20, 28)
 """Numbers of the images, among these, whose maps are drawn."""
 LAYER = 8
 """Block whose maps are drawn."""
@@ -106,7 +106,9 @@ def draw_maps(rows: list[tuple[str, list[list[list[float]]]]], path: Path) -> No
             axis.set_yticks([])
             if column == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.tight_layout(pad=0.3)
+    figure.subplots_adjust(
+        left=0.22, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06
+    )
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -129,7 +131,8 @@ def draw_preservation(rows: dict[str, Row], path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xticks(range(0, values.shape[0], 2))
         axis.grid(alpha=0.25, linewidth=0.6)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, ncols=len(labels), loc="lower center")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -58,12 +58,14 @@ def write_report(
                 [_line(store, m, trained, _kl, steps) for m in known],
             ),
         ]
-    parts += _preserved(store, known)
-    parts += _maps(store, known)
+    parts += _preserved(store, methods)
+    parts += _maps(store, methods)
+    polish = (
+        f"--polish {args.polish} --polish-batch {args.polish_batch}" if trained else "--polish 0"
+    )
     parts += [
         "## How this was measured",
-        f"`{command('snp_comparison', args)} --polish {args.polish} --polish-batch "
-        f"{args.polish_batch}`; {versions()}.",
+        f"`{command('snp_comparison', args)} {polish}`; {versions()}. What says so was not run.",
     ]
     write_page("snp_comparison", "\n\n".join(parts))
 
@@ -82,7 +84,7 @@ def _kl(row: Row | None) -> str:
     return top1(row) if row is None or row["status"] != "ok" else f"{row['kl']:.3f}"
 
 
-def _preserved(store: Store, methods: list[str]) -> list[str]:
+def _preserved(store: Store, methods: tuple[str, ...]) -> list[str]:
     parts: list[str] = []
     for budget in PRESERVED:
         rows = {m: row for m in methods if (row := store.get("maps", m, budget))}
@@ -111,7 +113,7 @@ def _mean(row: Row, key: str) -> float:
     return float(torch.tensor(row[key]).mean())
 
 
-def _maps(store: Store, methods: list[str]) -> list[str]:
+def _maps(store: Store, methods: tuple[str, ...]) -> list[str]:
     dense = store.get("maps", "dense")
     rows = [("dense", dense["maps"])] if dense and dense["status"] == "ok" else []
     for method in methods:

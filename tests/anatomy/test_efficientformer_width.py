@@ -161,6 +161,24 @@ def test_widths_compete_with_neurons_in_one_budget(allocation: str) -> None:
     assert bool(torch.isfinite(result.model(images_for(model))).all())
 
 
+def test_a_polish_of_narrower_stages_is_refused() -> None:
+    model = build(NAME)
+    with pytest.raises(UserError, match="several stages become narrower"):
+        prune(
+            model, images_for(model, 16), "80% width", preset="magnitude", polish="1 steps",
+            align=FINE, minimum=FINE,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["snp+head", "snp+block", "snp"])
+@torch.no_grad()
+def test_presets_of_snp_work_on_stages(preset: str) -> None:
+    model = build(NAME)
+    result = prune(model, images_for(model, 8), "75% macs", preset=preset, align=FINE, minimum=FINE)
+    assert result.cost.macs <= 0.75 * result.before.cost().macs
+    assert bool(torch.isfinite(result.model(images_for(model))).all())
+
+
 def test_stages_that_share_a_stream_are_refused() -> None:
     model = efficientformer(embed_dims=(16, 16), downsamples=(True, False))
     assert not read(model).streams

@@ -79,7 +79,7 @@ def probe_menus(
     on_branch: Callable[[int, int], None] | None = None,
 ) -> Probed:
     """Measure menus branch by branch along the dense stream of the probe images."""
-    bench = _Bench.of(model, family, anatomy, images_PCHW)
+    bench = Bench.of(model, family, anatomy, images_PCHW)
     menus: list[Menu] = []
     probes: list[Probe] = []
     block_start: Tensor = bench.stream_PND
@@ -182,7 +182,7 @@ def _refitted_heads(
 
 
 def _probe_sizes(
-    bench: "_Bench",
+    bench: "Bench",
     number: int,
     branch: Branch,
     weights: BranchWeights,
@@ -209,7 +209,7 @@ def _probe_sizes(
 
 
 @dataclass(slots=True)
-class _Bench:
+class Bench:
     """The dense model as a row of steps, a scratch copy for one changed branch, and the stream
     of the probe images before the branch at hand."""
 
@@ -222,11 +222,11 @@ class _Bench:
     classes: int
 
     @staticmethod
-    def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
+    def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "Bench":
         stream = family.embed(model, images_PCHW)
         steps = [family.through(model, branch) for branch in anatomy.branches]
         classes = anatomy.num_classes
-        bench = _Bench(family, model, copy_of(model), steps, stream, torch.empty(0), classes)
+        bench = Bench(family, model, copy_of(model), steps, stream, torch.empty(0), classes)
         bench.dense_PC = bench._finish(0, stream)
         return bench
 
@@ -242,6 +242,13 @@ class _Bench:
     def divergence(self, start: int, stream_PND: Tensor) -> float:
         """Mean divergence of this stream run through the steps from `start`, in nats."""
         changed_PC = self._finish(start, stream_PND)
+        return damage(self.dense_PC, changed_PC, self.classes).divergence
+
+    def divergence_of(self, model: nn.Module, images_PCHW: Tensor) -> float:
+        """Mean divergence of another model on the probe images, in nats."""
+        changed_PC = torch.cat(
+            [settled(model(x_BCHW), self.classes) for x_BCHW in images_PCHW.split(32)]
+        )
         return damage(self.dense_PC, changed_PC, self.classes).divergence
 
     def _finish(self, start: int, stream_PND: Tensor) -> Tensor:

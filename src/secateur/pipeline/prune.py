@@ -9,6 +9,7 @@ from torch import nn
 from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.batches import Batches
+from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.pipeline.decide import check_reachable
@@ -115,6 +116,11 @@ def run(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
+    if options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
+        raise UserError(
+            "a polish compares the streams of both models, which it cannot do where several stages "
+            "become narrower; leave out the polish, or 'width'."
+        )
     evidence_needs(task)
     check_reachable(anatomy, task)
     if task.preset.stand_in is not None:
@@ -141,7 +147,7 @@ def run(
         found = cut_to_latency(model, anatomy, task, target, engine.plan_for, engine.cut)
         smaller, plan = found.model, found.plan
     with timed(seconds, "polish") if options.polish else nullcontext():
-        report = _polish(smaller, model, batches, options, progress)
+        report = _polish(smaller, model, batches, options, plan, progress)
     return Result(
         model=smaller.eval(),
         before=anatomy,
@@ -166,6 +172,7 @@ def _polish(
     dense: nn.Module,
     batches: Batches,
     options: Options,
+    plan: Plan,
     progress: Progress | None,
 ) -> PolishReport | None:
     if options.polish is None:
@@ -176,7 +183,9 @@ def _polish(
             progress("polish", done, total)
 
     budget = parse_polish(options.polish)
-    return polish_(smaller, dense, batches, budget, options.seed, on_step)
+    kept = [units["width"] for units in plan.units.values() if "width" in units]
+    channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
+    return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
 
 
 def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None) -> list[str]:

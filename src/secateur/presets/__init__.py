@@ -1,10 +1,10 @@
 """A paper's method as one short YAML: which groups, criterion, allocation and repair."""
 
 from importlib.resources import files
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria
@@ -20,6 +20,15 @@ DAMAGES = {"delta_kl", "delta_ce", "delta_angle"}
 """Criteria that say how the output changes, which searches measure for many layers at once."""
 
 
+class First(BaseModel):
+    """A first stage: whole heads, layers or blocks, for a `share` of the saving that is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: Literal["heads", "branch", "block"]
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Preset(BaseModel):
     """One choice for each step. `criteria` overrides `criterion` for single groups.
 
@@ -29,7 +38,9 @@ class Preset(BaseModel):
     repairs by itself.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
-    `normalise` brings the scores of different layers to one scale before they compete.
+    Under a cost budget, `first` removes its group before the others compete for what remains.
+    `normalise` brings the scores of different layers to one scale before they compete; with
+    `menus: measured`, losses are measured on the model's output instead, in nats.
 
     `stand_in` takes the place of dropped layers (by default their mean, or nothing with the repair
     `none`). A `search` other than `one_shot` drops whole layers one after the other: `greedy` and
@@ -49,13 +60,23 @@ class Preset(BaseModel):
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
     settings: dict[str, dict[str, object]] = {}
+    first: First | None = None
     normalise: Normalise = "none"
+    menus: Literal["scores", "measured"] = "scores"
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
     stand_in: StandIn | None = None
     search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
     keep_ends: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _first_is_offered(self) -> "Preset":
+        if self.first is not None and (
+            self.first.group not in self.groups or self.engine != "criteria"
+        ):
+            raise ValueError("'first' must name one of 'groups', under the engine 'criteria'")
+        return self
 
     def criterion_for(self, group: GroupName) -> str:
         """The criterion that scores a group."""

@@ -65,7 +65,7 @@ def cut_(
             continue
         units = plan.units.get(branch.id, {})
         if units:
-            known = _moments_of(branch, evidence, repair)
+            known = moments_of(branch, evidence, repair)
             logits = evidence.about(branch.id).get("logit_moments") if evidence else None
             dense = family.weights(model, branch)
             weights = select(dense, units, known, repair, branch.id, logits)
@@ -114,7 +114,7 @@ def _held(anatomy: Anatomy, stream: Stream, evidence: Evidence | None) -> dict[s
     return places | ({END: held(own[-1], "after")} if own else {})
 
 
-def _moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:
+def moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:
     """Moments of what the branch's writer reads, as far as the repair needs and there are any."""
     if evidence is None or repair == "none":
         return None

@@ -44,19 +44,28 @@ def components(q_gram_KK: Tensor, k_gram_KK: Tensor) -> tuple[Tensor, Tensor]:
     """Each dim along each singular component j of q k^T, the largest first: two (..., J, K).
 
     |u_j.q_i| |v_j.k_i| / (|q_i| |k_i|), the cosine between the two matrices of rank one, 0 where
-    q_i or k_i is zero; and s_j |u_j.q_i| |v_j.k_i|, their inner product. With L the Cholesky factor
-    of q^T q and A the eigenvectors of L^T (k^T k) L, these are x = L A for u^T q, and k^T k x / s
-    for v^T k.
+    q_i or k_i is zero; and s_j |u_j.q_i| |v_j.k_i|, their inner product.
+    """
+    cosine_KJ, strength_KJ = _ascending(q_gram_KK, k_gram_KK)
+    return cosine_KJ.mT.flip(-2), strength_KJ.mT.flip(-2)
+
+
+def _ascending(q_gram_KK: Tensor, k_gram_KK: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with dims first and the smallest component first: two (..., K, J).
+
+    With L the Cholesky factor of q^T q, and A and s^2 the eigenvectors and eigenvalues of
+    L^T (k^T k) L, the u_j.q_i are x = L A and the v_j.k_i are (k^T k) x / s.
     """
     l_KK = _factor(q_gram_KK)
-    squares_J, a_KJ = torch.linalg.eigh(l_KK.mT @ k_gram_KK @ l_KK)
-    x_KJ = l_KK @ a_KJ
-    strength_JK = (x_KJ * (k_gram_KK @ x_KJ)).abs().mT.flip(-2)
-    squares_J1 = squares_J.clamp(min=0).flip(-1)[..., None]
-    norms_1K = (_diagonal(q_gram_KK) * _diagonal(k_gram_KK)).sqrt()[..., None, :]
-    there = (squares_J1 > NEGLIGIBLE**2 * squares_J1[..., :1, :]) & (norms_1K > 0)
-    cosine_JK = strength_JK / torch.where(there, squares_J1.sqrt() * norms_1K, torch.inf)
-    return cosine_JK, strength_JK
+    k_l_KK = k_gram_KK @ l_KK
+    squares_J, a_KJ = torch.linalg.eigh(l_KK.mT @ k_l_KK)
+    strength_KJ = (l_KK @ a_KJ).mul_(k_l_KK @ a_KJ).abs_()
+    there_J = squares_J > NEGLIGIBLE**2 * squares_J[..., -1:]
+    per_s_J = torch.where(there_J, squares_J.clamp(min=0).rsqrt(), 0.0)
+    norms_K = (_diagonal(q_gram_KK) * _diagonal(k_gram_KK)).sqrt()
+    per_norm_K = torch.where(norms_K > 0, 1 / norms_K, 0.0)
+    cosine_KJ = (strength_KJ * per_s_J[..., None, :]).mul_(per_norm_K[..., None])
+    return cosine_KJ, strength_KJ
 
 
 def _factor(gram_KK: Tensor) -> Tensor:
@@ -95,10 +104,10 @@ def _seen_grams(seen: Seen, *, patches: bool, centred: bool) -> tuple[Tensor, Te
 
 def _add_scores_(sums: Sums, seen: Seen, *, patches: bool, centred: bool) -> None:
     """Sums over images of `cosine` and `strength` (H, J, K), and the number of images."""
-    cosine_BHJK, strength_BHJK = components(*_seen_grams(seen, patches=patches, centred=centred))
-    add_(sums, "images", torch.tensor(float(cosine_BHJK.shape[0]), dtype=torch.float64))
-    add_(sums, "cosine", cosine_BHJK.sum(0))
-    add_(sums, "strength", strength_BHJK.sum(0))
+    found_BHKJ = _ascending(*_seen_grams(seen, patches=patches, centred=centred))
+    add_(sums, "images", torch.tensor(float(len(found_BHKJ[0])), dtype=torch.float64))
+    for name, values_BHKJ in zip(("cosine", "strength"), found_BHKJ, strict=True):
+        add_(sums, name, values_BHKJ.sum(0).mT.flip(-2))
 
 
 def _add_grams_(sums: Sums, seen: Seen, *, patches: bool, centred: bool) -> None:
