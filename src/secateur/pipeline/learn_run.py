@@ -147,7 +147,7 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
     bank, limits, margins = way.bank, course.task.task.limits, way.margins()
     masks = bank.masks()
     plan = plan_of_masks(course.anatomy, masks, limits)
-    searched = compression(course.anatomy, masks, plan.shapes)
+    searched = compression(course.anatomy, masks, plan)
 
     def kept_for(target: Target | None) -> dict[str, Tensor]:
         return project(bank.gates, margins, pricing_of(course.task, course.anatomy, target))
@@ -155,7 +155,7 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
     if course.target is None:
         masks = masks_of(bank.gates, kept_for(None))
         smaller, plan = remove(student, masks, limits)
-        kept = compression(course.anatomy, masks, plan.shapes)
+        kept = compression(course.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
     tried: list[tuple[Plan, Masks]] = []
 
@@ -176,7 +176,7 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
         plan_for,
         lambda plan: remove(student, masks_for(plan), limits)[0],
     )
-    kept = compression(course.anatomy, masks_for(found.plan), found.plan.shapes)
+    kept = compression(course.anatomy, masks_for(found.plan), found.plan)
     return Shrunk(model=found.model, plan=found.plan, searched=searched, kept=kept, timed=found)
 
 

@@ -112,6 +112,12 @@ def resolve_learn(
         criterion=options.criterion,
     )
     check_groups(groups, _checked(preset), anatomy, budget)
+    if "width" in groups and options.settings.distil.needs_streams:
+        raise UserError(
+            "a narrower stream cannot be compared with the dense one, but the settings ask for it "
+            "(distil: token_weight, feature_weight or layerwise); set these to 0, or leave out the "
+            "group width."
+        )
     scope = Scope(
         anatomy=anatomy,
         groups=frozenset(groups),
@@ -156,8 +162,11 @@ def pricing_of(task: LearnTask, anatomy: Anatomy, target: Target | None) -> Pric
 
 
 def _limits(options: LearnOptions, budget: CostBudget) -> Limits:
-    """Widths of any size for what is counted; those that runtimes like for what is timed."""
-    defaults = Limits() if budget.unit == "ms" else Limits(align={}, minimum={})
+    """Widths of any size for what is counted; those that runtimes like for what is timed.
+
+    A stream keeps some channels, since a norm over few of them says nothing.
+    """
+    defaults = Limits() if budget.unit == "ms" else Limits(align={}, minimum={"width": 8})
     return replace(
         defaults,
         align={**defaults.align, **options.align},
