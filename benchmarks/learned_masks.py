@@ -1,8 +1,8 @@
 """Learned masks against baselines at equal training: 70 and 90 % fewer parameters, several seeds.
 
 `python benchmarks/learned_masks.py --smoke` compares on the bundled digits model and writes
-docs/results/learned_masks_digits.md. Without --smoke the dense model is a directory saved by
-`secateur train` (--dense) and the images are CIFAR-10; the page is docs/results/learned_masks.md.
+docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
+benchmarks/cifar_reference.py, or another directory (--dense), and the images are CIFAR-10; the page is docs/results/learned_masks.md.
 `--validate` trains on four fifths of the training images and scores the others: settings are
 chosen so, never on test images.
 
@@ -104,8 +104,8 @@ class Bench:
     def dense(self) -> nn.Module:
         if self.recipe.name == "learned_masks" and not (Path(self.recipe.dense)).is_dir():
             raise SystemExit(
-                f"no dense model at {self.recipe.dense}: make it with `secateur train` and name "
-                "it with --dense"
+                f"no dense model at {self.recipe.dense}: make it with cifar_reference.py, or name "
+                "another with --dense"
             )
         return secateur.load(self.recipe.dense)
 
@@ -236,7 +236,7 @@ def main() -> None:
     """Measure what is missing, then write the page."""
     given = parser("Learned masks against baselines.")
     given.add_argument("--smoke", action="store_true", help="the bundled digits model")
-    given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar10_dense")
+    given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar_reference")
     given.add_argument("--epochs", type=float, help="of every method together")
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")

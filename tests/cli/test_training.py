@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import secateur
+from secateur.errors import UserError
 from secateur.healing.checkpoint import FILE
 from tests.cli.conftest import Run
 from tests.healing.learners import same
@@ -81,7 +82,30 @@ def test_wrong_input_ends_with_a_sentence(
     ended = run("heal", pruned_once, "--data", "digits/train", "--out", out, *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert words in ended.err and ended.err.startswith("error: ")
-    assert not out.exists() and not (tmp_path / "out.training" / FILE).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_other_settings_is_refused_until_restarted(
+    run: Run, pruned_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    given = ["heal", pruned_once, "--data", "digits/train", "--out", out, *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.pipeline.trained.save", full)
+        assert run(*given).code == 2
+    assert (tmp_path / "out.training" / FILE).exists() and not out.exists()
+    ended = run(*given, "--learning-rate", "0.5")
+    assert ended.code == 2
+    assert "optimizer.learning_rate: 0.0001 → 0.5" in ended.err and "--restart" in ended.err
+    assert not out.exists()
+    # What was trained is not lost, and need not be trained again.
+    ended = run(*given, "--json")
+    assert ended.code == 0 and ended.json["training"]["resumed_at"] == 6
+    assert run(*given, "--learning-rate", "0.5", "--restart").code == 0
+
+
+def full(*_: object, **__: object) -> None:
+    raise UserError("cannot save: the disk is full.")
 
 
 def test_a_foreign_directory_is_refused_at_once(

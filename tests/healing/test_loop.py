@@ -15,7 +15,9 @@ from secateur.healing.lesson import Hook, Lesson, Moment
 from secateur.healing.loop import fit_
 from secateur.healing.objectives import supervised
 from secateur.healing.stream import items_of
+from secateur.healing.teacher import teacher_for
 from tests.healing.learners import CLASSES, SGD, copy_of, fit, fresh, pair, same, settings
+from tests.hosts import build
 
 EVERYTHING = {
     "accumulate": 2,
@@ -39,7 +41,8 @@ class KillAt(Hook):
 def judge_of(model: nn.Module) -> HeldOut:
     images, labels = pair(model, 12)
     items = items_of((images, labels), settings().augment)
-    return HeldOut(items=items, labels=True, teacher=None)
+    teacher = teacher_for(model, build("vit_no_positions"))
+    return HeldOut(items=items, labels=True, teacher=teacher, batch_size=5)
 
 
 def test_it_learns_and_leaves_the_model_as_it_stood() -> None:

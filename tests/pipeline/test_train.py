@@ -13,6 +13,7 @@ from secateur.data.digits import load_digits_split
 from secateur.errors import UserError
 from secateur.healing.verbs import FineTuneSettings, HealSettings
 from secateur.pipeline.train import open_to_train
+from secateur.pipeline.trained import Trained
 from tests.healing.learners import same
 
 QUICK = FineTuneSettings.model_validate(
@@ -99,6 +100,41 @@ def test_a_named_model_gets_a_head_for_the_images_classes(folder: Path, tmp_path
     assert torch.equal(kept.head.weight, own.head.weight)
 
 
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_stopped_run_goes_on_though_its_head_began_at_random(
+    from_scratch: bool, folder: Path, tmp_path: Path
+) -> None:
+    import timm
+
+    start = timm.create_model("vit_tiny_patch16_224", num_classes=9, img_size=32)
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    checkpoint = None if from_scratch else tmp_path / "start.safetensors"
+    settings = QUICK.model_copy(update={"steps": 4, "checkpoint_seconds": 0.0, "held_out": 0.0})
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if done == 3 * 16:
+            raise KeyboardInterrupt
+
+    def run(folder_: Path | None, progress: object = None, seed: int = 0) -> Trained:
+        torch.rand(2)
+        model, images = open_to_train(
+            "timm:vit_tiny_patch16_224",
+            folder,
+            checkpoint=checkpoint,
+            from_scratch=from_scratch,
+            img_size=32,
+            seed=seed,
+        )
+        return secateur.train(model, images, settings=settings, folder=folder_, progress=progress)  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", kill)
+    found = run(tmp_path / "run")
+    assert found.report.resumed_at == 2
+    assert same(found.model, run(None).model)
+    assert not same(found.model, run(None, seed=1).model)
+
+
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
     [
@@ -126,3 +162,21 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, tmp_path:
 def test_images_without_labels_are_refused() -> None:
     with pytest.raises(UserError, match="no labels to learn from"):
         secateur.train(spoilt(), torch.zeros(9, 1, 8, 8), settings=QUICK)
+
+
+def test_vit_tiny_at_a_reduced_resolution(shared_dir: Path) -> None:
+    model, images = open_to_train(
+        "timm:vit_tiny_patch16_224",
+        shared_dir / "data" / "cifar10" / "train.parquet",
+        checkpoint=shared_dir / "models" / "vit_tiny_patch16_224.safetensors",
+        img_size=96,
+        limit=40,
+        mean=0.5,
+        std=0.5,
+    )
+    assert sum(p.numel() for p in model.parameters()) > 5_000_000
+    assert (model.head.out_features, model.pos_embed.shape[1]) == (10, 37)
+    assert images.labels.count(3) == 4 and images[0][0].shape == (3, 96, 96)
+    short = QUICK.model_copy(update={"steps": 8, "held_out": 0.0, "log_every": 2})
+    report = secateur.train(model, images, settings=short).report
+    assert report.history[-1]["loss"] < report.history[0]["loss"]

@@ -150,30 +150,30 @@ class Speaker:
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Of several processes, let only the first answer; end their group when all is done."""
-    from secateur.healing.machine import require_accelerate
+    from secateur.healing.machine import processes, require_accelerate
 
     require_accelerate()
-    from accelerate import PartialState
+    import torch
 
     try:
         yield
-        state = PartialState()
+        state = processes()
         state.wait_for_everyone()
         if not state.is_main_process:
             raise typer.Exit(DONE)
     finally:
-        PartialState().destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def finish(result: "Trained", out: Path) -> Answer:
     """Save in the first process, remove the checkpoint, and answer."""
-    from accelerate import PartialState
-
     from secateur.healing.checkpoint import FILE
+    from secateur.healing.machine import processes
     from secateur.pipeline.trained import training_folder
 
     result.command = "secateur " + shlex.join(sys.argv[1:])
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         result.save(out)
         (training_folder(out) / FILE).unlink(missing_ok=True)
     data = {"out": str(out), **result.record()}

@@ -77,7 +77,7 @@ class HeldOut:
     teacher: Teacher | None
     batch_size: int = 64
     workers: int = 0
-    _wanted: dict[int, Tensor] = field(default_factory=dict)
+    _wanted: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module, part: int, parts: int) -> Sums:
         """Sums over every `parts`-th image from `part` on."""
@@ -93,7 +93,7 @@ class HeldOut:
                 wrong += 100 * float((logits_BC.argmax(-1) != labels_B).sum())
                 entropy += float(F.cross_entropy(logits_BC, labels_B, reduction="sum"))
             if self.teacher is not None:
-                wanted_BC = self._known(number, images_BCHW)
+                wanted_BC = self._known((part, parts, number), images_BCHW)
                 kl += float(_divergence_sum(logits_BC, wanted_BC))
         sums: dict[str, tuple[float, float]] = {}
         if self.labels:
@@ -102,12 +102,12 @@ class HeldOut:
             sums["kl"] = (kl, len(mine))
         return sums
 
-    def _known(self, number: int, images_BCHW: Tensor) -> Tensor:
-        """The teacher's logits of a batch, asked for once."""
+    def _known(self, place: tuple[int, int, int], images_BCHW: Tensor) -> Tensor:
+        """The teacher's logits of a batch of a part, asked for once."""
         assert self.teacher is not None
-        if number not in self._wanted:
-            self._wanted[number] = self.teacher.logits(images_BCHW).float()
-        return self._wanted[number]
+        if place not in self._wanted:
+            self._wanted[place] = self.teacher.logits(images_BCHW).float()
+        return self._wanted[place]
 
 
 def _divergence_sum(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ def fit_(
         if state is not None:
             run.restore_(state)
         machine.require_same_step(run.step)
+        machine.track(settings)
         if not run.finished:
             prepare = preparer(settings, classes, labelled, machine.process)
             _train(run, items, prepare, judge)
@@ -234,6 +235,8 @@ def _training(model: nn.Module, machine: Machine) -> Iterator[None]:
         machine.close()
         raise
     finally:
+        # WHY: a compiled forward would follow the model into copies and other devices.
+        model.__dict__.pop("_compiled_call_impl", None)
         model.to(device).eval().zero_grad(set_to_none=True)
 
 

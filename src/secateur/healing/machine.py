@@ -9,7 +9,8 @@ import torch
 from secateur.errors import UserError
 from secateur.healing.settings import TrainSettings
 
-PROJECT = "secateur"
+LOGS = "secateur_logs"
+"""What trackers call the project, and the folder that TensorBoard writes to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,12 @@ class Machine:
                 "output directory must be on a file system that all machines share."
             )
 
+    def track(self, settings: TrainSettings) -> None:
+        """Open the trackers; `close` finishes them."""
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers(LOGS, config=_flat(settings.model_dump()))
+            self.trackers.extend(self.accelerator.trackers)
+
     def close(self) -> None:
         """Finish the trackers. Process groups stay for the next run of this program."""
         for tracker in self.trackers:
@@ -54,6 +61,24 @@ def require_accelerate() -> None:
         raise UserError(
             "training needs accelerate, which is missing: pip install 'secateur[train]'."
         ) from error
+
+
+def processes() -> Any:
+    """What accelerate knows of this process and its fellows: `device`, `is_main_process`, ....
+
+    WHY not PartialState() alone: unlike Accelerator, it does not look whether the CPU was asked
+    for, and processes that it meets first on a CPU would never know of each other.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def training_device() -> torch.device:
+    """Where this process trains."""
+    device: torch.device = processes().device
+    return device
 
 
 def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
@@ -78,13 +103,10 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
         log_with=wanted or None,
         project_dir=None if folder is None else str(folder),
     )
-    if wanted:
-        accelerator.init_trackers(f"{PROJECT}_logs", config=_flat(settings.model_dump()))
     return Machine(
         accelerator=accelerator,
         processes=accelerator.num_processes,
         process=accelerator.process_index,
-        trackers=list(accelerator.trackers),
     )
 
 

@@ -59,6 +59,7 @@ class Run:
     _started: float = field(default_factory=time.perf_counter)
     _written: float = field(default_factory=time.perf_counter)
     _sums: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    _agreed: tuple[int, float] = (-1, 0.0)
     _bad: Tensor = field(init=False)
     _lap: tuple[int, float] = field(init=False)
 
@@ -93,10 +94,13 @@ class Run:
         """The used share of the budget, the same in all processes."""
         if self.budget.steps is not None or self.machine.processes == 1:
             return self.budget.share(self.step, self.seconds())
-        from accelerate.utils import broadcast
+        # Asked once per step, since processes wait for each other to agree on the time.
+        if self._agreed[0] != self.step:
+            from accelerate.utils import broadcast
 
-        now = torch.tensor(self.seconds(), device=self.machine.accelerator.device)
-        return self.budget.share(self.step, float(broadcast(now)))
+            now = torch.tensor(self.seconds(), device=self.machine.accelerator.device)
+            self._agreed = self.step, self.budget.share(self.step, float(broadcast(now)))
+        return self._agreed[1]
 
     def saw(self, terms: Terms, loss: Tensor) -> None:
         """Add the terms of one forward pass to the means of the log."""
@@ -189,12 +193,20 @@ class Run:
         if not self.finished:
             self.refuse_not_finite()
             if not was_judged or self.settings.keep == "last":
-                chosen = self.model if self.average is None else self.average.module
+                chosen = self._last()
                 self.best, self.best_step = checkpoint.copy_of(chosen), self.step
                 self.best_averaged = chosen is not self.model
             self.finished = True
             self.write_()
         self.model.load_state_dict(self.best)
+
+    def _last(self) -> nn.Module:
+        """The weights in the end, or their running average where it was not judged worse."""
+        if self.average is None:
+            return self.model
+        values = {s.averaged: s.value for s in self.scores if s.step == self.step}
+        worse = len(values) == 2 and values[True] > values[False]
+        return self.model if worse else self.average.module
 
     def keep_(self) -> None:
         """Write a checkpoint if it is time."""

@@ -72,7 +72,8 @@ class TrainSettings(Strict):
     `batch_size` counts the images of one optimizer step over all processes, which see them in
     `accumulate` parts. `ema` is the decay of the running average of the weights (None: none).
     `checks` is how often the held-out images are judged, `keep` whether the best judged weights
-    or the last ones come out. `checkpoint_seconds` apart, and after each check, a checkpoint is
+    come out, those before training among them, or the last ones (or their running average,
+    whichever is judged better). `checkpoint_seconds` apart, and after each check, a checkpoint is
     written.
     """
 

@@ -16,7 +16,7 @@ from secateur.healing.held_out import HeldOut, hold_out
 from secateur.healing.identity import digest
 from secateur.healing.loop import FitReport, fit_
 from secateur.healing.lora import attach_, merge_
-from secateur.healing.machine import require_accelerate
+from secateur.healing.machine import require_accelerate, training_device
 from secateur.healing.objectives import Distil
 from secateur.healing.run import OnLog
 from secateur.healing.settings import AugmentSettings
@@ -89,6 +89,8 @@ def heal(
     notes += more
     train, held = hold_out(images, used.images, settings.held_out)
     task = _Task(settings=settings, teacher=teacher, objective=objective, classes=classes)
+    home, device = next(student.parameters()).device, training_device()
+    student.to(device), dense.to(device)
     scoring = Scoring({"dense": dense, "own": student}, eval_images, skip_unreadable, progress)
     with timed(seconds, "measure"):
         accuracy = scoring("dense", "dense", dense) | scoring("before", "own", student)
@@ -99,7 +101,7 @@ def heal(
         accuracy |= scoring("pruned", "own", student)
     return Trained(
         verb="heal",
-        model=student,
+        model=student.to(home),
         base=base,
         report=report,
         data=used,

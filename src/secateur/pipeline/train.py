@@ -11,7 +11,7 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.healing.held_out import HeldOut, hold_out
 from secateur.healing.loop import fit_
-from secateur.healing.machine import require_accelerate
+from secateur.healing.machine import require_accelerate, training_device
 from secateur.healing.objectives import supervised
 from secateur.healing.run import OnLog
 from secateur.healing.settings import AugmentSettings
@@ -70,6 +70,8 @@ def train(
             batch_size=settings.batch_size,
             workers=settings.workers,
         )
+    home = next(student.parameters()).device
+    student.to(training_device())
     scoring = Scoring({"own": student}, eval_images, skip_unreadable, progress)
     report = fit_(
         student,
@@ -89,7 +91,7 @@ def train(
         accuracy = scoring("pruned", "own", student)
     return Trained(
         verb="train",
-        model=student,
+        model=student.to(home),
         base=base,
         report=report,
         data=used,
@@ -144,6 +146,7 @@ def open_to_train(
         num_classes=_classes(source, shape, num_classes or opened.label_count),
         img_size=img_size,
         pretrained=not from_scratch,
+        seed=seed,
     )
     give_preprocessing_(model, wanted)
     return model, opened

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from secateur.errors import UserError
@@ -21,13 +22,14 @@ def load_to_train(
     num_classes: int | None = None,
     img_size: int | None = None,
     pretrained: bool = True,
+    seed: int = 0,
 ) -> nn.Module:
     """A model in eval mode whose weights are a start, not the end.
 
     Of a model of timm by name, weights are taken over as timm does: a head for other classes
     begins afresh, position tables are resampled to another image size. Other models are loaded as
-    they are. Raises UserError for unknown names, sizes that cannot be built and weights that do
-    not belong to the architecture.
+    they are. What begins afresh follows from the seed. Raises UserError for unknown names, sizes
+    that cannot be built and weights that do not belong to the architecture.
     """
     if not source.startswith(TIMM) or (checkpoint is None and pretrained and num_classes is None):
         given = checkpoint if pretrained else None
@@ -44,10 +46,13 @@ def load_to_train(
     sizes = {"num_classes": num_classes, "img_size": img_size}
     wanted: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
     name = source.removeprefix(TIMM)
-    if not pretrained:
-        model = timm.create_model(name, pretrained=False, **wanted)
-    else:
-        model = _adapted(name, checkpoint, wanted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not pretrained:
+            model = timm.create_model(name, pretrained=False, **wanted)
+        else:
+            model = _adapted(name, checkpoint, wanted)
+    if pretrained:
         refuse_not_finite(model.state_dict(), source if checkpoint is None else str(checkpoint))
     model.eval()
     model.__dict__.update(secateur_base=identify(model, compare_outputs=False))
