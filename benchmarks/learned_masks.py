@@ -2,7 +2,8 @@
 
 `python benchmarks/learned_masks.py --smoke` compares on the bundled digits model and writes
 docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
-benchmarks/cifar_reference.py, or another directory (--dense), and the images are CIFAR-10; the page is docs/results/learned_masks.md.
+benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
+is docs/results/learned_masks.md.
 `--validate` trains on four fifths of the training images and scores the others: settings are
 chosen so, never on test images.
 

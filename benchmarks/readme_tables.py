@@ -47,11 +47,17 @@ def families_table() -> str:
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
+def offered(found: Inspection) -> set[str]:
+    """The groups that can be pruned somewhere in a model."""
+    units = {group for branch in found.branches for group in branch.groups}
+    return units | {"branch", "block"} | ({"width"} if found.streams else set())
+
+
 def _cell(found: Inspection, group: str, reasons: dict[str, int]) -> str:
     """Whether a group can be pruned, with the number of the reason if it cannot."""
     if group in found.refusals:
         reason = found.refusals[group]
-    elif group in ("branch", "block") or any(group in b.groups for b in found.branches):
+    elif group in offered(found):
         return YES
     else:
         told = (b.refusals[group] for b in found.branches if group in b.refusals)

@@ -267,3 +267,12 @@ def test_members_have_one_row_per_channel(name: str) -> None:
     writer = model.blocks[0].attn.proj.weight
     expected = writer if scale is None else scale[:, None] * writer
     assert torch.equal(found.writers[first.id], expected)
+
+
+def test_narrow_models_are_polished_towards_the_channels_they_kept() -> None:
+    model = build("deit3")
+    calibration = images_for(model, 24)
+    request = {"preset": "magnitude", "align": FINE, "minimum": FINE, "batch_size": 8}
+    result = prune(model, calibration, "80% width, 75% hidden", polish="12 steps", **request)
+    assert result.polish is not None and result.polish.steps == 12
+    assert result.polish.kl_after <= result.polish.kl_before

@@ -51,5 +51,6 @@ def test_only_what_criteria_ask_for_is_collected() -> None:
     assert needs("50% hidden", "energy") == {"hidden_energies"}
     assert needs("50% qk, drop 1 attention", "energy") == {"logit_moments", "branch_similarity"}
     assert needs("60% macs", "taylor") == {"attention_gates", "mlp_gates"}
-    with pytest.raises(UserError, match="'random' cannot score 'width'"):
-        needs("50% width", "random")
+    assert needs("50% width", "random") == set()
+    with pytest.raises(UserError, match="'energy' cannot score 'width'"):
+        needs("50% width", "energy")

@@ -3,9 +3,10 @@
 Legend: B batch, N tokens, D residual width, C outputs of the head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,12 +17,16 @@ TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
-    """A model taken apart, to be run branch by branch; shares the model's modules."""
+    """A model taken apart, to be run branch by branch; shares the model's modules.
+
+    `channels` are those of its stream that a narrower student has too; None for all.
+    """
 
     model: nn.Module
     family: Family
     branches: tuple[tuple[str, nn.Module], ...]
     prefix_tokens: int
+    channels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +38,8 @@ class Seen:
     logits_BC: Tensor
 
 
-def walk_of(model: nn.Module) -> Walk:
-    """Take a model apart; it stays whole."""
+def walk_of(model: nn.Module, channels: Sequence[int] | None = None) -> Walk:
+    """Take a model apart; it stays whole. Of its streams, only `channels` will be seen."""
     family = family_of(model)
     anatomy = family.read(model)
     return Walk(
@@ -42,18 +47,21 @@ def walk_of(model: nn.Module) -> Walk:
         family=family,
         branches=tuple((b.id, family.through(model, b)) for b in anatomy.branches),
         prefix_tokens=anatomy.prefix_tokens,
+        channels=None if channels is None else torch.tensor(channels),
     )
 
 
 def see(walk: Walk, images_BCHW: Tensor) -> Seen:
     """Run a model on a batch and keep the streams."""
     x_BND = walk.family.embed(walk.model, images_BCHW)
+    channels = None if walk.channels is None else walk.channels.to(x_BND.device)
     after = {}
     for branch_id, module in walk.branches:
         x_BND = module(x_BND)
-        after[branch_id] = x_BND
+        after[branch_id] = x_BND if channels is None else x_BND[..., channels]
     logits_BC = walk.family.head(walk.model, x_BND)
-    return Seen(after=after, stream_BND=x_BND, logits_BC=logits_BC)
+    stream_BND = x_BND if channels is None else x_BND[..., channels]
+    return Seen(after=after, stream_BND=stream_BND, logits_BC=logits_BC)
 
 
 def branch_loss(student: Walk, images_BCHW: Tensor, teacher: Seen) -> Tensor:

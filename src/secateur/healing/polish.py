@@ -8,7 +8,7 @@ Legend: B batch, C outputs, n images.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -117,12 +117,13 @@ def polish_(
     seed: int = 0,
     on_step: OnStep | None = None,
     settings: PolishSettings | None = None,
+    channels: Sequence[int] | None = None,
 ) -> PolishReport:
     """Train `student`, cut from `teacher`, on the images of `batches`; leaves it in eval mode.
 
-    Budgets in steps give the same weights again for the same seed. `on_step(done, total)` counts
-    steps, or seconds of a budget in time. If training fails (UserError naming the step where loss
-    or gradient is not finite) or is interrupted, the student has its old weights back.
+    `channels`: those of the teacher's stream that a narrower student kept. Budgets in steps repeat
+    for the same seed. `on_step(done, total)` counts steps, or seconds. If training is interrupted
+    or fails (UserError naming the step that is not finite), the student has its old weights back.
     """
     started = time.perf_counter()
     settings = settings or PolishSettings()
@@ -133,7 +134,7 @@ def polish_(
         before = judge(student)
         run = _Run(budget=budget, settings=settings, started=started, kl=before)
         run.state = _copy(student)
-        _train(run, walk_of(student), walk_of(teacher), train_nCHW, judge, seed, on_step)
+        _train(run, walk_of(student), walk_of(teacher, channels), train_nCHW, judge, seed, on_step)
         student.load_state_dict(run.state)
     return PolishReport(
         budget=budget.text,

@@ -6,9 +6,8 @@ a plan to a smaller copy; latency budgets call these more than once.
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -18,20 +17,16 @@ from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
 from secateur.pipeline.decide import Target, decide
 from secateur.pipeline.measure import Progress
+from secateur.pipeline.measured import measure_menus, wants_measuring
 from secateur.pipeline.options import Task
 from secateur.pipeline.spectral import cut_spectral_, plan_spectral, prepare
+from secateur.pipeline.staged import Stage, is_staged, staged
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
-from secateur.planning.types import Menu, Plan
+from secateur.planning.types import Plan
 from secateur.surgery.cut import cut_, repair_needs
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What was learnt from the images, ready to plan and cut; without a target, by the budget."""
-
-    menus: list[Menu]
-    plan_for: Callable[[Target | None], Plan]
-    cut: Callable[[Plan], nn.Module]
+Engine = Stage
+"""What was learnt from the images, ready to plan and cut; without a target, by the budget."""
 
 
 def evidence_needs(task: Task) -> set[str]:
@@ -51,6 +46,12 @@ def start(
     progress: Progress | None,
 ) -> Engine:
     """The engine of the task's preset, after its pass over the images; adds to `seconds`."""
+    if is_staged(task):
+
+        def begin(through: nn.Module, seen: Anatomy, part: Task) -> Stage:
+            return _by_criteria(through, family, seen, part, batches, seconds, progress)
+
+        return staged(model, family, anatomy, task, begin)
     engine = _spectral if task.preset.engine == "spectral" else _by_criteria
     return engine(model, family, anatomy, task, batches, seconds, progress)
 
@@ -93,6 +94,16 @@ def _by_criteria(
         evidence = _observe(model, batches, evidence_needs(task), progress)
     with timed(seconds, "weigh"):
         weighed = weigh(model, family, anatomy, task, evidence)
+    if wants_measuring(task):
+
+        def probed(done: int, total: int) -> None:
+            if progress is not None:
+                progress("probe", done, total)
+
+        with timed(seconds, "probe"):
+            weighed = measure_menus(
+                model, family, anatomy, task, weighed, evidence, batches, probed
+            )
 
     def plan_for(target: Target | None) -> Plan:
         with timed(seconds, "plan"):

@@ -78,7 +78,7 @@ def probe_menus(
     on_branch: Callable[[int, int], None] | None = None,
 ) -> Probed:
     """Measure menus branch by branch along the dense stream of the probe images."""
-    bench = _Bench.of(model, family, anatomy, images_PCHW)
+    bench = Bench.of(model, family, anatomy, images_PCHW)
     menus: list[Menu] = []
     probes: list[Probe] = []
     block_start: Tensor = bench.stream_PND
@@ -179,7 +179,7 @@ def _refitted_heads(
 
 
 def _probe_sizes(
-    bench: "_Bench",
+    bench: "Bench",
     number: int,
     branch: Branch,
     weights: BranchWeights,
@@ -206,7 +206,7 @@ def _probe_sizes(
 
 
 @dataclass(slots=True)
-class _Bench:
+class Bench:
     """The dense model as a row of steps, a scratch copy for one changed branch, and the stream
     of the probe images before the branch at hand."""
 
@@ -218,10 +218,10 @@ class _Bench:
     dense_PC: Tensor
 
     @staticmethod
-    def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "_Bench":
+    def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "Bench":
         stream = family.embed(model, images_PCHW)
         steps = [family.through(model, branch) for branch in anatomy.branches]
-        bench = _Bench(family, model, copy.deepcopy(model), steps, stream, torch.empty(0))
+        bench = Bench(family, model, copy.deepcopy(model), steps, stream, torch.empty(0))
         bench.dense_PC = bench._finish(0, stream)
         return bench
 
@@ -237,6 +237,12 @@ class _Bench:
     def divergence(self, start: int, stream_PND: Tensor) -> float:
         """Mean KL(dense || this stream run through the steps from `start`), in nats."""
         changed_PC = self._finish(start, stream_PND)
+        return float(F.kl_div(changed_PC, self.dense_PC, log_target=True, reduction="batchmean"))
+
+    def divergence_of(self, model: nn.Module, images_PCHW: Tensor) -> float:
+        """Mean KL(dense || another model) on the probe images, in nats."""
+        changed_PC = torch.cat([model(x_BCHW) for x_BCHW in images_PCHW.split(32)])
+        changed_PC = changed_PC.float().log_softmax(-1)
         return float(F.kl_div(changed_PC, self.dense_PC, log_target=True, reduction="batchmean"))
 
     def _finish(self, start: int, stream_PND: Tensor) -> Tensor:

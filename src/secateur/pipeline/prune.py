@@ -135,7 +135,7 @@ def run(
         found = cut_to_latency(model, anatomy, task, target, engine.plan_for, engine.cut)
         smaller, plan = found.model, found.plan
     with timed(seconds, "polish") if options.polish else nullcontext():
-        report = _polish(smaller, model, batches, options, progress)
+        report = _polish(smaller, model, batches, options, plan, progress)
     return Result(
         model=smaller.eval(),
         before=anatomy,
@@ -160,6 +160,7 @@ def _polish(
     dense: nn.Module,
     batches: Batches,
     options: Options,
+    plan: Plan,
     progress: Progress | None,
 ) -> PolishReport | None:
     if options.polish is None:
@@ -170,7 +171,9 @@ def _polish(
             progress("polish", done, total)
 
     budget = parse_polish(options.polish)
-    return polish_(smaller, dense, batches, budget, options.seed, on_step)
+    kept = [units["width"] for units in plan.units.values() if "width" in units]
+    channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
+    return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
 
 
 def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None) -> list[str]:

@@ -1,10 +1,10 @@
 """A paper's method as one short YAML: which groups, criterion, allocation and repair."""
 
 from importlib.resources import files
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria
@@ -16,6 +16,15 @@ from secateur.registry import unknown
 DEFAULT = "spectral"
 
 
+class First(BaseModel):
+    """A first stage: whole heads, layers or blocks, for a `share` of the saving that is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: Literal["heads", "branch", "block"]
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Preset(BaseModel):
     """One choice for each step. `criteria` overrides `criterion` for single groups.
 
@@ -25,7 +34,9 @@ class Preset(BaseModel):
     repairs by itself.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
-    `normalise` brings the scores of different layers to one scale before they compete.
+    Under a cost budget, `first` removes its group before the others compete for what remains.
+    `normalise` brings the scores of different layers to one scale before they compete; with
+    `menus: measured`, losses are measured on the model's output instead, in nats.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,10 +49,20 @@ class Preset(BaseModel):
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
     settings: dict[str, dict[str, object]] = {}
+    first: First | None = None
     normalise: Normalise = "none"
+    menus: Literal["scores", "measured"] = "scores"
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Literal["none", "mean", "least_squares"] = "none"
+
+    @model_validator(mode="after")
+    def _first_is_offered(self) -> "Preset":
+        if self.first is not None and (
+            self.first.group not in self.groups or self.engine != "criteria"
+        ):
+            raise ValueError("'first' must name one of 'groups', under the engine 'criteria'")
+        return self
 
     def criterion_for(self, group: GroupName) -> str:
         """The criterion that scores a group."""

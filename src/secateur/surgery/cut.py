@@ -47,7 +47,7 @@ def cut_(model: nn.Module, plan: Plan, evidence: Evidence | None, repair: Repair
             continue
         units = plan.units.get(branch.id, {})
         if units:
-            known = _moments_of(branch, evidence, repair)
+            known = moments_of(branch, evidence, repair)
             logits = evidence.about(branch.id).get("logit_moments") if evidence else None
             dense = family.weights(model, branch)
             weights = select(dense, units, known, repair, branch.id, logits)
@@ -125,7 +125,7 @@ def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
     return sums["update_sum"] / sums["count"]
 
 
-def _moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:
+def moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:
     """Moments of what the branch's writer reads, as far as the repair needs and there are any."""
     if evidence is None or repair == "none":
         return None

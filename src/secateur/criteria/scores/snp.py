@@ -55,7 +55,7 @@ def check_rank(settings: BaseModel, anatomy: Anatomy, group: GroupName) -> None:
 def _needs(centred: bool, settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
     assert isinstance(settings, SnpSettings)
     kind = snp_kind(settings.aggregate, class_token=settings.class_token, centred=centred)
-    return {"qk": (kind,), "vo": (), "hidden": (), "width": ()}
+    return {"qk": (kind,), "vo": (), "heads": (), "hidden": (), "width": ()}
 
 
 def raw_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
@@ -106,7 +106,10 @@ def _aligned(question: Question, which: str) -> Tensor:
 
 
 def _unlike(question: Question, *, magnitude: bool = False) -> Tensor:
-    """Dissimilarity of value rows over all heads (H, V), of neurons (F,), of channels (D,)."""
+    """Dissimilarity of value rows over all heads (H, V), of neurons (F,), of channels (D,).
+
+    A head is worth the sum of its value rows: (H,).
+    """
     if question.stream is not None:
         return shared(question.stream, magnitude=magnitude)
     weights = question.weights
@@ -118,7 +121,8 @@ def _unlike(question: Question, *, magnitude: bool = False) -> Tensor:
     assert isinstance(weights, AttentionWeights)
     score_HV = dissimilarity(weights.v_HVD.flatten(0, 1)).view(weights.v_HVD.shape[:2])
     size_HV = weights.v_HVD.double().norm(dim=2) * weights.o_DHV.double().norm(dim=0)
-    return score_HV * size_HV if magnitude else score_HV
+    score_HV = score_HV * size_HV if magnitude else score_HV
+    return score_HV.sum(1) if question.group == "heads" else score_HV
 
 
 DEFAULT = SnpSettings()
