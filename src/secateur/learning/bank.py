@@ -160,7 +160,7 @@ class GateBank(nn.Module):
 
     def _multiply(self, model: nn.Module, branch: str, site: Site) -> Callable[[Tensor], Tensor]:
         value = self._value(model, branch, site)
-        return lambda x: x * value().to(x.dtype)
+        return lambda x: x * value().to(x)
 
     def _value(self, model: nn.Module, owner: str, site: Site) -> Callable[[], Tensor]:
         """What units of a site are multiplied by in the present pass, worked out when needed."""

@@ -40,7 +40,7 @@ def stream_hooks(
 
 def _read(mask_D: GetMask) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def read(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0] * mask_D().to(args[0].dtype), *args[1:])
+        return (args[0] * mask_D().to(args[0]), *args[1:])
 
     return read
 
@@ -58,7 +58,7 @@ def masked_norm(norm: nn.Module, x: Tensor, mask_D: Tensor) -> Tensor:
     Works for soft masks too, which weigh the channels in the statistics.
     """
     wide = x.float() if x.dtype.itemsize < 4 else x
-    mask_D = mask_D.to(wide.dtype)
+    mask_D = mask_D.to(wide)
     missing = float(getattr(norm, "missing", 0))
     whole = mask_D.sum() + missing
     centred = norm.centre if isinstance(norm, HeldNorm) else isinstance(norm, nn.LayerNorm)
