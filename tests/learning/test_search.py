@@ -189,7 +189,8 @@ def test_group_lasso_takes_the_same_off_the_norm_of_every_unit() -> None:
 
     before = norms()
     search.after_step(Moment(step=1, share=0.25))
-    expected = (before - 0.25 * before.mean()).clamp(min=0)
+    pull = 0.25 * WaySettings().lasso
+    expected = (before - pull * before.mean()).clamp(min=0)
     assert torch.allclose(norms(), expected, atol=1e-5)
     found = search.margins()["blocks.0.mlp.hidden"][0]
     assert torch.allclose(found, expected / before.mean(), atol=1e-5)
