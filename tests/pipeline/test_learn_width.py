@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import secateur
-from secateur.anatomy.family import read
+from secateur.anatomy.family import family_of, read
 from secateur.errors import UserError
 from secateur.healing.objectives import DistilSettings
 from secateur.learning.schedule import LearnSettings
 from secateur.pipeline.learn import learn
+from secateur.pipeline.learn_task import LearnOptions, resolve_learn
 
 SHORT = {"steps": 12, "batch_size": 16, "checks": 1, "observe": 64, "held_out": 0.1}
 
@@ -76,3 +77,12 @@ def test_a_budget_in_ms_leaves_the_stream_alone() -> None:
             settings=LearnSettings(**SHORT),
             limit=96,
         )
+
+
+@pytest.mark.parametrize(("budget", "narrows"), [("50% params", True), ("50% ms", False)])
+def test_mixed_gates_the_stream_where_the_budget_can_weigh_it(budget: str, narrows: bool) -> None:
+    model = secateur.load("digits_vit")
+    options = LearnOptions(budget=budget, sharing="mixed")
+    found = resolve_learn(options, model, family_of(model), read(model))
+    assert ("width" in found.task.groups) is narrows
+    assert any(gate.group == "width" for gate in found.gates) is narrows

@@ -103,7 +103,7 @@ def resolve_learn(
     sharing = sharings.get(options.sharing)
     limits = _limits(options, budget)
     check_protected(anatomy, limits)
-    groups = _groups(options, sharing, anatomy)
+    groups = _groups(options, sharing, anatomy, budget)
     preset = Preset(
         name=PRESET,
         title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
@@ -136,11 +136,17 @@ def resolve_learn(
     return found
 
 
-def _groups(options: LearnOptions, sharing: Sharing, anatomy: Anatomy) -> tuple[GroupName, ...]:
-    """The groups asked for, else those of the sharing, the stream only where it can be narrower."""
+def _groups(
+    options: LearnOptions, sharing: Sharing, anatomy: Anatomy, budget: CostBudget
+) -> tuple[GroupName, ...]:
+    """The groups asked for, else those of the sharing that the model and the budget know of.
+
+    A narrower stream cannot be timed layer by layer.
+    """
     if options.groups is not None:
         return options.groups
-    return tuple(g for g in sharing.groups if g != "width" or anatomy.streams)
+    narrows = bool(anatomy.streams) and budget.unit != "ms"
+    return tuple(group for group in sharing.groups if group != "width" or narrows)
 
 
 def _checked(preset: Preset) -> Preset:
