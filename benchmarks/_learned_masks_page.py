@@ -43,7 +43,7 @@ def page(
         "## Reproduce\n\n```\n"
         f"{script} --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}{only}"
         "\n```",
-        f"{versions('accelerate')}.",
+        f"{versions('accelerate')}. Seeds 0 to {args.seeds - 1}.",
     ]
     write_page(recipe.name, "\n\n".join(parts))
 
