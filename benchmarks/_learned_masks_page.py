@@ -19,12 +19,14 @@ def page(
     dense = store.get("dense")
     if dense is None or dense["status"] != "ok":
         raise SystemExit("the dense model was not measured yet")
+    methods = [name for name in methods if not args.only or name in args.only]
     smoke = recipe.name.endswith("digits")
     where = "the bundled digits model" if smoke else "CIFAR-10"
     script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
+    only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
         f"# Learned masks on {where}",
-        _about(recipe, dense, smoke),
+        _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
     for percent in budgets:
@@ -39,21 +41,26 @@ def page(
         f"choice of test images ({dense['stderr']:.1f} points for one model) nor that of the dense "
         "model, which is the same for all.",
         "## Reproduce\n\n```\n"
-        f"{script} --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}\n```",
-        f"{versions('accelerate')}.",
+        f"{script} --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}{only}"
+        "\n```",
+        f"{versions('accelerate')}. Seeds 0 to {args.seeds - 1}.",
     ]
     write_page(recipe.name, "\n\n".join(parts))
 
 
-def _about(recipe: Any, dense: Row, smoke: bool) -> str:
+def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:
     epochs = f"{recipe.epochs:g} epochs"
     text = (
         f"Dense: {dense['params']:,} parameters, **{dense['top1']:.2f} %** top-1 on "
         f"{dense['n']:,} test images. Every method begins with it and trains {epochs} in the same "
         "loop, with the same images, augmentation, optimizer and objective (labels and the dense "
-        "model's outputs, half each); the small model from scratch trains "
-        f"{recipe.scratch_epochs:g} epochs, as many as the dense one and the others together."
+        "model's outputs, half each)."
     )
+    if scratch:
+        text += (
+            f" The small model from scratch trains {recipe.scratch_epochs:g} epochs, as many as "
+            "the dense one and the others together."
+        )
     if smoke:
         text += (
             " A tiny model on tiny images: this shows that the whole path works and what it does, "

@@ -107,12 +107,14 @@ def main() -> None:
     given.add_argument("--steps", type=int, default=22)
     given.add_argument("--batch", type=int, default=64)
     given.add_argument("--size", type=int, default=96)
+    given.add_argument("--only", action="append", help="these strategies only, by name")
     args = given.parse_args()
     torch.set_num_threads(args.threads)
     store = Store("search_overhead", args)
     store.suffix = f"{args.size}px/batch{args.batch}/steps{args.steps}/seed{args.seed}"
     cells = [(sharing, "lagrangian") for sharing in sharings.names()]
     cells += [("common_count", way) for way in ways.names() if way != "lagrangian"]
+    cells = [cell for cell in cells if not args.only or cell[0] in args.only]
     rows = []
     for cell in cells:
         row = store.run(cell, lambda cell=cell: measure(args, *cell))
@@ -138,11 +140,11 @@ def main() -> None:
                 table(head, rows),
                 "A step is forward pass, cross-entropy, backward pass and the optimizers; a "
                 "teacher's forward pass, the same with and without gates, is left out. "
-                "`schedule` projects the scores anew up to a hundred times in a search, here at "
-                "nearly every step; a longer search does so more rarely.",
+                "`schedule`, where it is listed, projects the scores anew up to a hundred times in a "
+                "search, here at nearly every step; a longer search does so more rarely.",
                 "## Reproduce\n\n```\npython benchmarks/search_overhead.py "
                 f"--size {args.size} --batch {args.batch} --steps {args.steps} --threads "
-                f"{args.threads}\n```",
+                f"{args.threads}{''.join(f' --only {name}' for name in args.only or ())}\n```",
                 f"{versions()}. Seed {args.seed}.",
             ]
         ),

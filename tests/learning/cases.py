@@ -22,21 +22,24 @@ FREE = Limits(align={}, minimum={})
 """Any width of at least one."""
 
 
-def scope_of(model: nn.Module, anatomy: Anatomy, limits: Limits = FREE) -> Scope:
-    """Everything that a model offers may be gated."""
+def scope_of(
+    model: nn.Module, anatomy: Anatomy, limits: Limits = FREE, *, width: bool = False
+) -> Scope:
+    """Everything that a model offers may be gated, the stream only with `width`."""
     family = family_of(model)
     return Scope(
         anatomy=anatomy,
-        groups=frozenset(ALL_GROUPS),
+        groups=frozenset(ALL_GROUPS) - (set() if width else {"width"}),
         limits=limits,
         linear=frozenset(b.id for b in anatomy.branches if family.writes_linearly(model, b)),
     )
 
 
 @cache
-def gates_for(name: str, sharing: str, limits: Limits = FREE) -> tuple[Gate, ...]:
+def gates_for(name: str, sharing: str, *, width: bool = False) -> tuple[Gate, ...]:
     """The gates of a strategy on a host."""
-    return tuple(gates_of(sharings.get(sharing), scope_of(shared(name), anatomy_of(name), limits)))
+    scope = scope_of(shared(name), anatomy_of(name), width=width)
+    return tuple(gates_of(sharings.get(sharing), scope))
 
 
 def offered(name: str, sharing: str) -> bool:
@@ -48,7 +51,16 @@ def offered(name: str, sharing: str) -> bool:
     return True
 
 
+def narrows(name: str, sharing: str) -> bool:
+    """Whether a strategy gates the stream of a host."""
+    gates = gates_for(name, sharing, width=True)
+    return any(act.site == "width" for gate in gates for act in gate.acts)
+
+
 CASES = [(name, s) for name in HOSTS for s in sharings.names() if offered(name, s)]
+
+WIDE = [(*case, False) for case in CASES] + [(*case, True) for case in CASES if narrows(*case)]
+"""Hosts and strategies, with gates on branches alone and with the stream."""
 
 
 def random_margins(gates: Sequence[Gate], seed: int = 0) -> dict[str, Tensor]:
@@ -61,7 +73,10 @@ def random_kept(gates: Sequence[Gate], seed: int = 0) -> dict[str, Tensor]:
     """The best units by random margins; how many, chance decides gate by gate."""
     generator = torch.Generator().manual_seed(seed)
     margins = random_margins(gates, seed)
-    counts = [int(torch.randint(g.most + 1, (), generator=generator)) for g in gates]
+    # WHY at least 4 channels: a norm over fewer magnifies rounding.
+    least = [4 if g.group == "width" else 0 for g in gates]
+    counts = [int(torch.randint(n, g.most, (), generator=generator)) if n < g.most else g.most
+              for n, g in zip(least, gates, strict=True)]  # fmt: skip
     return {
         g.name: keep(g, margins[g.name], allowed(g, count))
         for g, count in zip(gates, counts, strict=True)

@@ -9,7 +9,7 @@ from secateur.learning.bank import GateBank
 from secateur.learning.controller import Controller, ControllerSettings
 from secateur.learning.form import forms
 from secateur.learning.masks import masks_of
-from secateur.learning.pricing import exact_cost, shapes_of_masks, unit_prices
+from secateur.learning.pricing import exact_cost, left_of_masks, unit_prices
 from secateur.learning.sharing import gates_of, sharings
 from secateur.planning.menus import Limits
 from tests.hosts import anatomy_of, build, images_for, shared
@@ -84,11 +84,11 @@ def test_training_on_price_alone_closes_the_gates(form: str) -> None:
 @pytest.mark.parametrize("unit", ["params", "macs"])
 def test_prices_are_differences_of_the_counted_cost(sharing: str, unit: str) -> None:
     """Closing one open unit of a gate of one branch saves its price."""
-    anatomy, gates = anatomy_of("vit"), gates_for("vit", sharing)
+    anatomy, gates = anatomy_of("vit"), gates_for("vit", sharing, width=True)
     pricing = pricing_of(anatomy, 0.5, unit)
     kept = random_kept(gates, seed=4)
     masks = masks_of(gates, kept)
-    shapes = shapes_of_masks(pricing, masks)
+    shapes = left_of_masks(pricing, masks)
     prices = unit_prices(pricing, gates, masks, shapes)
     now = exact_cost(pricing, shapes)
     checked = 0
@@ -100,7 +100,7 @@ def test_prices_are_differences_of_the_counted_cost(sharing: str, unit: str) -> 
         for row in fewer if gate.rule == "equal" else fewer.view(1, -1):
             row[int(row.nonzero()[0])] = False
         closed = mask & ~fewer
-        after = shapes_of_masks(pricing, masks_of(gates, kept | {gate.name: fewer}))
+        after = left_of_masks(pricing, masks_of(gates, kept | {gate.name: fewer}))
         saved = (now - exact_cost(pricing, after)) / pricing.dense
         assert float(prices[gate.name][closed].sum()) == pytest.approx(saved, rel=1e-5, abs=1e-9)
         checked += 1

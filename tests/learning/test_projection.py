@@ -11,7 +11,7 @@ from secateur.anatomy.family import read
 from secateur.errors import UserError
 from secateur.learning.gates import Gate, count_above, keep
 from secateur.learning.masks import masks_of
-from secateur.learning.pricing import Pricing, exact_cost, shapes_of_masks
+from secateur.learning.pricing import Pricing, exact_cost, left_of_masks
 from secateur.learning.projection import check_reachable, least_cost, project
 from secateur.learning.removal import remove
 from secateur.learning.sharing import gates_of, sharings
@@ -31,7 +31,7 @@ STRATEGIES = sharings.names()
 def test_ten_budgets_are_hit(share: float, unit: str) -> None:
     """The default sharing, and the one for small budgets: at most half a percent below."""
     for name in ("common_count", "mixed"):
-        gates = gates_of(sharings.get(name), scope_of(MODEL, ANATOMY))
+        gates = gates_of(sharings.get(name), scope_of(MODEL, ANATOMY, width=name == "mixed"))
         pricing = pricing_of(ANATOMY, share, unit)
         kept = project(gates, random_margins(gates), pricing)
         smaller, _ = remove(MODEL, masks_of(gates, kept), FREE)
@@ -43,20 +43,21 @@ def test_ten_budgets_are_hit(share: float, unit: str) -> None:
 
 @pytest.mark.parametrize("share", [0.85, 0.6, 0.35])
 @pytest.mark.parametrize("sharing", STRATEGIES)
-def test_no_strategy_exceeds_its_budget(sharing: str, share: float) -> None:
-    gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY))
+@pytest.mark.parametrize("width", [False, True])
+def test_no_strategy_exceeds_its_budget(sharing: str, share: float, width: bool) -> None:
+    gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY, width=width))
     pricing = pricing_of(ANATOMY, share)
     kept = project(gates, random_margins(gates, seed=3), pricing)
     smaller, plan = remove(MODEL, masks_of(gates, kept), FREE)
     real = sum(p.numel() for p in smaller.parameters())
-    assert real == ANATOMY.cost(plan.shapes).params <= pricing.limit
+    assert real == ANATOMY.cost(plan.shapes, plan.widths).params <= pricing.limit
     coarsest = max(_steps(gates, kept, pricing))
     assert pricing.limit - real <= coarsest
 
 
 def _steps(gates: list[Gate], kept: Mapping[str, Tensor], pricing: Pricing) -> Iterator[float]:
     """What one more unit of each gate would cost."""
-    now = exact_cost(pricing, shapes_of_masks(pricing, masks_of(gates, kept)))
+    now = exact_cost(pricing, left_of_masks(pricing, masks_of(gates, kept)))
     for gate in gates:
         more = kept[gate.name].clone()
         rows = more if gate.rule == "equal" else more.view(1, -1)
@@ -65,7 +66,7 @@ def _steps(gates: list[Gate], kept: Mapping[str, Tensor], pricing: Pricing) -> I
             if len(closed):
                 row[closed[0]] = True
         masks = masks_of(gates, {**kept, gate.name: more})
-        yield exact_cost(pricing, shapes_of_masks(pricing, masks)) - now
+        yield exact_cost(pricing, left_of_masks(pricing, masks)) - now
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
@@ -76,7 +77,7 @@ def test_alignment_is_part_of_the_budget(sharing: str, share: float) -> None:
     pricing = pricing_of(ANATOMY, share, limits=limits)
     kept = project(gates, random_margins(gates), pricing)
     _, plan = remove(MODEL, masks_of(gates, kept), limits)
-    assert ANATOMY.cost(plan.shapes).params <= pricing.limit
+    assert ANATOMY.cost(plan.shapes, plan.widths).params <= pricing.limit
     for branch in ANATOMY.branches:
         shape = plan.shapes[branch.id]
         assert shape is not None
@@ -92,7 +93,7 @@ def test_costs_fall_with_the_threshold(sharing: str) -> None:
     for threshold in torch.linspace(-6, 6, 25).tolist():
         counts = {g.name: count_above(g, margins[g.name], threshold) for g in gates}
         kept = {g.name: keep(g, margins[g.name], counts[g.name]) for g in gates}
-        costs.append(exact_cost(pricing, shapes_of_masks(pricing, masks_of(gates, kept))))
+        costs.append(exact_cost(pricing, left_of_masks(pricing, masks_of(gates, kept))))
     assert costs[0] == pricing.dense
     assert all(more >= less for more, less in itertools.pairwise(costs))
     assert costs[-1] < 0.2 * pricing.dense
@@ -103,7 +104,7 @@ def test_equal_scores_still_meet_the_budget(sharing: str) -> None:
     gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY))
     pricing = pricing_of(ANATOMY, 0.5)
     kept = project(gates, {g.name: torch.ones(g.rows, g.units) for g in gates}, pricing)
-    real = exact_cost(pricing, shapes_of_masks(pricing, masks_of(gates, kept)))
+    real = exact_cost(pricing, left_of_masks(pricing, masks_of(gates, kept)))
     assert 0.495 * pricing.dense <= real <= pricing.limit
 
 

@@ -6,21 +6,21 @@ import torch
 from secateur.anatomy.family import read
 from secateur.learning.gates import allowed, keep
 from secateur.learning.masks import masks_of, plan_of_masks
-from secateur.learning.pricing import masked_cost, shapes_of_masks
+from secateur.learning.pricing import left_of_masks, masked_cost
 from secateur.learning.removal import remove
 from secateur.planning.menus import Limits
 from tests.contract.cases import fused_
 from tests.hosts import anatomy_of, build, images_for
-from tests.learning.cases import CASES, FREE, bank_of, gates_for, pricing_of, random_kept
+from tests.learning.cases import CASES, FREE, WIDE, bank_of, gates_for, pricing_of, random_kept
 
 ALIGNED = Limits(align={"qk": 2, "vo": 4, "hidden": 8}, minimum={"qk": 4, "vo": 1, "hidden": 8})
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("name", "sharing"), CASES)
+@pytest.mark.parametrize(("name", "sharing", "width"), WIDE)
 @torch.no_grad()
-def test_removed_equals_masked(name: str, sharing: str, seed: int) -> None:
-    model, gates = build(name), gates_for(name, sharing)
+def test_removed_equals_masked(name: str, sharing: str, width: bool, seed: int) -> None:
+    model, gates = build(name), gates_for(name, sharing, width=width)
     limits = FREE if seed == 0 else ALIGNED
     x = images_for(model)
     bank = bank_of(gates)
@@ -38,13 +38,14 @@ def test_removed_equals_masked(name: str, sharing: str, seed: int) -> None:
     after = read(smaller)
     assert after.shapes == {b: shape for b, shape in plan.shapes.items() if shape is not None}
     assert after.cost().params == sum(p.numel() for p in smaller.parameters())
-    assert after.cost() == anatomy_of(name).cost(plan.shapes)
+    assert after.cost() == anatomy_of(name).cost(plan.shapes, plan.widths)
+    assert width is (after.width < anatomy_of(name).width)
 
 
-@pytest.mark.parametrize(("name", "sharing"), CASES)
+@pytest.mark.parametrize(("name", "sharing", "width"), WIDE)
 @torch.no_grad()
-def test_extremes_are_finite_and_exact(name: str, sharing: str) -> None:
-    model, gates = build(name), gates_for(name, sharing)
+def test_extremes_are_finite_and_exact(name: str, sharing: str, width: bool) -> None:
+    model, gates = build(name), gates_for(name, sharing, width=width)
     x = images_for(model)
     for count in (0, 10**9):
         margins = {g.name: torch.zeros(g.rows, g.units) for g in gates}
@@ -65,15 +66,16 @@ def test_extremes_are_finite_and_exact(name: str, sharing: str) -> None:
 def test_only_independent_masks_claim_more_than_is_removed(
     name: str, sharing: str, seed: int
 ) -> None:
-    anatomy, gates = anatomy_of(name), gates_for(name, sharing)
+    anatomy = anatomy_of(name)
+    gates = gates_for(name, sharing, width=seed == 2)
     masks = masks_of(gates, random_kept(gates, seed))
     plan = plan_of_masks(anatomy, masks, FREE)
-    masked, left = masked_cost(anatomy, masks), anatomy.cost(plan.shapes)
+    masked, left = masked_cost(anatomy, masks), anatomy.cost(plan.shapes, plan.widths)
     if sharing == "independent":
         assert masked.params < left.params and masked.macs < left.macs
     else:
         assert masked == left
-    assert shapes_of_masks(pricing_of(anatomy, 1.0), masks) == plan.shapes
+    assert left_of_masks(pricing_of(anatomy, 1.0), masks).shapes == plan.shapes
 
 
 def test_dead_heads_and_heads_without_queries_are_not_the_same() -> None:

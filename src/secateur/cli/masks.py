@@ -43,7 +43,8 @@ class MaskOptions:
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Mask only these: qk, vo, heads, hidden, branch; else those of the sharing.",
+            help="Mask only these: qk, vo, heads, hidden, branch, width (the stream); else those "
+            "of the sharing.",
             rich_help_panel=MASKS,
             show_default=False,
         ),

@@ -15,6 +15,7 @@ from secateur.anatomy.taps import attach
 from secateur.learning.form import GateForm
 from secateur.learning.gates import Gate, Site, kept_now
 from secateur.learning.masks import acts_by_site, masks_of, product
+from secateur.learning.streams import stream_hooks
 
 
 class GateBank(nn.Module):
@@ -110,7 +111,12 @@ class GateBank(nn.Module):
             model.register_forward_pre_hook(lambda _module, _args: self.renew())
         ]
         try:
-            for branch in family.read(model).branches:
+            anatomy = family.read(model)
+            for stream in anatomy.streams:
+                if (stream.id, "width") in self._sites:
+                    value = self._value(model, stream.id, "width")
+                    handles.extend(stream_hooks(model, anatomy, stream, value))
+            for branch in anatomy.branches:
                 taps = family.taps(model, branch)
                 for site in self._acted(branch.id):
                     handles.append(
@@ -153,9 +159,15 @@ class GateBank(nn.Module):
         return [name for name, _ in first] == [name for name, _ in second]
 
     def _multiply(self, model: nn.Module, branch: str, site: Site) -> Callable[[Tensor], Tensor]:
-        def multiply(x: Tensor) -> Tensor:
+        value = self._value(model, branch, site)
+        return lambda x: x * value().to(x)
+
+    def _value(self, model: nn.Module, owner: str, site: Site) -> Callable[[], Tensor]:
+        """What units of a site are multiplied by in the present pass, worked out when needed."""
+
+        def value() -> Tensor:
             if not self._values:
                 self._open(hard=self._frozen is not None or not model.training)
-            return x * self._values[branch, site].to(x.dtype)
+            return self._values[owner, site]
 
-        return multiply
+        return value

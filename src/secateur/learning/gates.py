@@ -13,9 +13,9 @@ from torch import Tensor
 
 from secateur.anatomy.types import GroupName
 
-Site = Literal["query", "key", "context", "hidden", "update"]
+Site = Literal["query", "key", "context", "hidden", "update", "width"]
 Rule = Literal["free", "equal"]
-Priced = Literal["qk", "vo", "heads", "hidden", "branch", "rows"]
+Priced = Literal["qk", "vo", "heads", "hidden", "branch", "width", "rows"]
 """What an act takes away; `rows` are outputs of a branch's writer, which stay in the stream."""
 
 
@@ -24,7 +24,8 @@ class Act:
     """Where a gate acts: `index` names for each unit of the site the score that governs it.
 
     `index` has the shape of the site, or one that broadcasts to it: (H, K), (H, V), (F,), (D,);
-    (H, 1) for whole heads, () for a whole branch. Scores are numbered row by row.
+    (H, 1) for whole heads, () for a whole branch. Scores are numbered row by row. Of a stream, its
+    id stands in place of a branch's, and the site is `width`.
     """
 
     branch: str

@@ -72,6 +72,16 @@ def branch_gate(scope: Scope, branch: Branch) -> Gate:
     return gate(scope, f"{branch.id}.branch", "branch", 1, 1, [act], minimum=0)
 
 
+def width_gates(scope: Scope) -> list[Gate]:
+    """One score per channel of each stream that may be made narrower, for the whole model."""
+    gates = []
+    for stream in scope.streams():
+        index = torch.arange(stream.width)
+        act = Act(branch=stream.id, site="width", takes="width", index=index)
+        gates.append(gate(scope, f"{stream.id}.width", "width", 1, stream.width, [act]))
+    return gates
+
+
 def dims_gate(scope: Scope, branch: Branch, group: GroupName, *, shared: bool) -> Gate:
     """Scores of query/key or value dims: the same dims in all heads, or each head its own.
 

@@ -4,6 +4,7 @@ Letters: H heads, K query/key dims, V value dims, F hidden neurons, D residual w
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from secateur.anatomy.types import (
     MlpShape,
     Shape,
     Shapes,
+    Widths,
 )
 from secateur.learning.gates import Act, Gate, Site
 from secateur.planning.menus import Limits
@@ -128,6 +130,30 @@ def _first(live_RU: Tensor, size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What is left of a model after removal: shapes of branches and widths of streams."""
+
+    shapes: Shapes
+    widths: Widths
+
+    @property
+    def of_streams(self) -> Sizes:
+        """The widths, for cost functions."""
+        return {(stream, "width"): width for stream, width in self.widths.items()}
+
+
+def left_of(anatomy: Anatomy, masks: Masks, limits: Limits) -> Left:
+    """What is left of a model when all is cut out that its masks allow."""
+    shapes = {b.id: kept_shape(b, masks.get(b.id, {}), limits) for b in anatomy.branches}
+    widths = {
+        stream.id: int(masks[stream.id]["width"].sum())
+        for stream in anatomy.streams
+        if stream.id in masks
+    }
+    return Left(shapes=shapes, widths=widths)
+
+
 def sizes_of(branch: Branch, shape: Shape | None) -> Sizes:
     """The sizes of a branch's groups, for cost functions."""
     if shape is None:
@@ -137,11 +163,14 @@ def sizes_of(branch: Branch, shape: Shape | None) -> Sizes:
 
 def plan_of_masks(anatomy: Anatomy, masks: Masks, limits: Limits) -> Plan:
     """The plan that cuts out of every branch all that its masks allow."""
-    shapes: Shapes = {}
+    left = left_of(anatomy, masks, limits)
     units: dict[str, dict[GroupName, Units]] = {}
     for branch in anatomy.branches:
-        own = masks.get(branch.id, {})
-        shape = shapes[branch.id] = kept_shape(branch, own, limits)
-        if shape is not None and (kept := kept_units(branch, own, shape)):
+        shape = left.shapes[branch.id]
+        if shape is not None and (kept := kept_units(branch, masks.get(branch.id, {}), shape)):
             units[branch.id] = kept
-    return Plan(shapes=shapes, units=units)
+    for stream in anatomy.streams:
+        if left.widths.get(stream.id, stream.width) < stream.width:
+            live_D = masks[stream.id]["width"].cpu()
+            units[stream.id] = {"width": tuple(live_D.nonzero()[:, 0].tolist())}
+    return Plan(shapes=left.shapes, widths=left.widths, units=units)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.anatomy.types import Anatomy, AttentionShape, Branch, Cost, GroupName, Shape
 from secateur.learning.gates import Act, Gate, Priced, Site
-from secateur.learning.masks import Masks, kept_shape, live_dims, sizes_of
+from secateur.learning.masks import Left, Masks, left_of, live_dims, sizes_of
 from secateur.planning.costs import CostOf
 from secateur.planning.menus import Limits
 from secateur.planning.types import Sizes
@@ -38,24 +38,26 @@ class Pricing:
         return self.limit / self.dense
 
 
-def shapes_of_masks(pricing: Pricing, masks: Masks) -> dict[str, Shape | None]:
-    """The shape of every branch after removal."""
-    return {
-        branch.id: kept_shape(branch, masks.get(branch.id, {}), pricing.limits)
-        for branch in pricing.anatomy.branches
-    }
+def left_of_masks(pricing: Pricing, masks: Masks) -> Left:
+    """What is left of the model after removal."""
+    return left_of(pricing.anatomy, masks, pricing.limits)
 
 
-def exact_cost(pricing: Pricing, shapes: Mapping[str, Shape | None]) -> float:
-    """The counted cost of the model with its branches in these shapes."""
-    sizes: Sizes = {}
+def all_sizes(pricing: Pricing, left: Left) -> Sizes:
+    """The sizes of all groups, for cost functions."""
+    sizes = left.of_streams
     for branch in pricing.anatomy.branches:
-        sizes |= sizes_of(branch, shapes[branch.id])
-    return pricing.cost_of(sizes)
+        sizes |= sizes_of(branch, left.shapes[branch.id])
+    return sizes
+
+
+def exact_cost(pricing: Pricing, left: Left) -> float:
+    """The counted cost of what is left."""
+    return pricing.cost_of(all_sizes(pricing, left))
 
 
 def unit_prices(
-    pricing: Pricing, gates: Iterable[Gate], masks: Masks, shapes: Mapping[str, Shape | None]
+    pricing: Pricing, gates: Iterable[Gate], masks: Masks, left: Left
 ) -> dict[str, Tensor]:
     """What each unit (R, U) of each gate adds to the cost, as a share of the dense cost.
 
@@ -68,28 +70,38 @@ def unit_prices(
     for gate in gates:
         total = torch.zeros(gate.rows * gate.units)
         for act in gate.acts:
-            price = _price(
-                pricing, by_id[act.branch], act, masks.get(act.branch, {}), shapes[act.branch]
-            )
+            if act.takes == "width":
+                price = torch.tensor(_channel_price(pricing, act.branch, left))
+            else:
+                price = _price(pricing, by_id[act.branch], act, masks.get(act.branch, {}), left)
             spread = (act.part * price).expand(act.index.shape)
             total.index_add_(0, act.index.reshape(-1), spread.reshape(-1))
         found[gate.name] = total.reshape(gate.rows, gate.units) / pricing.dense
     return found
 
 
+def _channel_price(pricing: Pricing, stream: str, left: Left) -> float:
+    """What one channel of a stream adds to the cost of everything that reads or writes it."""
+    width, sizes = left.widths[stream], all_sizes(pricing, left)
+    low, high = (width - 1, width) if width > 1 else (width, width + 1)
+    above, below = sizes | {(stream, "width"): high}, sizes | {(stream, "width"): low}
+    return pricing.cost_of(above) - pricing.cost_of(below)
+
+
 def _price(
-    pricing: Pricing, branch: Branch, act: Act, masks: Mapping[Site, Tensor], shape: Shape | None
+    pricing: Pricing, branch: Branch, act: Act, masks: Mapping[Site, Tensor], left: Left
 ) -> Tensor:
     """What each unit of a site adds to the cost: () or the shape of the site."""
+    shape, widths = left.shapes[branch.id], left.of_streams
     if act.takes == "branch":
-        present = shape or branch.shape
-        whole = pricing.cost_of.part(branch.id, sizes_of(branch, present))
+        present = sizes_of(branch, shape or branch.shape) | widths
+        whole = pricing.cost_of.part(branch.id, present)
         return torch.tensor(whole - pricing.cost_of.part(branch.id, sizes_of(branch, None)))
     if shape is None:
         return torch.tensor(0.0)
     if act.takes == "rows":
         return torch.tensor(_row_price(pricing, branch, shape))
-    slope = _slope(pricing, branch, shape, act.takes)
+    slope = _slope(pricing, branch, shape, act.takes, widths)
     if not isinstance(branch.shape, AttentionShape) or act.takes == "heads":
         return torch.tensor(slope)
     _, context_HV = live_dims(branch.shape, masks)
@@ -97,10 +109,10 @@ def _price(
     return (live_H.float() * (slope / max(1, int(live_H.sum()))))[:, None]
 
 
-def _slope(pricing: Pricing, branch: Branch, shape: Shape, takes: Priced) -> float:
+def _slope(pricing: Pricing, branch: Branch, shape: Shape, takes: Priced, widths: Sizes) -> float:
     """Cost of one more unit of a group, or of the last one where there are no more."""
     group: GroupName = "hidden" if takes == "rows" else takes
-    present, sizes = shape.size(group), sizes_of(branch, shape)
+    present, sizes = shape.size(group), sizes_of(branch, shape) | widths
     # WHY: a measured cost is a staircase, so it is looked at over a whole step.
     step = max(1, min(pricing.limits.align.get(group, 1), present - 1))
     if pricing.cost_of.unit == "ms":
@@ -127,18 +139,24 @@ def _writer_inputs(shape: Shape) -> int:
 
 def masked_cost(anatomy: Anatomy, masks: Masks) -> Cost:
     """What is left when all that masks claim is counted as gone, removable or not."""
-    total = anatomy.ends.at(anatomy.width)
+    widths = {
+        stream.id: int(masks[stream.id]["width"].sum())
+        for stream in anatomy.streams
+        if stream.id in masks
+    }
+    total = anatomy.ends_cost(widths)
     for branch in anatomy.branches:
-        total = total + _masked_branch(branch, masks.get(branch.id, {}))
+        width = anatomy.width_of(branch, widths)
+        total = total + _masked_branch(branch, masks.get(branch.id, {}), width)
     return total
 
 
-def _masked_branch(branch: Branch, masks: Mapping[Site, Tensor]) -> Cost:
+def _masked_branch(branch: Branch, masks: Mapping[Site, Tensor], width: int) -> Cost:
     update = masks.get("update")
     if update is not None and not bool(update.any()):
         return Cost()
     dead = 0 if update is None or update.ndim == 0 else int((~update).sum())
-    fixed, width = branch.fixed.at(branch.width), branch.width
+    fixed = branch.fixed.at(width)
     if not isinstance(branch.shape, AttentionShape):
         live = int(masks["hidden"].sum()) if "hidden" in masks else branch.shape.size("hidden")
         cost = fixed + branch.per_hidden.at(width) * live

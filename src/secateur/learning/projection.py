@@ -12,11 +12,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import Shape
 from secateur.errors import UserError
 from secateur.learning.gates import Gate, allowed, count_above, keep
-from secateur.learning.masks import acts_by_site, kept_shape, masks_of, product, sizes_of
-from secateur.learning.pricing import Pricing, exact_cost, shapes_of_masks
+from secateur.learning.masks import (
+    Left,
+    acts_by_site,
+    kept_shape,
+    masks_of,
+    product,
+    sizes_of,
+)
+from secateur.learning.pricing import Pricing, exact_cost, left_of_masks
 
 Counts = dict[str, int]
 
@@ -70,7 +76,7 @@ class _Search:
 
     def cost(self, counts: Counts) -> float:
         masks = masks_of(self.gates.values(), self.kept(counts))
-        return exact_cost(self.pricing, shapes_of_masks(self.pricing, masks))
+        return exact_cost(self.pricing, left_of_masks(self.pricing, masks))
 
     def at(self, threshold: float) -> Counts:
         return {n: count_above(g, self.margins[n], threshold) for n, g in self.gates.items()}
@@ -96,8 +102,8 @@ class _Search:
         step costs nothing, because other units keep its place occupied, keeps its mask.
         """
         kept = self.kept(counts)
-        shapes = shapes_of_masks(self.pricing, masks_of(self.gates.values(), kept))
-        spent = exact_cost(self.pricing, shapes)
+        left = left_of_masks(self.pricing, masks_of(self.gates.values(), kept))
+        spent = exact_cost(self.pricing, left)
         queue = [(self._rank(name, counts[name]), name) for name in self.gates]
         heapq.heapify(queue)
         while queue:
@@ -106,12 +112,10 @@ class _Search:
             if count is None:
                 continue
             trial = kept | {name: keep(gate, self.margins[name], count)}
-            changed = self._changed(gate, trial)
-            more = sum(self._part(b, shape) - self._part(b, shapes[b]) for b, shape in
-                       changed.items())  # fmt: skip
+            changed = self._changed(gate, trial, left)
+            more = self._more(left, changed)
             if 0 < more <= self.pricing.limit - spent:
-                counts[name], kept, spent = count, trial, spent + more
-                shapes |= changed
+                counts[name], kept, spent, left = count, trial, spent + more, changed
                 heapq.heappush(queue, (self._rank(name, count), name))
 
     def _rank(self, name: str, count: int) -> float:
@@ -128,17 +132,28 @@ class _Search:
             return None
         return min(gate.most, (count // gate.align + 1) * gate.align)
 
-    def _changed(self, gate: Gate, kept: Mapping[str, Tensor]) -> dict[str, Shape | None]:
-        """The shapes of the branches on which a gate acts."""
-        found: dict[str, Shape | None] = {}
+    def _changed(self, gate: Gate, kept: Mapping[str, Tensor], left: Left) -> Left:
+        """What is left when the branches and streams on which a gate acts have other masks."""
+        shapes, widths = dict(left.shapes), dict(left.widths)
         for owner in {act.branch for act in gate.acts}:
             masks = {
                 site: product(kept, acts)
                 for (branch, site), acts in self.sites.items()
                 if branch == owner
             }
-            found[owner] = kept_shape(self.branches[owner], masks, self.pricing.limits)
-        return found
+            if owner in self.branches:
+                shapes[owner] = kept_shape(self.branches[owner], masks, self.pricing.limits)
+            else:
+                widths[owner] = int(masks["width"].sum())
+        return Left(shapes=shapes, widths=widths)
 
-    def _part(self, branch: str, shape: Shape | None) -> float:
-        return self.pricing.cost_of.part(branch, sizes_of(self.branches[branch], shape))
+    def _more(self, before: Left, after: Left) -> float:
+        """What `after` costs more; branches alone are priced where no width changes."""
+        if before.widths != after.widths:
+            return exact_cost(self.pricing, after) - exact_cost(self.pricing, before)
+        changed = [b for b in self.branches if before.shapes[b] != after.shapes[b]]
+        return sum(self._part(b, after) - self._part(b, before) for b in changed)
+
+    def _part(self, branch: str, left: Left) -> float:
+        sizes = sizes_of(self.branches[branch], left.shapes[branch]) | left.of_streams
+        return self.pricing.cost_of.part(branch, sizes)

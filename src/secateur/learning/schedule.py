@@ -33,7 +33,7 @@ class LearnSettings(FineTuneSettings):
     damping: float = Field(default=10.0, ge=0)
     ramp: Share = 0.6
     travel: Positive = 5.0
-    lasso: Positive = 1.0
+    lasso: Positive = 0.3
     distil: DistilSettings = DistilSettings(
         logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
     )

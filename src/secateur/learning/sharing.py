@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from secateur.anatomy.types import Anatomy, Branch, GroupName
+from secateur.anatomy.types import Anatomy, Branch, GroupName, Stream
 from secateur.errors import UserError
 from secateur.learning.gates import Gate
 from secateur.planning.menus import Limits
@@ -32,6 +32,10 @@ class Scope:
     def attentions(self, *groups: GroupName) -> list[Branch]:
         """Attention branches in which all of `groups` may be gated."""
         return [b for b in self.anatomy.branches if b.kind == "attention" and self.has(b, *groups)]
+
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams that may be made narrower."""
+        return self.anatomy.streams if "width" in self.groups else ()
 
     def mlps(self) -> list[Branch]:
         """MLPs whose neurons may be gated."""

@@ -9,16 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
-from secateur.anatomy.types import ALL_GROUPS, GroupName
+from secateur.anatomy.stream import stream_weights
+from secateur.anatomy.types import ALL_GROUPS, Anatomy, GroupName
+from secateur.criteria import criteria
 from secateur.criteria.registry import Criterion, Question, needs_of, score
 from secateur.evidence import Evidence
 from secateur.learning.gates import Act, Gate
-from secateur.learning.pricing import Pricing, shapes_of_masks, unit_prices
+from secateur.learning.masks import Left
+from secateur.learning.pricing import Pricing, unit_prices
+
+STREAM_CRITERION = "magnitude"
+"""Scores the channels of a stream where the criterion cannot."""
 
 
 def criterion_groups(gates: Iterable[Gate]) -> set[GroupName]:
-    """The groups whose units a criterion has to score for these gates."""
-    return {takes for gate in gates for _, takes in _scored(gate)}
+    """The groups whose units a criterion has to score for these gates, but for streams."""
+    return {takes for gate in gates for _, takes in _scored(gate)} - {"width"}
 
 
 def _scored(gate: Gate) -> Iterator[tuple[Act, GroupName]]:
@@ -30,7 +36,14 @@ def _scored(gate: Gate) -> Iterator[tuple[Act, GroupName]]:
 
 def start_needs(which: Criterion, gates: Iterable[Gate]) -> set[str]:
     """The kinds of evidence that the criterion asks for; UserError if it cannot score a group."""
-    return {need for group in criterion_groups(gates) for need in needs_of(which, group)}
+    groups = criterion_groups(gates)
+    if "width" in which.needs and any(_takes(gate) == "width" for gate in gates):
+        groups |= {"width"}
+    return {need for group in groups for need in needs_of(which, group)}
+
+
+def _takes(gate: Gate) -> str:
+    return gate.acts[0].takes
 
 
 def starting_worths(
@@ -45,8 +58,9 @@ def starting_worths(
     """The worth of every unit (R, U) of every gate, evenly spread over [-1, 1] by rank.
 
     Ranked is what the criterion gives per cost that the unit adds, over all gates together; the
-    sum over what a score governs, where that is more than one unit. Outputs of writers, which no
-    criterion knows, lie in the middle.
+    sum over what a score governs, where that is more than one unit. Channels of a stream that the
+    criterion does not know are ranked among themselves by magnitude; outputs of writers, which
+    none knows, lie in the middle.
     """
     anatomy = pricing.anatomy
     takes: dict[str, set[GroupName]] = {}
@@ -65,10 +79,41 @@ def starting_worths(
                 seed=seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
             )
             answers[branch.id, group] = score(which, question).cpu()
-    shapes = shapes_of_masks(pricing, {})
-    prices = unit_prices(pricing, gates, {}, shapes)
+    if any(_takes(gate) == "width" for gate in gates):
+        answers |= _stream_answers(model, family, anatomy, evidence, which, seed)
+    dense = Left(shapes=dict(anatomy.shapes), widths=dict(anatomy.widths))
+    prices = unit_prices(pricing, gates, {}, dense)
     values = {gate.name: _value(gate, answers) / _floor(prices[gate.name]) for gate in gates}
-    return _even(values, {gate.name for gate in gates if gate.acts[0].takes == "rows"})
+    apart = "width" not in which.needs
+    return _even(
+        {g.name: values[g.name] for g in gates if not (apart and _takes(g) == "width")},
+        {g.name for g in gates if _takes(g) == "rows"},
+    ) | _even({g.name: values[g.name] for g in gates if apart and _takes(g) == "width"}, set())
+
+
+def _stream_answers(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    evidence: Evidence,
+    which: Criterion,
+    seed: int,
+) -> dict[tuple[str, GroupName], Tensor]:
+    """The worth of every channel of every stream."""
+    chosen = which if "width" in which.needs else criteria.get(STREAM_CRITERION)
+    answers: dict[tuple[str, GroupName], Tensor] = {}
+    for number, stream in enumerate(anatomy.streams):
+        question = Question(
+            group="width",
+            owner=stream.id,
+            weights=None,
+            sums=evidence.about(stream.id),
+            images=evidence.images,
+            seed=seed * 100_003 + 70_001 + number,
+            stream=stream_weights(model, family, anatomy, stream),
+        )
+        answers[stream.id, "width"] = score(chosen, question).cpu()
+    return answers
 
 
 def _value(gate: Gate, answers: Mapping[tuple[str, GroupName], Tensor]) -> Tensor:

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from secateur.anatomy.types import Anatomy, Cost, Shapes
+from secateur.anatomy.types import Anatomy, Cost
 from secateur.learning.gates import Gate, allowed, keep
 from secateur.learning.masks import Masks, masks_of, plan_of_masks
 from secateur.learning.pricing import masked_cost
 from secateur.learning.sharing import Sharing
 from secateur.planning.menus import Limits
+from secateur.planning.types import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +41,12 @@ class Compression:
         }
 
 
-def compression(anatomy: Anatomy, masks: Masks, shapes: Shapes) -> Compression:
-    """What these masks claim beside what a model with these shapes lacks."""
+def compression(anatomy: Anatomy, masks: Masks, plan: Plan) -> Compression:
+    """What these masks claim beside what the model of this plan lacks."""
     return Compression(
-        dense=anatomy.cost(), masked=masked_cost(anatomy, masks), left=anatomy.cost(shapes)
+        dense=anatomy.cost(),
+        masked=masked_cost(anatomy, masks),
+        left=anatomy.cost(plan.shapes, plan.widths),
     )
 
 
@@ -80,11 +83,11 @@ def removability(
         for gate in gates
     }
     masks = masks_of(gates, least)
-    shapes = plan_of_masks(anatomy, masks, limits).shapes
+    plan = plan_of_masks(anatomy, masks, limits)
     return Removability(
         sharing=which.name,
         title=which.title,
         removal=which.removal,
         scores=sum(gate.rows * gate.units for gate in gates),
-        most=compression(anatomy, masks, shapes),
+        most=compression(anatomy, masks, plan),
     )

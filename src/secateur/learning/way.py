@@ -18,7 +18,7 @@ class WaySettings:
 
     controller: ControllerSettings = field(default_factory=ControllerSettings)
     travel: float = 5.0
-    lasso: float = 1.0
+    lasso: float = 0.3
 
 
 class Way(Hook):

@@ -18,6 +18,7 @@ from secateur.healing.held_out import HeldOut, part_of
 from secateur.healing.identity import digest
 from secateur.healing.lesson import Hook, Objective
 from secateur.healing.loop import FitReport, fit_
+from secateur.healing.machine import training_device
 from secateur.healing.objectives import Distil, supervised
 from secateur.healing.run import OnLog
 from secateur.healing.settings import AugmentSettings, TrainSettings
@@ -81,7 +82,10 @@ class Shrunk:
 
 def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     """The dense model as it was after warm-up, and the smaller one; `model` stays as it is."""
-    dense = copy.deepcopy(model)
+    home = next(model.parameters()).device
+    # WHY: times count on the device where the model was when its layers were timed.
+    device = training_device() if course.target is None else home
+    dense = copy.deepcopy(model).to(device)
     _phase(course, "warmup", dense, supervised(course.task.options.settings.label_smoothing), None)
     student = copy.deepcopy(dense)
     teacher = teacher_for(student, dense)
@@ -92,7 +96,7 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
         shrunk = shrink(course, dense, student, way)
     smaller = shrunk.model.requires_grad_(True)
     _phase(course, "tune", smaller, _objective(course, smaller, dense), teacher)
-    return dense, replace(shrunk, model=smaller.eval())
+    return dense.to(home), replace(shrunk, model=smaller.to(home).eval())
 
 
 def start_gates(course: Course, model: nn.Module) -> GateBank:
@@ -147,7 +151,7 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
     bank, limits, margins = way.bank, course.task.task.limits, way.margins()
     masks = bank.masks()
     plan = plan_of_masks(course.anatomy, masks, limits)
-    searched = compression(course.anatomy, masks, plan.shapes)
+    searched = compression(course.anatomy, masks, plan)
 
     def kept_for(target: Target | None) -> dict[str, Tensor]:
         return project(bank.gates, margins, pricing_of(course.task, course.anatomy, target))
@@ -155,7 +159,7 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
     if course.target is None:
         masks = masks_of(bank.gates, kept_for(None))
         smaller, plan = remove(student, masks, limits)
-        kept = compression(course.anatomy, masks, plan.shapes)
+        kept = compression(course.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
     tried: list[tuple[Plan, Masks]] = []
 
@@ -176,7 +180,7 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
         plan_for,
         lambda plan: remove(student, masks_for(plan), limits)[0],
     )
-    kept = compression(course.anatomy, masks_for(found.plan), found.plan.shapes)
+    kept = compression(course.anatomy, masks_for(found.plan), found.plan)
     return Shrunk(model=found.model, plan=found.plan, searched=searched, kept=kept, timed=found)
 
 

@@ -103,7 +103,7 @@ def resolve_learn(
     sharing = sharings.get(options.sharing)
     limits = _limits(options, budget)
     check_protected(anatomy, limits)
-    groups = _groups(options, sharing, anatomy)
+    groups = _groups(options, sharing, anatomy, budget)
     preset = Preset(
         name=PRESET,
         title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
@@ -112,6 +112,12 @@ def resolve_learn(
         criterion=options.criterion,
     )
     check_groups(groups, _checked(preset), anatomy, budget)
+    if "width" in groups and options.settings.distil.needs_streams:
+        raise UserError(
+            "a narrower stream cannot be compared with the dense one, but the settings ask for it "
+            "(distil: token_weight, feature_weight or layerwise); set these to 0, or leave out the "
+            "group width."
+        )
     scope = Scope(
         anatomy=anatomy,
         groups=frozenset(groups),
@@ -130,11 +136,17 @@ def resolve_learn(
     return found
 
 
-def _groups(options: LearnOptions, sharing: Sharing, anatomy: Anatomy) -> tuple[GroupName, ...]:
-    """The groups asked for, else those of the sharing, the stream only where it can be narrower."""
+def _groups(
+    options: LearnOptions, sharing: Sharing, anatomy: Anatomy, budget: CostBudget
+) -> tuple[GroupName, ...]:
+    """The groups asked for, else those of the sharing that the model and the budget know of.
+
+    A narrower stream cannot be timed layer by layer.
+    """
     if options.groups is not None:
         return options.groups
-    return tuple(g for g in sharing.groups if g != "width" or anatomy.streams)
+    narrows = bool(anatomy.streams) and budget.unit != "ms"
+    return tuple(group for group in sharing.groups if group != "width" or narrows)
 
 
 def _checked(preset: Preset) -> Preset:
@@ -156,8 +168,11 @@ def pricing_of(task: LearnTask, anatomy: Anatomy, target: Target | None) -> Pric
 
 
 def _limits(options: LearnOptions, budget: CostBudget) -> Limits:
-    """Widths of any size for what is counted; those that runtimes like for what is timed."""
-    defaults = Limits() if budget.unit == "ms" else Limits(align={}, minimum={})
+    """Widths of any size for what is counted; those that runtimes like for what is timed.
+
+    A stream keeps some channels, since a norm over few of them says nothing.
+    """
+    defaults = Limits() if budget.unit == "ms" else Limits(align={}, minimum={"width": 8})
     return replace(
         defaults,
         align={**defaults.align, **options.align},

@@ -19,8 +19,8 @@ class Learned:
     """`result` is what `prune` would give: model, plan, costs, accuracy, notes.
 
     `removability` was known before training; `searched` is what the masks claimed, and would have
-    removed, when the search ended, `compression` the same after projection onto the budget.
-    `phases` are the training runs in their order, `checkpoints` where they lie.
+    removed, when the search ended, `compression` the same after projection onto the budget;
+    `phases` are the training runs in their order.
     """
 
     result: Result

@@ -1,7 +1,7 @@
 """Each head its own dims, equally many."""
 
 from secateur.learning.gates import Gate
-from secateur.learning.layout import dims_gate, heads_gate, hidden_gate
+from secateur.learning.layout import dims_gate, heads_gate, hidden_gate, width_gates
 from secateur.learning.sharing import Scope, sharing
 
 
@@ -17,4 +17,5 @@ def common_count(scope: Scope) -> list[Gate]:
     for group in ("qk", "vo"):
         gates += [dims_gate(scope, b, group, shared=False) for b in scope.attentions(group)]
     gates += [heads_gate(scope, branch) for branch in scope.attentions("heads")]
-    return gates + [hidden_gate(scope, branch) for branch in scope.mlps()]
+    gates += [hidden_gate(scope, branch) for branch in scope.mlps()]
+    return gates + width_gates(scope)

@@ -4,7 +4,14 @@ import torch
 
 from secateur.anatomy.types import Branch
 from secateur.learning.gates import Act, Gate
-from secateur.learning.layout import equal_dims, gate, hidden_gate, table, tied_dims_gate
+from secateur.learning.layout import (
+    equal_dims,
+    gate,
+    hidden_gate,
+    table,
+    tied_dims_gate,
+    width_gates,
+)
 from secateur.learning.sharing import Scope, sharing
 
 
@@ -30,7 +37,7 @@ def per_block(scope: Scope) -> list[Gate]:
             gates.append(tied_dims_gate(scope, attention))
         elif mlp is not None:
             gates.append(hidden_gate(scope, mlp))
-    return gates
+    return gates + width_gates(scope)
 
 
 def _whole(scope: Scope, block_id: str, attention: Branch, mlp: Branch) -> Gate:

@@ -1,7 +1,7 @@
 """Whole heads and neurons."""
 
 from secateur.learning.gates import Gate
-from secateur.learning.layout import heads_gate, hidden_gate
+from secateur.learning.layout import heads_gate, hidden_gate, width_gates
 from secateur.learning.sharing import Scope, sharing
 
 
@@ -14,4 +14,5 @@ from secateur.learning.sharing import Scope, sharing
 def per_head(scope: Scope) -> list[Gate]:
     """One score per head, one per neuron."""
     gates = [heads_gate(scope, branch) for branch in scope.attentions("heads")]
-    return gates + [hidden_gate(scope, branch) for branch in scope.mlps()]
+    gates += [hidden_gate(scope, branch) for branch in scope.mlps()]
+    return gates + width_gates(scope)

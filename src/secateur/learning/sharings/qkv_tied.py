@@ -1,7 +1,7 @@
 """One mask for queries, keys and values of a head."""
 
 from secateur.learning.gates import Gate
-from secateur.learning.layout import hidden_gate, tied_dims_gate
+from secateur.learning.layout import hidden_gate, tied_dims_gate, width_gates
 from secateur.learning.sharing import Scope, sharing
 
 
@@ -14,4 +14,5 @@ from secateur.learning.sharing import Scope, sharing
 def qkv_tied(scope: Scope) -> list[Gate]:
     """As in ViT-Slim (CVPR 2022), but with equally many dims per head."""
     gates = [tied_dims_gate(scope, branch) for branch in scope.attentions("qk", "vo")]
-    return gates + [hidden_gate(scope, branch) for branch in scope.mlps()]
+    gates += [hidden_gate(scope, branch) for branch in scope.mlps()]
+    return gates + width_gates(scope)

@@ -1,7 +1,7 @@
 """The same dims in all heads of a layer."""
 
 from secateur.learning.gates import Gate
-from secateur.learning.layout import dims_gate, hidden_gate
+from secateur.learning.layout import dims_gate, hidden_gate, width_gates
 from secateur.learning.sharing import Scope, sharing
 
 
@@ -15,4 +15,5 @@ def shared_heads(scope: Scope) -> list[Gate]:
     """One score per dim, whatever the head, for queries with keys and for values."""
     gates = [dims_gate(scope, branch, "qk", shared=True) for branch in scope.attentions("qk")]
     gates += [dims_gate(scope, branch, "vo", shared=True) for branch in scope.attentions("vo")]
-    return gates + [hidden_gate(scope, branch) for branch in scope.mlps()]
+    gates += [hidden_gate(scope, branch) for branch in scope.mlps()]
+    return gates + width_gates(scope)

@@ -2,7 +2,7 @@
 
 from secateur.anatomy.types import Branch, GroupName
 from secateur.learning.gates import Gate
-from secateur.learning.layout import across
+from secateur.learning.layout import across, width_gates
 from secateur.learning.sharing import Scope, sharing
 
 
@@ -18,4 +18,5 @@ def uniform(scope: Scope) -> list[Gate]:
         group: scope.attentions(group) for group in ("qk", "vo", "heads")
     }
     found["hidden"] = scope.mlps()
-    return [across(scope, group, group, branches) for group, branches in found.items() if branches]
+    gates = [across(scope, group, group, found[group]) for group in found if found[group]]
+    return gates + width_gates(scope)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.types import Shape
 from secateur.healing.lesson import Lesson, Moment, Terms
 from secateur.learning.bank import GateBank
 from secateur.learning.controller import Controller
-from secateur.learning.pricing import Pricing, exact_cost, shapes_of_masks, unit_prices
+from secateur.learning.masks import Left
+from secateur.learning.pricing import Pricing, exact_cost, left_of_masks, unit_prices
 from secateur.learning.way import NamedWay, Way, WaySettings, ways
 
 LARGEST_RATE = 0.25
@@ -36,20 +36,20 @@ class Lagrangian(Way):
         self.cost = 1.0
         self._kept: dict[str, Tensor] = {}
         self._prices: dict[str, Tensor] = {}
-        self._priced: dict[str, Shape | None] | None = None
+        self._priced: Left | None = None
 
     def before_step(self, moment: Moment) -> None:
         """Count the model as it would be exported now, and price its units."""
         self._kept = self.bank.kept()
         masks = self.bank.masks()
-        shapes = shapes_of_masks(self.pricing, masks)
-        self.cost = exact_cost(self.pricing, shapes) / self.pricing.dense
-        if shapes != self._priced:
+        left = left_of_masks(self.pricing, masks)
+        self.cost = exact_cost(self.pricing, left) / self.pricing.dense
+        if left != self._priced:
             # WHY: prices follow from the shapes, up to which of several heads are gone.
-            prices = unit_prices(self.pricing, self.bank.gates, masks, shapes)
+            prices = unit_prices(self.pricing, self.bank.gates, masks, left)
             device = next(self.bank.parameters()).device
             self._prices = {name: price.to(device) for name, price in prices.items()}
-            self._priced = shapes
+            self._priced = left
 
     def terms(self, model: nn.Module, lesson: Lesson, moment: Moment) -> Terms:
         """The penalty on the size."""
