@@ -12,7 +12,7 @@ from secateur.zoo import train_digits
 INIT = 0.1
 """LayerScale at the start of training, as CaiT has it up to 18 layers."""
 
-EPOCHS = 30
+EPOCHS = 15
 """Fewer than the bundled model's: its accuracy is not the point."""
 
 
