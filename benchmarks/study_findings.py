@@ -190,7 +190,7 @@ def _minutes(path: Path) -> str:
     with sqlite3.connect(path) as base:
         query = "SELECT sum(json_extract(result, '$.seconds')) FROM cells"
         seconds = base.execute(query).fetchone()[0] or 0.0
-    return f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":
