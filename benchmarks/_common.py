@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
+from secateur.anatomy.family import read
 from secateur.errors import UserError
 from secateur.measuring.accuracy import paired_difference, predict, summarize
 from secateur.measuring.counting import counted
@@ -63,11 +64,11 @@ class Bench:
         self.threads: int = args.threads
 
     @property
-    def calibration_path(self) -> Path:
+    def calibration_path(self) -> Path | str:
         return self.shared / "data" / "imagenet_calibration"
 
     @property
-    def validation_path(self) -> Path:
+    def validation_path(self) -> Path | str:
         return self.shared / "data" / "imagenet_val_dev"
 
     def load(self) -> nn.Module:
@@ -93,7 +94,7 @@ class Bench:
     def dense(self) -> Row:
         """Accuracy, parameters and MACs of the dense model."""
         found = predict(self.model, self.validation)
-        cost = counted(self.model, INPUT)
+        cost = counted(self.model, read(self.model).input_size)
         return {
             **summarize(found).to_json(),
             "macs": cost.macs,
@@ -141,7 +142,7 @@ class Bench:
         forward = (before + self.forward_cost()) / 2
         found = predict(model, self.validation, reference=self.told())
         scores = summarize(found)
-        cost = counted(model, INPUT)
+        cost = counted(model, read(model).input_size)
         return {
             "macs": cost.macs / self.dense["macs"],
             "params": cost.params / self.dense["params"],
@@ -165,12 +166,27 @@ class Bench:
             "threads": self.threads,
         }
 
-    def _decoded(self, path: Path, limit: int | None) -> Pairs:
+    def _decoded(self, path: Path | str, limit: int | None) -> Pairs:
         batches, _ = open_data(self.model, path, limit=limit, seed=self.seed)
         pairs = [(b.images_BCHW, b.labels_B) for b in batches if b.labels_B is not None]
         if not pairs:
             raise SystemExit(f"the images of {path} have no labels")
         return pairs
+
+
+class DigitsBench(Bench):
+    """The same with the bundled digits model, which is small enough for any machine."""
+
+    @property
+    def calibration_path(self) -> Path | str:
+        return "digits/train"
+
+    @property
+    def validation_path(self) -> Path | str:
+        return "digits/test"
+
+    def load(self) -> nn.Module:
+        return secateur.load("digits_vit")
 
 
 class Told(nn.Module):

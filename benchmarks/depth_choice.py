@@ -1,4 +1,4 @@
-"""How to choose layers to drop, and what to leave in their place, on ViT-Tiny.
+"""How to choose layers to drop, and what to leave in their place, on one model.
 
 `python benchmarks/depth_choice.py` drops 2, 4 and 6 attention layers or MLPs chosen by cosine, by
 the divergence without each, and greedily by the divergence without all; and puts nothing, the
@@ -9,7 +9,18 @@ import argparse
 import copy
 
 import torch
-from _common import Bench, Row, Store, command, difference, parser, table, versions, write_page
+from _common import (
+    Bench,
+    DigitsBench,
+    Row,
+    Store,
+    command,
+    difference,
+    parser,
+    table,
+    versions,
+    write_page,
+)
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Shapes
@@ -25,6 +36,7 @@ from secateur.planning.types import Plan
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import StandIn, runs_of
 
+NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
 COUNTS = (2, 4, 6)
 CHOICES = ("cosine", "delta_kl", "greedy")
 STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "scalar", "affine")
@@ -33,11 +45,12 @@ SEARCH_IMAGES = 32
 
 def main() -> None:
     given = parser("Choices of layers and stand-ins side by side.")
-    given.set_defaults(images=64, limit_eval=100)
+    given.add_argument("--model", choices=("vit_tiny", "digits"), default="vit_tiny")
+    given.set_defaults(images=64)
     args = given.parse_args()
     torch.set_num_threads(args.threads)
-    store = Store("depth_choice", args)
-    bench = Bench(args)
+    store = Store(f"depth_choice_{args.model}", args)
+    bench = Bench(args) if args.model == "vit_tiny" else DigitsBench(args)
     order = store.run(("order",), lambda: _orders(bench))
     rows: dict[tuple[str, int, str], Row] = {}
     for count in COUNTS:
@@ -100,17 +113,17 @@ def _write(args: argparse.Namespace, bench: Bench, rows: dict[tuple[str, int, st
     dense = bench.dense
     parts = [
         "# Choosing layers to drop, and what to leave in their place",
-        f"ViT-Tiny, dense top-1 {dense['top1']:.1f} ± {dense['stderr']:.1f} % on "
-        f"{some['n_eval']} ImageNet validation images; {args.images} calibration images, of which "
+        f"{NAMES[args.model]}, dense top-1 {dense['top1']:.1f} ± {dense['stderr']:.1f} % on "
+        f"{some['n_eval']} evaluation images; {args.images} calibration images, of which "
         f"greedy looks at {SEARCH_IMAGES}. Attention layers and MLPs compete. ± is the binomial "
         "standard error in points; differences are paired over images, with their standard error.",
         "## Which layers, nothing in their place",
         _choices(rows),
         "## What in their place",
         _stand_ins(rows),
-        f"Measured with `{command('depth_choice', args)}`. {versions()}.",
+        f"Measured with `{command('depth_choice', args)} --model {args.model}`. {versions()}.",
     ]
-    write_page("depth_choice", "\n\n".join(parts))
+    write_page(f"depth_choice_{args.model}", "\n\n".join(parts))
 
 
 def _choices(rows: dict[tuple[str, int, str], Row]) -> str:

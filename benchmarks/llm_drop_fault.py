@@ -7,7 +7,7 @@ before and after them, once as they are added to the stream and once as those po
   it again, so cos(x, 2x + m) is scored in place of cos(x, x + m);
 - with LayerScale: the hook sits before it, so cos(x, x + m / gamma) is scored.
 
-Both models are then pruned by both scores, nothing in the place of what goes.
+The models are then pruned by both scores, nothing in the place of what goes.
 """
 
 import argparse
@@ -16,18 +16,39 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from _common import HERE, Bench, Row, Store, Told, command, parser, table, versions, write_page
-from _digits_with_layer_scale import digits_with_layer_scale
+from _common import (
+    HERE,
+    Bench,
+    DigitsBench,
+    Row,
+    Store,
+    Told,
+    command,
+    parser,
+    table,
+    versions,
+    write_page,
+)
+from _digits_with_layer_scale import (
+    digits_rewritten_with_layer_scale,
+    digits_with_layer_scale,
+)
 from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
 from secateur.evidence import observe
 from secateur.measuring.accuracy import predict, summarize
-from secateur.pipeline.opening import open_data
 from secateur.pipeline.rescoring import without
 from secateur.study.statistics import spearman
 
+TITLES = {
+    "vit_tiny": "ViT-Tiny, no LayerScale: the residual counted twice for MLPs",
+    "digits": "The bundled digits model, no LayerScale: the residual counted twice for MLPs",
+    "digits_rewritten": "The same digits model, the same function, written with LayerScale: hooks "
+    "before it",
+    "digits_layer_scale": "A digits model trained with LayerScale: hooks before it",
+}
 COUNTS = (2, 4, 6)
 DROPS = ("layer", "attention", "mlp")
 Pairs = list[tuple[Tensor, Tensor]]
@@ -35,13 +56,14 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 def main() -> None:
     given = parser("Correct and faulty LLM-Drop scores side by side.")
-    given.set_defaults(images=64, limit_eval=100)
+    given.add_argument("--models", default=",".join(TITLES), help="with commas between them")
+    given.set_defaults(images=64)
     args = given.parse_args()
     torch.set_num_threads(args.threads)
     store = Store("llm_drop_fault", args)
-    cases = {"vit_tiny": _vit_tiny(args), "digits_layer_scale": _digits(args)}
     rows: dict[str, list[Row]] = {}
-    for name, case in cases.items():
+    for name in args.models.split(","):
+        case = _case(name, args)
         scores = store.run((name, "scores"), lambda case=case: _scores(*case()))
         for kind in DROPS:
             for count in COUNTS:
@@ -59,20 +81,18 @@ def main() -> None:
     _write(args, store, rows)
 
 
-def _vit_tiny(args: argparse.Namespace) -> Callable[[], tuple[nn.Module, Pairs, Pairs]]:
-    bench = Bench(args)
-    return cache(lambda: (bench.model, bench.calibration, bench.validation))
+def _case(name: str, args: argparse.Namespace) -> Callable[[], tuple[nn.Module, Pairs, Pairs]]:
+    """From a name to a function that opens the model with its images when first called."""
+    bench = Bench(args) if name == "vit_tiny" else DigitsBench(args)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "digits_rewritten": lambda: digits_rewritten_with_layer_scale(args.seed),
+        "digits_layer_scale": lambda: digits_with_layer_scale(HERE / "out", args.seed),
+    }
 
-
-def _digits(args: argparse.Namespace) -> Callable[[], tuple[nn.Module, Pairs, Pairs]]:
     @cache
     def case() -> tuple[nn.Module, Pairs, Pairs]:
-        model = digits_with_layer_scale(HERE / "out", args.seed)
-        sets = []
-        for split, limit in (("digits/train", args.images), ("digits/test", None)):
-            batches, _ = open_data(model, split, limit=limit, seed=args.seed)
-            sets.append([(b.images_BCHW, b.labels_B) for b in batches if b.labels_B is not None])
-        return model, sets[0], sets[1]
+        model = makers[name]() if name in makers else bench.model
+        return model, bench.calibration, bench.validation
 
     return case
 
@@ -130,7 +150,8 @@ def _damage_of(
     smaller = without(model, family, family.read(model), gone, {})
     told = Told(_logits(model, validation))
     found = summarize(predict(smaller, list(validation), reference=told))
-    return {"top1": found.top1, "stderr": found.stderr, "kl": found.kl, "n": found.n}
+    row = {"top1": found.top1, "stderr": found.stderr, "kl": found.kl, "n": found.n}
+    return row
 
 
 @cache
@@ -140,10 +161,6 @@ def _logits(model: nn.Module, validation: tuple[tuple[Tensor, Tensor], ...]) -> 
 
 
 def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -> None:
-    titles = {
-        "vit_tiny": "ViT-Tiny, no LayerScale: the residual counted twice for MLPs",
-        "digits_layer_scale": "A digits model with LayerScale: hooks before it",
-    }
     parts = [
         "# What two faults of public LLM-Drop ports change",
         "Layers are dropped by the cosine of the stream before and after them, as it is "
@@ -151,14 +168,15 @@ def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -
         "[the method's page](../methods/llm_drop.md)); nothing takes their place. KL is from the "
         "dense model, in nats; ± is the binomial standard error of top-1 in points.",
     ]
-    for name, title in titles.items():
+    for name in rows:
         scores = store.get(name, "scores")
         assert scores is not None
-        parts += [f"## {title}", _ranks(scores), _drops(rows[name])]
+        parts += [f"## {TITLES[name]}", f"{rows[name][0]['n']} evaluation images."]
+        parts += [_ranks(scores), _drops(rows[name])]
     parts += [
         "`layer` ranks attention layers and MLPs together (joint drop).",
-        f"Measured with `{command('llm_drop_fault', args)}`; the digits model is trained by the "
-        f"same script and scored on all test digits. {versions()}.",
+        f"Measured with `{command('llm_drop_fault', args)} --models {','.join(rows)}`. "
+        f"{versions()}.",
     ]
     write_page("llm_drop_fault", "\n\n".join(parts))
 

@@ -24,6 +24,7 @@ def main() -> None:
     given = argparse.ArgumentParser(description="The findings of a study as a page.")
     given.add_argument("study", type=Path)
     given.add_argument("--out", type=Path, required=True, help="the directory of the study")
+    given.add_argument("--time", action="store_true", help="tell latencies (of a quiet machine)")
     args = given.parse_args()
     study = read_study(args.study)
     store = Store(args.out / RESULTS, study.settings())
@@ -31,7 +32,7 @@ def main() -> None:
     record = record_of(study, store, [row for row in store.cells() if row.cell.id in wanted])
     parts = [f"# {record.title}", _lead(record)]
     for model in record.models:
-        parts += _model(model, several=len(record.models) > 1)
+        parts += _model(model, several=len(record.models) > 1, time=args.time)
     parts.append(
         f"Measured with `secateur study benchmarks/{args.study.name} --out DIR` "
         f"({_minutes(args.out / RESULTS)} of pruning and evaluation, one thread) and "
@@ -60,7 +61,7 @@ def _named(words: str) -> str:
     return " ".join(Path(w).name if "/" in w and len(w) > 20 else w for w in words.split(" "))
 
 
-def _model(model: ModelRecord, *, several: bool) -> list[str]:
+def _model(model: ModelRecord, *, several: bool, time: bool) -> list[str]:
     parts = [f"## {model.name}"] if several else []
     dense = model.dense
     if dense["top1"] is not None:
@@ -68,7 +69,7 @@ def _model(model: ModelRecord, *, several: bool) -> list[str]:
             f"Dense top-1: {dense['top1']:.1f} ± {dense['stderr']:.1f} % of {dense['n']:.0f} "
             "images (± one binomial standard error)."
         )
-    parts += ["## Which structure is most redundant", _structures(model)]
+    parts += ["## Which structure is most redundant", _structures(model, time=time)]
     if model.oracle:
         parts += ["## Which score predicts damage", _oracle(model), _scores(model)]
     if model.repairs:
@@ -76,35 +77,47 @@ def _model(model: ModelRecord, *, several: bool) -> list[str]:
     return parts
 
 
-def _structures(model: ModelRecord) -> str:
+def _structures(model: ModelRecord, *, time: bool) -> str:
+    per = f" and, measured ({model.runtime or 'not here'}), of time saved" if time else " saved"
     about = (
         "Of every structure the score with the least mean KL on these images, under the last "
         "repair; sorted by KL within a budget. A structure of few, large pieces overshoots its "
-        "budget, so compare the KL per percent of MACs and, measured "
-        f"({model.runtime or 'not here'}), of time saved."
+        f"budget, so compare the KL per percent of MACs{per}."
     )
     lines = []
     for budget in dict.fromkeys(p.budget for curve in model.best for p in curve.points):
         own = [(c, p) for c in model.best for p in c.points if p.budget == budget]
         for curve, point in sorted(own, key=lambda pair: pair[1].kl.mean):
-            saved = 100 * (1 - point.macs)
-            faster = None if point.latency is None else 100 * (1 - point.latency)
-            lines.append(
-                [
-                    budget,
-                    NAMES[curve.structure],
-                    curve.score,
-                    f"{100 * point.macs:.1f} %",
-                    "–" if point.latency is None else f"{100 * point.latency:.1f} %",
-                    "–" if point.lost is None else _span(point.lost, 1),
-                    _span(point.kl, 3),
-                    f"{1000 * point.kl.mean / saved:.1f}" if saved > 0.5 else "–",
-                    f"{1000 * point.kl.mean / faster:.1f}" if faster and faster > 2 else "–",
-                ]
-            )
-    head = ["budget", "structure", "score", "MACs left", "time left", "top-1 lost, points"]
-    head += ["KL, nats", "mnats per % MACs", "mnats per % time"]
+            row = [
+                budget,
+                NAMES[curve.structure],
+                curve.score,
+                f"{100 * point.macs:.1f} %",
+                "–" if point.lost is None else _span(point.lost, 1),
+                _nats(point.kl),
+                _per_percent(point.kl.mean, point.macs),
+            ]
+            if time:
+                left = point.latency
+                row += (
+                    ["–", "–"]
+                    if left is None
+                    else [
+                        f"{100 * left:.1f} %",
+                        _per_percent(point.kl.mean, left),
+                    ]
+                )
+            lines.append(row)
+    head = ["budget", "structure", "score", "MACs left", "top-1 lost, points"]
+    head += ["KL, nats", "mnats per % MACs"]
+    head += ["time left", "mnats per % time"] if time else []
     return about + "\n\n" + table(head, lines)
+
+
+def _per_percent(kl: float, left: float) -> str:
+    """Thousandths of a nat per percent saved."""
+    saved = 100 * (1 - left)
+    return "–" if saved < 1 else f"{1000 * kl / saved:.2g}"
 
 
 def _oracle(model: ModelRecord) -> str:
@@ -131,7 +144,7 @@ def _oracle(model: ModelRecord) -> str:
 def _scores(model: ModelRecord) -> str:
     about = "KL of a random choice minus that of the score, mean over all budgets, no repair:"
     lines = [
-        [NAMES[row.structure], row.score, f"{row.kl:.3f}", _span(row.better, 3), _p(row.p)]
+        [NAMES[row.structure], row.score, _small(row.kl), _nats(row.better), _p(row.p)]
         for row in sorted(model.scores, key=lambda r: (list(NAMES).index(r.structure), r.kl))
         if row.repair == "none"
     ]
@@ -145,9 +158,9 @@ def _repairs(model: ModelRecord) -> str:
         [
             NAMES[row.structure],
             row.budget,
-            f"{row.kl_before:.3f}",
-            f"{row.kl_after:.3f}",
-            _span(row.saved, 3),
+            _small(row.kl_before),
+            _small(row.kl_after),
+            _nats(row.saved),
             _p(row.p),
         ]
         for row in model.repairs
@@ -160,6 +173,15 @@ def _span(span: Span, digits: int) -> str:
     return f"{span.mean:.{digits}f} [{span.low:.{digits}f}, {span.high:.{digits}f}]"
 
 
+def _nats(span: Span) -> str:
+    return f"{_small(span.mean)} [{_small(span.low)}, {_small(span.high)}]"
+
+
+def _small(value: float) -> str:
+    """Three digits behind the point, more where that would be nothing."""
+    return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.1g}"
+
+
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -168,7 +190,7 @@ def _minutes(path: Path) -> str:
     with sqlite3.connect(path) as base:
         query = "SELECT sum(json_extract(result, '$.seconds')) FROM cells"
         seconds = base.execute(query).fetchone()[0] or 0.0
-    return f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

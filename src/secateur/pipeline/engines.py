@@ -36,10 +36,10 @@ def evidence_needs(task: Task) -> set[str]:
     """The kinds of evidence that the task's criteria and repair ask for; UserError if unknown."""
     if task.preset.engine == "spectral":
         return set()
-    repair = repair_needs(task.preset.repair, set(task.groups), task.preset.stand_in)
+    asked = criteria_needs(task)
     if task.preset.search != "one_shot":
-        return search_needs(task) | repair
-    return criteria_needs(task) | repair
+        asked = search_needs(task)
+    return asked | repair_needs(task.preset.repair, set(task.groups), task.preset.stand_in)
 
 
 def start(

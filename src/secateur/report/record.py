@@ -132,6 +132,7 @@ class RunRecord(_Part):
     target: TargetRecord | None = None
     groups: tuple[str, ...]
     repair: str
+    stand_in: str | None = None
     allocation: str
     seed: int
     macs: Pair

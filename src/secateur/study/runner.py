@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from secateur.errors import UserError
 from secateur.report.study_page import render_study
 from secateur.study.bench import Host, open_host
@@ -64,6 +66,7 @@ def run_study(
         raise UserError(f"--jobs must be at least 1, not {jobs}.")
     if only_page and not (out / RESULTS).exists():
         raise UserError(f"there is no store in '{out}' to write a page from; run the study first.")
+    threads = torch.get_num_threads()
     hosts = {} if only_page else _open_hosts(path, study)
     store = Store(out / RESULTS, study.settings())
     try:
@@ -76,6 +79,7 @@ def run_study(
         _write_whole(page, render_study(record_of(study, store, rows)))
     finally:
         store.close()
+        torch.set_num_threads(threads)
     failures = {
         row.cell.id: row.outcome.reason or "" for row in rows if row.outcome.status == FAILED
     }

@@ -1,10 +1,11 @@
 """Paired statistics over evaluation images and calibration draws.
 
-Legend: S calibration draws (seeds), N evaluation images.
+Legend: S calibration draws (seeds), N evaluation images, R resamples.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -32,17 +33,18 @@ def bootstrap(values_SN: Array, *, seed: int = 0) -> Interval:
     same draws and images, subtracted beforehand, give a paired interval.
     """
     draws, images = values_SN.shape
-    chance = np.random.default_rng(seed)
-    weights = chance.multinomial(images, np.full(images, 1 / images), RESAMPLES) / images
-    by_draw = weights @ values_SN.T
-    if draws > 1:
-        of_draws = chance.multinomial(draws, np.full(draws, 1 / draws), RESAMPLES) / draws
-        means = (by_draw * of_draws).sum(1)
-    else:
-        means = by_draw[:, 0]
+    by_draw_RS = _resampled(images, seed) @ values_SN.T
+    means_R = (by_draw_RS * _resampled(draws, seed + 1)).sum(1)
     edge = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(means, [edge, 100 - edge])
+    low, high = np.percentile(means_R, [edge, 100 - edge])
     return Interval(mean=float(values_SN.mean()), low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=8)
+def _resampled(count: int, seed: int) -> Array:
+    """Weights (RESAMPLES, count) of so many things drawn with replacement."""
+    chance = np.random.default_rng(seed)
+    return chance.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
 
 
 def signed_rank(differences_N: Array) -> float:
