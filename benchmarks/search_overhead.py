@@ -140,8 +140,8 @@ def main() -> None:
                 table(head, rows),
                 "A step is forward pass, cross-entropy, backward pass and the optimizers; a "
                 "teacher's forward pass, the same with and without gates, is left out. "
-                "`schedule`, where it is listed, projects the scores anew up to a hundred times in a "
-                "search, here at nearly every step; a longer search does so more rarely.",
+                "`schedule`, where it is listed, projects the scores anew up to a hundred times in "
+                "a search, here at nearly every step; a longer search does so more rarely.",
                 "## Reproduce\n\n```\npython benchmarks/search_overhead.py "
                 f"--size {args.size} --batch {args.batch} --steps {args.steps} --threads "
                 f"{args.threads}{''.join(f' --only {name}' for name in args.only or ())}\n```",
