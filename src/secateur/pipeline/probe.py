@@ -16,7 +16,7 @@ from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
-from secateur.criteria.elimination import eliminate, eliminate_heads
+from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.evidence import Evidence, Sums
 from secateur.measuring.divergence import damage, settled
 from secateur.planning.curves import menu_from_probes
@@ -95,7 +95,7 @@ def probe_menus(
             found = _probe_sizes(bench, number, branch, weights, group, curve, about, shares)
             probes += found
             measured = {probe.size: probe.divergence for probe in found}
-            sizes, errors = tuple(curve), list(curve.values())
+            sizes, errors = tuple(curve.errors), list(curve.errors.values())
             menus.append(menu_from_probes(branch.id, group, sizes, errors, measured))
         if "branch" in groups:
             mean_D = mean_update(about).to(bench.stream_PND)
@@ -114,38 +114,53 @@ def probe_menus(
     return Probed(menus=menus, probes=probes)
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Squared errors by size, and the elimination of hidden neurons that gave them."""
+
+    errors: dict[int, float]
+    order: Elimination | None = None
+
+
 def error_curve(
     weights: BranchWeights, group: GroupName, sizes: tuple[int, ...], about: dict[str, Sums]
-) -> dict[int, float]:
+) -> Curve:
     """Squared error of the layer's logits or output when a group has each of the sizes."""
     if isinstance(weights, MlpWeights):
         joint = joint_moments(about["hidden_moments"], weights.w2_DF.shape[0])
-        errors_U = eliminate(joint.cov_UU, weights.w2_DF, PROBE_REFIT.select_ridge).errors
-        return {size: float(errors_U[size]) for size in sizes}
+        order = eliminate(joint.cov_UU, weights.w2_DF, PROBE_REFIT.select_ridge)
+        return Curve({size: float(order.errors[size]) for size in sizes}, order)
     if group == "qk":
         sums = about["attention_moments"]
         basis = query_key_basis(sums["q_gram"] / sums["count"], sums["k_gram"] / sums["count"])
-        return {size: float(basis.spectrum_HK[:, size:].sum()) for size in sizes}
+        return Curve({size: float(basis.spectrum_HK[:, size:].sum()) for size in sizes})
     w_DU = weights.o_DHV.flatten(1)
     joint = joint_moments(about["context_moments"], w_DU.shape[0])
     heads = weights.shape.heads
     if group == "heads":
         errors_H = eliminate_heads(joint.cov_UU, w_DU, heads, PROBE_REFIT.select_ridge).errors
-        return {size: float(errors_H[size]) for size in sizes}
+        return Curve({size: float(errors_H[size]) for size in sizes})
     dense = weights.shape.vo
-    return {
-        size: 0.0 if size == dense else value_basis(joint.cov_UU, w_DU, heads, size, rounds=1)[1]
-        for size in sizes
-    }
+    smaller = [size for size in sizes if size < dense]
+    errors = {s: value_basis(joint.cov_UU, w_DU, heads, s, rounds=1)[1] for s in smaller}
+    return Curve(errors | {dense: 0.0})
 
 
 def reduced(
-    weights: BranchWeights, group: GroupName, size: int, about: dict[str, Sums], owner: str
+    weights: BranchWeights,
+    group: GroupName,
+    size: int,
+    about: dict[str, Sums],
+    owner: str,
+    order: Elimination | None = None,
 ) -> BranchWeights:
-    """The branch with one group at `size`, repaired from the evidence."""
+    """The branch with one group at `size`, repaired from the evidence.
+
+    `order` is the elimination of its hidden neurons, where it is known already.
+    """
     if isinstance(weights, MlpWeights):
         joint = joint_moments(about["hidden_moments"], weights.w2_DF.shape[0])
-        return reduce_hidden(weights, size, joint, None, PROBE_REFIT, owner)
+        return reduce_hidden(weights, size, joint, None, PROBE_REFIT, owner, order)
     if group == "qk":
         sums = about["attention_moments"]
         count = sums["count"]
@@ -187,12 +202,12 @@ def _probe_sizes(
     branch: Branch,
     weights: BranchWeights,
     group: GroupName,
-    curve: dict[int, float],
+    curve: Curve,
     about: dict[str, Sums],
     shares: tuple[float, ...],
 ) -> list[Probe]:
     """Measure a group at those of its sizes that are nearest to the wanted shares."""
-    smaller = [size for size in curve if size < branch.shape.size(group)]
+    smaller = [size for size in curve.errors if size < branch.shape.size(group)]
     wanted = {
         min(smaller, key=lambda size: abs(size - share * branch.shape.size(group)))
         for share in shares
@@ -200,7 +215,7 @@ def _probe_sizes(
     }
     found = []
     for size in sorted(wanted):
-        bench.put(branch, reduced(weights, group, size, about, branch.id))
+        bench.put(branch, reduced(weights, group, size, about, branch.id, curve.order))
         loss = bench.divergence(number + 1, bench.changed(branch))
         found.append(Probe(owner=branch.id, group=group, size=size, divergence=loss))
     if wanted:

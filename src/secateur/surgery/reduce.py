@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
-from secateur.criteria.elimination import eliminate, eliminate_heads
+from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.surgery.moments import RIDGE
 from secateur.surgery.refit import LACK_RIDGES, RIDGES, Joint, merge, refit
 from secateur.surgery.rotate import query_key_basis, value_basis
@@ -125,13 +125,18 @@ def reduce_hidden(
     held: Joint | None,
     settings: RefitSettings,
     owner: str,
+    order: Elimination | None = None,
 ) -> MlpWeights:
-    """Eliminate hidden neurons down to `size` and refit fc2; the dense size only refits."""
+    """Eliminate hidden neurons down to `size` and refit fc2; the dense size only refits.
+
+    `order` is the elimination on these very moments, where it is known already.
+    """
     both = fit if held is None else merge(fit, held)
     hidden = weights.w2_DF.shape[1]
     kept_S = torch.arange(hidden)
     if size < hidden:
-        order = eliminate(both.cov_UU, settings.whiten(weights.w2_DF), settings.select_ridge)
+        w_DU = settings.whiten(weights.w2_DF)
+        order = order or eliminate(both.cov_UU, w_DU, settings.select_ridge)
         kept_S = order.kept(size)
     done = refit(
         weights.w2_DF,
