@@ -3,13 +3,13 @@
 Letters: H heads, K query/key dims, V value dims, F hidden neurons, D residual width.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.learning.gates import Site
@@ -25,7 +25,7 @@ def remove(model: nn.Module, masks: Masks, limits: Limits) -> tuple[nn.Module, P
     It computes what the masked model computes. Masked units that other units keep from being cut
     out stay with weights of zero.
     """
-    smaller = copy.deepcopy(model)
+    smaller = copy_of(model)
     plan = plan_of_masks(family_of(model).read(model), masks, limits)
     zero_(smaller, masks)
     cut_(smaller, plan, None, "none")

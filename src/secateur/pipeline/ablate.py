@@ -5,13 +5,13 @@ into a bias. Every result is measured on the whole model; `steps_run` counts wha
 Legend: P probe images, N tokens, D residual width, C outputs.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.anatomy.weights import BranchWeights
@@ -156,7 +156,7 @@ def with_other_weights(
     work: Ablation, anatomy: Anatomy, weights: Mapping[str, BranchWeights]
 ) -> Damage:
     """The damage when several branches have other weights at once."""
-    changed = copy.deepcopy(work.model)
+    changed = copy_of(work.model)
     for branch in anatomy.branches:
         if branch.id in weights:
             work.family.assign_(changed, branch, weights[branch.id])

@@ -1,6 +1,5 @@
 """Heal a pruned model: it learns from the dense one, with or without labels."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
@@ -71,7 +71,7 @@ def heal(
     refuse_not_finite(student.state_dict(), "the model")
     seconds: dict[str, float] = {}
     notes: list[str] = []
-    student = copy.deepcopy(student)
+    student = copy_of(student)
     dense = _reference(student, reference, notes)
     teacher = teacher_for(student, dense)
     objective = Distil(teacher, settings.distil, settings.label_smoothing)
@@ -241,7 +241,7 @@ def _reference(
                 f"there is no model to learn from: {why.removeprefix('no reference: ')}"
             )
         return found
-    dense = copy.deepcopy(reference) if isinstance(reference, nn.Module) else load(reference)
+    dense = copy_of(reference) if isinstance(reference, nn.Module) else load(reference)
     refuse_not_finite(dense.state_dict(), "the reference")
     spec = getattr(student, "secateur_spec", None)
     known = spec.provenance.get("dense_logits") if isinstance(spec, Spec) else None

@@ -1,6 +1,5 @@
 """The phases of learning masks: dense warm-up, search, projection and removal, fine-tuning."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.criteria import criteria
@@ -85,9 +85,9 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     home = next(model.parameters()).device
     # WHY: times count on the device where the model was when its layers were timed.
     device = training_device() if course.target is None else home
-    dense = copy.deepcopy(model).to(device)
+    dense = copy_of(model).to(device)
     _phase(course, "warmup", dense, supervised(course.task.options.settings.label_smoothing), None)
-    student = copy.deepcopy(dense)
+    student = copy_of(dense)
     teacher = teacher_for(student, dense)
     with timed(course.seconds, "start"):
         bank = start_gates(course, dense)

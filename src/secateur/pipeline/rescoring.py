@@ -1,11 +1,11 @@
 """Drop layers by a criterion that is asked again after each drop, or as one run of blocks."""
 
-import copy
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.criteria import criteria, score
@@ -23,7 +23,7 @@ def without(
     model: nn.Module, family: Family, anatomy: Anatomy, dropped: frozenset[str], fills: Fills
 ) -> nn.Module:
     """A copy of the model without some branches, `fills` (D,) in their place."""
-    smaller = copy.deepcopy(model)
+    smaller = copy_of(model)
     with torch.no_grad():
         family.drop_(smaller, set(dropped))
         for branch in anatomy.branches:

@@ -1,10 +1,10 @@
 """Fine-tune a dense model on labelled images, saved so that every other verb can load it."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def train(
     require_accelerate()
     model, base, earlier = origin(model)
     refuse_not_finite(model.state_dict(), "the model")
-    student = copy.deepcopy(model).requires_grad_(True)
+    student = copy_of(model).requires_grad_(True)
     classes = family_of(student).read(student).num_classes
     seconds: dict[str, float] = {}
     images, used, notes = open_training_images(

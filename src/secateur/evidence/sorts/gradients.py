@@ -3,13 +3,13 @@
 Legend: H heads, K query/key dims, V value dims, F hidden neurons, D residual width.
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batch
@@ -27,7 +27,7 @@ def weight_gradients(sums_of: Callable[[str], Sums], model: nn.Module, batch: Ba
     anatomy = family.read(model)
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     # WHY: written into a copy of the model, gradients are seen in canonical layout like weights.
-    shadow = copy.deepcopy(model)
+    shadow = copy_of(model)
     targets = list(shadow.parameters())
     for number in range(len(batch.images_BCHW)):
         label = None if batch.labels_B is None else batch.labels_B[number : number + 1]
