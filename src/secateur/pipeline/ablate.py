@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy
+from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import BranchWeights
 from secateur.evidence import Evidence
 from secateur.measuring.divergence import Damage, damage, settled
@@ -35,12 +35,17 @@ class Ablation:
     family: Family
     model: nn.Module
     classes: int
-    names: tuple[str, ...]
+    branches: tuple[Branch, ...]
     steps: list[nn.Module]
     means: list[Tensor]
     stream_PND: Tensor
     dense_PC: Tensor
     steps_run: float = 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of the branches."""
+        return [branch.id for branch in self.branches]
 
     def finish(self, start: int, stream_PND: Tensor, without: frozenset[int]) -> Damage:
         """Run the steps from `start`, all but those left out, and compare with the dense model."""
@@ -56,7 +61,8 @@ class Ablation:
     def step(self, number: int, x_BND: Tensor, left_out: bool) -> Tensor:
         """The stream after one branch, or after its mean."""
         if left_out:
-            return x_BND + self.means[number].to(x_BND)
+            arrived_BND = self.family.arrive(self.model, self.branches[number], x_BND)
+            return arrived_BND + self.means[number].to(x_BND)
         after_BND: Tensor = self.steps[number](x_BND)
         return after_BND
 
@@ -77,7 +83,7 @@ def ablation(
         family=family,
         model=model,
         classes=anatomy.num_classes,
-        names=tuple(branch.id for branch in anatomy.branches),
+        branches=anatomy.branches,
         steps=[family.through(model, branch) for branch in anatomy.branches],
         means=[mean_update(evidence.about(branch.id)) for branch in anatomy.branches],
         stream_PND=torch.cat(streams),

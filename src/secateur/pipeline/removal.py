@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy
+from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batch, Batches
 from secateur.evidence.sorts.removal import DAMAGES, Damage
 
@@ -25,11 +25,16 @@ class Removal:
 
     family: Family
     model: nn.Module
-    names: tuple[str, ...]
+    branches: tuple[Branch, ...]
     steps: tuple[nn.Module, ...]
     chunks: tuple[Batch, ...]
     fills: Mapping[str, Tensor]
     damage: Damage
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of the branches."""
+        return [branch.id for branch in self.branches]
 
     @property
     def images(self) -> int:
@@ -77,11 +82,13 @@ class Removal:
         return x_BND
 
     def _step(self, x_BND: Tensor, dropped: frozenset[str], place: int) -> Tensor:
-        name = self.names[place]
-        if name not in dropped:
+        branch = self.branches[place]
+        if branch.id not in dropped:
             after_BND: Tensor = self.steps[place](x_BND)
             return after_BND
-        return x_BND + self.fills[name].to(x_BND) if name in self.fills else x_BND
+        x_BND = self.family.arrive(self.model, branch, x_BND)
+        fill_D = self.fills.get(branch.id)
+        return x_BND if fill_D is None else x_BND + fill_D.to(x_BND)
 
     def _outputs(self, x_BND: Tensor) -> Tensor:
         return self.family.head(self.model, x_BND).double()
@@ -100,7 +107,7 @@ def removal(
     return Removal(
         family=family,
         model=model,
-        names=tuple(branch.id for branch in anatomy.branches),
+        branches=anatomy.branches,
         steps=tuple(family.through(model, branch).eval() for branch in anatomy.branches),
         chunks=tuple(_first(batches, images)),
         fills=fills,

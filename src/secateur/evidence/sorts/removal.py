@@ -87,6 +87,8 @@ def _add_damages_(
     dense_BC = outputs(streams[-1])
     for owner, start, stop in spans:
         x_BND = streams[start]
+        for branch in anatomy.branches[start:stop]:
+            x_BND = family.arrive(model, branch, x_BND)
         for step in steps[stop:]:
             x_BND = step(x_BND)
         changed_BC = outputs(x_BND)
