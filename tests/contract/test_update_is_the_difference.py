@@ -37,8 +37,9 @@ def test_the_update_is_what_the_stream_gained(name: str, training: bool) -> None
         model(images)
     x_BND = family.embed(model, images)
     for branch in anatomy.branches:
-        after_BND = family.through(model, branch)(x_BND)
-        gained = after_BND - x_BND
+        arrived_BND = family.arrive(model, branch, x_BND)
+        after_BND = family.alone(model, branch)(arrived_BND)
+        gained = after_BND - arrived_BND
         assert torch.allclose(updates[branch.id], gained, rtol=0, atol=1e-5), branch.id
         sums = evidence.of("branch_similarity", branch.id)
         recorded = sums["update_sum"] / sums["count"]

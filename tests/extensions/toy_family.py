@@ -113,6 +113,9 @@ class ToyFamily:
     def writer_scale(self, model: nn.Module, branch: Branch) -> Tensor | None:
         return None
 
+    def writer_shift(self, model: nn.Module, branch: Branch) -> None:
+        return None
+
     def writes_linearly(self, model: nn.Module, branch: Branch) -> bool:
         return True
 

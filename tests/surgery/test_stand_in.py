@@ -64,26 +64,45 @@ def test_runs_name_the_kept_branch_before_dropped_ones() -> None:
     }
 
 
+def anchor_and_run(name: str) -> tuple[str, str, str]:
+    """A branch, that right behind it on the same stream, and the one where the next begins."""
+    anatomy = anatomy_of(name)
+    model, ids = build(name), [branch.id for branch in anatomy.branches]
+    family, x_BND = family_of(model), family_of(model).embed(model, images_for(model, 1))
+    for one, two, three in zip(ids, ids[1:], ids[2:], strict=False):
+        x_BND = family.through(model, anatomy.branch(one))(x_BND)
+        after_BND = family.through(model, anatomy.branch(two))(x_BND)
+        # WHY: where something stands between two branches, the second is no neighbour.
+        if all(
+            family.arrive(model, anatomy.branch(b), x) is x
+            for b, x in ((two, x_BND), (three, after_BND))
+        ):
+            return one, two, three
+    raise AssertionError(f"{name} has no three neighbours")
+
+
 @pytest.mark.parametrize("name", LINEAR_HOSTS)
 @torch.no_grad()
 def test_the_affine_fold_is_the_least_squares_guess(name: str) -> None:
-    """Behind the dropped layers the stream misses what no affine map of the anchor's update has."""
+    """Behind the dropped layer the stream misses what no affine map of the anchor's update has."""
     model = build(name)
     images = images_for(model, 24)
-    gone = {"blocks.1.attn", "blocks.1.mlp"}
+    one, two, three = anchor_and_run(name)
+    gone = {two}
     smaller = cut_with(model, gone, "affine", images)
-    anchor = stream_before(model, "blocks.1.attn", images) - stream_before(
-        model, "blocks.0.mlp", images
+    family, branch = family_of(model), anatomy_of(name).branch(one)
+    anchor = stream_before(model, two, images) - family.arrive(
+        model, branch, stream_before(model, one, images)
     )
-    after = stream_before(model, "blocks.2.attn", images)
-    target = (after - stream_before(model, "blocks.1.attn", images)).flatten(0, 1).double()
+    after = stream_before(model, three, images)
+    target = (after - stream_before(model, two, images)).flatten(0, 1).double()
     x_TD = torch.cat([anchor.flatten(0, 1), torch.ones_like(anchor.flatten(0, 1)[:, :1])], 1)
     least = torch.linalg.lstsq(x_TD.double(), target).solution
     residual = (target - x_TD.double() @ least).square().sum()
-    found = (after - stream_before(smaller, "blocks.2.attn", images)).double().square().sum()
+    found = (after - stream_before(smaller, three, images)).double().square().sum()
     assert float(found) == pytest.approx(float(residual), rel=1e-2)
     without = cut_with(model, gone, "nothing", images)
-    worse = (after - stream_before(without, "blocks.2.attn", images)).double().square().sum()
+    worse = (after - stream_before(without, three, images)).double().square().sum()
     assert float(found) < float(worse)
 
 

@@ -54,6 +54,10 @@ class Family(Protocol):
         """LayerScale of the branch (D,), or None: update = scale * writer's output."""
         ...
 
+    def writer_shift(self, model: nn.Module, branch: Branch) -> Tensor | None:
+        """A constant (D,) that is added behind the writer and its scale, or None."""
+        ...
+
     def writes_linearly(self, model: nn.Module, branch: Branch) -> bool:
         """Whether the update is linear in what the writer gives (false with a norm behind it)."""
         ...

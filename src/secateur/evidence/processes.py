@@ -61,8 +61,9 @@ def added_up(
         mine = flat.get((kind, owner, name))
         home = torch.device("cpu") if mine is None else mine.device
         part = torch.zeros(shape, dtype=dtype) if mine is None else mine
-        # WHY: GPUs' own collectives take no tensors in main memory.
-        whole: Tensor = reduce(part.to(device), "sum")
+        # WHY: GPUs' own collectives take no tensors in main memory, and all collectives add up
+        # memory as it lies, so that a transposed view must be laid out like everybody else's.
+        whole: Tensor = reduce(part.to(device).contiguous(), "sum")
         total[kind].setdefault(owner, {})[name] = whole.to(home)
     counted: Tensor = reduce(torch.tensor(images, device=device), "sum")
     return total, int(counted)

@@ -129,6 +129,10 @@ def affine_guess(sums: Sums, owner: str) -> tuple[Tensor, Tensor]:
 def _fold_(model: nn.Module, family: Family, anchor: Branch, sums: Sums) -> None:
     """Let the anchor's update m become m + A m + c."""
     map_DD, constant_D = affine_guess(sums, anchor.id)
+    behind_D = family.writer_shift(model, anchor)
+    if behind_D is not None:
+        # WHY: what is added behind the writer is part of m, but no part of what it writes.
+        constant_D = constant_D + map_DD @ behind_D.detach().double()
     scale = family.writer_scale(model, anchor)
     scale_D = torch.ones_like(constant_D) if scale is None else scale.detach().double()
     # WHY: where LayerScale is zero the writer reaches nothing, so nothing can be folded there.

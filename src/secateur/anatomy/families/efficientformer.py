@@ -171,10 +171,18 @@ class EfficientFormerFamily:
         if branch.kind == "attention":
             return block.get_parameter("ls1.gamma")
         gamma_D = block.get_parameter("ls2.gamma")
-        norm = getattr(model.get_submodule(branch.id), "norm2", None)
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+        norm = _norm_behind(model, branch)
+        if norm is None or norm.running_var is None:
             return gamma_D
         return gamma_D * norm.weight / (norm.running_var + norm.eps).sqrt()
+
+    def writer_shift(self, model: nn.Module, branch: Branch) -> Tensor | None:
+        """What the batch norm behind a convolution adds, times LayerScale."""
+        norm, scale_D = _norm_behind(model, branch), self.writer_scale(model, branch)
+        if norm is None or norm.running_mean is None or scale_D is None:
+            return None
+        gamma_D = model.get_submodule(block_of(branch.id)).get_parameter("ls2.gamma")
+        return gamma_D * norm.bias - scale_D * norm.running_mean
 
     def writes_linearly(self, model: nn.Module, branch: Branch) -> bool:
         """True: in evaluation mode a batch norm is linear but for a constant."""
@@ -224,6 +232,11 @@ class EfficientFormerFamily:
         if isinstance(module, Attention):
             return taps | _attention_taps(branch.id, module)
         return taps | {"hidden": Tap(f"{branch.id}.fc2", "input", view)}
+
+
+def _norm_behind(model: nn.Module, branch: Branch) -> nn.BatchNorm2d | None:
+    norm = getattr(model.get_submodule(branch.id), "norm2", None)
+    return norm if isinstance(norm, nn.BatchNorm2d) else None
 
 
 def _branch(step: Step, block: int) -> Branch:

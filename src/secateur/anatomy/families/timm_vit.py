@@ -136,6 +136,9 @@ class TimmVit:
         scale = _place(model, branch).scale
         return None if scale is None else scale.gamma
 
+    def writer_shift(self, model: nn.Module, branch: Branch) -> None:
+        """Nothing: the writer's own bias is all."""
+
     def writes_linearly(self, model: nn.Module, branch: Branch) -> bool:
         """True but for post-norm blocks."""
         return not _place(model, branch).post_norm

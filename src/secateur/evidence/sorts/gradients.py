@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.anatomy.caches import copy_of
+from secateur.anatomy.caches import copy_of, forget_cached_
 from secateur.anatomy.family import family_of
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batch
@@ -59,12 +59,15 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     for parameter in parameters:
         parameter.requires_grad_(True)
+    # WHY: what is cached belongs to the graph of the image before, which is gone.
+    forget_cached_(model)
     with torch.enable_grad():
         logits_1C = model(image_1CHW).float()
         target = logits_1C.argmax(-1) if label is None else label
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
             F.cross_entropy(logits_1C, target), parameters, allow_unused=True
         )
+    forget_cached_(model)
     for parameter in parameters:
         parameter.requires_grad_(False)
     return found
