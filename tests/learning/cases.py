@@ -13,7 +13,7 @@ from secateur.learning.bank import GateBank
 from secateur.learning.form import forms
 from secateur.learning.gates import Gate, allowed, keep
 from secateur.learning.pricing import Pricing
-from secateur.learning.sharing import Scope, gates_of, sharings
+from secateur.learning.sharing import Scope, gates_of, sharings, silenced_by_weights
 from secateur.planning.costs import cost_function
 from secateur.planning.menus import Limits
 from tests.hosts import HOSTS, anatomy_of, shared
@@ -31,7 +31,7 @@ def scope_of(
         anatomy=anatomy,
         groups=frozenset(ALL_GROUPS) - (set() if width else {"width"}),
         limits=limits,
-        linear=frozenset(b.id for b in anatomy.branches if family.writes_linearly(model, b)),
+        linear=silenced_by_weights(model, family, anatomy),
     )
 
 

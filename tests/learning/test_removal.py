@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from secateur.anatomy.family import read
 from secateur.learning.gates import allowed, keep
@@ -102,3 +103,17 @@ def test_dead_heads_and_heads_without_queries_are_not_the_same() -> None:
             outputs.append(remove(model, bank.masks(), FREE)[0](x))
             assert torch.allclose(outputs[-1], masked, rtol=0, atol=1e-5)
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-3)
+
+
+def test_outputs_in_front_of_a_batch_norm_have_no_masks() -> None:
+    """Writers of zero would leave the norm's constant, so masked would not be removed."""
+    for name in ("efficientformer", "efficientformer_grids"):
+        model = build(name)
+        behind = {
+            branch.id
+            for branch in anatomy_of(name).branches
+            if any(isinstance(m, nn.BatchNorm2d) for m in model.get_submodule(branch.id).modules())
+        }
+        gated = {act.branch for g in gates_for(name, "independent") for act in g.acts
+                 if act.site == "update"}  # fmt: skip
+        assert behind and gated == {b.id for b in anatomy_of(name).branches} - behind

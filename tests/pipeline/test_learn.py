@@ -161,7 +161,7 @@ def never(_model: nn.Module, *_: object, **__: object) -> Tensor:
         ({"sharing": "comon_count"}, "did you mean 'common_count'"),
         ({"gates": "hard"}, "unknown form of gate"),
         ({"criterion": "tailor"}, "did you mean 'taylor'"),
-        ({"criterion": "snp"}, "cannot score"),
+        ({"criterion": "leverage"}, "cannot score"),
         ({"groups": ["hiden"]}, "did you mean 'hidden'"),
         ({"protect": ["blocks.9"]}, "is protected but is no branch"),
         ({"groups": ["branch"]}, "finds nothing to gate"),

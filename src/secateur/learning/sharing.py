@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
+from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch, GroupName, Stream
 from secateur.errors import UserError
 from secateur.learning.gates import Gate
@@ -14,8 +17,8 @@ from secateur.registry import Registry
 class Scope:
     """What may be gated: these groups, in branches that offer them and are not protected.
 
-    `linear` are the branches whose update is linear in what their writer gives, so that outputs
-    of the writer can be switched off in its weights.
+    `linear` are the branches whose update is linear in what their writer gives, without a constant
+    (`silenced_by_weights`), so that outputs of the writer can be switched off in its weights.
     """
 
     anatomy: Anatomy
@@ -40,6 +43,22 @@ class Scope:
     def mlps(self) -> list[Branch]:
         """MLPs whose neurons may be gated."""
         return [b for b in self.anatomy.branches if b.kind == "mlp" and self.has(b, "hidden")]
+
+
+def silenced_by_weights(model: nn.Module, family: Family, anatomy: Anatomy) -> frozenset[str]:
+    """The branches whose update is zero where their writer gives zero.
+
+    Not so behind a batch norm, which adds its mean and bias to whatever the writer gives.
+    """
+    return frozenset(
+        branch.id
+        for branch in anatomy.branches
+        if family.writes_linearly(model, branch)
+        and not any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for module in model.get_submodule(branch.id).modules()
+        )
+    )
 
 
 Lay = Callable[[Scope], list[Gate]]

@@ -41,8 +41,9 @@ class Glimpse:
 class Reader:
     """Runs a model of a known family and sees what its classifier reads.
 
-    A classifier is a linear layer outside the branches with an output per class; of several
-    (distilled DeiT) the first counts. Raises UserError where there is none to be found.
+    A classifier is a linear layer outside the branches with an output per class; of several the
+    first counts: in distilled DeiT that of the class token, in EfficientFormer either, since both
+    read the same. Raises UserError where there is none to be found.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from secateur.learning.gates import Gate
 from secateur.learning.pricing import Pricing
 from secateur.learning.projection import check_reachable
 from secateur.learning.schedule import LearnSettings
-from secateur.learning.sharing import Scope, Sharing, gates_of, sharings
+from secateur.learning.sharing import Scope, Sharing, gates_of, sharings, silenced_by_weights
 from secateur.learning.starting import start_needs
 from secateur.learning.way import ways
 from secateur.pipeline.decide import Target, cost_limit
@@ -122,7 +122,7 @@ def resolve_learn(
         anatomy=anatomy,
         groups=frozenset(groups),
         limits=limits,
-        linear=frozenset(b.id for b in anatomy.branches if family.writes_linearly(model, b)),
+        linear=silenced_by_weights(model, family, anatomy),
     )
     gates = tuple(gates_of(sharing, scope))
     if options.criterion != NO_CRITERION:

@@ -44,6 +44,9 @@ def test_pooled_features_are_what_the_classifier_reads(name: str) -> None:
         logits = model(images)
         if name == "deit_distilled":
             assert torch.allclose(found.pooled_nE, model.forward_features(images)[:, 0], atol=1e-5)
+        elif hasattr(model, "head_dist"):
+            both = model.head(found.pooled_nE) + model.head_dist(found.pooled_nE)
+            assert torch.allclose(both / 2, logits, atol=1e-5)
         else:
             assert torch.allclose(model.head(found.pooled_nE), logits, atol=1e-5)
     assert not any(m._forward_pre_hooks for m in model.modules())
