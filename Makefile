@@ -11,7 +11,8 @@ demo: $(INSTALLED)
 	$(BIN)/secateur demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone' -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -64,9 +64,8 @@ def test_same_outputs_in_every_runtime_from_one_conversion(
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.alone
 def test_compiled_in_one_graph(tmp_path: Path) -> None:
-    # WHY a process of its own: other tests load runtimes that bring their own thread pools, and
-    # kernels compiled beside those have crashed now and then.
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
