@@ -16,6 +16,9 @@ from secateur.healing.teacher import teacher_for
 from tests.healing.learners import SGD, fit, fresh, pair, settings
 from tests.hosts import build
 
+# WHY: autograd cannot be forked once it has started threads, as other tests let it.
+pytestmark = pytest.mark.alone
+
 
 class Scale(Hook):
     """A parameter beside the model's, whose gradient must be that of all processes."""

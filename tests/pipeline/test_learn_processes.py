@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from secateur.learning.schedule import LearnSettings
 from secateur.pipeline.learn import learn
 from tests.hosts import anatomy_of, build, images_for
+
+# WHY: autograd cannot be forked once it has started threads, as other tests let it.
+pytestmark = pytest.mark.alone
 
 
 def run(folder: Path) -> None:
