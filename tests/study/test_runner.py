@@ -90,7 +90,6 @@ def test_a_finished_study_runs_nothing_again(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_killed_study_goes_on_where_it_was(write: Write, tmp_path: Path) -> None:
     path = write()
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -9,7 +9,7 @@ from secateur.export import exporters
 from secateur.export.parity import Parity, written
 from secateur.measuring.runtimes import installed
 from secateur.measuring.runtimes._onnx import PACKAGES, to_onnx
-from secateur.measuring.runtimes.openvino import compiled
+from secateur.measuring.runtimes.openvino import compiled, openvino_core
 
 
 @exporters.register("openvino")
@@ -25,5 +25,5 @@ def _write(model: nn.Module, images_BCHW: Tensor, path: Path) -> bool:
     with TemporaryDirectory(prefix="secateur-") as folder:
         through = Path(folder) / "model.onnx"
         any_batch = to_onnx(model, images_BCHW, through)
-        ov.save_model(ov.Core().read_model(str(through)), str(path), compress_to_fp16=False)
+        ov.save_model(openvino_core().read_model(str(through)), str(path), compress_to_fp16=False)
     return any_batch

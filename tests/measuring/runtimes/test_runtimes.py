@@ -31,6 +31,24 @@ run = require("compile").prepare(model, images_BCHW, Path(sys.argv[1]))
 with torch.inference_mode():
     torch.testing.assert_close(run(images_BCHW), model(images_BCHW), atol=1e-4, rtol=1e-4)
 """
+SIGNALS = """
+import gc
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from secateur.measuring.runtimes.openvino import compiled
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+first = compiled(Path(sys.argv[1]))
+second = compiled(Path(sys.argv[1]))
+for _ in range(2):
+    first, second = second, None
+    gc.collect()
+subprocess.run(["sleep", "0.1"], check=True, timeout=60)
+print("alive")
+"""
 MODELS: dict[str, Callable[[], nn.Module]] = {"host": host, "slim": slim}
 
 
@@ -64,12 +82,20 @@ def test_same_outputs_in_every_runtime_from_one_conversion(
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
-@pytest.mark.alone
 def test_compiled_in_one_graph(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_signals_are_survived_after_openvino(tmp_path: Path) -> None:
+    model = host(depth=1)
+    path = _onnx.shared_onnx(model, example_images(model, INPUT, 1), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n")
 
 
 @pytest.mark.parametrize("which", MODELS)

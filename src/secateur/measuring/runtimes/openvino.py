@@ -1,6 +1,8 @@
 """OpenVINO on the CPU."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,20 @@ def prepare(model: nn.Module, images_BCHW: Tensor, folder: Path) -> Run:
     return compiled(shared_onnx(model, images_BCHW, folder), shape=list(images_BCHW.shape))
 
 
-def compiled(path: Path, shape: list[int] | None = None) -> Run:
-    """Run an ONNX or OpenVINO file, for one shape only or (None) for all that the file takes."""
+@cache
+def openvino_core() -> Any:
+    """The one core of this process."""
     import openvino as ov
 
-    core = ov.Core()
+    # WHY: every core gives the thread a signal stack when it first compiles, and puts back the one
+    # it found when it goes. Cores that go in another order than they came leave a stack that is no
+    # longer mapped, and the next signal with a handler (the end of a data worker) kills the process.
+    return ov.Core()
+
+
+def compiled(path: Path, shape: list[int] | None = None) -> Run:
+    """Run an ONNX or OpenVINO file, for one shape only or (None) for all that the file takes."""
+    core = openvino_core()
     model = core.read_model(str(path))
     if shape is not None:
         model.reshape(shape)
