@@ -13,6 +13,8 @@ from torch import Tensor
 
 STEPS = 96
 """Units are removed in about this many steps: a step takes the cheapest share of those left."""
+KEPT_SHARE = 0.9
+"""Matrices shrink when less than this share of their units is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,30 +39,51 @@ def eliminate(cov_UU: Tensor, w_DU: Tensor, ridge: float, *, steps: int = STEPS)
     The covariance (not the Gram) is the right metric because means go into the bias exactly.
     `ridge` is relative to the mean of the diagonal. `w_DU` may be whitened on the left.
     """
-    cov_UU, w_DU = cov_UU.double(), w_DU.double().clone()
+    w_DU = w_DU.double().clone()
     units = cov_UU.shape[0]
-    level = max(ridge * float(cov_UU.diagonal().mean()), torch.finfo(torch.float64).tiny)
-    eye = torch.eye(units, dtype=torch.float64, device=cov_UU.device)
-    inverse_UU = torch.linalg.inv(cov_UU + level * eye)
+    inverse_UU = damped_inverse(cov_UU, ridge)
     left = torch.arange(units, device=cov_UU.device)
+    gone = torch.zeros(units, dtype=torch.bool, device=cov_UU.device)
     order: list[Tensor] = []
     errors = torch.zeros(units + 1, dtype=torch.float64)
-    while left.numel() > 0:
-        count = max(1, -(-left.numel() // steps)) if left.numel() > 1 else 1
+    rest = units
+    while rest > 0:
+        count = -(-rest // steps)
         cost_U = w_DU.square().sum(0) / inverse_UU.diagonal()
+        cost_U[gone] = torch.inf
         out = cost_U.argsort()[:count]
-        out = out[cost_U[out].argsort()]
-        keep = torch.ones(left.numel(), dtype=torch.bool, device=left.device)
-        keep[out] = False
-        gain_PU = torch.linalg.solve(inverse_UU[out][:, out], inverse_UU[out])
-        spent_PD = torch.linalg.solve(inverse_UU[out][:, out], w_DU[:, out].T)
-        step_cost = float((w_DU[:, out].T * spent_PD).sum())
-        _fill_(errors, left.numel(), count, step_cost, cost_U[out])
+        rows_PU, w_PD = inverse_UU[out], w_DU[:, out].T
+        inner_PP = rows_PU[:, out]
+        gain_PU = torch.linalg.solve(inner_PP, rows_PU)
+        step_cost = float((w_PD * torch.linalg.solve(inner_PP, w_PD)).sum())
+        _fill_(errors, rest, count, step_cost, cost_U[out])
         order.append(left[out])
-        w_DU = (w_DU - w_DU[:, out] @ gain_PU)[:, keep]
-        inverse_UU = (inverse_UU - inverse_UU[:, out] @ gain_PU)[keep][:, keep]
-        left = left[keep]
+        w_DU -= w_PD.T @ gain_PU
+        inverse_UU.addmm_(rows_PU.T, gain_PU, alpha=-1)
+        gone[out] = True
+        rest -= count
+        # WHY: what is gone stays in place for a while, since copying the rest costs more.
+        if rest < KEPT_SHARE * left.numel():
+            keep = (~gone).nonzero()[:, 0]
+            w_DU, left, gone = w_DU[:, keep], left[keep], gone[keep]
+            inverse_UU = inverse_UU[keep]
+            inverse_UU = inverse_UU[:, keep]
     return Elimination(order=torch.cat(order).cpu(), errors=errors)
+
+
+def damped_inverse(cov_UU: Tensor, ridge: float) -> Tensor:
+    """(C + ridge * mean(diag C) I)^-1 in fp64, symmetric."""
+    damped_UU = cov_UU.to(torch.float64, copy=True)
+    tiny = torch.finfo(torch.float64).tiny
+    damped_UU.diagonal().add_(max(ridge * float(cov_UU.diagonal().mean()), tiny))
+    factor_UU, failed = torch.linalg.cholesky_ex(damped_UU)
+    inverse_UU: Tensor
+    if int(failed) == 0:
+        del damped_UU
+        inverse_UU = torch.cholesky_inverse(factor_UU)
+    else:  # WHY: rounding of the sums may leave slightly negative eigenvalues.
+        inverse_UU = torch.linalg.inv(damped_UU)
+    return inverse_UU
 
 
 def _fill_(errors: Tensor, size: int, count: int, step_cost: float, costs_P: Tensor) -> None:
@@ -78,11 +101,9 @@ def eliminate_heads(cov_UU: Tensor, w_DU: Tensor, heads: int, ridge: float) -> E
 
     Removing the inputs M of a head costs tr(W_M [(H^-1)_MM]^-1 W_M^T).
     """
-    cov_UU, w_DU = cov_UU.double(), w_DU.double().clone()
+    w_DU = w_DU.double().clone()
     dims = cov_UU.shape[0] // heads
-    level = max(ridge * float(cov_UU.diagonal().mean()), torch.finfo(torch.float64).tiny)
-    eye = torch.eye(cov_UU.shape[0], dtype=torch.float64, device=cov_UU.device)
-    inverse_UU = torch.linalg.inv(cov_UU + level * eye)
+    inverse_UU = damped_inverse(cov_UU, ridge)
     left = list(range(heads))
     order: list[int] = []
     errors = torch.zeros(heads + 1, dtype=torch.float64)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -17,8 +16,9 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
+from secateur.evidence.backward import images_at_once, parts, run_back, skip_labels
 from secateur.evidence.kinds import STREAM, EvidenceKind, Sums, chosen_kinds
-from secateur.evidence.processes import Processes, added_up, here
+from secateur.evidence.processes import added_up, here
 from secateur.evidence.stream import watch_stream
 
 
@@ -67,7 +67,7 @@ def observe(
     sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in [*kinds, *trials]}
     gradient = any(kind.gradient for kind in kinds)
     generator = None if sample_labels is None else torch.Generator().manual_seed(sample_labels)
-    images, mine = 0, here()
+    images, mine, at_once = 0, here(), images_at_once(anatomy)
     ears = _Ears()
     with ExitStack() as stack:
         stack.enter_context(frozen(model, gradient=gradient))
@@ -92,9 +92,10 @@ def observe(
         for number, batch in enumerate(batches.every(mine.rank, mine.count)):
             images += len(batch.images_BCHW)
             if generator is not None:
-                _skip_labels(generator, batches, anatomy.num_classes, number, mine)
+                skip_labels(generator, batches, anatomy.num_classes, number, mine, at_once)
             if gradient:
-                _run_back(model, batch.images_BCHW, batch.labels_B, generator)
+                for images_BCHW, labels_B in parts(batch, at_once):
+                    run_back(model, images_BCHW, labels_B, generator)
             elif kinds:
                 model(batch.images_BCHW)
             _try(model, batch, trials, sums, ears)
@@ -146,38 +147,6 @@ def frozen(model: nn.Module, *, gradient: bool = False) -> Iterator[None]:
             module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-
-
-def _run_back(
-    model: nn.Module,
-    images_BCHW: Tensor,
-    labels_B: Tensor | None,
-    generator: torch.Generator | None,
-) -> None:
-    """Forward and backward pass of the cross-entropy, summed over the batch."""
-    # WHY: with frozen weights, an input that takes gradients is what makes autograd record.
-    logits_BC = model(images_BCHW.detach().requires_grad_())
-    if generator is not None:
-        chances_BC = logits_BC.detach().float().softmax(-1).cpu()
-        target_B = torch.multinomial(chances_BC, 1, generator=generator)[:, 0].to(logits_BC.device)
-    else:
-        target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
-    F.cross_entropy(logits_BC.float(), target_B, reduction="sum").backward()
-
-
-def _skip_labels(
-    generator: torch.Generator, batches: Batches, classes: int, number: int, mine: Processes
-) -> None:
-    """Draw and forget the labels of batches that other processes run before our `number`-th one.
-
-    So each batch gets the labels it gets in a single process, where batches are all of one size
-    but the last.
-    """
-    before = 0 if number == 0 else (number - 1) * mine.count + mine.rank + 1
-    size = -(-batches.images // len(batches))
-    for other in range(before, number * mine.count + mine.rank):
-        count = min(size, batches.images - other * size)
-        torch.multinomial(torch.ones(count, classes), 1, generator=generator)
 
 
 def _known(

@@ -49,10 +49,11 @@ def ridge_solve(gram_SS: Tensor, right_ST: Tensor, relative: float, owner: str) 
             f"{owner}: the calibration images give values that are not finite; check the "
             "preprocessing and the weights."
         )
-    size = gram_SS.shape[0]
     level = relative * float(gram_SS.diagonal().mean())
-    eye = torch.eye(size, dtype=gram_SS.dtype, device=gram_SS.device)
-    factor, failed = torch.linalg.cholesky_ex(gram_SS + level * eye)
+    damped_SS = gram_SS.clone()
+    damped_SS.diagonal().add_(level)
+    factor, failed = torch.linalg.cholesky_ex(damped_SS)
+    del damped_SS
     if int(failed) == 0:
         solved_ST: Tensor = torch.cholesky_solve(right_ST, factor)
         return solved_ST

@@ -89,10 +89,10 @@ def reduce_value(
     The dense size keeps the basis and only refits.
     """
     heads, dims = weights.v_HVD.shape[:2]
-    both = fit if held is None else merge(fit, held)
     encode_HVR = torch.eye(dims, dtype=torch.float64).expand(heads, dims, dims)
     encode = torch.arange(heads * dims)
     if size < dims:
+        both = fit if held is None else merge(fit, held)
         encode_HVR, _ = value_basis(
             both.cov_UU, settings.whiten(weights.o_DHV.flatten(1)), heads, size
         )
@@ -131,13 +131,10 @@ def reduce_hidden(
 
     `order` is the elimination on these very moments, where it is known already.
     """
-    both = fit if held is None else merge(fit, held)
     hidden = weights.w2_DF.shape[1]
     kept_S = torch.arange(hidden)
     if size < hidden:
-        w_DU = settings.whiten(weights.w2_DF)
-        order = order or eliminate(both.cov_UU, w_DU, settings.select_ridge)
-        kept_S = order.kept(size)
+        kept_S = (order or _elimination(weights, fit, held, settings)).kept(size)
     done = refit(
         weights.w2_DF,
         weights.b2_D,
@@ -157,6 +154,14 @@ def reduce_hidden(
         b2_D=done.b_D,
         unit_FT=None if weights.unit_FT is None else weights.unit_FT[kept_S],
     )
+
+
+def _elimination(
+    weights: MlpWeights, fit: Joint, held: Joint | None, settings: RefitSettings
+) -> Elimination:
+    """The elimination of hidden neurons on the moments of all images."""
+    both = fit if held is None else merge(fit, held)
+    return eliminate(both.cov_UU, settings.whiten(weights.w2_DF), settings.select_ridge)
 
 
 def _encode_bias(encode_HRK: Tensor, bias_HK: Tensor | None) -> Tensor | None:

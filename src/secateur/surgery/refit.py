@@ -47,19 +47,22 @@ class Joint:
 def joint_moments(sums: Sums, width: int) -> Joint:
     """Joint moments from `count`, `sum`, `gram` and, where there are corrections to residual
     width `width`, `correction_sum` (2, D) and `correction_cross` (2, U, D); else those are 0."""
+    # WHY: in place, since these matrices are what memory is needed for.
     count = float(sums["count"])
     mean_U = sums["sum"].double() / count
-    cov_UU = sums["gram"].double() / count - torch.outer(mean_U, mean_U)
+    cov_UU = sums["gram"].to(torch.float64, copy=True).div_(count)
+    cov_UU = cov_UU.addr_(mean_U, mean_U, alpha=-1)
     if "correction_sum" in sums:
         mean_2D = sums["correction_sum"].double() / count
-        cross_2UD = sums["correction_cross"].double() / count
-        cross_2UD = cross_2UD - mean_U[:, None] * mean_2D[:, None, :]
+        cross_2UD = sums["correction_cross"].to(torch.float64, copy=True).div_(count)
+        for cross_UD, mean_D in zip(cross_2UD, mean_2D, strict=True):
+            cross_UD.addr_(mean_U, mean_D, alpha=-1)
     else:
         mean_2D = mean_U.new_zeros(2, width)
-        cross_2UD = mean_U.new_zeros(2, mean_U.numel(), width)
+        cross_2UD = mean_U.new_zeros(()).expand(2, mean_U.numel(), width)
     return Joint(
         mean_U=mean_U,
-        cov_UU=(cov_UU + cov_UU.T) / 2,
+        cov_UU=(cov_UU + cov_UU.T).div_(2),
         mean_2D=mean_2D,
         cross_2UD=cross_2UD,
         count=count,
@@ -106,7 +109,7 @@ def refit(
     if held is not None:
         best = _choose(w_DU, encode, fit, held, ridges, lack_ridges, blend, owner)
     both = fit if held is None else merge(fit, held)
-    kept = _project(both, encode)
+    kept = _project(both, w_DU, encode)
     local = _local(w_DU, encode, kept, both, best.ridge, owner)
     lack = _lack(kept, both, best.lack_ridge, owner)
     return Refit(
@@ -131,28 +134,27 @@ class _Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Projected:
-    """Joint moments with one side in the kept dims."""
+    """Joint moments in the kept dims; `seen_SD` is their covariance with W x."""
 
     mean_S: Tensor
-    cov_SU: Tensor
     cov_SS: Tensor
+    seen_SD: Tensor
     cross_2SD: Tensor
 
 
-def _project(known: Joint, encode: Encode) -> _Projected:
+def _project(known: Joint, w_DU: Tensor, encode: Encode) -> _Projected:
+    seen_UD = known.cov_UU @ w_DU.T
     if encode.dtype == torch.long:
-        cov_SU = known.cov_UU[encode]
         return _Projected(
             mean_S=known.mean_U[encode],
-            cov_SU=cov_SU,
-            cov_SS=cov_SU[:, encode],
+            cov_SS=known.cov_UU[encode[:, None], encode],
+            seen_SD=seen_UD[encode],
             cross_2SD=known.cross_2UD[:, encode],
         )
-    cov_SU = encode.T @ known.cov_UU
     return _Projected(
         mean_S=encode.T @ known.mean_U,
-        cov_SU=cov_SU,
-        cov_SS=cov_SU @ encode,
+        cov_SS=encode.T @ known.cov_UU @ encode,
+        seen_SD=encode.T @ seen_UD,
         cross_2SD=encode.T @ known.cross_2UD,
     )
 
@@ -171,7 +173,7 @@ def _local(
     """The writer that gives what the dense layer gives on the present stream."""
     selected = encode.dtype == torch.long
     prior_DS = w_DU[:, encode] if selected else w_DU.new_zeros(w_DU.shape[0], encode.shape[1])
-    right_SD = kept.cov_SU @ w_DU.T + kept.cross_2SD[0] - kept.cov_SS @ prior_DS.T
+    right_SD = kept.seen_SD + kept.cross_2SD[0] - kept.cov_SS @ prior_DS.T
     w_DS = prior_DS + ridge_solve(kept.cov_SS, right_SD, ridge, owner).T
     return _Writer(w_DS=w_DS, shift_D=w_DU @ known.mean_U - w_DS @ kept.mean_S + known.mean_2D[0])
 
@@ -193,10 +195,10 @@ def _choose(
     owner: str,
 ) -> _Choice:
     """The ridges and the blend with the least error on the held-out images."""
-    kept, test = _project(fit, encode), _project(held, encode)
+    kept, test = _project(fit, w_DU, encode), _project(held, w_DU, encode)
     # The part of the error that does not depend on the candidate, and its linear part.
     whole = float((w_DU @ held.cov_UU * w_DU).sum() + 2 * (w_DU * held.cross_2UD[1].T).sum())
-    linear_DS = (test.cov_SU @ w_DU.T + test.cross_2SD[1]).T
+    linear_DS = (test.seen_SD + test.cross_2SD[1]).T
     target_D = w_DU @ held.mean_U + held.mean_2D[1]
     lacks = {ridge: _lack(kept, fit, ridge, owner) for ridge in lack_ridges}
     found = []
@@ -224,11 +226,14 @@ def merge(a: Joint, b: Joint) -> Joint:
     count = a.count + b.count
     p, q = a.count / count, b.count / count
     step_U, step_2D = a.mean_U - b.mean_U, a.mean_2D - b.mean_2D
-    cross_2UD = p * a.cross_2UD + q * b.cross_2UD
+    # WHY: in place, since these matrices are what memory is needed for.
+    cross_2UD = (p * a.cross_2UD).add_(b.cross_2UD, alpha=q)
+    for cross_UD, step_D in zip(cross_2UD, step_2D, strict=True):
+        cross_UD.addr_(step_U, step_D, alpha=p * q)
     return Joint(
         mean_U=p * a.mean_U + q * b.mean_U,
         mean_2D=p * a.mean_2D + q * b.mean_2D,
-        cov_UU=p * a.cov_UU + q * b.cov_UU + p * q * torch.outer(step_U, step_U),
-        cross_2UD=cross_2UD + p * q * step_U[:, None] * step_2D[:, None, :],
+        cov_UU=(p * a.cov_UU).add_(b.cov_UU, alpha=q).addr_(step_U, step_U, alpha=p * q),
+        cross_2UD=cross_2UD,
         count=count,
     )

@@ -28,7 +28,7 @@ from secateur.surgery.reduce import (
 )
 from secateur.surgery.refit import Joint, joint_moments
 from secateur.surgery.stand_in import runs_of
-from secateur.surgery.streams import Streams, advance, advance_seen, embed_all
+from secateur.surgery.streams import Streams, advance, advance_, advance_seen, embed_all
 
 HOLD_EVERY = 5
 """Every fifth batch is held out from fitting and used to choose blend and ridge."""
@@ -73,11 +73,11 @@ def cut_front_to_back_(
     touched = False
     for number, branch in enumerate(anatomy.branches):
         shape = shapes.get(branch.id)
+        # WHY: in place, so that no more than one stream per model is held.
         if branch.id not in stood_in:
-            run.dense_after = list(advance(dense, family, branch, run.dense_streams))
+            advance_(dense, family, branch, run.dense_streams)
         for dropped in behind.get(branch.id, ()):
-            after = advance(dense, family, anatomy.branch(dropped), run.dense_after)
-            run.dense_after = list(after)
+            advance_(dense, family, anatomy.branch(dropped), run.dense_streams)
             stood_in.add(dropped)
             touched = True
         if shape is None:
@@ -85,14 +85,12 @@ def cut_front_to_back_(
             touched = True
         elif shape != branch.shape or (touched and settings.refit_unchanged):
             _reduce(run, branch, shape)
-            run.streams = list(advance(model, family, branch, run.streams))
+            advance_(model, family, branch, run.streams)
             touched = True
+        elif touched:
+            advance_(model, family, branch, run.streams)
         else:
-            same = run.streams is run.dense_streams or not touched
-            run.streams = (
-                list(run.dense_after) if same else list(advance(model, family, branch, run.streams))
-            )
-        run.dense_streams = run.dense_after
+            run.streams = list(run.dense_streams)
         if on_branch is not None:
             on_branch(number + 1, len(anatomy.branches))
     family.drop_(model, {b.id for b in anatomy.branches if shapes.get(b.id) is None})
@@ -110,7 +108,8 @@ def _enough_batches(streams: Streams) -> Streams:
 
 @dataclass(slots=True)
 class _Run:
-    """The two streams of a cut in progress, before the branch at hand and dense after it."""
+    """The streams of a cut in progress: of the model before the branch at hand, of the dense model
+    after it."""
 
     model: nn.Module
     dense: nn.Module
@@ -118,7 +117,6 @@ class _Run:
     settings: SequentialSettings
     streams: Streams = field(default_factory=list)
     dense_streams: Streams = field(default_factory=list)
-    dense_after: Streams = field(default_factory=list)
 
     def weights_N(self, branch: Branch) -> Tensor | None:
         weights_N = self.settings.token_weights.get(branch.id)
@@ -130,8 +128,9 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
     weights_N = run.weights_N(branch)
     total = torch.zeros(branch.width, dtype=torch.float64)
     count = 0.0
-    run.streams = [run.family.arrive(run.model, branch, x_BND) for x_BND in run.streams]
-    for x_BND, dense_BND in zip(run.streams, run.dense_after, strict=True):
+    for place, x_BND in enumerate(run.streams):
+        run.streams[place] = run.family.arrive(run.model, branch, x_BND)
+    for x_BND, dense_BND in zip(run.streams, run.dense_streams, strict=True):
         lack_BND = dense_BND - x_BND
         if weights_N is not None:
             lack_BND = lack_BND * weights_N[:, None]
@@ -140,7 +139,8 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
             count += lack_BND.shape[0] * lack_BND.shape[1]
         total += lack_BND.sum((0, 1), dtype=torch.float64).cpu()
     constant_D = total / count
-    run.streams = [x_BND + constant_D.to(x_BND) for x_BND in run.streams]
+    for place, x_BND in enumerate(run.streams):
+        run.streams[place] = x_BND + constant_D.to(x_BND)
     return constant_D
 
 
@@ -199,7 +199,8 @@ def _joint(run: _Run, branch: Branch, *, moved: bool = False) -> tuple[Joint, Jo
     fit_sums: Sums = {}
     local = advance(run.dense, run.family, branch, run.streams) if moved else None
     now = advance_seen(run.model, run.family, branch, run.streams, (site,))
-    for number, ((after_BND, seen), dense_BND) in enumerate(zip(now, run.dense_after, strict=True)):
+    pairs = zip(now, run.dense_streams, strict=True)
+    for number, ((after_BND, seen), dense_BND) in enumerate(pairs):
         is_held = number % HOLD_EVERY == min(HOLD_EVERY, len(run.streams)) - 1 and number > 0
         sums = held_sums if is_held else fit_sums
         x_BNU = seen[site].flatten(2)

@@ -1,7 +1,7 @@
 """Run a model branch by branch on residual streams that are kept between branches.
 
-Memory is two streams of all images (images × tokens × width floats each); the caller bounds the
-number of images. Legend: B batch, N tokens, D residual width.
+Memory is one list of streams of all images (images × tokens × width floats) per model; the caller
+bounds the number of images. Legend: B batch, N tokens, D residual width.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +31,14 @@ def advance(
     step = family.through(model, branch)
     for x_BND in streams:
         yield step(x_BND)
+
+
+@torch.no_grad()
+def advance_(model: nn.Module, family: Family, branch: Branch, streams: Streams) -> None:
+    """Put the streams after one branch in the place of those before it, batch by batch."""
+    step = family.through(model, branch)
+    for number, x_BND in enumerate(streams):
+        streams[number] = step(x_BND)
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ def openvino_core() -> Any:
     import openvino as ov
 
     # WHY: every core gives the thread a signal stack when it first compiles, and puts back the one
-    # it found when it goes. Cores that go in another order than they came leave a stack that is no
-    # longer mapped, and the next signal with a handler (the end of a data worker) kills the process.
+    # it found when it goes. Cores that go in another order than they came leave a stack that is
+    # not mapped, and the next signal with a handler (the end of a data worker) kills the process.
     return ov.Core()
 
 
