@@ -19,7 +19,8 @@ from secateur.anatomy.family import family_of
 from secateur.anatomy.types import GroupName
 from secateur.data.batches import as_batches
 from secateur.evidence import observe
-from secateur.pipeline.probe import FULL, QUICK, Probed, held_images, probe_menus, probe_needs
+from secateur.pipeline.bench import held_images
+from secateur.pipeline.probe import FULL, QUICK, Probed, probe_menus, probe_needs
 from secateur.pipeline.spectral import token_weights
 from secateur.planning.menus import Limits
 from secateur.surgery.sequential import HOLD_EVERY

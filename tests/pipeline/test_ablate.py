@@ -39,7 +39,7 @@ def masked_kl(name: str, model: nn.Module, work: Ablation, gone: Iterable[str]) 
     edits, gone = [], set(gone)
     for branch in anatomy_of(name).branches:
         if branch.id in gone:
-            mean = work.means[work.names.index(branch.id)]
+            mean = work.means[branch.id]
             tap = family_of(model).taps(model, branch)["update"]
             edits.append((tap, lambda x, mean=mean: mean.to(x).expand_as(x)))
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_each_pair_and_series_are_what_masking_gives(name: str) -> None:
 
 def test_whole_blocks_and_their_cost_in_steps() -> None:
     model, _, work = made("vit")
-    assert (len(work.steps), work.steps_run) == (6, 6)
+    assert (len(work.walk), work.steps_run) == (6, 6)
     blocks = {block.id: block.branches for block in anatomy_of("vit").blocks}
     found = without_each(work, blocks)
     # 4 + 2 + 0 steps after the blocks, and the dense stream advanced five times.
@@ -92,7 +92,7 @@ def test_the_same_weights_do_no_damage_and_others_do() -> None:
     branch = anatomy.branches[3]
     found = with_other_weights(work, anatomy, {branch.id: family.weights(other, branch)})
     assert found.divergence > 0.01
-    assert torch.equal(work.model(images), model(images))
+    assert torch.equal(work.walk.model(images), model(images))
 
 
 def test_without_classes_damage_is_an_angle() -> None:

@@ -13,7 +13,7 @@ from secateur.anatomy.types import AttentionShape, MlpShape
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.pipeline import prune
-from secateur.pipeline.probe import held_images
+from secateur.pipeline.bench import held_images
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 

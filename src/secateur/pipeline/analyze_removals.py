@@ -95,7 +95,7 @@ def measure_removals(
     passes: dict[str, float] = {}
 
     def account(stage: str) -> None:
-        passes[stage] = work.steps_run / len(work.steps) * len(images_PCHW)
+        passes[stage] = work.steps_run / len(work.walk) * len(images_PCHW)
         work.steps_run = 0.0
 
     layers = without_each(work, {name: (name,) for name in work.names}, _on("layers", progress))
@@ -213,7 +213,7 @@ def _width_series(
         known.add(tuple(sizes.values()))
         weights = {
             name: reduced(
-                work.family.weights(work.model, branch),
+                work.walk.family.weights(work.walk.model, branch),
                 group,
                 sizes[name],
                 evidence.about(name),
@@ -244,7 +244,7 @@ def _nearest(branch: Branch, group: GroupName, share: float, limits: Limits) -> 
 
 def _probe_passes(work: Ablation, probed: Probed) -> float:
     """Passes through the whole model that the probes took: each from its branch on."""
-    steps = len(work.steps)
+    steps = len(work.walk)
     rest = sum(steps - work.names.index(probe.owner) for probe in probed.probes)
     return 2 + rest / steps
 

@@ -18,8 +18,9 @@ from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import BranchWeights
 from secateur.data.batches import Batches
 from secateur.evidence import Evidence
+from secateur.pipeline.bench import Bench
 from secateur.pipeline.options import Task
-from secateur.pipeline.probe import QUICK, Bench, mean_update
+from secateur.pipeline.probe import QUICK, mean_update
 from secateur.pipeline.weigh import Weighed
 from secateur.planning.budget import CostBudget
 from secateur.planning.curves import menu_from_probes
@@ -69,7 +70,7 @@ def measure_menus(
             here_PND = family.arrive(model, branch, bench.stream_PND)
             loss = bench.divergence(number + 1, here_PND + _left(run, branch).to(here_PND))
             menus.append(drop_menu(branch.id, "branch", loss, task.limits))
-        bench.stream_PND = bench.steps[number](bench.stream_PND)
+        bench.advance(number)
         if "block" in task.groups and branch.id == block.branches[-1]:
             own = [_left(run, anatomy.branch(name)) for name in block.branches]
             loss = bench.divergence(number + 1, start_PND + torch.stack(own).sum(0).to(start_PND))

@@ -6,19 +6,18 @@ outputs in nats (for models without classes 1 - cosine; see `measuring/divergenc
 Legend: B batch, N tokens, D residual width, C classes, P probe images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch, GroupName
 from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.evidence import Evidence, Sums
-from secateur.measuring.divergence import damage, settled
+from secateur.pipeline.bench import Bench
 from secateur.planning.curves import menu_from_probes
 from secateur.planning.menus import Limits, allowed_sizes, block_menu, drop_menu
 from secateur.planning.types import Menu
@@ -102,7 +101,7 @@ def probe_menus(
             loss = bench.divergence(number + 1, arrived_PND + mean_D)
             probes.append(Probe(owner=branch.id, group="branch", size=0, divergence=loss))
             menus.append(drop_menu(branch.id, "branch", loss, limits))
-        bench.stream_PND = bench.steps[number](bench.stream_PND)
+        bench.advance(number)
         if "block" in groups and branch.id == block.branches[-1]:
             means = [mean_update(evidence.about(name)) for name in block.branches]
             total_D = torch.stack(means).sum(0).to(bench.stream_PND)
@@ -197,7 +196,7 @@ def _refitted_heads(
 
 
 def _probe_sizes(
-    bench: "Bench",
+    bench: Bench,
     number: int,
     branch: Branch,
     weights: BranchWeights,
@@ -223,58 +222,6 @@ def _probe_sizes(
     return found
 
 
-@dataclass(slots=True)
-class Bench:
-    """The dense model as a row of steps, a scratch copy for one changed branch, and the stream
-    of the probe images before the branch at hand."""
-
-    family: Family
-    model: nn.Module
-    scratch: nn.Module
-    steps: list[nn.Module]
-    stream_PND: Tensor
-    dense_PC: Tensor
-    classes: int
-
-    @staticmethod
-    def of(model: nn.Module, family: Family, anatomy: Anatomy, images_PCHW: Tensor) -> "Bench":
-        stream = family.embed(model, images_PCHW)
-        steps = [family.through(model, branch) for branch in anatomy.branches]
-        classes = anatomy.num_classes
-        bench = Bench(family, model, copy_of(model), steps, stream, torch.empty(0), classes)
-        bench.dense_PC = bench._finish(0, stream)
-        return bench
-
-    def put(self, branch: Branch, weights: BranchWeights) -> None:
-        """Give the scratch model's branch these weights."""
-        self.family.assign_(self.scratch, branch, weights)
-
-    def changed(self, branch: Branch) -> Tensor:
-        """The stream after the scratch model's branch."""
-        after: Tensor = self.family.through(self.scratch, branch)(self.stream_PND)
-        return after
-
-    def divergence(self, start: int, stream_PND: Tensor) -> float:
-        """Mean divergence of this stream run through the steps from `start`, in nats."""
-        changed_PC = self._finish(start, stream_PND)
-        return damage(self.dense_PC, changed_PC, self.classes).divergence
-
-    def divergence_of(self, model: nn.Module, images_PCHW: Tensor) -> float:
-        """Mean divergence of another model on the probe images, in nats."""
-        changed_PC = torch.cat(
-            [settled(model(x_BCHW), self.classes) for x_BCHW in images_PCHW.split(32)]
-        )
-        return damage(self.dense_PC, changed_PC, self.classes).divergence
-
-    def _finish(self, start: int, stream_PND: Tensor) -> Tensor:
-        outputs = []
-        for x_BND in stream_PND.split(32):
-            for step in self.steps[start:]:
-                x_BND = step(x_BND)
-            outputs.append(settled(self.family.head(self.model, x_BND), self.classes))
-        return torch.cat(outputs)
-
-
 def mean_update(about: dict[str, Sums]) -> Tensor:
     """What a branch adds to the stream on average (D,)."""
     sums = about.get("update_mean") or about["branch_similarity"]
@@ -293,15 +240,3 @@ def probe_needs(groups: tuple[GroupName, ...]) -> set[str]:
     if "branch" in groups or "block" in groups:
         needs.add("update_mean")
     return needs
-
-
-def held_images(batches: "Iterator[Tensor]", every: int, images: int) -> Tensor:
-    """The first `images` images of the batches that the fit holds out; more are not read."""
-    taken: list[Tensor] = []
-    for number, batch in enumerate(batches):
-        if number % every == every - 1:
-            taken.append(batch)
-            if sum(map(len, taken)) >= images:
-                break
-    found = torch.cat(taken) if taken else torch.empty(0)
-    return found[:images]

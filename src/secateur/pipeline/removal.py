@@ -10,23 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy, Branch
+from secateur.anatomy.types import Anatomy
+from secateur.anatomy.walk import Walk
 from secateur.data.batches import Batch, Batches
 from secateur.evidence.sorts.removal import DAMAGES, Damage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """The dense model as a row of steps, some images, and what stands in for a dropped branch.
+    """The dense model as a walk, some images, and what stands in for a dropped branch.
 
     `fills[branch]` (D,) is added in its place. `damage` sums over images, see
     `secateur.evidence.sorts.removal`.
     """
 
-    family: Family
-    model: nn.Module
-    branches: tuple[Branch, ...]
-    steps: tuple[nn.Module, ...]
+    walk: Walk
     chunks: tuple[Batch, ...]
     fills: Mapping[str, Tensor]
     damage: Damage
@@ -34,7 +32,7 @@ class Removal:
     @property
     def names(self) -> list[str]:
         """The ids of the branches."""
-        return [branch.id for branch in self.branches]
+        return self.walk.names
 
     @property
     def images(self) -> int:
@@ -62,36 +60,15 @@ class Removal:
     def _in_chunk(
         self, chunk: Batch, base: frozenset[str], wanted: list[frozenset[str]]
     ) -> Iterator[float]:
-        embedded_BND = self.family.embed(self.model, chunk.images_BCHW)
-        dense_BC = self._outputs(self._run(embedded_BND, frozenset(), 0))
-        streams = [embedded_BND]
-        for place in range(len(self.names)):
-            streams.append(self._step(streams[-1], base, place))
+        embedded_BND = self.walk.embed(chunk.images_BCHW)
+        dense_BC = self.walk.finish(embedded_BND).double()
+        streams = [embedded_BND, *self.walk.streams(embedded_BND, 0, base, self.fills)]
         for dropped in wanted:
             different = dropped ^ base
-            if not different:
-                yield float(self.damage(dense_BC, self._outputs(streams[-1]), chunk.labels_B))
-                continue
-            first = min(place for place, name in enumerate(self.names) if name in different)
-            changed_BC = self._outputs(self._run(streams[first], dropped, first))
-            yield float(self.damage(dense_BC, changed_BC, chunk.labels_B))
-
-    def _run(self, x_BND: Tensor, dropped: frozenset[str], start: int) -> Tensor:
-        for place in range(start, len(self.names)):
-            x_BND = self._step(x_BND, dropped, place)
-        return x_BND
-
-    def _step(self, x_BND: Tensor, dropped: frozenset[str], place: int) -> Tensor:
-        branch = self.branches[place]
-        if branch.id not in dropped:
-            after_BND: Tensor = self.steps[place](x_BND)
-            return after_BND
-        x_BND = self.family.arrive(self.model, branch, x_BND)
-        fill_D = self.fills.get(branch.id)
-        return x_BND if fill_D is None else x_BND + fill_D.to(x_BND)
-
-    def _outputs(self, x_BND: Tensor) -> Tensor:
-        return self.family.head(self.model, x_BND).double()
+            apart = (place for place, name in enumerate(self.names) if name in different)
+            first = min(apart, default=len(self.walk))
+            changed_BC = self.walk.finish(streams[first], first, dropped, self.fills)
+            yield float(self.damage(dense_BC, changed_BC.double(), chunk.labels_B))
 
 
 def removal(
@@ -105,10 +82,7 @@ def removal(
 ) -> Removal:
     """Prepare removals on the first `images` images, measured as a criterion does."""
     return Removal(
-        family=family,
-        model=model,
-        branches=anatomy.branches,
-        steps=tuple(family.through(model, branch).eval() for branch in anatomy.branches),
+        walk=Walk.of(model, family, anatomy),
         chunks=tuple(_first(batches, images)),
         fills=fills,
         damage=DAMAGES[criterion],

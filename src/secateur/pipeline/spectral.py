@@ -13,10 +13,11 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batches, some_batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, observe
+from secateur.pipeline.bench import held_images
 from secateur.pipeline.decide import Target, cost_limit, decide
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.options import Task
-from secateur.pipeline.probe import FULL, QUICK, Effort, Probe, Probed, held_images, probe_menus
+from secateur.pipeline.probe import FULL, QUICK, Effort, Probe, Probed, probe_menus
 from secateur.pipeline.probe import probe_needs as needs_of
 from secateur.planning.budget import ShapeBudget, SizesBudget
 from secateur.planning.menus import allowed_sizes

@@ -6,7 +6,7 @@ before the images were seen: these are damages without any repair.
 Legend: B batch, N tokens, D residual width, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy
+from secateur.anatomy.walk import Walk
 from secateur.data.batches import Batch
 from secateur.evidence.kinds import Sums, add_, evidence_trial
 
@@ -77,30 +78,13 @@ def _add_damages_(
     spans: list[tuple[str, int, int]],
 ) -> None:
     """Add the damage of leaving out branches `start` to `stop`, for every span."""
-    family = family_of(model)
-    steps = [family.through(model, branch) for branch in anatomy.branches]
-    streams = list(_streams(family.embed(model, batch.images_BCHW), steps))
-
-    def outputs(x_BND: Tensor) -> Tensor:
-        return family.head(model, x_BND).double()
-
-    dense_BC = outputs(streams[-1])
+    walk = Walk.of(model, family_of(model), anatomy)
+    embedded_BND = walk.embed(batch.images_BCHW)
+    streams = [embedded_BND, *walk.streams(embedded_BND)]
+    dense_BC = walk.finish(streams[-1], len(walk)).double()
     for owner, start, stop in spans:
-        x_BND = streams[start]
-        for branch in anatomy.branches[start:stop]:
-            x_BND = family.arrive(model, branch, x_BND)
-        for step in steps[stop:]:
-            x_BND = step(x_BND)
-        changed_BC = outputs(x_BND)
+        changed_BC = walk.finish(streams[start], start, walk.names[start:stop]).double()
         sums = sums_of(owner)
         add_(sums, "images", torch.tensor(float(len(dense_BC)), dtype=torch.float64))
         for name, damage in DAMAGES.items():
             add_(sums, name, damage(dense_BC, changed_BC, batch.labels_B))
-
-
-def _streams(x_BND: Tensor, steps: list[nn.Module]) -> Iterator[Tensor]:
-    """The stream before the first branch and after each."""
-    yield x_BND
-    for step in steps:
-        x_BND = step(x_BND)
-        yield x_BND
