@@ -18,7 +18,7 @@ from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy
 from secateur.data.batches import as_batches
 from secateur.pipeline.decide import check_reachable, counted_target
-from secateur.pipeline.engines import Engine, start
+from secateur.pipeline.engines import Engine, Job, start
 from secateur.pipeline.options import Options, Task, resolve
 from secateur.planning.budget import CostBudget, parse_budget
 
@@ -164,7 +164,16 @@ def _started(bench: Bench, method: Method, budget: str) -> Started:
     if method.name not in _kept:
         begin = time.process_time()
         batches = as_batches(bench.calibration)
-        engine = start(bench.model, family, anatomy, task, batches, {}, None)
+        job = Job(
+            model=bench.model,
+            family=family,
+            anatomy=anatomy,
+            task=task,
+            batches=batches,
+            seconds={},
+            progress=None,
+        )
+        engine = start(job)
         _kept.clear()
         _kept[method.name] = Started(
             anatomy=anatomy, task=task, engine=engine, seconds=time.process_time() - begin

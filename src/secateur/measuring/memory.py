@@ -30,14 +30,15 @@ def peak_memory(call: Callable[[], object], device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize(device)
         return max(0, torch.cuda.max_memory_allocated(device) - before)
-    _return_freed_memory()
+    # WHY: freed memory that the allocator keeps would be used again unseen.
+    return_freed_memory()
     before = _reset_peak()
     call()
     return max(0, _peak() - before)
 
 
-def _return_freed_memory() -> None:
-    # WHY: freed memory that the allocator keeps would be used again unseen.
+def return_freed_memory() -> None:
+    """Give back to the system what the allocator keeps of freed memory, where it can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

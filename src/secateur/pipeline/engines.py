@@ -6,7 +6,9 @@ a plan to a smaller copy; latency budgets call these more than once.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -42,143 +44,129 @@ def evidence_needs(task: Task) -> set[str]:
     return asked | repair_needs(task.preset.repair, set(task.groups), task.preset.stand_in)
 
 
-def start(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    seconds: dict[str, float],
-    progress: Progress | None,
-) -> Engine:
-    """The engine of the task's preset, after its pass over the images; adds to `seconds`."""
-    if is_staged(task):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A model with all that pruning it needs; stages add the time they take to `seconds`."""
+
+    model: nn.Module
+    family: Family
+    anatomy: Anatomy
+    task: Task
+    batches: Batches
+    seconds: dict[str, float]
+    progress: Progress | None
+
+    def timed(self, stage: str) -> AbstractContextManager[None]:
+        """Add the time spent inside to that of a stage."""
+        return timed(self.seconds, stage)
+
+    def observe(self, needs: set[str]) -> Evidence:
+        """One pass over the images, none where nothing is needed."""
+        if not needs:
+            return Evidence(images=0, tokens=0)
+        images = self.batches.images
+        with self.timed("observe"):
+            return observe(
+                self.model,
+                self.batches,
+                needs,
+                on_batch=lambda done: self.say("observe", done, images),
+            )
+
+    def say(self, stage: str, done: int, total: int) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+
+def start(job: Job) -> Engine:
+    """The engine of the task's preset, after its pass over the images."""
+    if is_staged(job.task):
 
         def begin(through: nn.Module, seen: Anatomy, part: Task) -> Stage:
-            return _by_criteria(through, family, seen, part, batches, seconds, progress)
+            return _by_criteria(replace(job, model=through, anatomy=seen, task=part))
 
-        return staged(model, family, anatomy, task, begin)
-    engine = _spectral if task.preset.engine == "spectral" else _by_criteria
-    if task.preset.search != "one_shot":
-        engine = _by_search
-    return engine(model, family, anatomy, task, batches, seconds, progress)
+        return staged(job.model, job.family, job.anatomy, job.task, begin)
+    if job.task.preset.search != "one_shot":
+        return _by_search(job)
+    return _spectral(job) if job.task.preset.engine == "spectral" else _by_criteria(job)
 
 
-def _spectral(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    seconds: dict[str, float],
-    progress: Progress | None,
-) -> Engine:
-    with timed(seconds, "weigh"):
-        prepared = prepare(model, family, anatomy, task, batches, progress)
+def _spectral(job: Job) -> Engine:
+    model, anatomy, task, batches = job.model, job.anatomy, job.task, job.batches
+    with job.timed("weigh"):
+        prepared = prepare(model, job.family, anatomy, task, batches, job.progress)
 
     def plan_for(target: Target | None) -> Plan:
-        with timed(seconds, "plan"):
+        with job.timed("plan"):
             return plan_spectral(anatomy, task, prepared.menus, target)
 
     affine = task.preset.stand_in == "affine"
 
     def cut(plan: Plan) -> nn.Module:
         smaller = copy_of(model)
-        with timed(seconds, "cut"):
+        with job.timed("cut"):
             cut_spectral_(
-                smaller, model, anatomy, plan, prepared, batches, progress, stand_in=affine
+                smaller, model, anatomy, plan, prepared, batches, job.progress, stand_in=affine
             )
         return smaller
 
     return Engine(menus=prepared.menus, plan_for=plan_for, cut=cut)
 
 
-def _by_criteria(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    seconds: dict[str, float],
-    progress: Progress | None,
-) -> Engine:
-    with timed(seconds, "observe"):
-        evidence = _observe(model, batches, evidence_needs(task), progress)
-    with timed(seconds, "weigh"):
+def _by_criteria(job: Job) -> Engine:
+    model, family, anatomy, task = job.model, job.family, job.anatomy, job.task
+    evidence = job.observe(evidence_needs(task))
+    with job.timed("weigh"):
         weighed = weigh(model, family, anatomy, task, evidence)
     if wants_measuring(task):
-
-        def probed(done: int, total: int) -> None:
-            if progress is not None:
-                progress("probe", done, total)
-
-        with timed(seconds, "probe"):
+        with job.timed("probe"):
             weighed = measure_menus(
-                model, family, anatomy, task, weighed, evidence, batches, probed
+                model,
+                family,
+                anatomy,
+                task,
+                weighed,
+                evidence,
+                job.batches,
+                partial(job.say, "probe"),
             )
 
     def plan_for(target: Target | None) -> Plan:
-        with timed(seconds, "plan"):
+        with job.timed("plan"):
             return plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
 
-    cut = _cutter(model, anatomy, task, batches, evidence, seconds)
-    return Engine(menus=weighed.menus, plan_for=plan_for, cut=cut)
+    return Engine(menus=weighed.menus, plan_for=plan_for, cut=_cutter(job, evidence))
 
 
-def _by_search(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    seconds: dict[str, float],
-    progress: Progress | None,
-) -> Engine:
-    with timed(seconds, "observe"):
-        evidence = _observe(model, batches, evidence_needs(task), progress)
-    searched = search(model, family, anatomy, task, batches, evidence, progress)
+def _by_search(job: Job) -> Engine:
+    evidence = job.observe(evidence_needs(job.task))
+    searched = search(
+        job.model, job.family, job.anatomy, job.task, job.batches, evidence, job.progress
+    )
 
     def plan_for(target: Target | None) -> Plan:
-        with timed(seconds, "search"):
+        with job.timed("search"):
             return searched.plan_for(target)
 
-    cut = _cutter(model, anatomy, task, batches, evidence, seconds)
-    return Engine(menus=searched.menus, plan_for=plan_for, cut=cut)
+    return Engine(menus=searched.menus, plan_for=plan_for, cut=_cutter(job, evidence))
 
 
-def _cutter(
-    model: nn.Module,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    evidence: Evidence,
-    seconds: dict[str, float],
-) -> Callable[[Plan], nn.Module]:
+def _cutter(job: Job, evidence: Evidence) -> Callable[[Plan], nn.Module]:
     """From a plan to a cut copy, with the preset's repair and stand-in."""
+    preset = job.task.preset
 
     def cut(plan: Plan) -> nn.Module:
-        smaller = copy_of(model)
-        with timed(seconds, "cut"):
+        smaller = copy_of(job.model)
+        with job.timed("cut"):
             anchors = {}
-            if task.preset.stand_in == "affine":
-                anchors = anchor_moments(model, batches, runs_of(anatomy, plan.shapes))
-            cut_(smaller, plan, evidence, task.preset.repair, task.preset.stand_in, anchors)
+            if preset.stand_in == "affine":
+                spans = runs_of(job.anatomy, plan.shapes)
+                anchors = anchor_moments(job.model, job.batches, spans)
+            cut_(smaller, plan, evidence, preset.repair, preset.stand_in, anchors)
         return smaller
 
     return cut
-
-
-def _observe(
-    model: nn.Module, batches: Batches, needs: set[str], progress: Progress | None
-) -> Evidence:
-    if not needs:
-        return Evidence(images=0, tokens=0)
-
-    def on_batch(done: int) -> None:
-        if progress is not None:
-            progress("observe", done, batches.images)
-
-    return observe(model, batches, needs, on_batch=on_batch)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from secateur.healing.budget import parse_polish
 from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.pipeline.decide import check_reachable
 from secateur.pipeline.dense import base_or_reason, logits
-from secateur.pipeline.engines import evidence_needs, start, timed
+from secateur.pipeline.engines import Job, evidence_needs, start, timed
 from secateur.pipeline.latency_loop import cut_to_latency, latency_target, times_count
 from secateur.pipeline.measure import Progress, measure_
 from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
@@ -139,7 +139,16 @@ def run(
         require_polishable(model, batches.images)
     with timed(seconds, "time") if times_count(task) else nullcontext():
         target = latency_target(model, family, anatomy, task, progress)
-    engine = start(model, family, anatomy, task, batches, seconds, progress)
+    job = Job(
+        model=model,
+        family=family,
+        anatomy=anatomy,
+        task=task,
+        batches=batches,
+        seconds=seconds,
+        progress=progress,
+    )
+    engine = start(job)
     if target is None:
         found, plan = None, engine.plan_for(None)
         smaller = engine.cut(plan)

@@ -13,6 +13,7 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.data.batches import Batches, some_batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, observe
+from secateur.measuring.memory import return_freed_memory
 from secateur.pipeline.bench import held_images
 from secateur.pipeline.decide import Target, cost_limit, decide
 from secateur.pipeline.measure import Progress
@@ -109,6 +110,7 @@ def cut_spectral_(
     """Cut `smaller`, a copy of `dense`, front to back to the plan's shapes."""
 
     def cut_so_far(done: int, total: int) -> None:
+        return_freed_memory()
         if progress is not None:
             progress("cut", done, total)
 
@@ -142,6 +144,8 @@ def sensitivities(
     """
     some = _first(batches, SENSE_IMAGES)
     evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
+    # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
+    return_freed_memory()
     squares = {}
     for branch in anatomy.branches:
         square_N = evidence.of("sensitivity", branch.id)["token_square"].clone()
@@ -174,6 +178,7 @@ def _probe(
         images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
 
     def probed_so_far(done: int, total: int) -> None:
+        return_freed_memory()
         if progress is not None:
             progress("probe", done, total)
 
