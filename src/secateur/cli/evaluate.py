@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +14,10 @@ from secateur.cli.options import (
     HostOptions,
     MachineOptions,
     Model,
+    ReferenceOptions,
     names,
     open_model,
+    refuse_missing_images,
     use_threads,
 )
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from secateur.pipeline.metrics import Found as Metrics
     from secateur.pipeline.opening import DataUsed
 
-REFERENCE = "Reference"
 FEATURES = "Features"
 
 
@@ -74,40 +74,19 @@ def evaluate(
     images: DataOptions,
     machine: MachineOptions,
     features: FeatureOptions,
+    other: ReferenceOptions,
     limit: Annotated[
         int, typer.Option(help="Images to score; 0 for all.", rich_help_panel=IMAGES)
     ] = 0,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Compare predictions with this model. For a directory saved from a bundled model, "
-            "its dense original unless given.",
-            rich_help_panel=REFERENCE,
-            show_default=False,
-        ),
-    ] = None,
-    reference_checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights of the reference.",
-            rich_help_panel=REFERENCE,
-            show_default=False,
-        ),
-    ] = None,
 ) -> Answer:
     """Measure accuracy, agreement and KL with a reference, and what features are good for."""
     from secateur.data.preprocessing import Preprocessing
     from secateur.measuring.metrics import chosen
-    from secateur.pipeline.opening import refuse_missing
 
-    for source in (data, features.train_data):
-        if source is not None:
-            refuse_missing(source)
+    refuse_missing_images(data, features.train_data)
     use_threads(machine)
     opened = open_model(model, host)
-    beside, note = _reference(opened, reference, reference_checkpoint, host)
+    beside, note = _reference(opened, other, host)
     which = names(features.metrics) or []
     chosen(which, train=features.train_data is not None, reference=beside is not None)
     found, measured, used = _measure(opened, beside, data, limit, features, which, images)
@@ -183,17 +162,14 @@ def _measure(
 
 
 def _reference(
-    model: "nn.Module", name: str | None, checkpoint: Path | None, host: HostOptions
+    model: "nn.Module", other: ReferenceOptions, host: HostOptions
 ) -> tuple["nn.Module | None", str]:
     """The model to compare with, and what to say about it."""
-    from secateur.errors import UserError
     from secateur.pipeline.dense import dense_of
 
-    if name is not None:
-        own = replace(host, checkpoint=checkpoint, num_classes=None)
+    if (name := other.name) is not None:
+        own = replace(host, checkpoint=other.reference_checkpoint, num_classes=None)
         return open_model(name, own), f"reference: {name}."
-    if checkpoint is not None:
-        raise UserError("--reference-checkpoint needs the name of its model: give --reference.")
     return dense_of(model)
 
 

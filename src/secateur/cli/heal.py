@@ -1,18 +1,26 @@
 """`secateur heal`: a pruned model learns from its dense original."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from secateur.cli.common import Answer, progress_bar, verb
-from secateur.cli.options import DATA_HELP, IMAGES, MachineOptions, use_threads
-from secateur.cli.training import TRAINING, Speaker, TrainingOptions, finish, one_voice
-
-if TYPE_CHECKING:
-    from torch import nn
-
-REFERENCE = "Reference"
+from secateur.cli.options import (
+    DATA_HELP,
+    MachineOptions,
+    ReferenceOptions,
+    refuse_missing_images,
+    use_threads,
+)
+from secateur.cli.training import (
+    TRAINING,
+    LessonOptions,
+    Speaker,
+    TrainingOptions,
+    finish,
+    one_voice,
+)
 
 
 @verb
@@ -25,25 +33,8 @@ def heal(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the healed model.")],
     options: TrainingOptions,
     machine: MachineOptions,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The dense model to learn from. For a directory saved from a bundled model, its "
-            "dense original unless given.",
-            rich_help_panel=REFERENCE,
-            show_default=False,
-        ),
-    ] = None,
-    reference_checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights of the reference.",
-            rich_help_panel=REFERENCE,
-            show_default=False,
-        ),
-    ] = None,
+    lesson: LessonOptions,
+    dense: ReferenceOptions,
     labels: Annotated[
         bool | None,
         typer.Option(
@@ -53,25 +44,6 @@ def heal(
             show_default=False,
         ),
     ] = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled images on which accuracy is measured before and after.",
-            rich_help_panel=IMAGES,
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(help="Images to learn on; 0 for all.", rich_help_panel=IMAGES)
-    ] = 0,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave out images that cannot be decoded, and name them.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = False,
 ) -> Answer:
     """Let a pruned model learn from the dense one, and save it again.
 
@@ -81,42 +53,31 @@ def heal(
     from secateur.healing.settings import read_settings
     from secateur.healing.verbs import HealSettings
     from secateur.pipeline.heal import heal as run
-    from secateur.pipeline.heal import with_labels
-    from secateur.pipeline.opening import load, refuse_missing
+    from secateur.pipeline.heal import open_reference, with_labels
+    from secateur.pipeline.opening import load
     from secateur.pipeline.trained import training_folder
     from secateur.storage.save import check_out
 
     check_out(out)
     settings = with_labels(read_settings(HealSettings, options.config, options.changes()), labels)
-    for source in (data, eval_data):
-        if source is not None:
-            refuse_missing(source)
+    refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
     opened = load(model)
+    name, checkpoint = dense.name, dense.reference_checkpoint
+    reference = None if name is None else open_reference(opened, name, checkpoint)
     with one_voice():
         with progress_bar() as progress:
             result = run(
                 opened,
                 data,
-                reference=_reference(opened, reference, reference_checkpoint),
+                reference=reference,
                 settings=settings,
                 folder=training_folder(out),
                 restart=options.restart,
-                limit=limit or None,
-                skip_unreadable=skip_unreadable,
-                eval_images=eval_data,
+                limit=lesson.limit or None,
+                skip_unreadable=lesson.skip_unreadable,
+                eval_images=lesson.eval_data,
                 progress=progress,
                 on_log=Speaker(),
             )
         return finish(result, out)
-
-
-def _reference(model: "nn.Module", name: str | None, checkpoint: Path | None) -> "nn.Module | None":
-    from secateur.errors import UserError
-    from secateur.pipeline.heal import open_reference
-
-    if name is None:
-        if checkpoint is not None:
-            raise UserError("--reference-checkpoint needs the name of its model: --reference.")
-        return None
-    return open_reference(model, name, checkpoint)

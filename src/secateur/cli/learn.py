@@ -11,17 +11,17 @@ from secateur.cli.common import Answer, progress_bar, verb
 from secateur.cli.masks import MaskOptions
 from secateur.cli.options import (
     DATA_HELP,
-    IMAGES,
     MODEL,
     HostOptions,
     MachineOptions,
     Model,
     names,
     open_model,
+    refuse_missing_images,
     use_threads,
     widths,
 )
-from secateur.cli.training import TRAINING, Speaker, TrainingOptions, one_voice
+from secateur.cli.training import TRAINING, LessonOptions, Speaker, TrainingOptions, one_voice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,31 +49,13 @@ def learn(
     options: TrainingOptions,
     host: HostOptions,
     machine: MachineOptions,
+    lesson: LessonOptions,
     from_scratch: Annotated[
         bool,
         typer.Option(
             "--from-scratch",
             help="Begin with random weights and a head for the classes of the data.",
             rich_help_panel=MODEL,
-        ),
-    ] = False,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled images on which dense and smaller model are evaluated.",
-            rich_help_panel=IMAGES,
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(help="Images to learn on; 0 for all.", rich_help_panel=IMAGES)
-    ] = 0,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave out images that cannot be decoded, and name them.",
-            rich_help_panel=IMAGES,
         ),
     ] = False,
     latency: Annotated[
@@ -92,7 +74,6 @@ def learn(
     """
     from secateur.pipeline.learn import learn as run
     from secateur.pipeline.learn_task import LearnOptions, check_learn_words
-    from secateur.pipeline.opening import refuse_missing
     from secateur.pipeline.options import parse_groups
     from secateur.pipeline.trained import training_folder
     from secateur.storage.save import check_out
@@ -113,11 +94,9 @@ def learn(
             settings=settings,
         )
     )
-    for source in (data, eval_data):
-        if source is not None:
-            refuse_missing(source)
+    refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
-    opened, images = _open(model, host, data, from_scratch, settings.seed, limit, skip_unreadable)
+    opened, images = _open(model, host, data, from_scratch, settings.seed, lesson)
     with one_voice():
         with progress_bar() as progress:
             result = run(
@@ -134,9 +113,9 @@ def learn(
                 settings=settings,
                 folder=training_folder(out),
                 restart=options.restart,
-                limit=limit or None,
-                skip_unreadable=skip_unreadable,
-                eval_images=eval_data,
+                limit=lesson.limit or None,
+                skip_unreadable=lesson.skip_unreadable,
+                eval_images=lesson.eval_data,
                 latency=latency,
                 runtime=masks.runtime,
                 latency_batch=masks.latency_batch,
@@ -169,8 +148,7 @@ def _open(
     data: str,
     from_scratch: bool,
     seed: int,
-    limit: int,
-    skip_unreadable: bool,
+    lesson: LessonOptions,
 ) -> "tuple[nn.Module, object]":
     """The model, and the images as named, or opened where their classes make the head."""
     if not from_scratch:
@@ -191,9 +169,9 @@ def _open(
         from_scratch=True,
         mean=mean,
         std=std,
-        limit=limit or None,
+        limit=lesson.limit or None,
         seed=seed,
-        skip_unreadable=skip_unreadable,
+        skip_unreadable=lesson.skip_unreadable,
         **given,
     )
 

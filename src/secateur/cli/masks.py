@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.options import UnitOptions
+
 MASKS = "Masks"
 
 
@@ -16,7 +18,7 @@ def _files(folder: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskOptions:
+class MaskOptions(UnitOptions):
     """Which masks are learned, and how."""
 
     sharing: Annotated[
@@ -39,43 +41,6 @@ class MaskOptions:
             help="In which order scores start; none for all alike.", rich_help_panel=MASKS
         ),
     ] = "taylor"
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Mask only these: qk, vo, heads, hidden, branch, width (the stream); else those "
-            "of the sharing.",
-            rich_help_panel=MASKS,
-            show_default=False,
-        ),
-    ] = None
-    protect: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Branches or blocks that stay as they are.",
-            rich_help_panel=MASKS,
-            show_default=False,
-        ),
-    ] = None
-    align: Annotated[
-        str | None,
-        typer.Option(
-            metavar="G=N,...",
-            help="Widths are multiples of this. Default: 1, and those of prune for a budget in ms.",
-            rich_help_panel=MASKS,
-            show_default=False,
-        ),
-    ] = None
-    min_width: Annotated[
-        str | None,
-        typer.Option(
-            metavar="G=N,...",
-            help="Least widths, with the same defaults.",
-            rich_help_panel=MASKS,
-            show_default=False,
-        ),
-    ] = None
     search: Annotated[
         str | None,
         typer.Option(
@@ -100,13 +65,3 @@ class MaskOptions:
             show_default=False,
         ),
     ] = None
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="Where latency counts: eager, compile, onnxruntime or openvino.",
-            rich_help_panel=MASKS,
-        ),
-    ] = "eager"
-    latency_batch: Annotated[
-        int, typer.Option(help="Images at a time for latency.", rich_help_panel=MASKS)
-    ] = 1

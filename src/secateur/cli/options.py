@@ -12,7 +12,8 @@ from secateur.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, IMAGES, MACHINE = "Model", "Images", "Machine"
+MODEL, IMAGES, UNITS = "Model", "Images", "Units"
+REFERENCE, MACHINE = "Reference", "Machine"
 
 Model = Annotated[
     str,
@@ -116,6 +117,92 @@ class MachineOptions:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitOptions:
+    """What may be removed, in which portions, and where latency counts."""
+
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Touch only these: qk, vo, heads, hidden, branch, block, width; else those of "
+            "the method.",
+            rich_help_panel=UNITS,
+            show_default=False,
+        ),
+    ] = None
+    protect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Branches or blocks that stay as they are, such as blocks.0,blocks.11.mlp.",
+            rich_help_panel=UNITS,
+            show_default=False,
+        ),
+    ] = None
+    align: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G=N,...",
+            help="Widths are multiples of this. Default: qk=8,vo=8,hidden=16,width=16; 1 for "
+            "learned masks, but for a budget in ms.",
+            rich_help_panel=UNITS,
+            show_default=False,
+        ),
+    ] = None
+    min_width: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G=N,...",
+            help="Least widths, with the same defaults.",
+            rich_help_panel=UNITS,
+            show_default=False,
+        ),
+    ] = None
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="Where latency counts: eager, compile, onnxruntime or openvino.",
+            rich_help_panel=UNITS,
+        ),
+    ] = "eager"
+    latency_batch: Annotated[
+        int, typer.Option(help="Images at a time for latency.", rich_help_panel=UNITS)
+    ] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceOptions:
+    """A model to compare with or to learn from."""
+
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The dense model to compare with or to learn from. For a directory saved from a "
+            "bundled model, its dense original unless given.",
+            rich_help_panel=REFERENCE,
+            show_default=False,
+        ),
+    ] = None
+    reference_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of the reference.",
+            rich_help_panel=REFERENCE,
+            show_default=False,
+        ),
+    ] = None
+
+    @property
+    def name(self) -> str | None:
+        """The model named; UserError for weights without a model."""
+        if self.reference is None and self.reference_checkpoint is not None:
+            raise UserError("--reference-checkpoint needs the name of its model: --reference.")
+        return self.reference
+
+
 DATA_HELP = (
     "Image folder, parquet files, tar shards, hfds/NAME:SPLIT, or digits (bundled). Folders named "
     "by WordNet id go to ImageNet's classes."
@@ -129,6 +216,15 @@ def open_model(source: str, host: HostOptions) -> "nn.Module":
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
     return load(source, mean=mean, std=std, **given)
+
+
+def refuse_missing_images(*sources: str | None) -> None:
+    """UserError for a path that is not there, before anything is loaded."""
+    from secateur.pipeline.opening import refuse_missing
+
+    for source in sources:
+        if source is not None:
+            refuse_missing(source)
 
 
 def use_threads(machine: MachineOptions) -> None:

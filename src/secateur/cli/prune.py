@@ -17,8 +17,10 @@ from secateur.cli.options import (
     HostOptions,
     MachineOptions,
     Model,
+    UnitOptions,
     names,
     open_model,
+    refuse_missing_images,
     use_threads,
     widths,
 )
@@ -36,7 +38,7 @@ def _shipped(room: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PruneOptions:
+class PruneOptions(UnitOptions):
     """What to remove and how."""
 
     preset: Annotated[
@@ -44,42 +46,6 @@ class PruneOptions:
         typer.Option(
             help=f"A method: {_shipped('presets')}, or a YAML file. Without it, the recommended "
             "one.",
-            rich_help_panel=PRUNING,
-            show_default=False,
-        ),
-    ] = None
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Touch only these: qk, vo, heads, hidden, branch, block, width.",
-            rich_help_panel=PRUNING,
-            show_default=False,
-        ),
-    ] = None
-    protect: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Branches or blocks that stay as they are, such as blocks.0,blocks.11.mlp.",
-            rich_help_panel=PRUNING,
-            show_default=False,
-        ),
-    ] = None
-    align: Annotated[
-        str | None,
-        typer.Option(
-            metavar="G=N,...",
-            help="Widths are multiples of this. Default: qk=8,vo=8,hidden=16,width=16.",
-            rich_help_panel=PRUNING,
-            show_default=False,
-        ),
-    ] = None
-    min_width: Annotated[
-        str | None,
-        typer.Option(
-            metavar="G=N,...",
-            help="Least widths. Default: qk=8,vo=8,hidden=16,width=16.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),
@@ -110,16 +76,6 @@ class PruneOptions:
             show_default=False,
         ),
     ] = None
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="Where latency counts: eager, compile, onnxruntime or openvino.",
-            rich_help_panel=PRUNING,
-        ),
-    ] = "eager"
-    latency_batch: Annotated[
-        int, typer.Option(help="Images at a time for latency.", rich_help_panel=PRUNING)
-    ] = 1
     effort: Annotated[
         str,
         typer.Option(
@@ -181,7 +137,6 @@ def prune(
 
     DIR holds spec.json, model.safetensors, README.md and report.html.
     """
-    from secateur.pipeline.opening import refuse_missing
     from secateur.pipeline.options import Options, check_words, parse_groups
     from secateur.pipeline.prune import prune as run
     from secateur.presets import DEFAULT
@@ -207,9 +162,7 @@ def prune(
             latency_batch=options.latency_batch,
         )
     )
-    for source in (data, eval_data):
-        if source is not None:
-            refuse_missing(source)
+    refuse_missing_images(data, eval_data)
     use_threads(machine)
     opened = open_model(model, host)
     with progress_bar() as progress:

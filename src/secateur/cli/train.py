@@ -9,15 +9,15 @@ import typer
 from secateur.cli.common import Answer, progress_bar, verb
 from secateur.cli.options import (
     DATA_HELP,
-    IMAGES,
     MODEL,
     HostOptions,
     MachineOptions,
     Model,
     numbers,
+    refuse_missing_images,
     use_threads,
 )
-from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
+from secateur.cli.training import LessonOptions, Speaker, TrainingOptions, finish, one_voice
 
 
 @verb
@@ -28,28 +28,10 @@ def train(
     options: TrainingOptions,
     host: HostOptions,
     machine: MachineOptions,
+    lesson: LessonOptions,
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=MODEL),
-    ] = False,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled images on which accuracy is measured afterwards.",
-            rich_help_panel=IMAGES,
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(help="Images to learn; 0 for all.", rich_help_panel=IMAGES)
-    ] = 0,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave out images that cannot be decoded, and name them.",
-            rich_help_panel=IMAGES,
-        ),
     ] = False,
 ) -> Answer:
     """Fine-tune a model on labelled images, and save it in secateur's form.
@@ -59,7 +41,6 @@ def train(
     """
     from secateur.healing.settings import read_settings
     from secateur.healing.verbs import FineTuneSettings
-    from secateur.pipeline.opening import refuse_missing
     from secateur.pipeline.train import open_to_train
     from secateur.pipeline.train import train as run
     from secateur.pipeline.trained import training_folder
@@ -67,9 +48,7 @@ def train(
 
     check_out(out)
     settings = read_settings(FineTuneSettings, options.config, options.changes())
-    for source in (data, eval_data):
-        if source is not None:
-            refuse_missing(source)
+    refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
@@ -78,9 +57,9 @@ def train(
             model,
             data,
             from_scratch=from_scratch,
-            limit=limit or None,
+            limit=lesson.limit or None,
             seed=settings.seed,
-            skip_unreadable=skip_unreadable,
+            skip_unreadable=lesson.skip_unreadable,
             mean=mean,
             std=std,
             **given,
@@ -92,7 +71,7 @@ def train(
                 settings=settings,
                 folder=training_folder(out),
                 restart=options.restart,
-                eval_images=eval_data,
+                eval_images=lesson.eval_data,
                 progress=progress,
                 on_log=Speaker(),
             )

@@ -1,4 +1,4 @@
-"""What `heal` and `train` share on the command line: options of a run, progress, the answer."""
+"""What `heal`, `train` and `learn` share on the command line: options, progress, the answer."""
 
 import shlex
 import sys
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.common import DONE, Answer
+from secateur.cli.options import IMAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +109,31 @@ class TrainingOptions:
             "workers": self.workers,
             "precision": self.precision,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LessonOptions:
+    """Which images are learned, and which judge the result."""
+
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images on which accuracy is measured, before and after.",
+            rich_help_panel=IMAGES,
+            show_default=False,
+        ),
+    ] = None
+    limit: Annotated[
+        int, typer.Option(help="Images to learn; 0 for all.", rich_help_panel=IMAGES)
+    ] = 0
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that cannot be decoded, and name them.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False
 
 
 def speak(row: Mapping[str, float]) -> None:
