@@ -23,6 +23,7 @@ def page(
     smoke = recipe.name.endswith("digits")
     where = "the bundled digits model" if smoke else "CIFAR-10"
     script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
+    script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
         f"# Learned masks on {where}",

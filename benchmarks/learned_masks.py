@@ -90,6 +90,7 @@ def recipes(args: argparse.Namespace) -> Recipe:
             "optimizer": OptimizerSettings(learning_rate=3e-4, weight_decay=0.05),
             "augment": AugmentSettings(),
             "label_smoothing": 0.1,
+            "precision": args.precision,
         },
     )
 
@@ -241,6 +242,7 @@ def main() -> None:
     given.add_argument("--epochs", type=float, help="of every method together")
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
+    given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
     given.add_argument("--validate", action="store_true", help="score a part of the training set")
@@ -250,6 +252,8 @@ def main() -> None:
     name = recipe.name + ("_validation" if args.validate else "")
     store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
     store.suffix = f"e{recipe.epochs:g}" + (f"/n{args.limit}" if args.limit else "")
+    if args.precision != "no" and not args.smoke:
+        store.suffix += f"/{args.precision}"
     if not args.report:
         measure(bench, store)
     if not args.validate:
