@@ -14,7 +14,7 @@ from functools import cached_property, partial
 
 import torch
 from _common import Bench, Row, Store, command, parser, table, versions, write_page
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
@@ -86,8 +86,13 @@ def cell(bench: Split, budget: str, power: float) -> Row:
     smaller = copy.deepcopy(model)
     fit, judges = bench.parts
     cut_front_to_back_(smaller, model, shapes, as_batches(fit), settings)
+    return divergences(bench, smaller)
+
+
+def divergences(bench: Split, smaller: nn.Module) -> Row:
+    """The divergence from the dense model on each judging image, in nats, and the agreement."""
     with torch.inference_mode():
-        outputs_NC = torch.cat([smaller(images) for images in judges])
+        outputs_NC = torch.cat([smaller(images) for images in bench.parts[1]])
     dense_NC = bench.dense_judged
     each = torch.stack(
         [divergence(a[None], b[None]) for a, b in zip(outputs_NC, dense_NC, strict=True)]
@@ -109,11 +114,11 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
         if row is None or row["status"] != "ok":
             return "not run"
         kl = torch.tensor(row["kl_each"])
-        text = f"{_with_error(kl)} ({row['agreement']:.1f} %)"
+        text = f"{with_error(kl)} ({row['agreement']:.1f} %)"
         plain = store.get(budget, "0.0")
         if power == 0 or plain is None or plain["status"] != "ok":
             return text
-        return f"{text}, {_with_error(kl - torch.tensor(plain['kl_each']), '+')}"
+        return f"{text}, {with_error(kl - torch.tensor(plain['kl_each']), '+')}"
 
     lines = [
         (f"{title}: power {power:g}", *(show(budget, power) for budget in BUDGETS))
@@ -136,7 +141,7 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
     write_page("token_weights", "\n\n".join(parts))
 
 
-def _with_error(values: Tensor, sign: str = "") -> str:
+def with_error(values: Tensor, sign: str = "") -> str:
     """Mean ± standard error."""
     return f"{float(values.mean()):{sign}.3f} ± {float(values.std() / len(values) ** 0.5):.3f}"
 
