@@ -84,7 +84,7 @@ def cell(bench: Split, budget: str, power: float) -> Row:
     }
     settings = replace(SequentialSettings(), token_weights=weights)
     smaller = copy.deepcopy(model)
-    fit, judges = bench.parts
+    fit, _ = bench.parts
     cut_front_to_back_(smaller, model, shapes, as_batches(fit), settings)
     return divergences(bench, smaller)
 
