@@ -14,7 +14,7 @@ import torch
 from _common import Row, Store, command, parser, table, versions, write_page
 from token_weights import JUDGED, Split, divergences, with_error
 
-from secateur.anatomy.caches import copy_of
+from secateur.anatomy.caches import shell_of
 from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
 from secateur.pipeline import spectral
@@ -59,7 +59,7 @@ def cell(bench: Judge, budget: str, power: float) -> Row:
     spectral.COMPOUND = power
     plan = spectral.plan_spectral(anatomy, task, prepared.menus)
     spectral.COMPOUND = USED
-    smaller = copy_of(model)
+    smaller = shell_of(model)
     spectral.cut_spectral_(smaller, model, anatomy, plan, prepared, as_batches(bench.parts[0]))
     return divergences(bench, smaller)
 

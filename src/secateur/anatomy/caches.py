@@ -1,12 +1,14 @@
-"""What hosts keep of their weights between forward passes, in evaluation mode.
+"""Copies of models, and what hosts keep of their weights between forward passes.
 
-timm gathers position biases once and keeps the result until the mode is set again. Such a tensor
-may be stale after a step of training, belongs to a graph that is gone, and cannot be copied.
+In evaluation mode, timm gathers position biases once and keeps the result until the mode is set
+again. Such a tensor may be stale after a step of training, belongs to a graph that is gone, and
+cannot be copied.
 """
 
 import copy
+from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def forget_cached_(model: nn.Module) -> None:
@@ -21,3 +23,31 @@ def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy."""
     forget_cached_(model)
     return copy.deepcopy(model)
+
+
+def shell_of(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own but the same tensors, which costs no memory.
+
+    Branches may be assigned new weights, which are put in place of the old; nothing may be written
+    into a tensor before `own_` was called.
+    """
+    forget_cached_(model)
+    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def own_(shell: nn.Module, model: nn.Module) -> None:
+    """Give a shell copies of the tensors that it still shares with its model."""
+    shared = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
+    copies: dict[int, Tensor] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            copies[id(tensor)] = copy.deepcopy(tensor)
+        return copies[id(tensor)]
+
+    for module in shell.modules():
+        own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for name, tensor in list(own):
+            if id(tensor) in shared:
+                setattr(module, name, copied(tensor))

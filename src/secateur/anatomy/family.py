@@ -35,7 +35,10 @@ class Family(Protocol):
         ...
 
     def assign_(self, model: nn.Module, branch: Branch, weights: BranchWeights) -> None:
-        """Give the branch these weights; its modules take on their shape."""
+        """Give the branch copies of these weights; its modules take on their shape.
+
+        New tensors are put in place of the old, which others may hold; none is written into.
+        """
         ...
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:

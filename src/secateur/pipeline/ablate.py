@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.caches import copy_of
+from secateur.anatomy.caches import shell_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.anatomy.walk import Walk
@@ -142,7 +142,7 @@ def with_other_weights(
 ) -> Damage:
     """The damage when several branches have other weights at once."""
     walk = work.walk
-    changed = copy_of(walk.model)
+    changed = shell_of(walk.model)
     for branch in anatomy.branches:
         if branch.id in weights:
             walk.family.assign_(changed, branch, weights[branch.id])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.caches import copy_of
+from secateur.anatomy.caches import shell_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.walk import NO_FILLS, Walk
@@ -36,7 +36,7 @@ class Bench:
         walk = Walk.of(model, family, anatomy)
         stream_PND = walk.embed(images_PCHW)
         dense_PC = outputs(walk, stream_PND, 0, anatomy.num_classes)
-        return Bench(walk, copy_of(model), stream_PND, dense_PC, anatomy.num_classes)
+        return Bench(walk, shell_of(model), stream_PND, dense_PC, anatomy.num_classes)
 
     def put(self, branch: Branch, weights: BranchWeights) -> None:
         """Give the scratch model's branch these weights."""

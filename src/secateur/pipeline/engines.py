@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import nn
 
-from secateur.anatomy.caches import copy_of
+from secateur.anatomy.caches import copy_of, shell_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batches
@@ -104,7 +104,7 @@ def _spectral(job: Job) -> Engine:
     affine = task.preset.stand_in == "affine"
 
     def cut(plan: Plan) -> nn.Module:
-        smaller = copy_of(model)
+        smaller = shell_of(model)
         with job.timed("cut"):
             cut_spectral_(
                 smaller, model, anatomy, plan, prepared, batches, job.progress, stand_in=affine

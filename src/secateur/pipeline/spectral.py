@@ -107,7 +107,7 @@ def cut_spectral_(
     *,
     stand_in: bool = False,
 ) -> None:
-    """Cut `smaller`, a copy of `dense`, front to back to the plan's shapes."""
+    """Cut `smaller`, a copy or shell of `dense`, front to back to the plan's shapes."""
 
     def cut_so_far(done: int, total: int) -> None:
         return_freed_memory()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from secateur.anatomy.caches import own_
 from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
@@ -56,7 +57,7 @@ def cut_front_to_back_(
     settings: SequentialSettings,
     on_branch: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Shrink `model`, a copy of `dense`, in place to `shapes`.
+    """Shrink `model`, a copy or shell of `dense`, in place to `shapes`.
 
     Branches after the first cut that keep their shape are refitted too, unless the settings say
     otherwise. A dropped branch leaves the mean of what the stream lacks there; with a stand-in the
@@ -93,6 +94,7 @@ def cut_front_to_back_(
             run.streams = list(run.dense_streams)
         if on_branch is not None:
             on_branch(number + 1, len(anatomy.branches))
+    own_(model, dense)
     family.drop_(model, {b.id for b in anatomy.branches if shapes.get(b.id) is None})
     for branch, constant_D in constants:
         family.add_constant_(model, branch, constant_D)
