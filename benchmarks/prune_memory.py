@@ -1,6 +1,6 @@
 """How much memory pruning with the spectral preset takes at the size of DeiT-B.
 
-    python benchmarks/prune_memory.py                        # DeiT-B, 16 and 48 images
+    python benchmarks/prune_memory.py                        # DeiT-B, 32 and 96 images
     python benchmarks/prune_memory.py --images 512
 
 Every cell runs in a process of its own, whose highest resident memory is what counts: torch,
@@ -29,7 +29,7 @@ ALLOWED = "3 × the model + 2 GiB"
 
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    given.add_argument("--images", default="16,48", help="numbers of images, with commas")
+    given.add_argument("--images", default="32,96", help="numbers of images, with commas")
     given.add_argument("--report", action="store_true", help="only write the page from the store")
     given.add_argument("--cell", type=int, help=argparse.SUPPRESS)
     args = given.parse_args()
@@ -71,7 +71,7 @@ def measure(images: int) -> Row:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     spectral.QUICK = Effort(images=2, shares=(0.5,))
     model = timm.create_model(MODEL).eval()
-    data = torch.utils.data.DataLoader(_RandomImages(images), batch_size=8)
+    data = torch.utils.data.DataLoader(_RandomImages(images), batch_size=32)
     begin = time.perf_counter()
     secateur.prune(model, data, BUDGET, effort="quick")
     return {
