@@ -108,10 +108,15 @@ def branch_readers(found: Place) -> list[nn.Linear]:
     return readers(module)  # type: ignore[arg-type]
 
 
+def writer_of(found: Place) -> nn.Linear:
+    """The linear layer that writes what a branch adds to the stream."""
+    return linear(found.module, "fc2" if hasattr(found.module, "fc2") else "proj")
+
+
 def _narrow_branch_(found: Place, kept_D: Tensor, path: str) -> None:
     for reader in branch_readers(found):
         keep_columns_(reader, kept_D)
-    keep_rows_(linear(found.module, "fc2" if hasattr(found.module, "fc2") else "proj"), kept_D)
+    keep_rows_(writer_of(found), kept_D)
     for vector in found.vectors:
         keep_vector_(vector, kept_D, path)
 

@@ -7,6 +7,7 @@ a plan to a smaller copy; latency budgets call these more than once.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
@@ -39,7 +40,10 @@ def evidence_needs(task: Task) -> set[str]:
     asked = criteria_needs(task)
     if task.preset.search != "one_shot":
         asked = search_needs(task)
-    return asked | repair_needs(task.preset.repair, set(task.groups), task.preset.stand_in)
+    preset = task.preset
+    return asked | repair_needs(
+        preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+    )
 
 
 def start(
@@ -119,7 +123,8 @@ def _by_criteria(
 
     def plan_for(target: Target | None) -> Plan:
         with timed(seconds, "plan"):
-            return plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
+            plan = plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
+            return replace(plan, reductions={"width": "rotate"}) if task.preset.rotate else plan
 
     cut = _cutter(model, anatomy, task, batches, evidence, seconds)
     return Engine(menus=weighed.menus, plan_for=plan_for, cut=cut)

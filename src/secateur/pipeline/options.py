@@ -98,6 +98,11 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
             f"preset '{preset.name}' searches for whole layers to drop; use the groups branch and "
             "block only, or a budget such as 'drop 4 attention'."
         )
+    if preset.rotate and "width" not in groups:
+        raise UserError(
+            f"preset '{preset.name}' rotates the stream to make it narrower; let 'width' be among "
+            "the groups, or give a budget that names it, such as '75% width'."
+        )
     if preset.search == "window" and groups != ("block",):
         raise UserError(
             f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
@@ -247,9 +252,7 @@ def check_groups(
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
         which = criteria.get(preset.criterion_for(group))
         if which.check is not None and preset.engine == "criteria":
-            settings = preset.settings_for(group)
-            assert settings is not None
-            which.check(settings, anatomy, group)
+            which.check(preset.settings_for(group), anatomy, group)
         if group == "width":
             _check_width(preset, anatomy, budget)
         if group in ("branch", "block", "width"):

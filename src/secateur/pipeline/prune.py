@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from secateur.anatomy.family import family_of
+from secateur.anatomy.stream import rotatable
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.batches import Batches
 from secateur.errors import UserError
@@ -20,6 +21,7 @@ from secateur.pipeline.measure import Progress, measure_
 from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
 from secateur.pipeline.options import LIMIT, Options, Task, parse_groups, resolve
 from secateur.pipeline.result import Result
+from secateur.pipeline.rotation import rotated
 from secateur.planning.types import Plan
 from secateur.presets import DEFAULT
 from secateur.storage.weights import refuse_not_finite
@@ -125,6 +127,8 @@ def run(
     check_reachable(anatomy, task)
     if task.preset.stand_in is not None:
         check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
+    if task.preset.rotate:
+        rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
     batches, data = open_data(
         model,
@@ -139,6 +143,10 @@ def run(
         require_polishable(model, batches.images)
     with timed(seconds, "time") if times_count(task) else nullcontext():
         target = latency_target(model, family, anatomy, task, progress)
+    source = model
+    if task.preset.rotate:
+        with timed(seconds, "rotate"):
+            model = rotated(model, family, anatomy, batches, progress)
     engine = start(model, family, anatomy, task, batches, seconds, progress)
     if target is None:
         found, plan = None, engine.plan_for(None)
@@ -157,8 +165,8 @@ def run(
         task=task,
         data=data,
         seconds=seconds,
-        base=base_or_reason(model),
-        dense_logits=logits(model),
+        base=base_or_reason(source),
+        dense_logits=logits(source),
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,

@@ -1,7 +1,7 @@
 """Models from the directories that secateur writes. Nothing in them is ever executed."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -34,8 +34,8 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     try:
         base = spec.base.base()
-        held = spec.held_norms
-        model = assemble(base, shapes, spec.added_biases, tensors, spec.widths, held)
+        held, uncentred = spec.held_norms, spec.uncentred_norms
+        model = assemble(base, shapes, spec.added_biases, tensors, spec.widths, held, uncentred)
     except UserError as error:
         raise UserError(f"{directory} cannot be rebuilt: {error}") from error
     _check_fingerprint(model, spec, directory)
@@ -50,12 +50,13 @@ def assemble(
     tensors: Mapping[str, Tensor],
     widths: Mapping[str, int] | None = None,
     held: Mapping[str, int] | None = None,
+    uncentred: Collection[str] = (),
 ) -> nn.Module:
     """The pruned model in eval mode: base on the meta device → shapes → tensors, strictly."""
     model = build(base)
     family = family_of(model)
     resize_(model, family, family.read(model), shapes, widths)
-    return complete_(model, base, added_biases, tensors, held)
+    return complete_(model, base, added_biases, tensors, held, uncentred)
 
 
 def complete_(
@@ -64,13 +65,14 @@ def complete_(
     added_biases: Iterable[str],
     tensors: Mapping[str, Tensor],
     held: Mapping[str, int] | None = None,
+    uncentred: Collection[str] = (),
 ) -> nn.Module:
     """Give a resized model on the meta device what it still lacks.
 
-    That is its held norms, by path with the channels they miss, added biases, tensors and
-    preprocessing.
+    That is its held norms, by path with the channels they miss, and which of them are uncentred,
+    added biases, tensors and preprocessing.
     """
-    hold_norms_(resized, held or {})
+    hold_norms_(resized, held or {}, uncentred)
     add_biases_(resized, added_biases, tensors)
     if reason := misfit(resized, tensors):
         raise UserError(f"the weights do not fit the shapes: {reason}.")

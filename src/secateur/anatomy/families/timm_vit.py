@@ -25,6 +25,7 @@ from secateur.anatomy.places import (
     place,
 )
 from secateur.anatomy.rebuild import assign_attention_, assign_mlp_, attention_weights, mlp_weights
+from secateur.anatomy.rotation import rotate_vit_, why_not_rotate
 from secateur.anatomy.stream import Held, StreamWeights
 from secateur.anatomy.taps import Tap, View
 from secateur.anatomy.timm_blocks import attention_shape, read_block
@@ -116,6 +117,14 @@ class TimmVit:
     ) -> None:
         """Keep these channels of the stream, everywhere."""
         narrow_vit_(cast(VisionTransformer, model), kept_D, held or {})
+
+    def why_not_rotate(self, model: nn.Module) -> str | None:
+        """Post-norm blocks, norms that write the stream, no classifier behind a norm."""
+        return why_not_rotate(cast(VisionTransformer, model))
+
+    def rotate_(self, model: nn.Module, basis_DD: Tensor) -> None:
+        """Express the stream in this orthonormal basis, everywhere."""
+        rotate_vit_(cast(VisionTransformer, model), basis_DD)
 
     def stream_ends(self, model: nn.Module, stream: Stream) -> StreamWeights:
         """Patch embedding and classifiers."""
