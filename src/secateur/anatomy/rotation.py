@@ -17,7 +17,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from secateur.anatomy.narrowing import HEADS, TOKENS, branch_readers, why_not, writer_of
+from secateur.anatomy.narrowing import HEADS, TOKENS, branch_readers, why_not
 from secateur.anatomy.norms import HeldNorm, affine, can_hold, centres, uncentred_norm
 from secateur.anatomy.places import PARTS, place
 from secateur.errors import UserError
@@ -37,6 +37,8 @@ def why_not_rotate(vit: VisionTransformer) -> str | None:
     places = [found for block in vit.blocks for part in PARTS if (found := place(block, part))]
     if any(found.post_norm for found in places):
         return "its norms stand behind the branches, where they write the stream"
+    if any(found.is_stand_in for found in places):
+        return "linear layers stand in for some of its layers; make it narrower before these go"
     if not any(isinstance(getattr(vit, name, None), nn.Linear) for name in HEADS):
         return "it has no classifier, so its features would come out rotated"
     if all(isinstance(norm, nn.Identity) for norm in (vit.norm, vit.fc_norm)):
@@ -76,7 +78,7 @@ def rotate_vit_(vit: VisionTransformer, basis_DD: Tensor) -> None:
                 if found.scale is not None:
                     scaled_DD = into_DD * found.scale.gamma.double()
                     found.scale.gamma.fill_(1.0)
-                _write_(writer_of(found), scaled_DD)
+                _write_(found.writer, scaled_DD)
 
 
 def _readings(vit: VisionTransformer) -> Iterator[Reading]:

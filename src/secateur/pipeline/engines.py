@@ -17,6 +17,7 @@ from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
 from secateur.evidence.anchors import anchor_moments
+from secateur.evidence.gaps import gap_moments
 from secateur.pipeline.decide import Target, decide
 from secateur.pipeline.depth import search, search_needs
 from secateur.pipeline.measure import Progress
@@ -27,7 +28,7 @@ from secateur.pipeline.staged import Stage, is_staged, staged
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
 from secateur.planning.types import Plan
 from secateur.surgery.cut import cut_, repair_needs
-from secateur.surgery.stand_in import runs_of
+from secateur.surgery.stand_in import gaps_of, runs_of
 
 Engine = Stage
 """What was learnt from the images, ready to plan and cut; without a target, by the budget."""
@@ -167,6 +168,8 @@ def _cutter(
             anchors = {}
             if task.preset.stand_in == "affine":
                 anchors = anchor_moments(model, batches, runs_of(anatomy, plan.shapes))
+            elif task.preset.stand_in == "linear":
+                anchors = gap_moments(model, batches, gaps_of(anatomy, plan.shapes))
             cut_(smaller, plan, evidence, task.preset.repair, task.preset.stand_in, anchors)
         return smaller
 

@@ -98,6 +98,11 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
             f"preset '{preset.name}' searches for whole layers to drop; use the groups branch and "
             "block only, or a budget such as 'drop 4 attention'."
         )
+    if preset.stand_in == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
+        raise UserError(
+            "stand-in 'linear' takes time that a budget in ms cannot foresee; give the budget in "
+            "macs or params, or another stand-in."
+        )
     if preset.rotate and "width" not in groups:
         raise UserError(
             f"preset '{preset.name}' rotates the stream to make it narrower; let 'width' be among "

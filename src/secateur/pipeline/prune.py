@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.stream import rotatable
-from secateur.anatomy.types import Anatomy, GroupName
+from secateur.anatomy.types import Anatomy, Cost, GroupName
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
@@ -64,7 +64,7 @@ def prune(
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
     give the dense outputs on the calibration images; without it nothing is trained.
-    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'merge') takes the place of dropped layers.
+    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped layers.
     See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and pruned
     model are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
     `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
@@ -156,10 +156,11 @@ def run(
         smaller, plan = found.model, found.plan
     with timed(seconds, "polish") if options.polish else nullcontext():
         report = _polish(smaller, model, batches, options, plan, progress)
+    after = family.read(smaller)
     return Result(
         model=smaller.eval(),
         before=anatomy,
-        after=family.read(smaller),
+        after=after,
         plan=plan,
         menus=engine.menus,
         task=task,
@@ -171,7 +172,7 @@ def run(
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
         polish=report,
-        notes=_notes(anatomy, plan, data, report) + ([] if found is None else [found.note]),
+        notes=_notes(anatomy, after, plan, data, report) + ([] if found is None else [found.note]),
     )
 
 
@@ -196,12 +197,21 @@ def _polish(
     return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
 
 
-def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None) -> list[str]:
+def _notes(
+    anatomy: Anatomy, after: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None
+) -> list[str]:
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
     if plan.shapes == anatomy.shapes and not plan.units:
         notes.append("The dense model is within the budget already; nothing was removed.")
+    if after.stand_ins:
+        cost = sum((layer.cost for layer in after.stand_ins), Cost())
+        where = ", ".join(layer.id for layer in after.stand_ins)
+        notes.append(
+            f"Linear layers stand in for what was dropped from {where} on: {cost.macs:,} MACs and "
+            f"{cost.params:,} parameters, counted in the totals."
+        )
     if polish is not None:
         notes.append(polish_note(polish))
     return notes

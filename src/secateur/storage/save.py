@@ -116,7 +116,8 @@ def _spec(
     dense = family.read(again)
     shapes = shapes_of(model, dense)
     widths = widths_of(model, dense)
-    resize_(again, family, dense, shapes, widths)
+    stand_ins = [layer.id for layer in family.read(model).stand_ins]
+    resize_(again, family, dense, shapes, widths, stand_ins)
     held = held_norms(model.named_modules())
     uncentred = uncentred_norms(model.named_modules())
     biases = added_biases(model, again)
@@ -132,6 +133,7 @@ def _spec(
                 key: None if shape is None else to_jsonable_python(shape)
                 for key, shape in shapes.items()
             },
+            "stand_ins": stand_ins,
             "widths": widths,
             "held_norms": held,
             "uncentred_norms": uncentred,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.norms import hold_norms_
-from secateur.anatomy.types import Shapes
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.storage.base import Base, build
@@ -31,11 +30,9 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     spec = read_spec(directory)
     path = directory / WEIGHTS
     tensors = _read_weights(path, spec)
-    shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     try:
         base = spec.base.base()
-        held, uncentred = spec.held_norms, spec.uncentred_norms
-        model = assemble(base, shapes, spec.added_biases, tensors, spec.widths, held, uncentred)
+        model = assemble(base, spec, tensors)
     except UserError as error:
         raise UserError(f"{directory} cannot be rebuilt: {error}") from error
     _check_fingerprint(model, spec, directory)
@@ -43,20 +40,13 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     return model.to(device)
 
 
-def assemble(
-    base: Base,
-    shapes: Shapes,
-    added_biases: Iterable[str],
-    tensors: Mapping[str, Tensor],
-    widths: Mapping[str, int] | None = None,
-    held: Mapping[str, int] | None = None,
-    uncentred: Collection[str] = (),
-) -> nn.Module:
+def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The pruned model in eval mode: base on the meta device → shapes → tensors, strictly."""
+    shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     model = build(base)
     family = family_of(model)
-    resize_(model, family, family.read(model), shapes, widths)
-    return complete_(model, base, added_biases, tensors, held, uncentred)
+    resize_(model, family, family.read(model), shapes, spec.widths, spec.stand_ins)
+    return complete_(model, base, spec.added_biases, tensors, spec.held_norms, spec.uncentred_norms)
 
 
 def complete_(

@@ -134,6 +134,7 @@ class Spec(_Strict):
     format: Literal[1] = 1
     base: BaseSpec
     shapes: dict[str, BranchSpec | None]
+    stand_ins: list[str] = []
     widths: dict[str, Size] = {}
     held_norms: dict[str, Count] = {}
     uncentred_norms: list[str] = []

@@ -66,7 +66,8 @@ def cut_(
 
     Branches without units in the plan keep their weights untouched. `stand_in` takes the place of
     dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
-    `none`. The stand-in `affine` needs `anchors`, see `secateur.evidence.anchors`.
+    `none`. The stand-ins `affine` and `linear` need `anchors`: see `secateur.evidence.anchors`
+    and `secateur.evidence.gaps`.
     """
     family = family_of(model)
     anatomy = family.read(model)
