@@ -117,7 +117,7 @@ class SlimAttention(nn.Module):
 class LinearStandIn(nn.Linear):
     """A linear layer in the place of a dropped attention layer or MLP and of those right behind it.
 
-    It is no branch: like what stands between branches in other families, it stays and is not pruned.
+    It is no branch: like what stands between branches in other families, it is not pruned.
     """
 
     def forward(

@@ -176,7 +176,7 @@ class Joint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandInLayer:
-    """A linear layer where a branch was, with what it costs at the present width, its norm included.
+    """A linear layer where a branch was; its cost is at the present width, with its norm.
 
     `id` is that of the branch. It is no branch: it stays as it is.
     """

@@ -107,7 +107,7 @@ def with_fixed(cost_of: CostOf, fixed: Mapping[Key, int]) -> CostOf:
 def _parts(
     anatomy: Anatomy, price: Callable[[Branch, Shape | None, int], float], *, shared: bool = False
 ) -> dict[str, tuple[Part, ...]]:
-    """Prices by branch and by block; if `shared`, the first branch of a dropped block pays for all."""
+    """Prices by branch and by block; if `shared`, the first of a dropped block pays for all."""
     by_id = {branch.id: branch for branch in anatomy.branches}
     parts: dict[str, tuple[Part, ...]] = {}
     for block in anatomy.blocks:

@@ -43,9 +43,9 @@ def stand_in_needs(stand_in: StandIn) -> set[str]:
     branch before the dropped ones, `affine` falls back on the mean; searches take the mean for
     `linear`, too.
     """
-    means = dict.fromkeys(("mean", "affine", "linear"), {"update_mean"})
-    kinds = means | {"scalar": {"branch_similarity"}}
-    return kinds.get(stand_in, set())
+    if stand_in == "scalar":
+        return {"branch_similarity"}
+    return {"update_mean"} if stand_in in ("mean", "affine", "linear") else set()
 
 
 def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
