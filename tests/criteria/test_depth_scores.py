@@ -108,7 +108,7 @@ def test_canonical_correlations_see_no_invertible_map(group: GroupName) -> None:
 
 
 def test_canonical_correlations_by_hand_and_in_part_of_the_space() -> None:
-    # after = (a, a + b, 0) from x = (a, b, 0): nothing new; (a, c, 0) with c of b's size: rho = 1, 0.
+    # From x = (a, b, 0): (a, a + b, 0) is nothing new, (a, c, 0) has the correlations 1 and 0.
     a = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 1.0, -1.0, -1.0])
     b = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
     c = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0])

@@ -1,4 +1,4 @@
-"""Linear layers in place of dropped ones: least squares, priced, saved, in the way of the stream."""
+"""Linear layers in place of dropped ones: least squares, priced, saved, on the stream's way."""
 
 import copy
 import json
