@@ -2,8 +2,8 @@
 
 `python benchmarks/linear_stand_in.py` drops attention layers and MLPs by the cosine of the stream
 before and after them, and a window of blocks by the cosine of its ends, with each stand-in, at
-equal numbers of layers; attention layers also by canonical correlations as NBL does. Then it prunes to
-equal MACs, where linear layers have to be paid for by dropping more.
+equal numbers of layers; attention layers also by canonical correlations as NBL does. Then it prunes
+to equal MACs, where linear layers have to be paid for by dropping more.
 """
 
 import argparse
@@ -45,8 +45,8 @@ from secateur.surgery.stand_in import StandIn, gaps_of, runs_of
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
 STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "affine", "linear")
-DROPS = ("2 attention", "4 attention", "6 attention", "2 mlp", "4 mlp", "2 blocks", "3 blocks")
-BUDGETS = ("85% macs", "70% macs")
+DROPS = ("3 attention", "6 attention", "3 mlp", "2 blocks")
+BUDGETS = ("80% macs",)
 NEEDS = ("branch_similarity", "update_mean", "window_similarity", "stream_moments")
 
 

@@ -38,7 +38,7 @@ from secateur.surgery.rotate import principal_basis
 from secateur.surgery.streams import advance, embed_all
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
-WIDTHS = {"vit_tiny": (176, 160, 144), "digits": (48, 32, 16)}
+WIDTHS = {"vit_tiny": (176, 160), "digits": (48, 32, 16)}
 PER_CUT = "slicegpt, a basis per branch"
 METHODS: dict[str, tuple[str, str]] = {
     "slicegpt": ("slicegpt", "none"),

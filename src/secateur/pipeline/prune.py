@@ -66,9 +66,9 @@ def prune(
     give the dense outputs on the calibration images; without it nothing is trained.
     `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped
     layers. See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and
-    pruned model are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
-    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
-    with the request raises UserError before the pass over the images begins.
+    pruned model are evaluated; with `latency` they are timed in turns. Times count in `runtime`
+    with `latency_batch` images at a time, also those of a budget in ms. Everything that can be
+    wrong with the request raises UserError before the pass over the images begins.
     """
     options = Options(
         budget=budget,
