@@ -1,6 +1,7 @@
 """A rotated stream: nothing changes at full width, null directions go without loss, files load."""
 
 import copy
+import json
 from pathlib import Path
 
 import onnxruntime
@@ -13,13 +14,16 @@ from secateur.anatomy.norms import HeldNorm
 from secateur.anatomy.stream import Rotatable, rotatable
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
+from secateur.evidence import observe
 from secateur.measuring.counting import counted
 from secateur.pipeline import prune
 from secateur.pipeline.rotation import rotated
+from secateur.planning.types import Plan
 from secateur.storage.base import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
+from secateur.surgery.cut import cut_
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for, shared, vit
 from tests.storage.tiny import host as storable
@@ -240,6 +244,36 @@ def test_rotated_models_load_again(name: str, repair: str, tmp_path: Path) -> No
     assert missing == {read(model).width - twice.after.width}
     save(twice.model, tmp_path / "less", base=base_of(model), provenance={}, results={})
     assert torch.allclose(load(tmp_path / "less")(x), twice.model(x), rtol=0, atol=1e-6)
+
+
+def test_specs_that_lie_about_norms_are_refused(tmp_path: Path) -> None:
+    model = storable("vit")
+    prune(model, images_for(model, 8), "50% width", preset="slicegpt").save(tmp_path / "small")
+    path = tmp_path / "small" / "spec.json"
+    spec = json.loads(path.read_text())
+    for uncentred, words in (
+        ([], "does not give the outputs it was saved with"),
+        (["blocks.0.attn"], "'blocks.0.attn' is said to be uncentred"),
+    ):
+        path.write_text(json.dumps(spec | {"uncentred_norms": uncentred}))
+        with pytest.raises(UserError, match=words):
+            load(tmp_path / "small")
+
+
+@torch.no_grad()
+def test_readers_are_not_fitted_without_evidence() -> None:
+    model = build("vit")
+    x = images_for(model, 8)
+    turned = rotated(model, family_of(model), read(model), as_batches(x, 4))
+    plan = Plan(
+        shapes=read(model).shapes,
+        widths={"stream": 16},
+        units={"stream": {"width": tuple(range(16))}},
+        reductions={"width": "rotate"},
+    )
+    evidence = observe(turned, as_batches(x, 4), ["stream_sums"])
+    with pytest.raises(UserError, match=r"readers of blocks.0.attn cannot be fitted"):
+        cut_(turned, plan, evidence, "least_squares")
 
 
 @torch.no_grad()
