@@ -46,7 +46,7 @@ from secateur.surgery.stand_in import StandIn, gaps_of, runs_of
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
 STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "affine", "linear")
 DROPS = ("3 attention", "6 attention", "3 mlp", "2 blocks")
-BUDGETS = ("80% macs",)
+BUDGETS = ("90% macs", "80% macs")
 NEEDS = ("branch_similarity", "update_mean", "window_similarity", "stream_moments")
 
 
