@@ -3,7 +3,7 @@
 `python benchmarks/linear_stand_in.py` drops attention layers and MLPs by the cosine of the stream
 before and after them, and a window of blocks by the cosine of its ends, with each stand-in, at
 equal numbers of layers; attention layers also by canonical correlations as NBL does. Then it prunes
-to equal MACs, where linear layers have to be paid for by dropping more.
+to budgets of MACs, where linear layers have to be paid for by dropping more.
 """
 
 import argparse
@@ -167,9 +167,10 @@ def _write(args: argparse.Namespace, dense: Row, rows: dict[tuple[str, str], Row
         "Layers by the cosine of the stream before and after them; blocks as the window between "
         "whose ends it turns least. *By cca*: attention layers by canonical correlations, as NBL.",
         _table(rows, DROPS),
-        "## The same MACs",
+        "## The same budget of MACs",
         "Attention layers and MLPs by cosine per MAC saved (preset `layer_drop`). A linear layer "
-        "has to be paid for, so more has to go.",
+        "has to be paid for, so more has to go. Whole layers rarely meet a budget exactly: compare "
+        "the MACs reached.",
         _table(rows, BUDGETS),
         f"Measured with `{command('linear_stand_in', args)} --model {args.model}`. {versions()}.",
     ]
