@@ -92,3 +92,28 @@ def test_damages_are_means_over_images(group: GroupName) -> None:
     }
     assert worth("delta_kl", sums, group) == 0.5 and worth("delta_ce", sums, group) == -0.25
     assert worth("delta_angle", sums, group) == 0.75
+
+
+@pytest.mark.parametrize("group", ["branch", "block"])
+def test_canonical_correlations_see_no_invertible_map(group: GroupName) -> None:
+    kind = "stream_moments" if group == "branch" else "block_stream_moments"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 500, 3, generator=generator)
+    mixed = x @ torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [1.0, 0.0, 1.0]]) + 7
+    assert worth("cca", sums_of(kind, stream=x, update=mixed - x), group) < 1e-3
+    other = torch.randn(2, 500, 3, generator=generator)
+    assert worth("cca", sums_of(kind, stream=x, update=other - x), group) == pytest.approx(
+        3, abs=0.1
+    )
+
+
+def test_canonical_correlations_by_hand_and_in_part_of_the_space() -> None:
+    # From x = (a, b, 0): (a, a + b, 0) is nothing new, (a, c, 0) has the correlations 1 and 0.
+    a = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 1.0, -1.0, -1.0])
+    b = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    c = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0])
+    x = torch.stack([a, b, 0 * a], 1)[None]
+    mixed = torch.stack([0 * a, a, 0 * a], 1)[None]
+    assert worth("cca", sums_of("stream_moments", stream=x, update=mixed)) < 1e-6
+    new = torch.stack([0 * a, c - b, 0 * a], 1)[None]
+    assert worth("cca", sums_of("stream_moments", stream=x, update=new)) == pytest.approx(1)

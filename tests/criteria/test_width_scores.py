@@ -171,3 +171,22 @@ def test_observing_gradients_leaves_the_model_as_it_was(name: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_channels_are_worth_their_energy_in_tokens_of_one_length() -> None:
+    sums: Sums = {}
+    # Two points of the stream; the second has tokens ten times as long, which norms do not see.
+    tokens = torch.tensor([[[3.0, 4.0, 0.0, 0.0]], [[0.0, 0.0, 5.0, 0.0]]])
+    seen = {"points": torch.tensor(2), "0.class": tokens, "1.class": 10 * tokens}
+    evidence_kinds.get("stream_gram").update(sums, seen)
+    question = Question(
+        group="width",
+        owner="stream",
+        weights=None,
+        sums={"stream_gram": sums},
+        images=2,
+        seed=0,
+    )
+    found = score(criteria.get("principal"), question)
+    expected = torch.tensor([9 / 25, 16 / 25, 1.0, 0.0], dtype=torch.float64) * 4 / 2
+    assert torch.allclose(found, expected)

@@ -95,6 +95,8 @@ def test_unknown_presets_are_refused_with_a_suggestion() -> None:
         ("groups: [branch]\nsearch: window", "compares the ends of runs of blocks"),
         ("groups: [branch]\nstand_in: glue", "'mine': field 'stand_in'"),
         ("groups: [branch]\nkeep_ends: -1", "'mine': field 'keep_ends'"),
+        ("groups: [branch]\nrotate: true", "'rotate' needs 'width' among 'groups'"),
+        ("groups: [width]\nengine: spectral\nrotate: true", "and the engine 'criteria'"),
     ],
 )
 def test_searches_that_cannot_work_are_refused(lines: str, words: str) -> None:

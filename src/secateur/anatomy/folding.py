@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from secateur.anatomy.places import Place, linear
+from secateur.anatomy.places import Place
 from secateur.errors import UserError
 
 
@@ -17,7 +17,7 @@ def add_to_writer_(place: Place, constant_D: Tensor) -> None:
     if place.post_norm:
         add_to_bias_(place.norm, constant_D)
         return
-    writer = linear(place.module, "fc2" if hasattr(place.module, "fc2") else "proj")
+    writer = place.writer
     if place.scale is None:
         add_to_bias_(writer, constant_D)
         return

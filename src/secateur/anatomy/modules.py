@@ -114,6 +114,19 @@ class SlimAttention(nn.Module):
         return weights_BHNN @ v
 
 
+class LinearStandIn(nn.Linear):
+    """A linear layer in the place of a dropped attention layer or MLP and of those right behind it.
+
+    It is no branch: like what stands between branches in other families, it is not pruned.
+    """
+
+    def forward(
+        self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Map every token; the attention arguments have no meaning here."""
+        return F.linear(x_BND, self.weight, self.bias)
+
+
 class AttentionBlock(nn.Module):
     """What remains of a pre- or post-norm block whose MLP was dropped."""
 

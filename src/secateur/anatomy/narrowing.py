@@ -101,6 +101,8 @@ def _hold_end_(vit: VisionTransformer, kept_D: Tensor, held: Held) -> None:
 
 def branch_readers(found: Place) -> list[nn.Linear]:
     """The linear layers that read what a branch's norm gives."""
+    if found.is_stand_in:
+        return [found.writer]
     module: AnyAttention | AnyMlp = found.module  # type: ignore[assignment]
     if hasattr(module, "qkv"):
         gate = getattr(module, "gate", None)
@@ -111,7 +113,7 @@ def branch_readers(found: Place) -> list[nn.Linear]:
 def _narrow_branch_(found: Place, kept_D: Tensor, path: str) -> None:
     for reader in branch_readers(found):
         keep_columns_(reader, kept_D)
-    keep_rows_(linear(found.module, "fc2" if hasattr(found.module, "fc2") else "proj"), kept_D)
+    keep_rows_(found.writer, kept_D)
     for vector in found.vectors:
         keep_vector_(vector, kept_D, path)
 

@@ -14,7 +14,7 @@ Legend: D residual width, S channels kept, P removed, R rows of a reader.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from timm.layers import RmsNorm
@@ -39,7 +39,10 @@ class HeldNorm(nn.Module):
     def __init__(
         self, like: Tensor, missing: int, *, eps: float, centre: bool, bias: bool = True
     ) -> None:
-        """A norm of as many channels as `like` has, of its type and on its device."""
+        """A norm of as many channels as `like` has, of its type and on its device.
+
+        With `missing` 0 it is a plain norm.
+        """
         super().__init__()
         self.missing, self.eps, self.centre = missing, eps, centre
         self.weight = nn.Parameter(torch.ones_like(like))
@@ -78,7 +81,7 @@ def held_norm(norm: nn.Module, readers: list[nn.Linear], kept_S: Tensor, held: H
     a bias loses the constant part of it.
     """
     new = _successor(norm, kept_S, held)
-    weight_D, bias_D = _affine(norm)
+    weight_D, bias_D = affine(norm)
     gone = torch.ones(weight_D.numel(), dtype=torch.bool, device=weight_D.device)
     gone[kept_S.to(gone.device)] = False
     mean_D = held.mean_D.to(weight_D)
@@ -104,8 +107,30 @@ def held_norm(norm: nn.Module, readers: list[nn.Linear], kept_S: Tensor, held: H
     return new.train(norm.training)
 
 
-def hold_norms_(model: nn.Module, missing: Mapping[str, int]) -> None:
-    """Replace the norms at these paths by held ones with so many channels missing, unfilled."""
+@torch.no_grad()
+def uncentred_norm(norm: nn.Module) -> HeldNorm:
+    """An RMS norm of the same channels, without scale and shift (ones and zeros).
+
+    Equal to `norm` but for these where the channels it sees sum to zero.
+    """
+    before = norm if isinstance(norm, HeldNorm) else None
+    weight_D = norm.get_parameter("weight")
+    new = _like(norm, weight_D.detach(), 0 if before is None else before.missing)
+    new.centre = False
+    if before is not None:
+        new.held_square.copy_(before.held_square)
+    return new.requires_grad_(weight_D.requires_grad).train(norm.training)
+
+
+def hold_norms_(
+    model: nn.Module, missing: Mapping[str, int], uncentred: Collection[str] = ()
+) -> None:
+    """Replace the norms at these paths by held ones with so many channels missing, unfilled.
+
+    Those in `uncentred` subtract no mean, whatever the norm did that they replace.
+    """
+    if odd := sorted(set(uncentred) - set(missing)):
+        raise UserError(f"'{odd[0]}' is said to be uncentred, but not how many channels it misses.")
     for path, count in missing.items():
         try:
             norm = model.get_submodule(path)
@@ -114,6 +139,7 @@ def hold_norms_(model: nn.Module, missing: Mapping[str, int]) -> None:
         if not can_hold(norm) or isinstance(norm, HeldNorm):
             raise UserError(f"'{path}' is a {type(norm).__name__}, which cannot hold channels.")
         new = _like(norm, norm.get_parameter("weight").detach(), count)
+        new.centre = new.centre and path not in uncentred
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, new.train(norm.training))
 
@@ -121,6 +147,22 @@ def hold_norms_(model: nn.Module, missing: Mapping[str, int]) -> None:
 def held_norms(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, int]:
     """Paths of the held norms among named modules, with how many channels they miss."""
     return {path: norm.missing for path, norm in modules if isinstance(norm, HeldNorm)}
+
+
+def uncentred_norms(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Paths of the held norms among named modules that subtract no mean."""
+    return sorted(path for path, m in modules if isinstance(m, HeldNorm) and not m.centre)
+
+
+def centres(norm: nn.Module) -> bool:
+    """Whether a norm subtracts the mean of its channels."""
+    return norm.centre if isinstance(norm, HeldNorm) else isinstance(norm, nn.LayerNorm)
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm, fp64."""
+    weight_D, bias = norm.get_parameter("weight").detach().double(), getattr(norm, "bias", None)
+    return weight_D, torch.zeros_like(weight_D) if bias is None else bias.detach().double()
 
 
 def _successor(norm: nn.Module, kept_S: Tensor, held: Held) -> HeldNorm:
@@ -139,17 +181,7 @@ def _successor(norm: nn.Module, kept_S: Tensor, held: Held) -> HeldNorm:
 
 def _like(norm: nn.Module, weight_S: Tensor, missing: int) -> HeldNorm:
     bias = getattr(norm, "bias", None) is not None
-    return HeldNorm(weight_S, missing, eps=_eps(norm), centre=_centres(norm), bias=bias)
-
-
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm, fp64."""
-    weight_D, bias = norm.get_parameter("weight").detach().double(), getattr(norm, "bias", None)
-    return weight_D, torch.zeros_like(weight_D) if bias is None else bias.detach().double()
-
-
-def _centres(norm: nn.Module) -> bool:
-    return norm.centre if isinstance(norm, HeldNorm) else isinstance(norm, nn.LayerNorm)
+    return HeldNorm(weight_S, missing, eps=_eps(norm), centre=centres(norm), bias=bias)
 
 
 def _deviation(norm: nn.Module, held: Held) -> float:
@@ -159,7 +191,7 @@ def _deviation(norm: nn.Module, held: Held) -> float:
     if isinstance(norm, HeldNorm):
         total, square = total + float(norm.held_sum), square + float(norm.held_square)
         whole += norm.missing
-    mean = total / whole if _centres(norm) else 0.0
+    mean = total / whole if centres(norm) else 0.0
     return math.sqrt(max(square / whole - mean**2, 0.0) + _eps(norm))
 
 

@@ -12,7 +12,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
-from secateur.anatomy.modules import SlimAttention
+from secateur.anatomy.modules import LinearStandIn, SlimAttention
 from secateur.errors import UserError
 
 PartName = Literal["attn", "mlp"]
@@ -32,6 +32,18 @@ class Place:
     post_norm: bool
 
     @property
+    def is_stand_in(self) -> bool:
+        """Whether a linear layer stands where the branch was."""
+        return isinstance(self.module, LinearStandIn)
+
+    @property
+    def writer(self) -> nn.Linear:
+        """The linear layer that writes what is added to the stream."""
+        if isinstance(self.module, LinearStandIn):
+            return self.module
+        return linear(self.module, "fc2" if hasattr(self.module, "fc2") else "proj")
+
+    @property
     def vectors(self) -> list[nn.Module]:
         """The modules that hold only vectors of the residual width."""
         return [self.norm] if self.scale is None else [self.norm, self.scale]
@@ -43,7 +55,7 @@ def is_post_norm(block: nn.Module) -> bool:
 
 
 def place(block: nn.Module, part: PartName) -> Place | None:
-    """One branch of a block; None where it was dropped."""
+    """One branch of a block, or the linear layer in its place; None where it was dropped."""
     if not hasattr(block, part):
         return None
     number = PARTS.index(part) + 1

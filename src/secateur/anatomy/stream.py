@@ -58,6 +58,38 @@ class Narrowable(Protocol):
         ...
 
 
+@runtime_checkable
+class Rotatable(Protocol):
+    """What a family does beside `Narrowable` where its stream can be expressed in another basis."""
+
+    def why_not_rotate(self, model: nn.Module) -> str | None:
+        """Why the stream of this model cannot be rotated; None if it can."""
+        ...
+
+    def rotate_(self, model: nn.Module, basis_DD: Tensor) -> None:
+        """Express the stream in an orthonormal basis (its columns); outputs stay the same.
+
+        Norms become RMS norms without a scale: what they did beside goes into readers and writers.
+        """
+        ...
+
+
+def rotatable(model: nn.Module, family: Family) -> Rotatable:
+    """The family as one that can rotate this model's stream; UserError with the reason if not."""
+    if not isinstance(family, Rotatable):
+        raise UserError(
+            f"the residual stream of {family.title} cannot be rotated: that takes one stream which "
+            "only linear layers write and only LayerNorms or RMS norms read; take a preset that "
+            "selects channels, such as magnitude with --groups width."
+        )
+    if why := family.why_not_rotate(model):
+        raise UserError(
+            f"the residual stream of this model cannot be rotated: {why}; take a preset that "
+            "selects channels, such as magnitude with --groups width."
+        )
+    return family
+
+
 def narrowable(family: Family) -> Narrowable:
     """The family as one whose streams can be made narrower; UserError for others."""
     if isinstance(family, Narrowable):

@@ -33,9 +33,9 @@ def read_block(index: int, module: nn.Module, width: int, tokens: int) -> list[B
             "to the stream one after the other; only Block and ResPostBlock models are supported."
         )
     branches = []
-    if attn := place(module, "attn"):
+    if (attn := place(module, "attn")) and not attn.is_stand_in:
         branches.append(_read_attention(index, attn, width, tokens))
-    if mlp := place(module, "mlp"):
+    if (mlp := place(module, "mlp")) and not mlp.is_stand_in:
         branches.append(_read_mlp(index, mlp, width, tokens))
     return branches
 

@@ -120,6 +120,13 @@ class Branch:
             + self.per_vo.at(width) * (shape.heads * shape.vo)
         )
 
+    def linear_cost(self, width: int | None = None) -> Cost:
+        """Cost of a linear layer in the place of this branch, with its norm and LayerScale."""
+        width = self.width if width is None else width
+        bias = 0 if self.writer_bias else width
+        params = self.fixed.at(width).params + bias + width * width
+        return Cost(params=params, macs=self.tokens * width * width)
+
     def added_by_repair(self, shape: Shape | None, width: int | None = None) -> Cost:
         """Cost of the bias that a repair adds, at most, where the writer has none.
 
@@ -168,12 +175,25 @@ class Joint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StandInLayer:
+    """A linear layer where a branch was; its cost is at the present width, with its norm.
+
+    `id` is that of the branch. It is no branch: it stays as it is.
+    """
+
+    id: str
+    block: int
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
     """What a host model is made of. Pure data; says nothing about weights.
 
     `ends` is the cost of all that is not a branch: embedding, final norm, heads. `streams` are
     those that can be made narrower; where there are none, `refusals` says why. `joints` price what
-    stands between two of them, which is part of `ends` too.
+    stands between two of them, and what reads and writes one, which is part of `ends` too, as are
+    `stand_ins`.
     """
 
     family: str
@@ -188,6 +208,7 @@ class Anatomy:
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
     streams: tuple[Stream, ...] = ()
     joints: tuple[Joint, ...] = ()
+    stand_ins: tuple[StandInLayer, ...] = ()
 
     def branch(self, branch_id: str) -> Branch:
         """The branch called `branch_id`; KeyError if there is none."""

@@ -103,6 +103,8 @@ def _branch_table(found: "Inspection", *, shares: bool) -> "Table":
     for branch in found.branches:
         own = cells(branch.macs, branch.params, branch.ms)
         table.add_row(branch.id, _sizes(branch), *own)
+    for name, cost in found.stand_ins.items():
+        table.add_row(name, "a linear layer", *cells(cost["macs"], cost["params"], None))
     ends_ms = None if found.latency is None else found.latency.ends_ms
     rest = cells(found.ends["macs"], found.ends["params"], ends_ms)
     table.add_row("the rest", "embedding, norm, head", *rest)

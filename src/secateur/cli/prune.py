@@ -61,7 +61,8 @@ class PruneOptions(UnitOptions):
     stand_in: Annotated[
         str | None,
         typer.Option(
-            help="For dropped layers: nothing, mean, scalar, affine, merge; else the preset's.",
+            help="For dropped layers: nothing, mean, scalar, affine, linear, merge; else the "
+            "preset's.",
             rich_help_panel=PRUNING,
             show_default=False,
         ),

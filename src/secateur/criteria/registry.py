@@ -37,7 +37,7 @@ class Question:
 Answer = Callable[[Question], Tensor]
 Needs = Mapping[GroupName, tuple[str, ...]]
 NeedsWith = Callable[[BaseModel], Needs]
-Check = Callable[[BaseModel, Anatomy, GroupName], None]
+Check = Callable[[BaseModel | None, Anatomy, GroupName], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,8 @@ class Criterion:
     """A named criterion; `needs` lists for each group it can score the kinds of evidence.
 
     A criterion with choices names a pydantic model of them as `settings`, which presets fill;
-    where they change what it needs, `needs_with(settings)` says how, and `check(settings, anatomy,
-    group)` raises UserError for settings that do not suit a model.
+    where they change what it needs, `needs_with(settings)` says how. `check(settings, anatomy,
+    group)` raises UserError for a model that it, or its settings, do not suit.
     """
 
     name: str

@@ -32,7 +32,8 @@ def counted_target(anatomy: Anatomy, task: Task, budget: CostBudget) -> Target:
     repaired = task.preset.engine == "spectral" or (
         task.preset.repair != "none" or task.preset.stand_in == "affine"
     )
-    cost_of = cost_function(anatomy, budget.unit, repaired=repaired)
+    replaced = task.preset.stand_in == "linear"
+    cost_of = cost_function(anatomy, budget.unit, repaired=repaired, replaced=replaced)
     return Target(cost_of=cost_of, limit=cost_limit(anatomy, budget))
 
 

@@ -23,6 +23,8 @@ from secateur.surgery.stand_in import mean_update
 
 IMAGES = {"quick": 32, "full": 128}
 """Images on which damages are measured, by effort."""
+FILLED = ("mean", "affine", "linear")
+"""Stand-ins for which a search leaves the mean in place of what it drops."""
 GENERATIONS = {"quick": 4, "full": 12}
 
 
@@ -54,7 +56,7 @@ def search(
     menus = unweighed(anatomy, task)
     units = units_of(anatomy, menus)
     fills: dict[str, Tensor] = {}
-    if (task.preset.stand_in or default_stand_in(task.preset.repair)) in ("mean", "affine"):
+    if (task.preset.stand_in or default_stand_in(task.preset.repair)) in FILLED:
         fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
 
     def on_step(done: int, total: int) -> None:

@@ -18,6 +18,7 @@ from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batches
 from secateur.evidence import Evidence, observe
 from secateur.evidence.anchors import anchor_moments
+from secateur.evidence.gaps import gap_moments
 from secateur.pipeline.decide import Target, decide
 from secateur.pipeline.depth import search, search_needs
 from secateur.pipeline.measure import Progress
@@ -28,7 +29,7 @@ from secateur.pipeline.staged import Stage, is_staged, staged
 from secateur.pipeline.weigh import criteria_needs, plan_of, weigh
 from secateur.planning.types import Plan
 from secateur.surgery.cut import cut_, repair_needs
-from secateur.surgery.stand_in import runs_of
+from secateur.surgery.stand_in import gaps_of, runs_of
 
 Engine = Stage
 """What was learnt from the images, ready to plan and cut; without a target, by the budget."""
@@ -41,7 +42,10 @@ def evidence_needs(task: Task) -> set[str]:
     asked = criteria_needs(task)
     if task.preset.search != "one_shot":
         asked = search_needs(task)
-    return asked | repair_needs(task.preset.repair, set(task.groups), task.preset.stand_in)
+    preset = task.preset
+    return asked | repair_needs(
+        preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +138,8 @@ def _by_criteria(job: Job) -> Engine:
 
     def plan_for(target: Target | None) -> Plan:
         with job.timed("plan"):
-            return plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
+            plan = plan_of(anatomy, weighed, decide(anatomy, weighed.menus, task, target))
+            return replace(plan, reductions={"width": "rotate"}) if task.preset.rotate else plan
 
     return Engine(menus=weighed.menus, plan_for=plan_for, cut=_cutter(job, evidence))
 
@@ -163,6 +168,9 @@ def _cutter(job: Job, evidence: Evidence) -> Callable[[Plan], nn.Module]:
             if preset.stand_in == "affine":
                 spans = runs_of(job.anatomy, plan.shapes)
                 anchors = anchor_moments(job.model, job.batches, spans)
+            elif preset.stand_in == "linear":
+                spans = gaps_of(job.anatomy, plan.shapes)
+                anchors = gap_moments(job.model, job.batches, spans)
             cut_(smaller, plan, evidence, preset.repair, preset.stand_in, anchors)
         return smaller
 

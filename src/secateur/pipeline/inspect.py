@@ -49,7 +49,8 @@ class InspectedTime:
 class Inspection:
     """A whole model. `ends` is what is no branch: embedding, final norm, heads.
 
-    `streams` gives the width of each residual stream that can be made narrower.
+    `streams` gives the width of each residual stream that can be made narrower, `stand_ins` what
+    linear layers in place of dropped branches cost.
 
     MACs are those of matrix products for one image, with QK^T and AV.
     """
@@ -66,6 +67,7 @@ class Inspection:
     ends: Mapping[str, int]
     refusals: Mapping[GroupName, str]
     streams: Mapping[str, int]
+    stand_ins: Mapping[str, Mapping[str, int]]
     latency: InspectedTime | None
 
     def to_json(self) -> dict[str, object]:
@@ -94,6 +96,7 @@ def inspect(
             model, family, anatomy, runtime=runtime, batch_size=latency_batch, progress=progress
         )
     total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
+    ends = sum((layer.cost * -1 for layer in anatomy.stand_ins), ends)
     return Inspection(
         family=family.title,
         macs=total.macs,
@@ -107,6 +110,10 @@ def inspect(
         ends={"macs": ends.macs, "params": ends.params},
         refusals=dict(anatomy.refusals),
         streams=anatomy.widths,
+        stand_ins={
+            layer.id: {"macs": layer.cost.macs, "params": layer.cost.params}
+            for layer in anatomy.stand_ins
+        },
         latency=None if times is None else _time(times),
     )
 

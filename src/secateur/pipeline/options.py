@@ -98,6 +98,12 @@ def resolve(options: Options, anatomy: Anatomy) -> Task:
             f"preset '{preset.name}' searches for whole layers to drop; use the groups branch and "
             "block only, or a budget such as 'drop 4 attention'."
         )
+    check_rotation(preset, groups)
+    if preset.stand_in == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
+        raise UserError(
+            "stand-in 'linear' takes time that a budget in ms cannot foresee; give the budget in "
+            "macs or params, or another stand-in."
+        )
     if preset.search == "window" and groups != ("block",):
         raise UserError(
             f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
@@ -128,8 +134,18 @@ def _follow(options: Options, preset: Preset, anatomy: Anatomy) -> Task:
             f"recipe '{recipe.name}' changes {', '.join(sorted(extra))}, which --groups leaves out."
         )
     budget = SizesBudget(sizes=sizes)
+    check_rotation(preset, groups)
     check_groups(groups, preset, anatomy, budget)
     return Task(options=options, preset=preset, budget=budget, groups=groups, limits=limits)
+
+
+def check_rotation(preset: Preset, groups: tuple[GroupName, ...]) -> None:
+    """Refuse to rotate a stream that will stay as wide as it is."""
+    if preset.rotate and "width" not in groups:
+        raise UserError(
+            f"preset '{preset.name}' rotates the stream to make it narrower; let 'width' be among "
+            "the groups, or give a budget that names it, such as '75% width'."
+        )
 
 
 def _ends(anatomy: Anatomy, count: int) -> tuple[str, ...]:
@@ -247,9 +263,7 @@ def check_groups(
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
         which = criteria.get(preset.criterion_for(group))
         if which.check is not None and preset.engine == "criteria":
-            settings = preset.settings_for(group)
-            assert settings is not None
-            which.check(settings, anatomy, group)
+            which.check(preset.settings_for(group), anatomy, group)
         if group == "width":
             _check_width(preset, anatomy, budget)
         if group in ("branch", "block", "width"):

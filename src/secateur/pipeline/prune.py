@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from secateur.anatomy.family import family_of
-from secateur.anatomy.types import Anatomy, GroupName
+from secateur.anatomy.stream import rotatable
+from secateur.anatomy.types import Anatomy, Cost, GroupName
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
@@ -20,6 +21,7 @@ from secateur.pipeline.measure import Progress, measure_
 from secateur.pipeline.opening import DataUsed, open_data, unreadable_note
 from secateur.pipeline.options import LIMIT, Options, Task, parse_groups, resolve
 from secateur.pipeline.result import Result
+from secateur.pipeline.rotation import rotated
 from secateur.planning.types import Plan
 from secateur.presets import DEFAULT
 from secateur.storage.weights import refuse_not_finite
@@ -62,11 +64,11 @@ def prune(
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
     give the dense outputs on the calibration images; without it nothing is trained.
-    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'merge') takes the place of dropped layers.
-    See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and pruned
-    model are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
-    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
-    with the request raises UserError before the pass over the images begins.
+    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped
+    layers. See `secateur.planning.budget` for budgets. On `eval_images`, with labels, dense and
+    pruned model are evaluated; with `latency` they are timed in turns. Times count in `runtime`
+    with `latency_batch` images at a time, also those of a budget in ms. Everything that can be
+    wrong with the request raises UserError before the pass over the images begins.
     """
     options = Options(
         budget=budget,
@@ -125,6 +127,8 @@ def run(
     check_reachable(anatomy, task)
     if task.preset.stand_in is not None:
         check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
+    if task.preset.rotate:
+        rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
     batches, data = open_data(
         model,
@@ -139,6 +143,10 @@ def run(
         require_polishable(model, batches.images)
     with timed(seconds, "time") if times_count(task) else nullcontext():
         target = latency_target(model, family, anatomy, task, progress)
+    source = model
+    if task.preset.rotate:
+        with timed(seconds, "rotate"):
+            model = rotated(model, family, anatomy, batches, progress)
     job = Job(
         model=model,
         family=family,
@@ -157,22 +165,23 @@ def run(
         smaller, plan = found.model, found.plan
     with timed(seconds, "polish") if options.polish else nullcontext():
         report = _polish(smaller, model, batches, options, plan, progress)
+    after = family.read(smaller)
     return Result(
         model=smaller.eval(),
         before=anatomy,
-        after=family.read(smaller),
+        after=after,
         plan=plan,
         menus=engine.menus,
         task=task,
         data=data,
         seconds=seconds,
-        base=base_or_reason(model),
-        dense_logits=logits(model),
+        base=base_or_reason(source),
+        dense_logits=logits(source),
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
         polish=report,
-        notes=_notes(anatomy, plan, data, report) + ([] if found is None else [found.note]),
+        notes=_notes(anatomy, after, plan, data, report) + ([] if found is None else [found.note]),
     )
 
 
@@ -197,12 +206,21 @@ def _polish(
     return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
 
 
-def _notes(anatomy: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None) -> list[str]:
+def _notes(
+    anatomy: Anatomy, after: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None
+) -> list[str]:
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
     if plan.shapes == anatomy.shapes and not plan.units:
         notes.append("The dense model is within the budget already; nothing was removed.")
+    if after.stand_ins:
+        cost = sum((layer.cost for layer in after.stand_ins), Cost())
+        where = ", ".join(layer.id for layer in after.stand_ins)
+        notes.append(
+            f"Linear layers stand in for what was dropped from {where} on: {cost.macs:,} MACs and "
+            f"{cost.params:,} parameters, counted in the totals."
+        )
     if polish is not None:
         notes.append(polish_note(polish))
     return notes

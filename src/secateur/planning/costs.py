@@ -56,10 +56,14 @@ def additive_cost(anatomy: Anatomy, unit: str, ends: float, price: Price) -> Cos
     return CostOf(unit, ends, tuple(b.id for b in anatomy.branches), _parts(anatomy, at_present))
 
 
-def cost_function(anatomy: Anatomy, unit: str, *, repaired: bool = False) -> CostOf:
+def cost_function(
+    anatomy: Anatomy, unit: str, *, repaired: bool = False, replaced: bool = False
+) -> CostOf:
     """Counted parameters or MACs of the whole model as a function of sizes.
 
-    With `repaired`, the biases count that a repair may add to writers without one.
+    With `repaired`, the biases count that a repair may add to writers without one. With `replaced`,
+    a linear layer counts for every dropped branch, but one for a dropped block; where neighbours
+    are dropped and share one, the model costs less than this says.
     """
 
     def amount(cost: Cost) -> float:
@@ -67,14 +71,16 @@ def cost_function(anatomy: Anatomy, unit: str, *, repaired: bool = False) -> Cos
 
     def price(branch: Branch, shape: Shape | None, width: int) -> float:
         cost = branch.cost(shape, width)
-        if repaired:
+        if replaced and shape is None:
+            cost = branch.linear_cost(width)
+        elif repaired:
             cost = cost + branch.added_by_repair(shape, width)
         return amount(cost)
 
     def ends_at(sizes: Sizes) -> float:
         return amount(anatomy.ends_cost(widths_of(anatomy, sizes)))
 
-    parts = _parts(anatomy, price)
+    parts = _parts(anatomy, price, shared=replaced)
     for stream in anatomy.streams:
         own = [branch for branch in anatomy.branches if branch.stage == stream.stage]
         parts[stream.id] = (ends_at, *(parts[branch.id][0] for branch in own))
@@ -99,14 +105,16 @@ def with_fixed(cost_of: CostOf, fixed: Mapping[Key, int]) -> CostOf:
 
 
 def _parts(
-    anatomy: Anatomy, price: Callable[[Branch, Shape | None, int], float]
+    anatomy: Anatomy, price: Callable[[Branch, Shape | None, int], float], *, shared: bool = False
 ) -> dict[str, tuple[Part, ...]]:
-    """Prices by branch and by block."""
+    """Prices by branch and by block; if `shared`, the first of a dropped block pays for all."""
     by_id = {branch.id: branch for branch in anatomy.branches}
     parts: dict[str, tuple[Part, ...]] = {}
     for block in anatomy.blocks:
         for branch_id in block.branches:
-            parts[branch_id] = (_remembered(anatomy, by_id[branch_id], block.id, price),)
+            free = shared and branch_id != block.branches[0]
+            part = _remembered(anatomy, by_id[branch_id], block.id, price, free=free)
+            parts[branch_id] = (part,)
         parts[block.id] = tuple(parts[branch_id][0] for branch_id in block.branches)
     return parts
 
@@ -116,7 +124,10 @@ def _remembered(
     branch: Branch,
     block_id: str,
     price: Callable[[Branch, Shape | None, int], float],
+    *,
+    free: bool,
 ) -> Part:
+    """The price of a branch as a function of sizes; `free` if its block is dropped."""
     keys: list[Key] = [(block_id, "block"), (branch.id, "branch")]
     keys += [(branch.id, group) for group in GROUPS_OF[branch.kind]]
     stream = anatomy.stream_of(branch)
@@ -124,6 +135,8 @@ def _remembered(
     known: dict[tuple[int | None, ...], float] = {}
 
     def cost(sizes: Sizes) -> float:
+        if free and sizes.get((block_id, "block")) == 0:
+            return 0.0
         chosen = (*map(sizes.get, keys), sizes.get(width_key))
         if chosen not in known:
             width = sizes.get(width_key, branch.width)

@@ -48,6 +48,9 @@ class Preset(BaseModel):
     (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion, asked again after
     each drop; `window` as one run of blocks, by the criterion `cosine` or `angle` of
     its ends. The first and last `keep_ends` blocks stay.
+
+    `rotate` expresses the stream in its principal components before anything else; the channels of
+    the group `width` are then these.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +72,7 @@ class Preset(BaseModel):
     stand_in: StandIn | None = None
     search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
     keep_ends: int = Field(default=0, ge=0)
+    rotate: bool = False
 
     @model_validator(mode="after")
     def _first_is_offered(self) -> "Preset":
@@ -76,6 +80,12 @@ class Preset(BaseModel):
             self.first.group not in self.groups or self.engine != "criteria"
         ):
             raise ValueError("'first' must name one of 'groups', under the engine 'criteria'")
+        return self
+
+    @model_validator(mode="after")
+    def _rotation_is_of_use(self) -> "Preset":
+        if self.rotate and ("width" not in self.groups or self.engine != "criteria"):
+            raise ValueError("'rotate' needs 'width' among 'groups', and the engine 'criteria'")
         return self
 
     def criterion_for(self, group: GroupName) -> str:

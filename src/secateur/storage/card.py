@@ -67,7 +67,8 @@ def card(title: str, spec: Spec) -> str:
 
 def _sizes(spec: Spec) -> Iterator[tuple[str, str]]:
     yield from ((key, f"{width} channels") for key, width in spec.widths.items())
-    yield from ((key, _size(size)) for key, size in spec.shapes.items())
+    for key, size in spec.shapes.items():
+        yield key, "a linear layer in its place" if key in spec.stand_ins else _size(size)
 
 
 def _pruned(spec: Spec) -> list[str]:

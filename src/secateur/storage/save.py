@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
-from secateur.anatomy.norms import held_norms
+from secateur.anatomy.norms import held_norms, uncentred_norms
 from secateur.errors import UserError
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
@@ -116,11 +116,13 @@ def _spec(
     dense = family.read(again)
     shapes = shapes_of(model, dense)
     widths = widths_of(model, dense)
-    resize_(again, family, dense, shapes, widths)
+    stand_ins = [layer.id for layer in family.read(model).stand_ins]
+    resize_(again, family, dense, shapes, widths, stand_ins)
     held = held_norms(model.named_modules())
+    uncentred = uncentred_norms(model.named_modules())
     biases = added_biases(model, again)
     tensors = load_file(weights)
-    logits = probe(complete_(again, base, biases, tensors, held), dense.input_size)
+    logits = probe(complete_(again, base, biases, tensors, held, uncentred), dense.input_size)
     dtype = common_dtype(tensors)
     on_cpu = next(model.parameters()).device.type == "cpu"
     _refuse_other_outputs(probe(model, dense.input_size), logits, dtype, on_cpu)
@@ -131,8 +133,10 @@ def _spec(
                 key: None if shape is None else to_jsonable_python(shape)
                 for key, shape in shapes.items()
             },
+            "stand_ins": stand_ins,
             "widths": widths,
             "held_norms": held,
+            "uncentred_norms": uncentred,
             "added_biases": biases,
             "weights": {
                 "sha256": sha256(weights),

@@ -1,7 +1,7 @@
 """Models from the directories that secateur writes. Nothing in them is ever executed."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from secateur.anatomy.family import family_of
 from secateur.anatomy.norms import hold_norms_
-from secateur.anatomy.types import Shapes
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.storage.base import Base, build
@@ -31,11 +30,9 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     spec = read_spec(directory)
     path = directory / WEIGHTS
     tensors = _read_weights(path, spec)
-    shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     try:
         base = spec.base.base()
-        held = spec.held_norms
-        model = assemble(base, shapes, spec.added_biases, tensors, spec.widths, held)
+        model = assemble(base, spec, tensors)
     except UserError as error:
         raise UserError(f"{directory} cannot be rebuilt: {error}") from error
     _check_fingerprint(model, spec, directory)
@@ -43,19 +40,13 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
     return model.to(device)
 
 
-def assemble(
-    base: Base,
-    shapes: Shapes,
-    added_biases: Iterable[str],
-    tensors: Mapping[str, Tensor],
-    widths: Mapping[str, int] | None = None,
-    held: Mapping[str, int] | None = None,
-) -> nn.Module:
+def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The pruned model in eval mode: base on the meta device → shapes → tensors, strictly."""
+    shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     model = build(base)
     family = family_of(model)
-    resize_(model, family, family.read(model), shapes, widths)
-    return complete_(model, base, added_biases, tensors, held)
+    resize_(model, family, family.read(model), shapes, spec.widths, spec.stand_ins)
+    return complete_(model, base, spec.added_biases, tensors, spec.held_norms, spec.uncentred_norms)
 
 
 def complete_(
@@ -64,13 +55,14 @@ def complete_(
     added_biases: Iterable[str],
     tensors: Mapping[str, Tensor],
     held: Mapping[str, int] | None = None,
+    uncentred: Collection[str] = (),
 ) -> nn.Module:
     """Give a resized model on the meta device what it still lacks.
 
-    That is its held norms, by path with the channels they miss, added biases, tensors and
-    preprocessing.
+    That is its held norms, by path with the channels they miss, and which of them are uncentred,
+    added biases, tensors and preprocessing.
     """
-    hold_norms_(resized, held or {})
+    hold_norms_(resized, held or {}, uncentred)
     add_biases_(resized, added_biases, tensors)
     if reason := misfit(resized, tensors):
         raise UserError(f"the weights do not fit the shapes: {reason}.")

@@ -1,11 +1,12 @@
 """From a dense model to the shapes of a pruned one, and back to a list of what differs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
 
 from secateur.anatomy.family import Family, read
+from secateur.anatomy.linear import linearisable
 from secateur.anatomy.metaformer_modules import ShiftedReLU
 from secateur.anatomy.stream import narrowable
 from secateur.anatomy.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
@@ -36,8 +37,11 @@ def resize_(
     anatomy: Anatomy,
     shapes: Shapes,
     widths: Mapping[str, int] | None = None,
+    stand_ins: Collection[str] = (),
 ) -> None:
     """Give a dense model, on any device, these shapes, with uninitialised weights.
+
+    Linear layers take the places of the dropped branches in `stand_ins`.
 
     Streams that are missing in `widths` keep theirs. Raises UserError when the branches, their
     kinds or the streams are not those of `anatomy`.
@@ -55,7 +59,16 @@ def resize_(
             family.assign_(model, branch, MlpWeights.empty(shape, like))
         else:
             raise UserError(f"the shape of branch {branch.id} is not one of its kind.")
-    family.drop_(model, {branch_id for branch_id, shape in shapes.items() if shape is None})
+    dropped = {branch_id for branch_id, shape in shapes.items() if shape is None}
+    if odd := sorted(set(stand_ins) - dropped):
+        raise UserError(f"a linear layer is said to stand in for {odd[0]}, which was not dropped.")
+    for branch_id in stand_ins:
+        if (linear := linearisable(family)) is None:
+            raise UserError(f"no linear layer can stand in for {branch_id} in {family.title}.")
+        branch = anatomy.branch(branch_id)
+        empty_DD = next(model.parameters()).new_empty(branch.width, branch.width)
+        linear.put_linear_(model, branch, empty_DD, empty_DD[0])
+    family.drop_(model, dropped - set(stand_ins))
     if odd := sorted(set(widths or {}) - set(anatomy.widths)):
         raise UserError(f"the base model has no stream '{odd[0]}' that can be made narrower.")
     for stream in anatomy.streams:

@@ -29,6 +29,7 @@ LARGEST_SPEC = 8 * 2**20
 """In bytes; a file that claims to be a spec is not read beyond this."""
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**24)]
 Side = Annotated[int, Field(strict=True, ge=1, le=4096)]
 Text = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.\-]+$")]
 
@@ -133,8 +134,10 @@ class Spec(_Strict):
     format: Literal[1] = 1
     base: BaseSpec
     shapes: dict[str, BranchSpec | None]
+    stand_ins: list[str] = []
     widths: dict[str, Size] = {}
-    held_norms: dict[str, Size] = {}
+    held_norms: dict[str, Count] = {}
+    uncentred_norms: list[str] = []
     added_biases: list[str] = []
     weights: WeightsSpec
     fingerprint: FingerprintSpec

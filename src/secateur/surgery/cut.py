@@ -12,15 +12,23 @@ from secateur.errors import UserError
 from secateur.evidence import Evidence, Sums
 from secateur.planning.types import Plan
 from secateur.surgery.moments import Moments, moments
+from secateur.surgery.readers import take_over_
 from secateur.surgery.repair import SOLVED, Repair
 from secateur.surgery.select import select
 from secateur.surgery.stand_in import StandIn, drop_, stand_in_needs
 
 
 def repair_needs(
-    repair: Repair, plan_groups: set[str], stand_in: StandIn | None = None
+    repair: Repair,
+    plan_groups: set[str],
+    stand_in: StandIn | None = None,
+    *,
+    rotated: bool = False,
 ) -> set[str]:
-    """The kinds of evidence that a repair of these groups, and a stand-in, ask for."""
+    """The kinds of evidence that a repair of these groups, and a stand-in, ask for.
+
+    `rotated` says that the stream is in its principal components.
+    """
     needs: set[str] = set()
     if plan_groups & {"branch", "block"}:
         needs |= stand_in_needs(stand_in or default_stand_in(repair))
@@ -35,6 +43,8 @@ def repair_needs(
         needs.add("logit_moments")
     if "width" in plan_groups:
         needs.add("stream_sums")
+        if rotated and repair in SOLVED:
+            needs.add("input_moments")
     return needs
 
 
@@ -56,7 +66,8 @@ def cut_(
 
     Branches without units in the plan keep their weights untouched. `stand_in` takes the place of
     dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
-    `none`. The stand-in `affine` needs `anchors`, see `secateur.evidence.anchors`.
+    `none`. The stand-ins `affine` and `linear` need `anchors`: see `secateur.evidence.anchors`
+    and `secateur.evidence.gaps`.
     """
     family = family_of(model)
     anatomy = family.read(model)
@@ -85,13 +96,29 @@ def narrow_streams_(
 ) -> None:
     """Keep the channels that the plan names of each stream.
 
-    Unless `repair` is `none`, norms and readers take the others for constants.
+    Unless `repair` is `none`, norms and readers take the others for constants. In a stream that is
+    rotated, norms always count them, without a repair as zeros, and readers are fitted to what is
+    left by the repairs that solve.
     """
+    rotated = plan.reductions.get("width") == "rotate"
     for stream in anatomy.streams:
         if "width" in (units := plan.units.get(stream.id, {})):
             kept_D = torch.tensor(units["width"], dtype=torch.long)
-            held = {} if repair == "none" else _held(anatomy, stream, evidence)
+            if repair == "none":
+                held = _zeros(anatomy, stream) if rotated else {}
+            else:
+                held = _held(anatomy, stream, evidence)
+            if rotated and repair in SOLVED:
+                for branch in family.read(model).branches:
+                    take_over_(model, family, branch, kept_D, evidence)
             narrowable(family).narrow_(model, stream, kept_D, held)
+
+
+def _zeros(anatomy: Anatomy, stream: Stream) -> dict[str, Held]:
+    """Channels that carry nothing, everywhere."""
+    nothing_D = torch.zeros(stream.width, dtype=torch.float64)
+    held = Held(mean_D=nothing_D, square_D=nothing_D)
+    return {branch.id: held for branch in anatomy.branches} | {END: held}
 
 
 def _held(anatomy: Anatomy, stream: Stream, evidence: Evidence | None) -> dict[str, Held]:

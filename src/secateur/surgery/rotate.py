@@ -48,6 +48,13 @@ def query_key_basis(q_gram_HKK: Tensor, k_gram_HKK: Tensor) -> QueryKeyBasis:
     )
 
 
+def principal_basis(gram_DD: Tensor) -> Tensor:
+    """Orthonormal eigenvectors of a Gram as columns (D, D), largest first, fp64."""
+    gram_DD = gram_DD.double()
+    vectors_DD: Tensor = torch.linalg.eigh((gram_DD + gram_DD.T) / 2).eigenvectors
+    return vectors_DD.flip(1)
+
+
 def matrix_roots(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric square root of positive semi-definite matrices and its pseudo-inverse, fp64."""
     gram = gram.double()

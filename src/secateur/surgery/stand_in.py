@@ -1,4 +1,4 @@
-"""What stands in for dropped branches; all of it is folded into weights that stay.
+"""What stands in for dropped branches; all but `linear` is folded into weights that stay.
 
 - `nothing`: the stream passes.
 - `mean`: the mean update stays, in an earlier bias.
@@ -8,6 +8,7 @@
 - `affine`: the kept branch before them, the anchor, gives with its own update m also the best
   affine guess of what they would have added: m <- m + A m + c, by ridge regression, into its
   writer (ReplaceMe, NeurIPS 2025, arXiv 2505.02819, which has no intercept c).
+- `linear`: a linear layer in their place, see `secateur.surgery.linear_map`, at its own cost.
 - `merge`: the kept block before dropped ones takes theta + sum_k (theta_k - theta), theta_k the
   parameters of the dropped blocks (LaCo, arXiv 2402.11187; its code subtracts the sum so far in
   place of theta, which leaves just the last block).
@@ -23,24 +24,28 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family
+from secateur.anatomy.linear import linearisable
 from secateur.anatomy.types import Anatomy, Branch, Shapes
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.errors import UserError
 from secateur.evidence import Evidence, Sums
+from secateur.surgery.linear_map import linear_map
 from secateur.surgery.moments import RIDGE, iterated_solve
 
-StandIn = Literal["nothing", "mean", "scalar", "affine", "merge"]
+StandIn = Literal["nothing", "mean", "scalar", "affine", "linear", "merge"]
 STAND_INS: tuple[str, ...] = get_args(StandIn)
 
 
 def stand_in_needs(stand_in: StandIn) -> set[str]:
     """The kinds of evidence that a stand-in asks of the uncut model.
 
-    `affine` also takes a pass of its own once the plan is known; where there is no branch before
-    the dropped ones it falls back on the mean.
+    `affine` and `linear` also take a pass of their own once the plan is known. Where there is no
+    branch before the dropped ones, `affine` falls back on the mean; searches take the mean for
+    `linear`, too.
     """
-    kinds = {"mean": {"update_mean"}, "affine": {"update_mean"}, "scalar": {"branch_similarity"}}
-    return kinds.get(stand_in, set())
+    if stand_in == "scalar":
+        return {"branch_similarity"}
+    return {"update_mean"} if stand_in in ("mean", "affine", "linear") else set()
 
 
 def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
@@ -55,6 +60,19 @@ def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
     return runs
 
 
+def gaps_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The first of each run of dropped branches, with the whole run."""
+    gaps: dict[str, tuple[str, ...]] = {}
+    first = None
+    for branch in anatomy.branches:
+        if shapes.get(branch.id) is not None:
+            first = None
+            continue
+        first = first or branch.id
+        gaps[first] = (*gaps.get(first, ()), branch.id)
+    return gaps
+
+
 def check_stand_in(
     model: nn.Module, family: Family, anatomy: Anatomy, stand_in: StandIn, groups: set[str]
 ) -> None:
@@ -64,11 +82,17 @@ def check_stand_in(
             "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
             "pruned beside it; prune with --groups block, or take another stand-in."
         )
-    if stand_in in ("scalar", "affine"):
+    if stand_in == "linear" and linearisable(family) is None:
+        raise UserError(
+            f"stand-in 'linear' is not offered for {family.title}, where more than a norm stands "
+            "between some branches and the stream; use 'affine', 'mean' or 'nothing'."
+        )
+    if stand_in in ("scalar", "affine", "linear"):
         behind = [b.id for b in anatomy.branches if not family.writes_linearly(model, b)]
         if behind:
+            where = "needs the norm before" if stand_in == "linear" else "is folded into writers"
             raise UserError(
-                f"stand-in '{stand_in}' is folded into writers, but a norm stands behind that of "
+                f"stand-in '{stand_in}' {where}, but a norm stands behind that of "
                 f"{behind[0]}; use 'mean' or 'nothing'."
             )
 
@@ -85,12 +109,19 @@ def drop_(
 ) -> None:
     """Remove the branches whose shape is None from `model` and put the stand-in in place.
 
-    `anchors` are the moments of `secateur.evidence.anchors` for the runs of this plan.
+    `anchors` are the moments of `secateur.evidence.anchors` for the runs of this plan, or of
+    `secateur.evidence.gaps` for its gaps.
     """
     dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
     if stand_in == "merge":
         _merge_(model, anatomy, dropped)
-    family.drop_(model, dropped)
+    linear = linearisable(family) if stand_in == "linear" else None
+    gaps = {} if linear is None else gaps_of(anatomy, shapes)
+    for first in gaps:
+        if linear is not None:
+            map_DD, constant_D = linear_map(anchors[first], first)
+            linear.put_linear_(model, anatomy.branch(first), map_DD, constant_D)
+    family.drop_(model, dropped - set(gaps))
     if stand_in == "scalar":
         _shorten_(model, family, anatomy, dropped, evidence)
     done: set[str] = set()

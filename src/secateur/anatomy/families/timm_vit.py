@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from secateur.anatomy.counting import parameters, vit_ends
 from secateur.anatomy.family import families
 from secateur.anatomy.folding import add_to_embedding_, add_to_writer_
+from secateur.anatomy.linear import (
+    after_last,
+    alone,
+    linear_joints,
+    linear_rates,
+    put_linear_vit_,
+    since_branch,
+    stand_ins_of,
+)
 from secateur.anatomy.modules import AttentionBlock, EmptyBlock, MlpBlock
 from secateur.anatomy.narrowing import narrow_vit_, vit_ends_weights, why_not
 from secateur.anatomy.places import (
@@ -25,10 +34,11 @@ from secateur.anatomy.places import (
     place,
 )
 from secateur.anatomy.rebuild import assign_attention_, assign_mlp_, attention_weights, mlp_weights
+from secateur.anatomy.rotation import rotate_vit_, why_not_rotate
 from secateur.anatomy.stream import Held, StreamWeights
 from secateur.anatomy.taps import Tap, View
 from secateur.anatomy.timm_blocks import attention_shape, read_block
-from secateur.anatomy.types import Anatomy, Block, Branch, Stream
+from secateur.anatomy.types import Anatomy, Block, Branch, Rate, Stream
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.errors import UserError
 
@@ -65,7 +75,11 @@ class TimmVit:
             )
             branches.extend(found)
         ends = vit_ends(vit, tokens, parameters(vit) - sum(map(parameters, vit.blocks)))
+        stand_ins = stand_ins_of(vit, tokens)
+        more, pair = linear_rates(stand_ins, vit.embed_dim, tokens)
+        ends = Rate(base=ends.base + more.base, per_width=ends.per_width + more.per_width)
         why = why_not(vit)
+        streams = () if why else (Stream(id="stream", width=vit.embed_dim, ends=ends),)
         return Anatomy(
             family=self.name,
             width=vit.embed_dim,
@@ -77,7 +91,9 @@ class TimmVit:
             branches=tuple(branches),
             ends=ends,
             refusals={"width": why} if why else {},
-            streams=() if why else (Stream(id="stream", width=vit.embed_dim, ends=ends),),
+            streams=streams,
+            joints=linear_joints(pair, streams),
+            stand_ins=stand_ins,
         )
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
@@ -107,6 +123,11 @@ class TimmVit:
             if left != had:
                 blocks[index] = _remaining(block, left).train(block.training)
 
+    def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
+        """Put a linear layer where a branch is."""
+        index, part = _part(branch)
+        put_linear_vit_(cast(VisionTransformer, model), index, part, map_DD, bias_D)
+
     def narrow_(
         self,
         model: nn.Module,
@@ -116,6 +137,14 @@ class TimmVit:
     ) -> None:
         """Keep these channels of the stream, everywhere."""
         narrow_vit_(cast(VisionTransformer, model), kept_D, held or {})
+
+    def why_not_rotate(self, model: nn.Module) -> str | None:
+        """Post-norm blocks, norms that write the stream, no classifier behind a norm."""
+        return why_not_rotate(cast(VisionTransformer, model))
+
+    def rotate_(self, model: nn.Module, basis_DD: Tensor) -> None:
+        """Express the stream in this orthonormal basis, everywhere."""
+        rotate_vit_(cast(VisionTransformer, model), basis_DD)
 
     def stream_ends(self, model: nn.Module, stream: Stream) -> StreamWeights:
         """Patch embedding and classifiers."""
@@ -150,23 +179,27 @@ class TimmVit:
         return x_BND
 
     def arrive(self, model: nn.Module, branch: Branch, stream_BND: Tensor) -> Tensor:
-        """The same: nothing stands between branches."""
+        """The same, unless linear layers stand where branches were."""
+        for module in since_branch(cast(VisionTransformer, model), *_part(branch)):
+            stream_BND = module(stream_BND)
         return stream_BND
 
     def through(self, model: nn.Module, branch: Branch) -> nn.Module:
-        """The branch alone."""
-        return self.alone(model, branch)
+        """The branch, behind linear layers that stand right before it."""
+        between = since_branch(cast(VisionTransformer, model), *_part(branch))
+        own = self.alone(model, branch)
+        return nn.Sequential(*between, own) if between else own
 
     def alone(self, model: nn.Module, branch: Branch) -> nn.Module:
         """The block without its other branch."""
-        parent, _, name = branch.id.rpartition(".")
-        block = model.get_submodule(parent)
-        kept = AttentionBlock if name == "attn" else MlpBlock
-        return kept(block, post_norm=is_post_norm(block)).train(block.training)
+        index, part = _part(branch)
+        return alone(cast(VisionTransformer, model).blocks[index], part)
 
     def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
-        """Final norm, pooling and classifier."""
+        """Final norm, pooling and classifier, behind linear layers where the last branches were."""
         vit = cast(VisionTransformer, model)
+        for module in after_last(vit):
+            stream_BND = module(stream_BND)
         return vit.forward_head(vit.norm(stream_BND))
 
     def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:

@@ -36,7 +36,7 @@ class SnpSettings(BaseModel):
     class_token: bool = True
 
 
-def check_rank(settings: BaseModel, anatomy: Anatomy, group: GroupName) -> None:
+def check_rank(settings: BaseModel | None, anatomy: Anatomy, group: GroupName) -> None:
     """UserError where gamma exceeds the number of singular components that there can be."""
     assert isinstance(settings, SnpSettings)
     if group != "qk" or settings.gamma is None:

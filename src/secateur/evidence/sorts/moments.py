@@ -54,3 +54,9 @@ def hidden_energies(sums: Sums, seen: Seen) -> None:
 def context_energies(sums: Sums, seen: Seen) -> None:
     """Sum and sum of squares of each context dim, all heads jointly: (HV,)."""
     add_energies_(sums, seen["context"].flatten(2).flatten(0, 1))
+
+
+@evidence_kind("input_moments", scope="branch", sites=("input",))
+def input_moments(sums: Sums, seen: Seen) -> None:
+    """Moments of what a branch reads, behind its norm, over all tokens: (D,) and (D, D)."""
+    add_moments_(sums, seen["input"])

@@ -1,0 +1,43 @@
+"""How far a linear layer could be from a branch, bounded by canonical correlations.
+
+Legend: D residual width.
+"""
+
+import torch
+from torch import Tensor
+
+from secateur.criteria.registry import Question, criterion
+from secateur.criteria.scores.cka import NEEDS
+from secateur.criteria.scores.linearity import centred
+
+FLOOR = 1e-9
+"""Variances below this share of the largest are no directions: a stream need not fill its space."""
+
+
+@criterion(
+    "cca",
+    title="1 - squared canonical correlations of input and output, summed",
+    source="NBL, NeurIPS 2025, arXiv 2505.21077",
+    needs=NEEDS,
+)
+def cca(question: Question) -> Tensor:
+    """sum_i (1 - rho_i^2) over the canonical correlations of the stream before and after.
+
+    The bound of NBL on the error, relative in every direction of the output, of the best linear
+    map. Directions in which the stream has no variance count nothing.
+    """
+    sums = question.sums[NEEDS[question.group][0]]
+    left_XD = _whitening(centred(sums, "x_gram", "x_sum", "x_sum"))
+    right_DY = _whitening(centred(sums, "y_gram", "y_sum", "y_sum")).T
+    cross_XY = left_XD @ centred(sums, "xy_gram", "x_sum", "y_sum") @ right_DY
+    rho = torch.linalg.svdvals(cross_XY).clamp(max=1)
+    bound: Tensor = right_DY.shape[1] - rho.square().sum()
+    return bound.clamp(min=0)
+
+
+def _whitening(cov_DD: Tensor) -> Tensor:
+    """Rows that map onto uncorrelated directions of variance 1 (X, D)."""
+    values, vectors = torch.linalg.eigh((cov_DD + cov_DD.T) / 2)
+    real = values > FLOOR * values[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    whitening_XD: Tensor = (vectors[:, real] / values[real].sqrt()).T
+    return whitening_XD
