@@ -41,7 +41,7 @@ def main() -> None:
     given.add_argument("--only", help="methods, with commas")
     given.add_argument("--budgets", help="budgets, with ; between")
     given.add_argument("--no-maps", dest="maps", action="store_false", help="tables only")
-    given.add_argument("--polish", type=int, default=30, help="steps; 0 leaves the training out")
+    given.add_argument("--polish", type=int, default=12, help="steps; 0 leaves the training out")
     given.add_argument("--polish-batch", type=int, default=16, help="images per step")
     given.add_argument("--polish-budgets", help="those that are polished too (default: all)")
     args = given.parse_args()
@@ -110,7 +110,7 @@ def polished(bench: Bench, model: nn.Module, steps: str, batch_size: int) -> Row
     """Scores after so many steps of distillation from the same calibration images."""
     student = copy.deepcopy(model)
     images = as_batches(bench.calibration, 32)
-    settings = PolishSettings(batch_size=batch_size)
+    settings = PolishSettings(batch_size=batch_size, checks=2)
     report = polish_(
         student, bench.model, images, parse_polish(steps), bench.seed, settings=settings
     )

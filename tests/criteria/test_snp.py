@@ -17,7 +17,7 @@ from secateur.anatomy.taps import attached
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question, needs_of, settings_of
-from secateur.criteria.scores.snp import dissimilarity, shared
+from secateur.criteria.scores.snp import SnpSettings, dissimilarity, shared
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.evidence import evidence_kinds, observe
@@ -158,6 +158,26 @@ def test_real_activations_agree_with_the_naive_decomposition(
         found = scored(model, x, name, branch, aggregate=how)
         scale = float(expected.abs().max()) if name == "snp_magnitude" else 1.0
         torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["per_image", "stacked"])
+def test_each_criterion_finds_its_own_evidence_among_all(how: str) -> None:
+    model, branch, x = build("vit"), "blocks.0.attn", images_for(build("vit"), 4)
+    asked = [
+        (criteria.get(name), settings_of(criteria.get(name), {"aggregate": how, "gamma": gamma}))
+        for name in CRITERIA
+        for gamma in (None, 2)
+    ]
+    needs = {kind for which, chosen in asked for kind in needs_of(which, "qk", chosen)}
+    evidence = observe(model, as_batches(x, 3), needs, only=[branch])
+    for which, chosen in asked:
+        assert isinstance(chosen, SnpSettings)
+        question = Question(
+            group="qk", owner=branch, weights=None, sums=evidence.about(branch),
+            images=evidence.images, seed=0, settings=chosen,
+        )  # fmt: skip
+        alone = scored(model, x, which.name, branch, aggregate=how, gamma=chosen.gamma)
+        assert torch.equal(score(which, question), alone)
 
 
 def test_dead_dims_and_few_tokens_do_not_hinder() -> None:

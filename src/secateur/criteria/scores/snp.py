@@ -52,20 +52,30 @@ def check_rank(settings: BaseModel, anatomy: Anatomy, group: GroupName) -> None:
                 )
 
 
-def _needs(centred: bool, settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
+def _kind(settings: BaseModel, *, centred: bool) -> str:
+    """The evidence about query/key dims."""
     assert isinstance(settings, SnpSettings)
-    kind = snp_kind(settings.aggregate, class_token=settings.class_token, centred=centred)
+    return snp_kind(
+        settings.aggregate,
+        class_token=settings.class_token,
+        centred=centred,
+        every=settings.gamma is not None,
+    )
+
+
+def _needs(settings: BaseModel, *, centred: bool) -> dict[GroupName, tuple[str, ...]]:
+    kind = _kind(settings, centred=centred)
     return {"qk": (kind,), "vo": (), "heads": (), "hidden": (), "width": ()}
 
 
 def raw_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
     """Evidence with keys as they are."""
-    return _needs(False, settings)
+    return _needs(settings, centred=False)
 
 
 def centred_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
     """Evidence with keys centred over the tokens of each image."""
-    return _needs(True, settings)
+    return _needs(settings, centred=True)
 
 
 def dissimilarity(rows_UD: Tensor) -> Tensor:
@@ -91,11 +101,11 @@ def shared(stream: StreamWeights, *, magnitude: bool = False) -> Tensor:
     return torch.stack(members).mean(0)
 
 
-def _aligned(question: Question, which: str) -> Tensor:
+def _aligned(question: Question, which: str, *, centred: bool) -> Tensor:
     """Mean over images of the first gamma components, by `cosine` or `strength`: (H, K)."""
     settings = question.settings or SnpSettings()
     assert isinstance(settings, SnpSettings)
-    (sums,) = (sums for kind, sums in question.sums.items() if kind.startswith("snp_"))
+    sums = question.sums[_kind(settings, centred=centred)]
     if "cosine" in sums:
         found_HJK = sums[which] / sums["images"]
     else:
@@ -143,7 +153,9 @@ def snp(question: Question) -> Tensor:
     Value rows are compared with those of all heads, rows of fc1 with all rows of fc1; for gated
     MLPs a neuron's rows are joined end to end. For channels of the stream see `shared`.
     """
-    return _aligned(question, "cosine") if question.group == "qk" else _unlike(question)
+    if question.group == "qk":
+        return _aligned(question, "cosine", centred=False)
+    return _unlike(question)
 
 
 @criterion(
@@ -157,7 +169,9 @@ def snp(question: Question) -> Tensor:
 )
 def snp_centred(question: Question) -> Tensor:
     """As `snp`, but of the attention scores that the softmax sees: keys without their mean."""
-    return _aligned(question, "cosine") if question.group == "qk" else _unlike(question)
+    if question.group == "qk":
+        return _aligned(question, "cosine", centred=True)
+    return _unlike(question)
 
 
 @criterion(
@@ -176,5 +190,5 @@ def snp_magnitude(question: Question) -> Tensor:
     of the stream, the norm of the row.
     """
     if question.group == "qk":
-        return _aligned(question, "strength")
+        return _aligned(question, "strength", centred=True)
     return _unlike(question, magnitude=True)
