@@ -9,7 +9,7 @@ import copy
 from functools import cache
 
 from _common import HERE, INPUT, Bench, Row, Store, parser
-from _snp_comparison_maps import FIGURE, PRESERVED, attention_maps, preservation
+from _snp_comparison_maps import PRESERVED, attention_maps, preservation
 from _snp_comparison_page import write_report
 from torch import nn
 
@@ -51,7 +51,7 @@ def main() -> None:
             measure(bench, store, method, args)
         if args.maps:
             dense = lambda: {"maps": attention_maps(bench.model, bench.validation)}  # noqa: E731
-            store.run(("maps", "dense"), dense)
+            store.run(("pictures", "dense"), dense)
     # Read again: another process may have measured other cells meanwhile.
     store = Store("snp_comparison", args)
     if args.report or not (args.only or args.budgets):
@@ -84,7 +84,13 @@ def measure(bench: Bench, store: Store, method: str, args: argparse.Namespace) -
     for budget in PRESERVED if args.maps and method in SHOWN else ():
         store.run(
             ("maps", method, budget),
-            lambda b=budget: attention(bench, cut(b), b),
+            lambda b=budget: preservation(bench.model, cut(b), bench.validation),
+            **about,
+            budget=budget,
+        )
+        store.run(
+            ("pictures", method, budget),
+            lambda b=budget: {"maps": attention_maps(cut(b), bench.validation)},
             **about,
             budget=budget,
         )
@@ -136,12 +142,6 @@ def scores(bench: Bench, model: nn.Module) -> Row:
         "params": cost.params / dense.params,
         **bench.setting(),
     }
-
-
-def attention(bench: Bench, model: nn.Module, budget: str) -> Row:
-    """How far attention moved, per layer and head, and maps of single images."""
-    maps = attention_maps(model, bench.validation) if budget == FIGURE else []
-    return {**preservation(bench.model, model, bench.validation), "maps": maps}
 
 
 if __name__ == "__main__":
