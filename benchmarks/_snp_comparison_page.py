@@ -12,6 +12,7 @@ CAPTION = {
     "magnitude": "magnitude (l2)",
     "geometric_median": "geometric median",
     "snp": "SNP",
+    "snp_centred": "SNP, keys centred",
     "snp_magnitude": "SNP, magnitude-aware",
     "corp": "CORP",
     "corp_symmetric": "CORP, symmetrised",

@@ -26,12 +26,21 @@ METHODS = (
     "magnitude",
     "geometric_median",
     "snp",
+    "snp_centred",
     "snp_magnitude",
     "corp",
     "corp_symmetric",
     "spectral",
 )
-SHOWN = ("magnitude", "geometric_median", "snp", "snp_magnitude", "corp", "spectral")
+SHOWN = (
+    "magnitude",
+    "geometric_median",
+    "snp",
+    "snp_centred",
+    "snp_magnitude",
+    "corp",
+    "spectral",
+)
 """Whose attention maps are compared."""
 
 
