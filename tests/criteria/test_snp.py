@@ -278,6 +278,14 @@ def test_rows_unlike_all_others_are_worth_most() -> None:
     assert dissimilarity(rows).tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_many_rows_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
+    whole = dissimilarity(rows)
+    for size in (1, 4, 10, 11):
+        monkeypatch.setattr("secateur.criteria.scores.snp.ROWS", size)
+        torch.testing.assert_close(dissimilarity(rows), whole, rtol=0, atol=1e-12)
+
+
 def test_values_are_compared_across_heads_and_neurons_with_all_readers() -> None:
     rows_UD = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     some = torch.ones(2, 3, 5)

@@ -1,7 +1,7 @@
 """SNP: query/key dims that span the attention scores; values and neurons unlike all others.
 
 Legend: D residual width, H heads, J singular components, K query/key dims, V value dims, F hidden
-neurons, U rows.
+neurons, U rows, R some of the rows.
 """
 
 from typing import Annotated, Literal
@@ -19,6 +19,8 @@ from secateur.errors import UserError
 from secateur.evidence.sorts.snp import components, leading, snp_kind
 
 SOURCE = "SNP, ECCV 2024, arXiv 2404.11630"
+ROWS = 128
+"""Rows that are compared with all others at a time."""
 
 
 class SnpSettings(BaseModel):
@@ -82,7 +84,14 @@ def dissimilarity(rows_UD: Tensor) -> Tensor:
     """sum over all rows l of 1 - |cos(row, row l)|: (U,), fp64; 0 for a row of zeros."""
     rows_UD = rows_UD.double()
     unit_UD = F.normalize(rows_UD, dim=1, eps=torch.finfo(torch.float64).tiny)
-    total_U = (len(rows_UD) - (unit_UD @ unit_UD.T).abs_().sum(1)).clamp(min=0)
+    alike_U = torch.zeros_like(unit_UD[:, 0])
+    for start in range(0, len(unit_UD), ROWS):
+        end = start + ROWS
+        # WHY from here on: the matrix of cosines is symmetric.
+        cosines_RU = (unit_UD[start:end] @ unit_UD[start:].T).abs_()
+        alike_U[start:end] += cosines_RU.sum(1)
+        alike_U[end:] += cosines_RU[:, ROWS:].sum(0)
+    total_U = (len(rows_UD) - alike_U).clamp(min=0)
     return torch.where(rows_UD.any(1), total_U, torch.zeros_like(total_U))
 
 
