@@ -123,7 +123,7 @@ def draw_preservation(rows: dict[str, Row], path: Path) -> None:
     """A picture: KL of softmax rows and relative error of scores over the layers."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0))
+    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2))
     titles = ("KL(dense ‖ pruned) of softmax rows, nats", "relative error of centred scores")
     for axis, key, title in zip(axes, ("row_kl", "relative_error"), titles, strict=True):
         for number, (method, row) in enumerate(rows.items()):
@@ -142,7 +142,7 @@ def draw_preservation(rows: dict[str, Row], path: Path) -> None:
         axis.set_xticks(range(len(values_LH)))
         axis.grid(alpha=0.25, linewidth=0.6)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=9, frameon=False, ncols=len(labels), loc="lower center")
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(handles, labels, fontsize=9, frameon=False, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
