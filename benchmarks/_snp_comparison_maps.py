@@ -15,13 +15,14 @@ from secateur.anatomy.weights import AttentionWeights
 
 PRESERVED = ("50% qk", "25% qk")
 """Budgets at which attention is compared."""
-FIGURE = "25% qk"
 IMAGES = 32
 """Validation images over which attention is compared."""
 SHOWN = (3, 11, 20, 28)
 """Numbers of the images, among these, whose maps are drawn."""
 LAYER = 8
 """Block whose maps are drawn."""
+TOP = 0.975
+"""Share of the patches of a dense map that the colour scale tells apart."""
 
 
 def preservation(dense: nn.Module, pruned: nn.Module, images: Pairs) -> Row:
@@ -89,27 +90,32 @@ def _some(images: Pairs) -> list[Tensor]:
     )
 
 
-def draw_maps(rows: list[tuple[str, list[list[list[float]]]]], path: Path) -> None:
-    """A picture: one column per image, one row per model, each image on one colour scale."""
+def draw_maps(models: list[tuple[str, list[list[list[float]]]]], path: Path) -> None:
+    """A picture: one row per image, one column per model, each image on one colour scale.
+
+    The scale ends where `TOP` of the dense map lies below, since a few patches (often the corners)
+    take so much that nothing else would be seen.
+    """
     from matplotlib import pyplot as plt
 
     count = len(SHOWN)
     figure, axes = plt.subplots(
-        len(rows), count, figsize=(1.35 * count + 1.3, 1.35 * len(rows)), squeeze=False
+        count, len(models), figsize=(1.4 * len(models), 1.4 * count + 0.35), squeeze=False
     )
-    for column in range(count):
-        most = max(max(map(max, rows[0][1][column])), 1e-9)
-        for line, (name, maps) in enumerate(rows):
-            axis = axes[line][column]
-            axis.imshow(maps[column], cmap="magma", vmin=0.0, vmax=most, interpolation="nearest")
+    for row in range(count):
+        most = float(torch.tensor(models[0][1][row]).flatten().quantile(TOP))
+        for column, (name, maps) in enumerate(models):
+            axis = axes[row][column]
+            axis.imshow(maps[row], cmap="magma", vmin=0.0, vmax=most, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-            if column == 0:
-                axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+            if row == 0:
+                axis.set_title(name.replace(", ", ",\n"), fontsize=9)
     figure.subplots_adjust(
-        left=0.22, right=0.995, top=0.995, bottom=0.005, wspace=0.06, hspace=0.06
-    )
-    figure.savefig(path, dpi=90)
+        left=0.005, right=0.995, top=1 - 0.45 / (1.4 * count + 0.35), bottom=0.005,
+        wspace=0.05, hspace=0.05,
+    )  # fmt: skip
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -117,22 +123,26 @@ def draw_preservation(rows: dict[str, Row], path: Path) -> None:
     """A picture: KL of softmax rows and relative error of scores over the layers."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.3))
+    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2))
     titles = ("KL(dense ‖ pruned) of softmax rows, nats", "relative error of centred scores")
     for axis, key, title in zip(axes, ("row_kl", "relative_error"), titles, strict=True):
         for number, (method, row) in enumerate(rows.items()):
-            values = torch.tensor(row[key])
-            layers = torch.arange(values.shape[0])
-            axis.plot(layers, values.mean(1), label=method, color=f"C{number}", linewidth=1.6)
-            for head in range(values.shape[1]):
-                axis.plot(layers, values[:, head], ".", color=f"C{number}", markersize=4, alpha=0.6)
+            values_LH = torch.tensor(row[key])
+            layers_L = torch.arange(len(values_LH))
+            # WHY dashes: lines of methods that do nearly the same would hide each other.
+            style = ("-", "--")[number % 2]
+            colour = f"C{number}"
+            axis.plot(layers_L, values_LH.mean(1), style, label=method, color=colour, linewidth=1.8)
+            aside_L = layers_L + 0.1 * (number - (len(rows) - 1) / 2)
+            for values_L in values_LH.T:
+                axis.plot(aside_L, values_L, ".", color=colour, markersize=3, alpha=0.55)
         axis.set_yscale("log")
         axis.set_xlabel("block")
         axis.set_title(title, fontsize=10)
-        axis.set_xticks(range(0, values.shape[0], 2))
+        axis.set_xticks(range(len(values_LH)))
         axis.grid(alpha=0.25, linewidth=0.6)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, frameon=False, ncols=len(labels), loc="lower center")
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(handles, labels, fontsize=9, frameon=False, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

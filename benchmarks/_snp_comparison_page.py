@@ -5,18 +5,21 @@ from collections.abc import Callable
 
 import torch
 from _common import HERE, Row, Store, command, table, top1, versions, write_page
-from _snp_comparison_maps import FIGURE, IMAGES, LAYER, PRESERVED, draw_maps, draw_preservation
+from _snp_comparison_maps import IMAGES, LAYER, PRESERVED, draw_maps, draw_preservation
 
 PICTURES = HERE.parent / "docs" / "images"
 CAPTION = {
     "magnitude": "magnitude (l2)",
     "geometric_median": "geometric median",
     "snp": "SNP",
+    "snp_centred": "SNP, keys centred",
     "snp_magnitude": "SNP, magnitude-aware",
     "corp": "CORP",
     "corp_symmetric": "CORP, symmetrised",
     "spectral": "spectral",
 }
+PICTURED = ("magnitude", "snp", "snp_magnitude", "corp", "spectral")
+"""Whose maps are drawn; those of the geometric median look like those of magnitude."""
 
 
 def write_report(
@@ -36,7 +39,7 @@ def write_report(
         f"ViT-Tiny/16 at 224 px. Every layer keeps the share named; {args.images} calibration "
         f"images, seed {args.seed}. Top-1 in percent ± binomial standard error on {dense['n']} "
         f"ImageNet validation images (dense: **{top1({'status': 'ok', **dense})}**), all methods "
-        "on the same images.",
+        "on the same images. These images are an easy selection: differences count, not heights.",
         "## As cut, without any training",
         table(head, [_line(store, m, budgets, top1) for m in known]),
         "KL(dense ‖ pruned) of the outputs, in nats:",
@@ -59,7 +62,7 @@ def write_report(
             ),
         ]
     parts += _preserved(store, methods)
-    parts += _maps(store, methods)
+    parts += _maps(store)
     polish = (
         f"--polish {args.polish} --polish-batch {args.polish_batch}" if trained else "--polish 0"
     )
@@ -113,19 +116,28 @@ def _mean(row: Row, key: str) -> float:
     return float(torch.tensor(row[key]).mean())
 
 
-def _maps(store: Store, methods: tuple[str, ...]) -> list[str]:
-    dense = store.get("maps", "dense")
-    rows = [("dense", dense["maps"])] if dense and dense["status"] == "ok" else []
-    for method in methods:
-        row = store.get("maps", method, FIGURE)
-        if rows and row is not None and row["status"] == "ok":
-            rows.append((CAPTION[method], row["maps"]))
-    if len(rows) < 2:
+def _maps(store: Store) -> list[str]:
+    dense = store.get("pictures", "dense")
+    if dense is None or dense["status"] != "ok":
         return []
-    draw_maps(rows, PICTURES / "snp_maps.png")
-    return [
-        f"## What the class token looks at, with {FIGURE} kept",
-        "![Attention maps of four images](../images/snp_maps.png)",
-        f"Block {LAYER}, mean over heads, four validation images; of each image all rows share the "
-        "colour scale of the dense model.",
-    ]
+    parts: list[str] = []
+    for budget in PRESERVED:
+        models = [("dense", dense["maps"])]
+        for method in PICTURED:
+            row = store.get("pictures", method, budget)
+            if row is not None and row["status"] == "ok":
+                models.append((CAPTION[method], row["maps"]))
+        if len(models) > 1:
+            name = f"snp_maps_{budget.split('%')[0]}.png"
+            draw_maps(models, PICTURES / name)
+            parts += [
+                f"## What the class token looks at, with {budget} kept",
+                f"![Attention maps of four images](../images/{name})",
+            ]
+    if parts:
+        parts.append(
+            f"Block {LAYER}, mean over heads, four validation images, one per row. All maps of an "
+            "image share a colour scale, which ends below the few patches that take most in the "
+            "dense model (often the corners, whatever is there)."
+        )
+    return parts

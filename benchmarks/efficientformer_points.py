@@ -1,4 +1,4 @@
-"""EfficientFormer-L1 at the two sizes of SNP's table: counted, saved, loaded, run and exported.
+"""EfficientFormer-L1 at the two sizes of SNP's table, L3 and L7 at half: counted, saved, exported.
 
 Weights are random, as no trained ones are at hand: this shows that the sizes are reached and that
 the models work, and says nothing about accuracy.
@@ -6,18 +6,26 @@ the models work, and says nothing about accuracy.
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
-from _common import INPUT, table, versions, write_page
+from _common import INPUT, Row, Store, table, versions, write_page
 
 import secateur
 from secateur.export import export
 from secateur.measuring.counting import counted
 
-BUDGETS = ("0.6 GMACs", "0.5 GMACs")
-GROUPS = (("hidden", "qk", "vo"), ("hidden", "qk", "vo", "width"))
+UNITS = ("hidden", "qk", "vo")
+POINTS = (
+    ("l1", "0.6 GMACs", UNITS),
+    ("l1", "0.6 GMACs", (*UNITS, "width")),
+    ("l1", "0.5 GMACs", UNITS),
+    ("l1", "0.5 GMACs", (*UNITS, "width")),
+    ("l3", "50% macs", UNITS),
+    ("l7", "50% macs", UNITS),
+)
 IMAGES = 4
 
 
@@ -26,40 +34,55 @@ def main() -> None:
     given.add_argument("--seed", type=int, default=0)
     args = given.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    model = timm.create_model("efficientformer_l1").eval()
-    images = torch.randn(IMAGES, *INPUT)
-    dense = counted(model, INPUT)
-    rows = [("dense", "", f"{dense.macs / 1e9:.3f}", f"{dense.params / 1e6:.2f}", "", "", "")]
-    for budget in BUDGETS:
-        for groups in GROUPS:
-            rows.append(_row(model, images, budget, groups, args.seed))
+    args.images, args.limit_eval = IMAGES, None
+    store = Store("efficientformer_points", args)
+    rows = []
+    for size, budget, groups in POINTS:
+        make = partial(_measured, size, budget, groups, args.seed)
+        way = ("spread evenly",) if _even(size, groups) else ()
+        rows.append(store.run((size, budget, *groups, *way), make))
     text = [
-        "# EfficientFormer-L1 at the sizes of SNP",
+        "# EfficientFormer at the sizes of SNP",
         f"Preset `snp`, random weights and {IMAGES} random images (seed {args.seed}): sizes only, "
         "no accuracy. MACs and parameters are counted in a forward pass; each model was saved, "
-        "loaded again and exported to ONNX. Differences are the largest over the logits.",
+        "loaded again, run and exported to ONNX. Differences are the largest over the logits. "
+        "SNP's table has L1 at 0.6 and 0.5 GFLOPs; L3 and L7 are here to show that they work. "
+        "With `width`, and for L3 and L7, the budget is spread evenly (`--allocation uniform`): "
+        "by measured losses, the stages would keep their widths.",
         table(
             (
+                "model",
                 "budget",
                 "groups",
-                "GMACs",
-                "M parameters",
+                "GMACs (dense)",
+                "M parameters (dense)",
                 "widths of the stages",
                 "loaded against saved",
                 "ONNX against torch",
             ),
-            rows,
+            map(_line, POINTS, rows),
         ),
         f"`python benchmarks/efficientformer_points.py --seed {args.seed}`; {versions()}.",
     ]
     write_page("efficientformer", "\n\n".join(text))
 
 
-def _row(
-    model: torch.nn.Module, images: torch.Tensor, budget: str, groups: tuple[str, ...], seed: int
-) -> tuple[str, ...]:
-    result = secateur.prune(model, images, budget, preset="snp", groups=groups, seed=seed)
+def _even(size: str, groups: tuple[str, ...]) -> bool:
+    """Whether every layer keeps the same share.
+
+    By measured losses, the widths would all stay; and those of larger models take long to measure.
+    """
+    return size != "l1" or "width" in groups
+
+
+def _measured(size: str, budget: str, groups: tuple[str, ...], seed: int) -> Row:
+    """Cut, count, save, load, run and export one model."""
+    torch.manual_seed(seed)
+    model = timm.create_model(f"efficientformer_{size}").eval()
+    images = torch.randn(IMAGES, *INPUT)
+    dense = counted(model, INPUT)
+    even = {"allocation": "uniform"} if _even(size, groups) else {}
+    result = secateur.prune(model, images, budget, preset="snp", groups=groups, seed=seed, **even)
     cost = counted(result.model, INPUT)
     assert cost == result.cost, "counted differs from predicted"
     with tempfile.TemporaryDirectory() as folder:
@@ -68,17 +91,28 @@ def _row(
         with torch.inference_mode():
             apart = float((again(images) - result.model(images)).abs().max())
         parity = export(again, "onnx", Path(folder) / "small.onnx")
-    widths = " ".join(
-        str(result.plan.widths.get(stream.id, stream.width)) for stream in result.before.streams
-    )
+    widths = [result.plan.widths.get(stream.id, stream.width) for stream in result.before.streams]
+    return {
+        "macs": [cost.macs, dense.macs],
+        "params": [cost.params, dense.params],
+        "widths": widths,
+        "loaded": apart,
+        "exported": parity.max_abs,
+    }
+
+
+def _line(point: tuple[str, str, tuple[str, ...]], row: Row) -> tuple[str, ...]:
+    size, budget, groups = point
+    start = (size.upper(), budget, ", ".join(groups))
+    if row["status"] != "ok":
+        return (*start, row["status"], "", "", "", "")
     return (
-        budget,
-        ", ".join(groups),
-        f"{cost.macs / 1e9:.3f}",
-        f"{cost.params / 1e6:.2f}",
-        widths,
-        f"{apart:.1e}",
-        f"{parity.max_abs:.1e}",
+        *start,
+        "{:.3f} ({:.3f})".format(*(macs / 1e9 for macs in row["macs"])),
+        "{:.2f} ({:.2f})".format(*(params / 1e6 for params in row["params"])),
+        " ".join(map(str, row["widths"])),
+        f"{row['loaded']:.1e}",
+        f"{row['exported']:.1e}",
     )
 
 

@@ -9,7 +9,7 @@ import copy
 from functools import cache
 
 from _common import HERE, INPUT, Bench, Row, Store, parser
-from _snp_comparison_maps import FIGURE, PRESERVED, attention_maps, preservation
+from _snp_comparison_maps import PRESERVED, attention_maps, preservation
 from _snp_comparison_page import write_report
 from torch import nn
 
@@ -26,12 +26,21 @@ METHODS = (
     "magnitude",
     "geometric_median",
     "snp",
+    "snp_centred",
     "snp_magnitude",
     "corp",
     "corp_symmetric",
     "spectral",
 )
-SHOWN = ("magnitude", "geometric_median", "snp", "snp_magnitude", "corp", "spectral")
+SHOWN = (
+    "magnitude",
+    "geometric_median",
+    "snp",
+    "snp_centred",
+    "snp_magnitude",
+    "corp",
+    "spectral",
+)
 """Whose attention maps are compared."""
 
 
@@ -41,7 +50,7 @@ def main() -> None:
     given.add_argument("--only", help="methods, with commas")
     given.add_argument("--budgets", help="budgets, with ; between")
     given.add_argument("--no-maps", dest="maps", action="store_false", help="tables only")
-    given.add_argument("--polish", type=int, default=30, help="steps; 0 leaves the training out")
+    given.add_argument("--polish", type=int, default=12, help="steps; 0 leaves the training out")
     given.add_argument("--polish-batch", type=int, default=16, help="images per step")
     given.add_argument("--polish-budgets", help="those that are polished too (default: all)")
     args = given.parse_args()
@@ -51,7 +60,7 @@ def main() -> None:
             measure(bench, store, method, args)
         if args.maps:
             dense = lambda: {"maps": attention_maps(bench.model, bench.validation)}  # noqa: E731
-            store.run(("maps", "dense"), dense)
+            store.run(("pictures", "dense"), dense)
     # Read again: another process may have measured other cells meanwhile.
     store = Store("snp_comparison", args)
     if args.report or not (args.only or args.budgets):
@@ -84,7 +93,13 @@ def measure(bench: Bench, store: Store, method: str, args: argparse.Namespace) -
     for budget in PRESERVED if args.maps and method in SHOWN else ():
         store.run(
             ("maps", method, budget),
-            lambda b=budget: attention(bench, cut(b), b),
+            lambda b=budget: preservation(bench.model, cut(b), bench.validation),
+            **about,
+            budget=budget,
+        )
+        store.run(
+            ("pictures", method, budget),
+            lambda b=budget: {"maps": attention_maps(cut(b), bench.validation)},
             **about,
             budget=budget,
         )
@@ -110,7 +125,7 @@ def polished(bench: Bench, model: nn.Module, steps: str, batch_size: int) -> Row
     """Scores after so many steps of distillation from the same calibration images."""
     student = copy.deepcopy(model)
     images = as_batches(bench.calibration, 32)
-    settings = PolishSettings(batch_size=batch_size)
+    settings = PolishSettings(batch_size=batch_size, checks=2)
     report = polish_(
         student, bench.model, images, parse_polish(steps), bench.seed, settings=settings
     )
@@ -136,12 +151,6 @@ def scores(bench: Bench, model: nn.Module) -> Row:
         "params": cost.params / dense.params,
         **bench.setting(),
     }
-
-
-def attention(bench: Bench, model: nn.Module, budget: str) -> Row:
-    """How far attention moved, per layer and head, and maps of single images."""
-    maps = attention_maps(model, bench.validation) if budget == FIGURE else []
-    return {**preservation(bench.model, model, bench.validation), "maps": maps}
 
 
 if __name__ == "__main__":

@@ -50,3 +50,17 @@ def test_what_softmax_ignores_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
     expected = torch.zeros(3, 4)
     expected[2, 0] = 0.5
     assert torch.allclose(error, expected, atol=1e-4)
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import _snp_comparison_maps as maps
+
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(3, 4, generator=generator).tolist()
+    row = {"row_kl": values, "relative_error": values}
+    maps.draw_preservation({"a": row, "b": row}, tmp_path / "kept.png")
+    squares = torch.rand(len(maps.SHOWN), 5, 5, generator=generator).tolist()
+    maps.draw_maps([("dense", squares), ("SNP, centred", squares)], tmp_path / "maps.png")
+    for name in ("kept.png", "maps.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,7 @@ from secateur.anatomy.taps import attached
 from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question, needs_of, settings_of
-from secateur.criteria.scores.snp import dissimilarity, shared
+from secateur.criteria.scores.snp import SnpSettings, dissimilarity, shared
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.evidence import evidence_kinds, observe
@@ -160,6 +160,26 @@ def test_real_activations_agree_with_the_naive_decomposition(
         torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["per_image", "stacked"])
+def test_each_criterion_finds_its_own_evidence_among_all(how: str) -> None:
+    model, branch, x = build("vit"), "blocks.0.attn", images_for(build("vit"), 4)
+    asked = [
+        (criteria.get(name), settings_of(criteria.get(name), {"aggregate": how, "gamma": gamma}))
+        for name in CRITERIA
+        for gamma in (None, 2)
+    ]
+    needs = {kind for which, chosen in asked for kind in needs_of(which, "qk", chosen)}
+    evidence = observe(model, as_batches(x, 3), needs, only=[branch])
+    for which, chosen in asked:
+        assert isinstance(chosen, SnpSettings)
+        question = Question(
+            group="qk", owner=branch, weights=None, sums=evidence.about(branch),
+            images=evidence.images, seed=0, settings=chosen,
+        )  # fmt: skip
+        alone = scored(model, x, which.name, branch, aggregate=how, gamma=chosen.gamma)
+        assert torch.equal(score(which, question), alone)
+
+
 def test_dead_dims_and_few_tokens_do_not_hinder() -> None:
     q_NK, k_NK = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(2))
     q_NK[:, 3] = 0
@@ -256,6 +276,14 @@ def test_rows_unlike_all_others_are_worth_most() -> None:
     # Pairs: rows 0 and 1 are parallel; row 2 is at 90 degrees to them; row 3 at 45 to all.
     expected = [1 + h + 1, 1 + h + 1, 2 + h + 1, 3 * h + 1, 0]
     assert dissimilarity(rows).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_many_rows_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
+    whole = dissimilarity(rows)
+    for size in (1, 4, 10, 11):
+        monkeypatch.setattr("secateur.criteria.scores.snp.ROWS", size)
+        torch.testing.assert_close(dissimilarity(rows), whole, rtol=0, atol=1e-12)
 
 
 def test_values_are_compared_across_heads_and_neurons_with_all_readers() -> None:

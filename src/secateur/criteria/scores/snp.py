@@ -1,7 +1,7 @@
 """SNP: query/key dims that span the attention scores; values and neurons unlike all others.
 
 Legend: D residual width, H heads, J singular components, K query/key dims, V value dims, F hidden
-neurons, U rows.
+neurons, U rows, R some of the rows.
 """
 
 from typing import Annotated, Literal
@@ -19,6 +19,8 @@ from secateur.errors import UserError
 from secateur.evidence.sorts.snp import components, leading, snp_kind
 
 SOURCE = "SNP, ECCV 2024, arXiv 2404.11630"
+ROWS = 128
+"""Rows that are compared with all others at a time."""
 
 
 class SnpSettings(BaseModel):
@@ -52,27 +54,44 @@ def check_rank(settings: BaseModel | None, anatomy: Anatomy, group: GroupName) -
                 )
 
 
-def _needs(centred: bool, settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
+def _kind(settings: BaseModel, *, centred: bool) -> str:
+    """The evidence about query/key dims."""
     assert isinstance(settings, SnpSettings)
-    kind = snp_kind(settings.aggregate, class_token=settings.class_token, centred=centred)
+    return snp_kind(
+        settings.aggregate,
+        class_token=settings.class_token,
+        centred=centred,
+        every=settings.gamma is not None,
+    )
+
+
+def _needs(settings: BaseModel, *, centred: bool) -> dict[GroupName, tuple[str, ...]]:
+    kind = _kind(settings, centred=centred)
     return {"qk": (kind,), "vo": (), "heads": (), "hidden": (), "width": ()}
 
 
 def raw_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
     """Evidence with keys as they are."""
-    return _needs(False, settings)
+    return _needs(settings, centred=False)
 
 
 def centred_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
     """Evidence with keys centred over the tokens of each image."""
-    return _needs(True, settings)
+    return _needs(settings, centred=True)
 
 
 def dissimilarity(rows_UD: Tensor) -> Tensor:
     """sum over all rows l of 1 - |cos(row, row l)|: (U,), fp64; 0 for a row of zeros."""
     rows_UD = rows_UD.double()
     unit_UD = F.normalize(rows_UD, dim=1, eps=torch.finfo(torch.float64).tiny)
-    total_U = (len(rows_UD) - (unit_UD @ unit_UD.T).abs_().sum(1)).clamp(min=0)
+    alike_U = torch.zeros_like(unit_UD[:, 0])
+    for start in range(0, len(unit_UD), ROWS):
+        end = start + ROWS
+        # WHY from here on: the matrix of cosines is symmetric.
+        cosines_RU = (unit_UD[start:end] @ unit_UD[start:].T).abs_()
+        alike_U[start:end] += cosines_RU.sum(1)
+        alike_U[end:] += cosines_RU[:, ROWS:].sum(0)
+    total_U = (len(rows_UD) - alike_U).clamp(min=0)
     return torch.where(rows_UD.any(1), total_U, torch.zeros_like(total_U))
 
 
@@ -91,11 +110,11 @@ def shared(stream: StreamWeights, *, magnitude: bool = False) -> Tensor:
     return torch.stack(members).mean(0)
 
 
-def _aligned(question: Question, which: str) -> Tensor:
+def _aligned(question: Question, which: str, *, centred: bool) -> Tensor:
     """Mean over images of the first gamma components, by `cosine` or `strength`: (H, K)."""
     settings = question.settings or SnpSettings()
     assert isinstance(settings, SnpSettings)
-    (sums,) = (sums for kind, sums in question.sums.items() if kind.startswith("snp_"))
+    sums = question.sums[_kind(settings, centred=centred)]
     if "cosine" in sums:
         found_HJK = sums[which] / sums["images"]
     else:
@@ -143,7 +162,9 @@ def snp(question: Question) -> Tensor:
     Value rows are compared with those of all heads, rows of fc1 with all rows of fc1; for gated
     MLPs a neuron's rows are joined end to end. For channels of the stream see `shared`.
     """
-    return _aligned(question, "cosine") if question.group == "qk" else _unlike(question)
+    if question.group == "qk":
+        return _aligned(question, "cosine", centred=False)
+    return _unlike(question)
 
 
 @criterion(
@@ -157,7 +178,9 @@ def snp(question: Question) -> Tensor:
 )
 def snp_centred(question: Question) -> Tensor:
     """As `snp`, but of the attention scores that the softmax sees: keys without their mean."""
-    return _aligned(question, "cosine") if question.group == "qk" else _unlike(question)
+    if question.group == "qk":
+        return _aligned(question, "cosine", centred=True)
+    return _unlike(question)
 
 
 @criterion(
@@ -176,5 +199,5 @@ def snp_magnitude(question: Question) -> Tensor:
     of the stream, the norm of the row.
     """
     if question.group == "qk":
-        return _aligned(question, "strength")
+        return _aligned(question, "strength", centred=True)
     return _unlike(question, magnitude=True)
