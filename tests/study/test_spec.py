@@ -117,3 +117,16 @@ def test_paths_beside_the_file_and_of_the_environment_are_found(
     study = read_study(path)
     assert study.models["a"].checkpoint == str(tmp_path / "weights.safetensors")
     assert study.evaluation.data == "digits/test"
+
+
+def test_some_of_the_models_can_be_run_without_the_files_of_the_others(write: Write) -> None:
+    both = write(models={"here": "digits_vit", "away": "$NOWHERE_AT_ALL/x"})
+    study = read_study(both, ["here"])
+    assert list(study.models) == ["here"]
+    assert {cell.model for cell in cells_of(study)} == {"here"}
+    with pytest.raises(UserError, match="not set in the environment"):
+        read_study(both)
+    with pytest.raises(UserError, match=r"study\.yaml: unknown model 'her'; did you mean 'here'"):
+        read_study(both, ["her"])
+    with pytest.raises(UserError, match="no model was named; those of .* are here, away"):
+        read_study(both, [])

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Literal
 
 from secateur.report.study_record import (
     Curve,
@@ -138,15 +139,21 @@ def _corrected(models: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:
 
 
 def _setting(study: Study, models: Sequence[ModelRecord]) -> dict[str, str]:
-    calibration, evaluation = study.calibration, study.evaluation
-    limit = calibration.limit or "all"
+    limit = study.calibration.limit or "all"
     images = sorted({f"{model.dense['n']:.0f}" for model in models})
     return {
-        "calibration": f"{limit} images of {calibration.data or 'each model'}, drawn "
+        "calibration": f"{limit} images of {_data(study, 'calibration')}, drawn "
         f"{len(study.seeds)} times (seeds {', '.join(map(str, study.seeds))})",
-        "evaluation": f"{' or '.join(images)} images of {evaluation.data or 'each model'}",
+        "evaluation": f"{' or '.join(images)} images of {_data(study, 'evaluation')}",
         "scores": ", ".join(study.scores),
         "budgets": ", ".join(study.budgets),
         "repair": ", ".join(study.repair),
         "threads": str(study.threads),
     }
+
+
+def _data(study: Study, use: Literal["calibration", "evaluation"]) -> str:
+    """Where the images of the models are from."""
+    common = getattr(study, use).data
+    own = [getattr(model, use) or common for model in study.models.values()]
+    return " or ".join(dict.fromkeys(own))

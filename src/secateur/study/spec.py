@@ -1,7 +1,7 @@
 """A study as a YAML file: what is varied, on which images, and where to find what is wrong."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,11 @@ class Study(_Strict):
         )
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, only: Sequence[str] | None = None) -> Study:
     """The study in a YAML file; UserError with file and line for whatever is wrong in it.
 
-    `$NAME` in paths takes a variable of the environment; a relative path that exists beside the
-    file is taken from there.
+    `only` keeps some of its models. `$NAME` in paths takes a variable of the environment; a
+    relative path that exists beside the file is taken from there.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -107,8 +107,19 @@ def read_study(path: Path) -> Study:
         study = Study.model_validate(_short_models(fields))
     except ValidationError as error:
         raise UserError(_sentence(path, error, lines)) from error
+    if only is not None:
+        study = study.model_copy(update={"models": _chosen(path, study, only)})
     _check(path, study, lines)
     return study.model_copy(update={"models": _at_home(path, study, lines)} | _images(path, study))
+
+
+def _chosen(path: Path, study: Study, only: Sequence[str]) -> dict[str, ModelSpec]:
+    for name in only:
+        if name not in study.models:
+            raise UserError(f"{path}: {unknown('model', name, list(study.models))}")
+    if not only:
+        raise UserError(f"no model was named; those of {path} are {', '.join(study.models)}.")
+    return {name: spec for name, spec in study.models.items() if name in only}
 
 
 def at(path: Path, lines: Mapping[Place, int], *place: str | int) -> str:
