@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import Literal
 
 from secateur.report.study_record import (
@@ -60,7 +60,8 @@ def _model(
 ) -> ModelRecord:
     table = Table(study, name, dense, rows, latency)
     curves = tuple(table.curves())
-    runtimes = {(row["runtime"], row["batch"]) for (m, _), row in latency.items() if m == name}
+    own = [row for (model, _), row in latency.items() if model == name]
+    runtimes = {(row["runtime"], row["batch"]) for row in own}
     words = [f"{runtime}, batch {batch}" for runtime, batch in sorted(runtimes)]
     keys = ("macs", "params", "n", "top1", "stderr")
     return ModelRecord(
@@ -73,6 +74,7 @@ def _model(
         scores=tuple(table.scores()),
         oracle=tuple(_oracle(study, name, store)),
         runtime="; ".join(words) or None,
+        dense_ms=median(row["dense_ms"] for row in own) if own else None,
     )
 
 
