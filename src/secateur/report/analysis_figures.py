@@ -166,6 +166,7 @@ def curves_figure(record: AnalysisRecord, group: str) -> go.Figure | None:
         )
     fig.update_yaxes(type="log", rangemode="normal", dtick=1, exponentformat="none")
     fig.update_xaxes(tickformat=".0%", range=[0, 1.02])
+    fig.update_layout(margin={"l": 66})
     return fig
 
 
