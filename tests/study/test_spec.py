@@ -128,5 +128,5 @@ def test_some_of_the_models_can_be_run_without_the_files_of_the_others(write: Wr
         read_study(both)
     with pytest.raises(UserError, match=r"study\.yaml: unknown model 'her'; did you mean 'here'"):
         read_study(both, ["her"])
-    with pytest.raises(UserError, match="no model was named; those of .* are here, away"):
+    with pytest.raises(UserError, match=r"no model was named; those of .* are here, away"):
         read_study(both, [])
