@@ -138,6 +138,14 @@ def test_charts_show_means_and_bands() -> None:
     assert structure_figure(MODEL, "attention", "mean") is None
 
 
+def test_charts_of_structures_share_their_axes() -> None:
+    lower = replace(CURVE, structure="mlp", points=(point("50% macs", 0.4, None, 12.0),))
+    model = replace(MODEL, curves=(CURVE, lower))
+    figures = [structure_figure(model, name, "none") for name in ("attention", "mlp")]
+    ranges = [(*fig.layout.xaxis.range, *fig.layout.yaxis.range) for fig in figures if fig]
+    assert ranges == [pytest.approx((1.0, 0.38, -2.4, 84.0))] * 2
+
+
 def test_the_front_is_of_points_that_nothing_beats() -> None:
     beaten = point("75% macs", 0.75, 0.7, 60.0)
     better = point("80% macs", 0.72, 0.9, 70.0)

@@ -109,7 +109,19 @@ def structure_figure(model: ModelRecord, structure: str, repair: str) -> go.Figu
     fig.add_traces(lines)
     _dense_line(fig, model)
     _finish(fig, shares=True)
+    _same_axes(fig, model)
     return fig
+
+
+def _same_axes(fig: go.Figure, model: ModelRecord) -> None:
+    """The ranges of all charts of single structures, so that they can be compared by eye."""
+    points = [point for curve in model.curves for point in curve.points]
+    highest = max(
+        model.dense.get("top1") or 0.0, *(value_of(model, point).high for point in points)
+    )
+    fig.update_yaxes(range=[-0.03 * highest, 1.05 * highest])
+    least = min(point.macs for point in points)
+    fig.update_xaxes(range=[1.0, least - 0.02], autorange=False)
 
 
 def oracle_figure(rows: Sequence[OracleRow]) -> go.Figure | None:
