@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from secateur.pipeline.analyze import analyze
+from secateur.report.analysis_figures import spectra_figure
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import damage_at, damage_words, findings, score_finding
@@ -89,12 +90,24 @@ def test_hostile_text_stays_text(analysis: Record) -> None:
     assert not any(tag == "img" for tag, _ in page.tags)
 
 
+def test_spectra_are_drawn_layer_by_layer(analysis: Record) -> None:
+    record = AnalysisRecord.model_validate(analysis)
+    for group in ("qk", "vo", "hidden"):
+        own = [spectrum for spectrum in record.spectra if spectrum.group == group]
+        figure = spectra_figure(record, group)
+        assert figure is not None and len(figure.data) == len(own) > 0
+        for line, spectrum in zip(figure.data, own, strict=True):
+            assert line.y[0] == 0 and list(line.y[1:]) == list(spectrum.held)
+            assert 0 < line.x[1] <= line.x[-1] <= 1
+
+
 def test_without_some_parts(analysis: Record) -> None:
     analysis |= {"interactions": None, "heads": [], "curves": [], "spectra": [], "scores": []}
     for layer in analysis["layers"]:
         layer["scores"] = {}
     text = Page(render_analysis(analysis)).text
     assert "Do removals add up?" not in text and "How far single layers" not in text
+    assert "Spectra" not in text
 
 
 @pytest.mark.parametrize("change", [{"layers": []}, {"macs": None}, {"series": 3}])

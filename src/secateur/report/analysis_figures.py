@@ -170,6 +170,40 @@ def curves_figure(record: AnalysisRecord, group: str) -> go.Figure | None:
     return fig
 
 
+def spectra_figure(record: AnalysisRecord, group: str) -> go.Figure | None:
+    """Share of a group's spectrum that its largest dims hold, one line per layer."""
+    own = [spectrum for spectrum in record.spectra if spectrum.group == group]
+    if not own:
+        return None
+    fig = plain_figure(height=250, x_title="largest dims", y_title="held")
+    deepest = max(1, len(own) - 1)
+    for place, spectrum in enumerate(own):
+        # WHY: long spectra are told at every n-th dim only.
+        step = -(-spectrum.size // len(spectrum.held))
+        dims = [(i + 1) * step for i in range(len(spectrum.held))]
+        fig.add_scatter(
+            x=[0.0, *(n / spectrum.size for n in dims)],
+            y=[0.0, *spectrum.held],
+            mode="lines",
+            line={"color": f"var(--{group})", "width": 1.4},
+            opacity=0.3 + 0.7 * place / deepest,
+            showlegend=False,
+            hovertext=[
+                "",
+                *(
+                    f"<b>{escape(spectrum.owner)}</b><br>{n} dims of {spectrum.size} hold "
+                    f"{percent(held)}"
+                    for n, held in zip(dims, spectrum.held, strict=True)
+                ),
+            ],
+            hoverinfo="text",
+        )
+    fig.update_xaxes(tickformat=".0%", range=[0, 1.02], dtick=0.5)
+    fig.update_yaxes(tickformat=".0%", range=[0, 1.03], dtick=0.5)
+    fig.update_layout(margin={"t": 8})
+    return fig
+
+
 def ranks_figure(record: AnalysisRecord) -> go.Figure:
     """Effective rank as a share of the size, per group over depth."""
     fig = plain_figure(height=300, x_title="block", y_title="effective dims / dims")
