@@ -77,6 +77,13 @@ def test_mistakes_are_named_with_their_line(
         read_study(path)
 
 
+def test_a_needed_key_that_is_written_wrong_is_named(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text(encoding="utf-8").replace("budgets:", "bugdets:"))
+    with pytest.raises(UserError, match=r"line \d+: unknown key 'bugdets'; did you mean 'budgets'"):
+        read_study(path)
+
+
 @pytest.mark.parametrize("key", ["title", "models", "structures", "scores", "budgets"])
 def test_missing_keys_are_named(write: Write, key: str) -> None:
     path = write()

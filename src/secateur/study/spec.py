@@ -158,7 +158,8 @@ def _short_models(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(path: Path, error: ValidationError, lines: Mapping[Place, int]) -> str:
-    first = error.errors()[0]
+    # WHY: a key that is written wrong is missing as well, and its wrong form says more.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     place: Place = tuple(part for part in first["loc"] if part != "[key]")
     where, name = at(path, lines, *place), ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
