@@ -4,7 +4,6 @@ Legend: S calibration draws (seeds), N evaluation images.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -13,47 +12,65 @@ from _common import RESULTS
 
 from secateur.report.colours import LIGHT
 from secateur.report.study_figures import NAMES, STRUCTURES
-from secateur.report.study_record import Curve, ModelRecord, Point
+from secateur.report.study_record import Curve, ModelRecord, OracleRow, Point
 from secateur.study.statistics import Array, Interval, bootstrap
 from secateur.study.structures import BY_NAME
 from secateur.study.table import CONTROL, Table
 
 ORACLE = "delta_kl"
+UNITS = {False: "mnats per % of MACs saved", True: "mnats per ms saved"}
 LEAST_SAVED = 0.01
 """Share of time below which a structure is said to save none."""
 
 
 def claims(table: Table, model: ModelRecord) -> str:
     """Bullets: which structure per MAC and per millisecond, which score, what repair changes."""
-    found = [_cheapest(table, model, budget, timed=False) for budget in table.study.budgets]
-    if model.dense_ms is not None:
-        found += [_cheapest(table, model, budget, timed=True) for budget in table.study.budgets]
-    found += [_predictors(model), *_beside_oracle(table), *_repair(table)]
+    found = []
+    for timed in (False, True) if model.dense_ms is not None else (False,):
+        found += [_cheapest(table, model, budget, timed=timed) for budget in table.study.budgets]
+    found += [_predictors(model), *_repair(table)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
 
 
 def _cheapest(table: Table, model: ModelRecord, budget: str, *, timed: bool) -> str:
-    """Structures in the order of damage per cost saved, neighbours compared in pairs."""
-    rates: list[tuple[str, Array]] = []
+    """The structure of least damage per cost saved, the next one, and the dearest."""
+    rates = sorted(_rates(table, model, budget, timed), key=lambda pair: float(pair[1].mean()))
+    if len(rates) < 2:
+        return ""
+    per = "per millisecond" if timed else "per MAC"
+    (first, least), (second, next_), (last, most) = rates[0], rates[1], rates[-1]
+    more = ""
+    if least.shape == next_.shape:
+        more = f", {_words(bootstrap(next_ - least))} more in pairs"
+    return (
+        f"At {budget}, {per}: {NAMES[first]} cost least, {_words(bootstrap(least))} "
+        f"{UNITS[timed]}; then {NAMES[second]}, {_words(bootstrap(next_))}{more}. "
+        f"{_capital(NAMES[last])} cost most, {_words(bootstrap(most))}."
+    )
+
+
+def rate_rows(table: Table, model: ModelRecord, *, timed: bool) -> list[list[str]]:
+    """Structures by budgets: damage per cost saved with its interval."""
+    found: dict[str, list[str]] = {}
+    for budget in table.study.budgets:
+        here = dict(_rates(table, model, budget, timed))
+        for curve in model.best:
+            rate = here.get(curve.structure)
+            found.setdefault(curve.structure, []).append(
+                "–" if rate is None else _words(bootstrap(rate))
+            )
+    return [[NAMES[name], *cells] for name, cells in found.items()]
+
+
+def _rates(table: Table, model: ModelRecord, budget: str, timed: bool) -> list[tuple[str, Array]]:
+    """Thousandths of a nat per percent of MACs or millisecond saved (S, N), by structure."""
+    found = []
     for curve in model.best:
         for point in curve.points:
             saved = _saved(model, point, timed)
             if point.budget == budget and saved is not None:
-                rates.append((curve.structure, 1000 * _kl(table, curve, budget) / saved))
-    if len(rates) < 2:
-        return ""
-    rates.sort(key=lambda pair: float(pair[1].mean()))
-    unit = "ms saved" if timed else "percent of MACs saved"
-    ranks = ", ".join(f"{NAMES[name]} {_words(bootstrap(rate))}" for name, rate in rates)
-    steps = [
-        f"{NAMES[b]} − {NAMES[a]} {_words(bootstrap(rate_b - rate_a))}"
-        for (a, rate_a), (b, rate_b) in pairwise(rates[:3])
-        if rate_a.shape == rate_b.shape
-    ]
-    return (
-        f"At {budget}, thousandths of a nat per {unit}, least first: {ranks}. "
-        f"In pairs: {'; '.join(steps)}."
-    )
+                found.append((curve.structure, 1000 * _kl(table, curve, budget) / saved))
+    return found
 
 
 def _saved(model: ModelRecord, point: Point, timed: bool) -> float | None:
@@ -66,45 +83,39 @@ def _saved(model: ModelRecord, point: Point, timed: bool) -> float | None:
 
 
 def _predictors(model: ModelRecord) -> str:
-    """Scores by their mean rank correlation with the oracle."""
-    by_score: dict[str, list[float]] = {}
-    lows: dict[str, list[float]] = {}
+    """Cheap scores by their mean rank correlation with the oracle."""
+    by_score: dict[str, list[OracleRow]] = {}
     for row in model.oracle:
-        by_score.setdefault(row.score, []).append(row.rho)
-        lows.setdefault(row.score, []).extend((row.low, row.high))
+        if not row.score.startswith("delta"):
+            by_score.setdefault(row.score, []).append(row)
     if not by_score:
         return ""
-    order = sorted(by_score, key=lambda score: -fmean(by_score[score]))
+    order = sorted(by_score, key=lambda score: -fmean(row.rho for row in by_score[score]))
     ranks = ", ".join(
-        f"{score} {fmean(by_score[score]):+.2f} [{min(lows[score]):+.2f}, {max(lows[score]):+.2f}]"
+        f"{score} {fmean(row.rho for row in by_score[score]):+.2f} "
+        f"[{min(row.low for row in by_score[score]):+.2f}, "
+        f"{max(row.high for row in by_score[score]):+.2f}]"
         for score in order
     )
     return (
-        "Rank correlation with the KL when one layer or block is left out, mean over structures, "
-        f"in brackets the least and the largest over structures and draws: {ranks}."
+        "Scores that need no removal, by their rank correlation with the KL when one layer or "
+        "block is left out, mean over structures, in brackets the least and the largest over "
+        f"structures and draws: {ranks}."
     )
 
 
-def _beside_oracle(table: Table) -> list[str]:
-    """For every whole structure, KL of a score's choices minus that of the oracle's."""
-    found = []
-    for structure in table.study.structures:
-        if not BY_NAME[structure].whole:
+def beside_oracle_rows(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Whole structures, and by score: KL of its choices minus that of the oracle's."""
+    structures = [name for name in table.study.structures if BY_NAME[name].whole]
+    found: list[tuple[float, list[str]]] = []
+    for score in table.study.scores:
+        parts = [_over_budgets(table, name, score, ORACLE) for name in structures]
+        if score == ORACLE or all(part is None for part in parts):
             continue
-        words = []
-        for score in table.study.scores:
-            if score in (ORACLE, CONTROL):
-                continue
-            difference_SN = _over_budgets(table, structure, score, ORACLE)
-            if difference_SN is not None:
-                words.append((float(difference_SN.mean()), score, bootstrap(difference_SN)))
-        if words:
-            told = ", ".join(f"{score} {_words(interval)}" for _, score, interval in sorted(words))
-            found.append(
-                f"{_capital(NAMES[structure])} chosen by another score than {ORACLE}, no repair, "
-                f"KL more than by it in nats, mean over budgets: {told}."
-            )
-    return found
+        mean = fmean(float(part.mean()) for part in parts if part is not None)
+        cells = ["–" if part is None else _words(bootstrap(part)) for part in parts]
+        found.append((mean, [score, *cells]))
+    return structures, [row for _, row in sorted(found)]
 
 
 def _over_budgets(table: Table, structure: str, score: str, other: str) -> Array | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from _common import table, versions, write_page
-from _study_claims import claims, plot
+from _study_claims import UNITS, beside_oracle_rows, claims, plot, rate_rows
 
 from secateur.report.study_figures import NAMES
 from secateur.report.study_record import ModelRecord, Span, StudyRecord
@@ -40,11 +40,12 @@ def main() -> None:
     if not args.time:
         record = replace(record, models=tuple(replace(m, dense_ms=None) for m in record.models))
     picture = plot(record.models, name)
-    parts = [f"# {record.title}", _lead(record), f"![Damage by structure]({picture.name})"]
+    names = ", ".join(model.name for model in record.models)
+    parts = [f"# {record.title}: {names}", _lead(record), f"![Damage by structure]({picture.name})"]
     for model in record.models:
         own = Table(study, model.name, store.dense()[model.name], rows, store.latency())
         parts += [f"## {model.name}"] if len(record.models) > 1 else []
-        parts += _model(model, claims(own, model), time=args.time)
+        parts += _model(model, own, time=args.time)
     parts.append(_how(args, name, rows))
     store.close()
     write_page(name, "\n\n".join(parts))
@@ -81,7 +82,7 @@ def _named(words: str) -> str:
     return " ".join(Path(w).name if "/" in w and len(w) > 20 else w for w in words.split(" "))
 
 
-def _model(model: ModelRecord, told: str, *, time: bool) -> list[str]:
+def _model(model: ModelRecord, own: Table, *, time: bool) -> list[str]:
     parts = []
     dense = model.dense
     if dense["top1"] is not None:
@@ -90,22 +91,49 @@ def _model(model: ModelRecord, told: str, *, time: bool) -> list[str]:
             "images (± one binomial standard error)."
         )
     if model.dense_ms is not None:
-        parts.append(f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}).")
-    parts += ["## Findings", told]
-    parts += ["## Which structure is most redundant", _structures(model, time=time)]
+        parts.append(
+            f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model ran "
+            "in turns on a machine that did other work as well."
+        )
+    parts += ["## Findings", claims(own, model)]
+    parts += ["## Which structure is most redundant", *_rates(model, own)]
+    parts.append(_structures(model, time=time))
     if model.oracle:
-        parts += ["## Which score predicts damage", _oracle(model), _scores(model)]
+        parts += ["## Which score predicts damage", _oracle(model), _beside(own), _scores(model)]
     if model.repairs:
         parts += ["## What repair changes", _repairs(model)]
     return parts
 
 
+def _rates(model: ModelRecord, own: Table) -> list[str]:
+    head = ["structure", *own.study.budgets]
+    parts = [
+        f"Of every structure the score with the least mean KL on these images, under the last "
+        f"repair, {UNITS[False]} (thousandths of a nat of KL per percent):",
+        table(head, rate_rows(own, model, timed=False)),
+    ]
+    if model.dense_ms is not None:
+        parts += [
+            f"The same in {UNITS[True]} ({model.runtime}); – where less than 1 % is saved:",
+            table(head, rate_rows(own, model, timed=True)),
+        ]
+    return parts
+
+
+def _beside(own: Table) -> str:
+    structures, rows = beside_oracle_rows(own)
+    about = (
+        "KL of the choices of a score minus that of the choices of `delta_kl`, without repair, "
+        "mean over budgets, paired, in nats:"
+    )
+    return about + "\n\n" + table(["score", *(NAMES[name] for name in structures)], rows)
+
+
 def _structures(model: ModelRecord, *, time: bool) -> str:
     per = f" and, measured ({model.runtime or 'not here'}), of time saved" if time else " saved"
     about = (
-        "Of every structure the score with the least mean KL on these images, under the last "
-        "repair; sorted by KL within a budget. A structure of few, large pieces overshoots its "
-        f"budget, so compare the KL per percent of MACs{per}."
+        "The same curves in full, sorted by KL within a budget. A structure of few, large pieces "
+        f"overshoots its budget, so compare the KL per percent of MACs{per}."
     )
     lines = []
     for budget in dict.fromkeys(p.budget for curve in model.best for p in curve.points):
