@@ -176,8 +176,8 @@ def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -
     parts += [
         "`layer` ranks attention layers and MLPs together (joint drop). Counting the residual "
         "twice lowers the score of every MLP and of no attention layer, so that a joint ranking "
-        "takes MLPs first: a model that can spare those better is then pruned better by mistake, without "
-        "the score having told.",
+        "takes MLPs first: a model that can spare those better is then pruned better by mistake, "
+        "without the score having told.",
         f"Measured with `{command('llm_drop_fault', args)} --models {','.join(rows)}`. "
         f"{versions()}.",
     ]
