@@ -93,7 +93,7 @@ def _model(model: ModelRecord, own: Table, *, time: bool) -> list[str]:
     if model.dense_ms is not None:
         parts.append(
             f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model ran "
-            "in turns on a machine that did other work as well."
+            "in turns."
         )
     parts += ["## Findings", claims(own, model)]
     parts += ["## Which structure is most redundant", *_rates(model, own)]

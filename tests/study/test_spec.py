@@ -64,6 +64,16 @@ def test_cells_are_all_that_makes_sense_seed_by_seed(write: Write) -> None:
             "runtime: eagr",
             "unknown runtime 'eagr'; did you mean 'eager'",
         ),
+        (
+            {"latency": {"clock": "processr"}},
+            "clock: processr",
+            "unknown clock 'processr'; did you mean 'processor'",
+        ),
+        (
+            {"latency": {"clock": "processor"}, "threads": 2},
+            "clock: processor",
+            "adds up over 2 threads; measure with one thread",
+        ),
         ({"models": {"a": "$NOWHERE_AT_ALL/x"}}, "a: $NOWHERE", "not set in the environment"),
     ],
 )

@@ -142,8 +142,8 @@ def _tiles(model: ModelRecord) -> tuple[tuple[str, str, str], ...]:
     if (top1 := dense.get("top1")) is not None:
         tiles.append(("Dense top-1", f"{top1:.1f} %", f"± {dense.get('stderr') or 0:.1f}"))
     tiles.append(("Evaluation images", f"{dense.get('n') or 0:,.0f}", "the same for every cell"))
-    tiles.append(("MACs", count(dense.get("macs") or 0), "dense, one image"))
-    tiles.append(("Parameters", count(dense.get("params") or 0), "dense"))
+    params = f"dense, {count(dense.get('params') or 0)} parameters"
+    tiles.append(("MACs", count(dense.get("macs") or 0), params))
     if model.dense_ms is not None:
         tiles.append(("Latency", f"{model.dense_ms:.1f} ms", f"dense, {model.runtime}"))
     return tuple(tiles)

@@ -61,8 +61,11 @@ def _model(
     table = Table(study, name, dense, rows, latency)
     curves = tuple(table.curves())
     own = [row for (model, _), row in latency.items() if model == name]
-    runtimes = {(row["runtime"], row["batch"]) for row in own}
-    words = [f"{runtime}, batch {batch}" for runtime, batch in sorted(runtimes)]
+    runtimes = {(row["runtime"], row["batch"], row.get("clock", "wall")) for row in own}
+    words = [
+        f"{runtime}, batch {batch}" + (", processor time" if clock == "processor" else "")
+        for runtime, batch, clock in sorted(runtimes)
+    ]
     keys = ("macs", "params", "n", "top1", "stderr")
     return ModelRecord(
         name=name,

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.errors import UserError
+from secateur.measuring.latency import Clock
 from secateur.measuring.runtimes import require
 from secateur.pipeline.options import known_values
 from secateur.planning.budget import CostBudget, parse_budget
@@ -49,11 +50,15 @@ class ImagesSpec(_Strict):
 
 
 class LatencySpec(_Strict):
-    """Where latency is measured, and for how many seconds per shape."""
+    """Where latency is measured, for how many seconds per shape, and by which clock.
+
+    `processor` counts the time that this process had a core, for machines that do other work.
+    """
 
     runtime: str = "eager"
     batch: int = Field(default=1, ge=1)
     seconds: float = Field(default=1.0, gt=0)
+    clock: Clock = "wall"
 
 
 class Study(_Strict):
@@ -166,8 +171,10 @@ def _sentence(path: Path, error: ValidationError, lines: Mapping[Place, int]) ->
         known = Study if len(place) == 1 else _model_at(place)
         return f"{where}: {unknown('key', str(place[-1]), list(known.model_fields))}"
     if first["type"] == "literal_error" and isinstance(place[0], str):
-        known_words = known_values(Study.model_fields[place[0]].annotation)
-        return f"{where}: {unknown(place[0].rstrip('s'), str(first['input']), known_words)}"
+        key = str(place[-1]) if place[0] == "latency" else place[0]
+        fields = (LatencySpec if place[0] == "latency" else Study).model_fields
+        known_words = known_values(fields[key].annotation)
+        return f"{where}: {unknown(key.rstrip('s'), str(first['input']), known_words)}"
     if first["type"] == "too_short":
         return f"{where}: '{name}' is empty, so the grid has no cell; name at least one."
     if first["type"] == "missing":
@@ -210,6 +217,11 @@ def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
             require(study.latency.runtime)
         except UserError as error:
             raise UserError(f"{at(path, lines, 'latency', 'runtime')}: {error}") from error
+        if study.latency.clock == "processor" and study.threads > 1:
+            raise UserError(
+                f"{at(path, lines, 'latency', 'clock')}: processor time adds up over "
+                f"{study.threads} threads; measure with one thread, or by the wall clock."
+            )
     for name, model in study.models.items():
         for use, own, common in (
             ("calibration", model.calibration, study.calibration),
