@@ -67,8 +67,10 @@ def _how(args: argparse.Namespace, name: str, rows: list[Known]) -> str:
 def _lead(record: StudyRecord) -> str:
     counts = ", ".join(f"{number} {status}" for status, number in sorted(record.counts.items()))
     setting = record.setting
+    left = record.cells - sum(record.counts.values())
+    rest = f", {left} not run yet" if left else ""
     return (
-        f"{record.cells} cells: {counts}; the rest was not run. Calibration: "
+        f"{record.cells} cells: {counts}{rest}. Calibration: "
         f"{_named(setting['calibration'])}. Evaluation: {_named(setting['evaluation'])}, the same "
         f"for every cell. Scores: {setting['scores']}. Budgets: {setting['budgets']}. Repair: "
         f"{setting['repair']} (for whole layers `least_squares` is the affine stand-in). "

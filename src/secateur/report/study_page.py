@@ -14,7 +14,7 @@ from secateur.report.study_figures import (
     structure_figure,
 )
 from secateur.report.study_record import Curve, ModelRecord, Point, Span, StudyRecord
-from secateur.report.words import count, percent
+from secateur.report.words import count, milliseconds, percent
 
 SURE = 0.05
 """A corrected p-value below this counts as a difference."""
@@ -145,7 +145,7 @@ def _tiles(model: ModelRecord) -> tuple[tuple[str, str, str], ...]:
     params = f"dense, {count(dense.get('params') or 0)} parameters"
     tiles.append(("MACs", count(dense.get("macs") or 0), params))
     if model.dense_ms is not None:
-        tiles.append(("Latency", f"{model.dense_ms:.1f} ms", f"dense, {model.runtime}"))
+        tiles.append(("Latency", milliseconds(model.dense_ms), f"dense, {model.runtime}"))
     return tuple(tiles)
 
 
@@ -205,8 +205,9 @@ def _loss_row(model: ModelRecord, curve: Curve, point: Point) -> Row:
 def _time(model: ModelRecord, point: Point) -> str:
     if point.latency is None:
         return "–"
-    share = percent(point.latency)
-    return share if model.dense_ms is None else f"{share}, {point.latency * model.dense_ms:.1f} ms"
+    if model.dense_ms is None:
+        return percent(point.latency)
+    return milliseconds(point.latency * model.dense_ms)
 
 
 def _rate(lost: float | None, saved: float) -> str:
