@@ -49,10 +49,12 @@ def importance_figure(record: AnalysisRecord) -> go.Figure:
                 hoverinfo="text",
             )
     fig.update_layout(barmode="overlay")
-    narrow = max(layer.damage for layer in record.layers) < 100 * low
-    fig.update_yaxes(
-        type="log", rangemode="normal", dtick="D2" if narrow else 1, exponentformat="none"
-    )
+    high = max(layer.damage for layer in record.layers)
+    fig.update_yaxes(type="log", rangemode="normal", dtick=1, exponentformat="none")
+    if high < 100 * low:
+        ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= 2 * high]
+        fig.update_yaxes(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     step = max(1, len(blocks) // 16)
     fig.update_xaxes(
         tickvals=list(range(0, len(blocks), step)), ticktext=[str(b) for b in blocks[::step]]
