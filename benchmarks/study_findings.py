@@ -172,7 +172,7 @@ def _timed(model: ModelRecord, left: float) -> str:
 def _per_percent(kl: float, left: float) -> str:
     """Thousandths of a nat per percent saved."""
     saved = 100 * (1 - left)
-    return "–" if saved < 1 else f"{1000 * kl / saved:.2g}"
+    return "–" if saved < 1 else f"{1000 * kl / saved:.{2 if 1000 * kl < saved else 3}g}"
 
 
 def _oracle(model: ModelRecord) -> str:
