@@ -27,9 +27,23 @@ def claims(table: Table, model: ModelRecord) -> str:
     """Bullets: which structure per MAC and per millisecond, which score, what repair changes."""
     found = []
     for timed in (False, True) if model.dense_ms is not None else (False,):
+        found.append(_winners(table, model, timed=timed))
         found += [_cheapest(table, model, budget, timed=timed) for budget in table.study.budgets]
     found += [_predictors(model), *_repair(table)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
+
+
+def _winners(table: Table, model: ModelRecord, *, timed: bool) -> str:
+    """Which structure costs least at which budgets."""
+    found: dict[str, list[str]] = {}
+    for budget in table.study.budgets:
+        rates = _rates(table, model, budget, timed)
+        if rates:
+            name, _ = min(rates, key=lambda pair: float(pair[1].mean()))
+            found.setdefault(name, []).append(budget)
+    told = "; ".join(f"{NAMES[name]} at {', '.join(budgets)}" for name, budgets in found.items())
+    per = "per millisecond" if timed else "per MAC"
+    return f"**Most redundant {per}: {told}.**" if told else ""
 
 
 def _cheapest(table: Table, model: ModelRecord, budget: str, *, timed: bool) -> str:
