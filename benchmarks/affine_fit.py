@@ -98,8 +98,8 @@ def _write(args: argparse.Namespace, row: Row) -> None:
         f"ViT-Tiny. For every layer the affine map from the update of the layer before it to its "
         f"own, fitted to all tokens of {args.images} calibration images as the stand-in `affine` "
         "is; its squared error as a share of that of the mean update, on those images and on "
-        f"{args.limit_eval} others. Above 1 the mean stands in better. The class token, which alone "
-        "reaches the head, is one of 197 tokens of the fit.",
+        f"{args.limit_eval} others. Above 1 the mean stands in better. The class token, which "
+        "alone reaches the head, is one of 197 tokens of the fit.",
         table(["layer", *(f"{part}, {kind} images" for kind, part in columns)], lines),
         f"Measured with `{command('affine_fit', args)}`. {versions()}.",
     ]
