@@ -134,6 +134,20 @@ def _keep(row: Row) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def _commands(rows: list[Row]) -> str:
+    """What measures these rows."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        words = f"--depth {row['depth']} --stages {row['stage']} --batch-size {row['batch']}"
+        words += f" --effort {row['effort']}" if row["effort"] else ""
+        found.setdefault(words, []).append(row["images"])
+    lines = []
+    for words, own in found.items():
+        images = ",".join(map(str, sorted(own)))
+        lines.append(f"python benchmarks/large_model_memory.py --images {images} {words}")
+    return "\n".join(lines)
+
+
 def _write_page(rows: list[Row]) -> None:
     from _common import table, versions, write_page
 
@@ -164,7 +178,7 @@ def _write_page(rows: list[Row]) -> None:
         "What the memory is, and why images do not add to it: "
         "[analysis](../methods/analysis.md#memory).",
         "## Reproduce",
-        "```\npython benchmarks/large_model_memory.py\n```",
+        f"```\n{_commands(rows)}\n```",
         f"{versions()}. Seed 0; {rows[0]['threads']} thread. Times are of a shared machine.",
     ]
     write_page("large_model_memory", "\n\n".join(parts))

@@ -172,9 +172,12 @@ def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -
         scores = store.get(name, "scores")
         assert scores is not None
         parts += [f"## {TITLES[name]}", f"{rows[name][0]['n']} evaluation images."]
-        parts += [_ranks(scores), _drops(rows[name])]
+        parts += [_ranks(scores), _drops(rows[name]), _verdict(rows[name])]
     parts += [
-        "`layer` ranks attention layers and MLPs together (joint drop).",
+        "`layer` ranks attention layers and MLPs together (joint drop). Counting the residual "
+        "twice lowers the score of every MLP and of no attention layer, so that a joint ranking "
+        "takes MLPs first: a model that can spare those better is then pruned better by mistake, "
+        "without the score having told.",
         f"Measured with `{command('llm_drop_fault', args)} --models {','.join(rows)}`. "
         f"{versions()}.",
     ]
@@ -206,6 +209,19 @@ def _drops(rows: list[Row]) -> str:
         )
     head = ["dropped", "the same layers", "top-1 correct", "top-1 faulty", "KL correct"]
     return table([*head, "KL faulty"], lines)
+
+
+def _verdict(rows: list[Row]) -> str:
+    """How often the fault changes the choice, and for the worse."""
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    other = [(a, b) for a, b in pairs if set(a["gone"]) != set(b["gone"])]
+    if not other:
+        return f"The fault changes none of these {len(pairs)} choices."
+    worse = sum(faulty["kl"] > correct["kl"] for correct, faulty in other)
+    return (
+        f"The fault changes {len(other)} of these {len(pairs)} choices; of those, {worse} to a "
+        f"larger KL and {len(other) - worse} to a smaller one."
+    )
 
 
 if __name__ == "__main__":

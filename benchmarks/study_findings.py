@@ -1,15 +1,17 @@
 """Write docs/results/NAME.md from the store of a study: its findings, each with its interval.
 
 `python benchmarks/study_findings.py benchmarks/NAME.yaml --out DIR`, after
-`secateur study benchmarks/NAME.yaml --out DIR`.
+`secateur study benchmarks/NAME.yaml --out DIR`; with `--models` and `--name`, a page about some of
+its models.
 """
 
 import argparse
-import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from _common import table, versions, write_page
+from _study_claims import UNITS, beside_oracle_rows, claims, plot, rate_rows
 
 from secateur.report.study_figures import NAMES
 from secateur.report.study_record import ModelRecord, Span, StudyRecord
@@ -17,7 +19,8 @@ from secateur.study.cells import cells_of
 from secateur.study.record import record_of
 from secateur.study.runner import RESULTS
 from secateur.study.spec import read_study
-from secateur.study.store import Store
+from secateur.study.store import Known, Store
+from secateur.study.table import Table
 
 
 def main() -> None:
@@ -25,29 +28,49 @@ def main() -> None:
     given.add_argument("study", type=Path)
     given.add_argument("--out", type=Path, required=True, help="the directory of the study")
     given.add_argument("--time", action="store_true", help="tell latencies (of a quiet machine)")
+    given.add_argument("--models", help="only these of its models, with commas between them")
+    given.add_argument("--name", help="name of the page (default: that of the study file)")
     args = given.parse_args()
-    study = read_study(args.study)
+    name = args.name or args.study.stem
+    study = read_study(args.study, args.models.split(",") if args.models else None)
     store = Store(args.out / RESULTS, study.settings())
     wanted = {cell.id for cell in cells_of(study)}
-    record = record_of(study, store, [row for row in store.cells() if row.cell.id in wanted])
-    parts = [f"# {record.title}", _lead(record)]
+    rows = [row for row in store.cells() if row.cell.id in wanted]
+    record = record_of(study, store, rows)
+    if not args.time:
+        record = replace(record, models=tuple(replace(m, dense_ms=None) for m in record.models))
+    picture = plot(record.models, name)
+    names = ", ".join(model.name for model in record.models)
+    parts = [f"# {record.title}: {names}", _lead(record), f"![Damage by structure]({picture.name})"]
     for model in record.models:
-        parts += _model(model, several=len(record.models) > 1, time=args.time)
-    parts.append(
-        f"Measured with `secateur study benchmarks/{args.study.name} --out DIR` "
-        f"({_minutes(args.out / RESULTS)} of pruning and evaluation, one thread) and "
-        f"`python benchmarks/study_findings.py benchmarks/{args.study.name} --out DIR`. "
-        f"{versions()}."
-    )
+        own = Table(study, model.name, store.dense()[model.name], rows, store.latency())
+        parts += [f"## {model.name}"] if len(record.models) > 1 else []
+        parts += _model(model, own, time=args.time)
+    parts.append(_how(args, name, rows))
     store.close()
-    write_page(args.study.stem, "\n\n".join(parts))
+    write_page(name, "\n\n".join(parts))
+
+
+def _how(args: argparse.Namespace, name: str, rows: list[Known]) -> str:
+    seconds = sum(row.outcome.result.get("seconds", 0.0) for row in rows)
+    spent = f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.0f} min"
+    models = f" --models {args.models}" if args.models else ""
+    more = (" --time" if args.time else "") + (f" --name {args.name}" if args.name else "")
+    study = f"benchmarks/{args.study.name} --out DIR{models}"
+    return (
+        f"Measured with `secateur study {study}` ({spent} of pruning and evaluation on the clock, "
+        f"added up over one-threaded workers) and `python benchmarks/study_findings.py "
+        f"{study}{more}`. {versions()}."
+    )
 
 
 def _lead(record: StudyRecord) -> str:
     counts = ", ".join(f"{number} {status}" for status, number in sorted(record.counts.items()))
     setting = record.setting
+    left = record.cells - sum(record.counts.values())
+    rest = f", {left} not run yet" if left else ""
     return (
-        f"{record.cells} cells: {counts}; the rest was not run. Calibration: "
+        f"{record.cells} cells: {counts}{rest}. Calibration: "
         f"{_named(setting['calibration'])}. Evaluation: {_named(setting['evaluation'])}, the same "
         f"for every cell. Scores: {setting['scores']}. Budgets: {setting['budgets']}. Repair: "
         f"{setting['repair']} (for whole layers `least_squares` is the affine stand-in). "
@@ -61,28 +84,58 @@ def _named(words: str) -> str:
     return " ".join(Path(w).name if "/" in w and len(w) > 20 else w for w in words.split(" "))
 
 
-def _model(model: ModelRecord, *, several: bool, time: bool) -> list[str]:
-    parts = [f"## {model.name}"] if several else []
+def _model(model: ModelRecord, own: Table, *, time: bool) -> list[str]:
+    parts = []
     dense = model.dense
     if dense["top1"] is not None:
         parts.append(
             f"Dense top-1: {dense['top1']:.1f} ± {dense['stderr']:.1f} % of {dense['n']:.0f} "
             "images (± one binomial standard error)."
         )
-    parts += ["## Which structure is most redundant", _structures(model, time=time)]
+    if model.dense_ms is not None:
+        parts.append(
+            f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model ran "
+            "in turns."
+        )
+    parts += ["## Findings", claims(own, model)]
+    parts += ["## Which structure is most redundant", *_rates(model, own)]
+    parts.append(_structures(model, time=time))
     if model.oracle:
-        parts += ["## Which score predicts damage", _oracle(model), _scores(model)]
+        parts += ["## Which score predicts damage", _oracle(model), _beside(own), _scores(model)]
     if model.repairs:
         parts += ["## What repair changes", _repairs(model)]
     return parts
 
 
+def _rates(model: ModelRecord, own: Table) -> list[str]:
+    head = ["structure", *own.study.budgets]
+    parts = [
+        f"Of every structure the score with the least mean KL on these images, under the last "
+        f"repair, {UNITS[False]} (thousandths of a nat of KL per percent):",
+        table(head, rate_rows(own, model, timed=False)),
+    ]
+    if model.dense_ms is not None:
+        parts += [
+            f"The same in {UNITS[True]} ({model.runtime}); – where less than 1 % is saved:",
+            table(head, rate_rows(own, model, timed=True)),
+        ]
+    return parts
+
+
+def _beside(own: Table) -> str:
+    structures, rows = beside_oracle_rows(own)
+    about = (
+        "KL of the choices of a score minus that of the choices of `delta_kl`, without repair, "
+        "mean over budgets, paired, in nats:"
+    )
+    return about + "\n\n" + table(["score", *(NAMES[name] for name in structures)], rows)
+
+
 def _structures(model: ModelRecord, *, time: bool) -> str:
     per = f" and, measured ({model.runtime or 'not here'}), of time saved" if time else " saved"
     about = (
-        "Of every structure the score with the least mean KL on these images, under the last "
-        "repair; sorted by KL within a budget. A structure of few, large pieces overshoots its "
-        f"budget, so compare the KL per percent of MACs{per}."
+        "The same curves in full, sorted by KL within a budget. A structure of few, large pieces "
+        f"overshoots its budget, so compare the KL per percent of MACs{per}."
     )
     lines = []
     for budget in dict.fromkeys(p.budget for curve in model.best for p in curve.points):
@@ -102,10 +155,7 @@ def _structures(model: ModelRecord, *, time: bool) -> str:
                 row += (
                     ["–", "–"]
                     if left is None
-                    else [
-                        f"{100 * left:.1f} %",
-                        _per_percent(point.kl.mean, left),
-                    ]
+                    else [_timed(model, left), _per_percent(point.kl.mean, left)]
                 )
             lines.append(row)
     head = ["budget", "structure", "score", "MACs left", "top-1 lost, points"]
@@ -114,10 +164,15 @@ def _structures(model: ModelRecord, *, time: bool) -> str:
     return about + "\n\n" + table(head, lines)
 
 
+def _timed(model: ModelRecord, left: float) -> str:
+    share = f"{100 * left:.1f} %"
+    return share if model.dense_ms is None else f"{share}, {left * model.dense_ms:.1f} ms"
+
+
 def _per_percent(kl: float, left: float) -> str:
     """Thousandths of a nat per percent saved."""
     saved = 100 * (1 - left)
-    return "–" if saved < 1 else f"{1000 * kl / saved:.2g}"
+    return "–" if saved < 1 else f"{1000 * kl / saved:.{2 if 1000 * kl < saved else 3}g}"
 
 
 def _oracle(model: ModelRecord) -> str:
@@ -184,13 +239,6 @@ def _small(value: float) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _minutes(path: Path) -> str:
-    with sqlite3.connect(path) as base:
-        query = "SELECT sum(json_extract(result, '$.seconds')) FROM cells"
-        seconds = base.execute(query).fetchone()[0] or 0.0
-    return f"{seconds:.0f} s" if seconds < 180 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

@@ -60,6 +60,21 @@ def test_what_no_line_explains_is_the_loss() -> None:
     assert half == pytest.approx(2.25 / (2.25 + 2.5), rel=1e-4)
 
 
+def test_entropy_is_that_of_gaussians() -> None:
+    # Channels with standard deviations 1 and 4 whatever their means: sqrt(1 * 4).
+    update = torch.tensor([[8.0, 3.0], [6.0, -5.0], [8.0, 3.0], [6.0, -5.0]]).view(1, 4, 2)
+    sums = sums_of("linear_moments", input=torch.zeros_like(update), update=update)
+    assert worth("entropy", sums) == pytest.approx(2)
+    wider = sums_of("linear_moments", input=torch.zeros_like(update), update=3 * update)
+    assert worth("entropy", wider) == pytest.approx(6)
+
+
+def test_a_constant_update_says_nothing() -> None:
+    constant = torch.ones(1, 4, 2)
+    sums = sums_of("linear_moments", input=constant, update=constant)
+    assert worth("entropy", sums) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("group", ["branch", "block"])
 def test_cka_sees_neither_scale_nor_rotation_nor_shift(group: GroupName) -> None:
     kind = "stream_moments" if group == "branch" else "block_stream_moments"

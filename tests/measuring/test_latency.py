@@ -50,6 +50,17 @@ def test_models_take_turns_in_a_new_order_each_round() -> None:
     assert again == log
 
 
+def test_processor_time_stands_still_while_others_run() -> None:
+    def sleep() -> None:
+        time.sleep(0.02)
+
+    by_wall = take_turns({"A": sleep}, min_runs=3, max_seconds=0, wait=lambda: None)
+    by_processor = take_turns(
+        {"A": sleep}, min_runs=3, max_seconds=0, wait=lambda: None, clock="processor"
+    )
+    assert min(by_wall["A"]) >= 20e6 > 10e6 > sorted(by_processor["A"])[1]
+
+
 def test_rounds_go_on_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     model = Timed(clock, "A", [], [100.0])

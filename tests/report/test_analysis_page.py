@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from secateur.pipeline.analyze import analyze
+from secateur.report.analysis_figures import importance_figure, spectra_figure
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import damage_at, damage_words, findings, score_finding
@@ -89,12 +90,32 @@ def test_hostile_text_stays_text(analysis: Record) -> None:
     assert not any(tag == "img" for tag, _ in page.tags)
 
 
+def test_ticks_of_damages_say_their_whole_value(analysis: Record) -> None:
+    for layer in analysis["layers"]:
+        layer["damage"] = 0.3 if layer["kind"] == "mlp" else 3.0
+    axis = importance_figure(AnalysisRecord.model_validate(analysis)).layout.yaxis
+    assert list(axis.ticktext) == ["0.5", "1", "2", "5"]
+    assert list(axis.tickvals) == pytest.approx([0.5, 1, 2, 5])
+
+
+def test_spectra_are_drawn_layer_by_layer(analysis: Record) -> None:
+    record = AnalysisRecord.model_validate(analysis)
+    for group in ("qk", "vo", "hidden"):
+        own = [spectrum for spectrum in record.spectra if spectrum.group == group]
+        figure = spectra_figure(record, group)
+        assert figure is not None and len(figure.data) == len(own) > 0
+        for line, spectrum in zip(figure.data, own, strict=True):
+            assert line.y[0] == 0 and list(line.y[1:]) == list(spectrum.held)
+            assert 0 < line.x[1] <= line.x[-1] <= 1
+
+
 def test_without_some_parts(analysis: Record) -> None:
     analysis |= {"interactions": None, "heads": [], "curves": [], "spectra": [], "scores": []}
     for layer in analysis["layers"]:
         layer["scores"] = {}
     text = Page(render_analysis(analysis)).text
     assert "Do removals add up?" not in text and "How far single layers" not in text
+    assert "Spectra" not in text
 
 
 @pytest.mark.parametrize("change", [{"layers": []}, {"macs": None}, {"series": 3}])
@@ -115,6 +136,10 @@ def test_findings_say_what_the_numbers_say(analysis: Record) -> None:
     assert saved in told[0]
     assert any("attention layers matter less than MLPs" in sentence for sentence in told)
     assert any("blocks.0.mlp must stay: it costs 4.00\u00a0nats alone" in s for s in told)
+    analysis["layers"][2]["droppable"] = False
+    together["damage"] = [0.01, 0.15, 0.2]
+    alone = findings(AnalysisRecord.model_validate(analysis))[0]
+    assert alone.startswith(f"Only {analysis['layers'][0]['id']} can go within 0.1\u00a0nats: ")
     for score in analysis["scores"]:
         score["rho"] = 0.1
     assert "No cheap score" in score_finding(AnalysisRecord.model_validate(analysis))

@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 from html import unescape
 
+import pytest
+
 from secateur.report.study_figures import oracle_figure, overview_figure, structure_figure
 from secateur.report.study_page import render_study
 from secateur.report.study_record import (
@@ -121,15 +123,44 @@ def test_the_page_fetches_nothing() -> None:
 def test_charts_show_means_and_bands() -> None:
     by_macs = overview_figure(MODEL, latency=False)
     assert by_macs is not None
-    band, line = by_macs.data
+    band, front, line = by_macs.data
+    assert list(front.x) == [0.875, 0.6125] and "Pareto" in front.name
     assert list(line.x) == [0.875, 0.6125] and list(line.y) == [76.0, 41.5]
     assert list(band.y) == [76.25, 41.75, 41.0, 75.5]
     by_time = overview_figure(MODEL, latency=True)
-    assert by_time is not None and list(by_time.data[1].x) == [0.81, 0.55]
+    assert by_time is not None and list(by_time.data[2].x) == [0.81, 0.55]
+    in_ms = overview_figure(replace(MODEL, dense_ms=20.0), latency=True)
+    assert in_ms is not None and list(in_ms.data[2].x) == pytest.approx([16.2, 11.0])
+    assert in_ms.layout.xaxis.title.text == "ms"
     scores = structure_figure(MODEL, "attention", "none")
     assert scores is not None
     assert {trace.name for trace in scores.data if trace.name} == {"cosine", "random"}
     assert structure_figure(MODEL, "attention", "mean") is None
+
+
+def test_charts_of_structures_share_their_axes() -> None:
+    lower = replace(CURVE, structure="mlp", points=(point("50% macs", 0.4, None, 12.0),))
+    model = replace(MODEL, curves=(CURVE, lower))
+    figures = [structure_figure(model, name, "none") for name in ("attention", "mlp")]
+    ranges = [(*fig.layout.xaxis.range, *fig.layout.yaxis.range) for fig in figures if fig]
+    assert ranges == [pytest.approx((1.0, 0.38, -2.4, 84.0))] * 2
+
+
+def test_the_front_is_of_points_that_nothing_beats() -> None:
+    beaten = point("75% macs", 0.75, 0.7, 60.0)
+    better = point("80% macs", 0.72, 0.9, 70.0)
+    curves = (CURVE, replace(CURVE, score="cka", points=(beaten, better)))
+    by_macs = overview_figure(replace(MODEL, curves=curves), latency=False)
+    by_time = overview_figure(replace(MODEL, curves=curves), latency=True)
+    assert by_macs is not None and list(by_macs.data[1].x) == [0.875, 0.72, 0.6125]
+    assert by_time is not None and list(by_time.data[1].x) == [0.81, 0.7, 0.55]
+
+
+def test_times_are_told_in_milliseconds() -> None:
+    timed = replace(MODEL, dense_ms=20.0)
+    text = text_of(render_study(replace(STUDY, models=(timed,))))
+    assert "Latency 20.0 ms dense, eager, batch 8" in text.replace("\u00a0", " ")
+    assert "87.5 % 16.2 ms 76.0 [75.5, 76.2]" in text.replace("\u00a0", " ")
 
 
 def test_without_measurements_there_is_no_chart() -> None:

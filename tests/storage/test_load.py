@@ -253,6 +253,7 @@ def test_local_directory_of_timm(model: nn.Module, tmp_path: Path) -> None:
         ("timn:test_vit", "unknown prefix 'timn:'"),
         ("test_vit", "did you mean 'timm:test_vit'?"),
         ("zoo:digit_vit", "did you mean 'digits_vit'?"),
+        ("digits_vitt", "did you mean 'digits_vit'?"),
         ("timm-class:VisionTransformer", "unknown prefix"),
         ("timm:", "no model is called 'timm:'"),
         ("nowhere/at/all", "there is no directory"),

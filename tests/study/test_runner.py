@@ -189,7 +189,7 @@ def test_latency_is_measured_once_per_shape(write: Write, tmp_path: Path) -> Non
     path = write(
         structures=["hidden", "attention"],
         scores=["magnitude", "random"],
-        latency={"batch": 1, "seconds": 0.01},
+        latency={"batch": 1, "seconds": 0.01, "clock": "processor"},
         seeds=[0],
     )
     out = tmp_path / "out"
@@ -204,6 +204,7 @@ def test_latency_is_measured_once_per_shape(write: Write, tmp_path: Path) -> Non
             "FROM latency"
         ).fetchall()
     assert shapes == len(measured) > 0
+    assert "processor time" in (out / "report.html").read_text(encoding="utf-8")
     assert all(ratio > 0 and ms > 0 for ratio, ms in measured)
 
 

@@ -64,6 +64,16 @@ def test_cells_are_all_that_makes_sense_seed_by_seed(write: Write) -> None:
             "runtime: eagr",
             "unknown runtime 'eagr'; did you mean 'eager'",
         ),
+        (
+            {"latency": {"clock": "processr"}},
+            "clock: processr",
+            "unknown clock 'processr'; did you mean 'processor'",
+        ),
+        (
+            {"latency": {"clock": "processor"}, "threads": 2},
+            "clock: processor",
+            "adds up over 2 threads; measure with one thread",
+        ),
         ({"models": {"a": "$NOWHERE_AT_ALL/x"}}, "a: $NOWHERE", "not set in the environment"),
     ],
 )
@@ -74,6 +84,13 @@ def test_mistakes_are_named_with_their_line(
     text = path.read_text(encoding="utf-8")
     line = text[: text.index(near)].count("\n") + 1 + near.count("\n- ")
     with pytest.raises(UserError, match=rf"study\.yaml, line {line}: .*{words}"):
+        read_study(path)
+
+
+def test_a_needed_key_that_is_written_wrong_is_named(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text(encoding="utf-8").replace("budgets:", "bugdets:"))
+    with pytest.raises(UserError, match=r"line \d+: unknown key 'bugdets'; did you mean 'budgets'"):
         read_study(path)
 
 
@@ -117,3 +134,16 @@ def test_paths_beside_the_file_and_of_the_environment_are_found(
     study = read_study(path)
     assert study.models["a"].checkpoint == str(tmp_path / "weights.safetensors")
     assert study.evaluation.data == "digits/test"
+
+
+def test_some_of_the_models_can_be_run_without_the_files_of_the_others(write: Write) -> None:
+    both = write(models={"here": "digits_vit", "away": "$NOWHERE_AT_ALL/x"})
+    study = read_study(both, ["here"])
+    assert list(study.models) == ["here"]
+    assert {cell.model for cell in cells_of(study)} == {"here"}
+    with pytest.raises(UserError, match="not set in the environment"):
+        read_study(both)
+    with pytest.raises(UserError, match=r"study\.yaml: unknown model 'her'; did you mean 'here'"):
+        read_study(both, ["her"])
+    with pytest.raises(UserError, match=r"no model was named; those of .* are here, away"):
+        read_study(both, [])

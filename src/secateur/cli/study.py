@@ -44,6 +44,14 @@ def study(
         int | None,
         typer.Option(help="Ray workers; one per core unless given.", show_default=False),
     ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Only these of the file's models. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     page: Annotated[
         bool, typer.Option("--page", help="Only write the page from what is finished.")
     ] = False,
@@ -53,7 +61,15 @@ def study(
 
     directory = Path(file.stem) if out is None else out
     with progress_bar() as progress:
-        run = run_study(file, directory, ray=ray, jobs=jobs, only_page=page, progress=progress)
+        run = run_study(
+            file,
+            directory,
+            ray=ray,
+            jobs=jobs,
+            only_page=page,
+            models=None if models is None else [name for name in models.split(",") if name],
+            progress=progress,
+        )
     return Answer(
         data=run.to_json(),
         show=lambda console: _show(console, run),

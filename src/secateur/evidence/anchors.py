@@ -3,8 +3,7 @@
 Legend: B batch, N tokens, D residual width.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +16,9 @@ from secateur.evidence.kinds import Sums
 from secateur.evidence.observe import frozen
 from secateur.evidence.sorts.updates import add_joint_moments_
 
+Run = tuple[str, tuple[str, ...]]
+"""A kept branch, and the branches right behind it that are to be dropped."""
+
 
 def anchor_moments(
     model: nn.Module, batches: Batches, runs: Mapping[str, tuple[str, ...]]
@@ -26,20 +28,26 @@ def anchor_moments(
     `runs` maps a kept branch to the branches right behind it that will be dropped. One pass over
     the uncut model; see `secateur.evidence.sorts.updates` for the sums.
     """
+    found = run_moments(model, batches, list(runs.items()))
+    return {anchor: sums for (anchor, _), sums in found.items()}
+
+
+def run_moments(model: nn.Module, batches: Batches, runs: Sequence[Run]) -> dict[Run, Sums]:
+    """The same for any number of runs behind each anchor, in one pass."""
     family = family_of(model)
     anatomy = family.read(model)
-    sums: dict[str, Sums] = defaultdict(dict)
+    sums: dict[Run, Sums] = {run: {} for run in runs}
     edits: list[tuple[Tap, Edit]] = []
-    for anchor, run in runs.items():
+    for run in runs:
         seen: dict[str, Tensor] = {}
-        names = (anchor, *run)
+        names = (run[0], *run[1])
         for name in names:
             tap = family.taps(model, anatomy.branch(name))["update"]
-            edits.append((tap, partial(_see, seen, names, name, sums[anchor])))
+            edits.append((tap, partial(_see, seen, names, name, sums[run])))
     with frozen(model), torch.no_grad(), attached(model, edits):
         for batch in batches if runs else ():
             model(batch.images_BCHW)
-    return dict(sums)
+    return sums
 
 
 def _see(

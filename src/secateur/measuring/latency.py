@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from secateur.measuring.modes import evaluating, example_images
 from secateur.measuring.runtimes import Run, require, runtimes
 
 WARM_UPS = 3
+Clock = Literal["wall", "processor"]
+"""Processor time does not count while other processes have the core: on one thread it is what the
+wall clock would say on a quiet machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +74,14 @@ def bench(
     threads: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    clock: Clock = "wall",
 ) -> list[Row]:
     """Measure `models` on random images, one row per runtime, batch size and model.
 
     For each runtime and batch size the models take turns, run by run, in an order drawn anew
     each round. Rounds go on until there were `min_runs` and until `max_seconds` have passed.
-    `threads` is the number of CPU threads each runtime may use (default: torch's own).
+    `threads` is the number of CPU threads each runtime may use (default: torch's own). With the
+    `clock` `processor`, all threads' time counts, so it is for one thread on the CPU.
     Models on another device are copied to `device`; none is changed. UserError for unknown or
     missing runtimes before anything is measured.
     """
@@ -89,7 +95,7 @@ def bench(
         for runtime in runtimes:
             for batch in batch_sizes:
                 calls = _prepare(placed, input_size, runtime, batch, scratch)
-                times = take_turns(calls, min_runs, max_seconds, waiting(device), seed)
+                times = take_turns(calls, min_runs, max_seconds, waiting(device), seed, clock)
                 rows += _rows(times, batch, runtime, device)
     return rows
 
@@ -100,11 +106,13 @@ def take_turns(
     max_seconds: float,
     wait: Callable[[], None],
     seed: int = 0,
+    clock: Clock = "wall",
 ) -> dict[str, list[int]]:
     """Nanoseconds of each call, round by round: the i-th entries of all lists are neighbours.
 
     `wait` returns once all work that was begun is done.
     """
+    now = time.process_time_ns if clock == "processor" else time.perf_counter_ns
     names, order = list(calls), random.Random(seed)
     times: dict[str, list[int]] = {name: [] for name in names}
     with torch.inference_mode(), _no_collection():
@@ -117,10 +125,10 @@ def take_turns(
         while rounds < min_runs or time.perf_counter_ns() - started < max_seconds * 1e9:
             order.shuffle(names)
             for name in names:
-                begin = time.perf_counter_ns()
+                begin = now()
                 calls[name]()
                 wait()
-                times[name].append(time.perf_counter_ns() - begin)
+                times[name].append(now() - begin)
             rounds += 1
     return times
 

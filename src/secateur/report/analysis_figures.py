@@ -49,10 +49,12 @@ def importance_figure(record: AnalysisRecord) -> go.Figure:
                 hoverinfo="text",
             )
     fig.update_layout(barmode="overlay")
-    narrow = max(layer.damage for layer in record.layers) < 100 * low
-    fig.update_yaxes(
-        type="log", rangemode="normal", dtick="D2" if narrow else 1, exponentformat="none"
-    )
+    high = max(layer.damage for layer in record.layers)
+    fig.update_yaxes(type="log", rangemode="normal", dtick=1, exponentformat="none")
+    if high < 100 * low:
+        ticks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= 2 * high]
+        fig.update_yaxes(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     step = max(1, len(blocks) // 16)
     fig.update_xaxes(
         tickvals=list(range(0, len(blocks), step)), ticktext=[str(b) for b in blocks[::step]]
@@ -166,6 +168,41 @@ def curves_figure(record: AnalysisRecord, group: str) -> go.Figure | None:
         )
     fig.update_yaxes(type="log", rangemode="normal", dtick=1, exponentformat="none")
     fig.update_xaxes(tickformat=".0%", range=[0, 1.02])
+    fig.update_layout(margin={"l": 66})
+    return fig
+
+
+def spectra_figure(record: AnalysisRecord, group: str) -> go.Figure | None:
+    """Share of a group's spectrum that its largest dims hold, one line per layer."""
+    own = [spectrum for spectrum in record.spectra if spectrum.group == group]
+    if not own:
+        return None
+    fig = plain_figure(height=250, x_title="largest dims", y_title="held")
+    deepest = max(1, len(own) - 1)
+    for place, spectrum in enumerate(own):
+        # WHY: long spectra are told at every n-th dim only.
+        step = -(-spectrum.size // len(spectrum.held))
+        dims = [(i + 1) * step for i in range(len(spectrum.held))]
+        fig.add_scatter(
+            x=[0.0, *(n / spectrum.size for n in dims)],
+            y=[0.0, *spectrum.held],
+            mode="lines",
+            line={"color": f"var(--{group})", "width": 1.4},
+            opacity=0.3 + 0.7 * place / deepest,
+            showlegend=False,
+            hovertext=[
+                "",
+                *(
+                    f"<b>{escape(spectrum.owner)}</b><br>{n} dims of {spectrum.size} hold "
+                    f"{percent(held)}"
+                    for n, held in zip(dims, spectrum.held, strict=True)
+                ),
+            ],
+            hoverinfo="text",
+        )
+    fig.update_xaxes(tickformat=".0%", range=[0, 1.02], dtick=0.5)
+    fig.update_yaxes(tickformat=".0%", range=[0, 1.03], dtick=0.5)
+    fig.update_layout(margin={"t": 8})
     return fig
 
 

@@ -12,6 +12,7 @@ from secateur.report.analysis_figures import (
     score_figure,
     series_figure,
     shares_figure,
+    spectra_figure,
 )
 from secateur.report.analysis_maps import heads_figure, interactions_figure, similarity_figure
 from secateur.report.analysis_record import AnalysisRecord
@@ -67,6 +68,7 @@ def render_analysis(record: Mapping[str, object]) -> str:
         curves=_curves(found),
         similarity=_similarity(found),
         inside=_inside(found),
+        spectra=_spectra(found),
         interactions=_interactions(found),
         scores=[
             Chart(
@@ -177,6 +179,23 @@ def _inside(found: AnalysisRecord) -> list[Chart]:
                 figure=figure_html(heads_figure(found), label="Similarity of heads."),
             )
         )
+    return charts
+
+
+def _spectra(found: AnalysisRecord) -> list[Chart]:
+    charts = []
+    for group in ("qk", "vo", "hidden"):
+        figure = spectra_figure(found, group)
+        if figure is not None:
+            name = NAMES[group]
+            label = f"Share of the spectrum held by the largest {name}, by layer."
+            charts.append(
+                Chart(
+                    title=name[0].upper() + name[1:],
+                    about="",
+                    figure=figure_html(figure, label=label),
+                )
+            )
     return charts
 
 

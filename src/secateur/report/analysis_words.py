@@ -51,6 +51,11 @@ def _droppable(record: AnalysisRecord) -> str:
     agreement = together.agreement[at]
     same = "" if agreement is None else f" and {percent(agreement, 0)} of predictions stay"
     or_more = "At least " if at == len(together.damage) - 1 else ""
+    if len(own) == 1:
+        return (
+            f"Only {own[0].id} can go within {limit}: that saves {percent(together.macs[at])} of "
+            f"the MACs{same}."
+        )
     return (
         f"{or_more}{listed(kinds)} can go together within {limit} ({_short(own)}): that saves "
         f"{percent(together.macs[at])} of the MACs{same}."
@@ -91,8 +96,9 @@ def _kinds(record: AnalysisRecord) -> str:
     ratio = means[more] / means[less]
     if ratio < 1.2:
         return (
-            "One attention layer or one MLP is worth about the same in the middle of the field "
-            f"(median {damage_words(means[less], record.unit)} alone)."
+            "Taken alone, attention layers and MLPs matter alike: the median costs "
+            f"{damage_words(means[less], record.unit)} and "
+            f"{damage_words(means[more], record.unit)}."
         )
     return (
         f"Taken alone, {NAMES[less]} matter less than {NAMES[more]}: the median costs "

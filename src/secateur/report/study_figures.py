@@ -35,26 +35,60 @@ CONTROL = "random"
 
 
 def overview_figure(model: ModelRecord, *, latency: bool) -> go.Figure | None:
-    """The best curve of every structure over MACs, or over latency; None without measurements."""
-    x_title = "time left" if latency else "MACs left"
+    """The best curve of every structure over MACs, or over latency; None without measurements.
+
+    Behind them stands the Pareto front of all structures, scores and repairs.
+    """
+    timed = latency and model.dense_ms is not None
+    x_title = ("ms" if timed else "time left") if latency else "MACs left"
     fig = plain_figure(height=420, x_title=x_title, y_title=_y_title(model))
     lines = []
     for curve in model.best:
         points = [p for p in curve.points if not latency or p.latency is not None]
-        points.sort(key=lambda point: -_x(point, latency))
+        points.sort(key=lambda point: -_x(model, point, latency))
         if not points:
             continue
         colour, marker, dash = STRUCTURES[curve.structure]
-        xs = [_x(point, latency) for point in points]
+        xs = [_x(model, point, latency) for point in points]
         name = f"{NAMES[curve.structure]} ({curve.score})"
         fig.add_trace(_band(model, points, xs, colour))
         lines.append(_line(model, points, xs, name, colour, marker, dash))
     if not lines:
         return None
+    if front := _front(model, latency):
+        fig.add_trace(_front_line(model, front, latency))
     fig.add_traces(lines)
     _dense_line(fig, model)
-    _finish(fig)
+    _finish(fig, shares=not timed)
     return fig
+
+
+def _front(model: ModelRecord, latency: bool) -> list[Point]:
+    """The points that no other beats in both cost and damage, dearest first."""
+    points = [p for curve in model.curves for p in curve.points]
+    points = [p for p in points if not latency or p.latency is not None]
+    points.sort(key=lambda point: (_x(model, point, latency), _harm(model, point)))
+    front: list[Point] = []
+    for point in points:
+        if not front or _harm(model, point) < _harm(model, front[-1]):
+            front.append(point)
+    return front[::-1]
+
+
+def _harm(model: ModelRecord, point: Point) -> float:
+    value = value_of(model, point).mean
+    return value if _y_title(model).startswith("KL") else -value
+
+
+def _front_line(model: ModelRecord, front: Sequence[Point], latency: bool) -> go.Scatter:
+    return go.Scatter(
+        x=[_x(model, point, latency) for point in front],
+        y=[value_of(model, point).mean for point in front],
+        mode="lines",
+        name="Pareto front of all scores and repairs",
+        line={"color": "var(--line)", "width": 9},
+        hoverinfo="skip",
+    )
 
 
 def structure_figure(model: ModelRecord, structure: str, repair: str) -> go.Figure | None:
@@ -69,13 +103,25 @@ def structure_figure(model: ModelRecord, structure: str, repair: str) -> go.Figu
         dash = DASHES[number // len(PALETTE) % len(DASHES)]
         if curve.score == CONTROL:
             colour, dash = "muted", "dot"
-        xs = [_x(point, False) for point in curve.points]
+        xs = [_x(model, point, False) for point in curve.points]
         fig.add_trace(_band(model, curve.points, xs, colour))
         lines.append(_line(model, curve.points, xs, curve.score, colour, "circle", dash))
     fig.add_traces(lines)
     _dense_line(fig, model)
-    _finish(fig)
+    _finish(fig, shares=True)
+    _same_axes(fig, model)
     return fig
+
+
+def _same_axes(fig: go.Figure, model: ModelRecord) -> None:
+    """The ranges of all charts of single structures, so that they can be compared by eye."""
+    points = [point for curve in model.curves for point in curve.points]
+    highest = max(
+        model.dense.get("top1") or 0.0, *(value_of(model, point).high for point in points)
+    )
+    fig.update_yaxes(range=[-0.03 * highest, 1.05 * highest])
+    least = min(point.macs for point in points)
+    fig.update_xaxes(range=[1.0, least - 0.02], autorange=False)
 
 
 def oracle_figure(rows: Sequence[OracleRow]) -> go.Figure | None:
@@ -124,9 +170,10 @@ def _y_title(model: ModelRecord) -> str:
     return "KL from dense, nats" if model.dense.get("top1") is None else "top-1, %"
 
 
-def _x(point: Point, latency: bool) -> float:
+def _x(model: ModelRecord, point: Point, latency: bool) -> float:
+    """Milliseconds if any were measured, else a share of the dense model's cost."""
     if latency and point.latency is not None:
-        return point.latency
+        return point.latency * (model.dense_ms or 1.0)
     return point.macs
 
 
@@ -160,15 +207,18 @@ def _line(
         name=name,
         line={"color": f"var(--{colour})", "width": 2, "dash": dash},
         marker={"symbol": marker, "size": 8, "color": f"var(--{colour})"},
-        hovertext=[_hover(name, point) for point in points],
+        hovertext=[_hover(model, name, point) for point in points],
         hoverinfo="text",
     )
 
 
-def _hover(name: str, point: Point) -> str:
+def _hover(model: ModelRecord, name: str, point: Point) -> str:
     lines = [f"<b>{escape(name)}</b>", f"{100 * point.macs:.1f} % of the MACs"]
     if point.latency is not None:
-        lines.append(f"{100 * point.latency:.1f} % of the time")
+        time = f"{100 * point.latency:.1f} % of the time"
+        if model.dense_ms is not None:
+            time += f" ({point.latency * model.dense_ms:.1f} ms)"
+        lines.append(time)
     if point.top1 is not None:
         lines.append(f"top-1 {point.top1.mean:.1f} [{point.top1.low:.1f}, {point.top1.high:.1f}]")
     lines.append(f"KL {point.kl.mean:.3f} [{point.kl.low:.3f}, {point.kl.high:.3f}]")
@@ -181,8 +231,8 @@ def _dense_line(fig: go.Figure, model: ModelRecord) -> None:
         fig.add_hline(y=top1, line={"color": "var(--muted)", "width": 1, "dash": "dot"})
 
 
-def _finish(fig: go.Figure) -> None:
-    fig.update_xaxes(tickformat=".0%", autorange="reversed", showgrid=True)
+def _finish(fig: go.Figure, *, shares: bool) -> None:
+    fig.update_xaxes(tickformat=".0%" if shares else None, autorange="reversed", showgrid=True)
     fig.update_yaxes(rangemode="normal")
     fig.update_layout(hovermode="closest", margin={"t": 74})
 

@@ -14,7 +14,7 @@ from secateur.report.study_figures import (
     structure_figure,
 )
 from secateur.report.study_record import Curve, ModelRecord, Point, Span, StudyRecord
-from secateur.report.words import count, percent
+from secateur.report.words import count, milliseconds, percent
 
 SURE = 0.05
 """A corrected p-value below this counts as a difference."""
@@ -88,7 +88,7 @@ def _model(model: ModelRecord) -> ModelPage:
         overview=tuple(_overview(model)),
         structures=tuple(_structures(model)),
         oracle=_html(oracle_figure(model.oracle), "Rank correlation of scores with the oracle."),
-        losses=tuple(_loss_row(curve, p) for curve in model.best for p in curve.points),
+        losses=tuple(_loss_row(model, curve, p) for curve in model.best for p in curve.points),
         repairs=tuple(
             Row(
                 key=STRUCTURES[row.structure][0],
@@ -142,15 +142,18 @@ def _tiles(model: ModelRecord) -> tuple[tuple[str, str, str], ...]:
     if (top1 := dense.get("top1")) is not None:
         tiles.append(("Dense top-1", f"{top1:.1f} %", f"± {dense.get('stderr') or 0:.1f}"))
     tiles.append(("Evaluation images", f"{dense.get('n') or 0:,.0f}", "the same for every cell"))
-    tiles.append(("MACs", count(dense.get("macs") or 0), "dense, one image"))
-    tiles.append(("Parameters", count(dense.get("params") or 0), "dense"))
+    params = f"dense, {count(dense.get('params') or 0)} parameters"
+    tiles.append(("MACs", count(dense.get("macs") or 0), params))
+    if model.dense_ms is not None:
+        tiles.append(("Latency", milliseconds(model.dense_ms), f"dense, {model.runtime}"))
     return tuple(tiles)
 
 
 def _overview(model: ModelRecord) -> list[Chart]:
     about = (
         "Of every structure the score with the least mean divergence on these images, under the "
-        "last repair. Bands: 95 % bootstrap over images and calibration draws. Dotted: dense."
+        "last repair. Bands: 95 % bootstrap over images and calibration draws. Dotted: dense. "
+        "Broad and grey: the best of everything in the grid, scores and repairs alike."
     )
     charts = []
     by_macs = _html(overview_figure(model, latency=False), "Damage over MACs by structure.")
@@ -179,7 +182,7 @@ def _structures(model: ModelRecord) -> list[Chart]:
     return charts
 
 
-def _loss_row(curve: Curve, point: Point) -> Row:
+def _loss_row(model: ModelRecord, curve: Curve, point: Point) -> Row:
     saved = 100 * (1 - point.macs)
     faster = None if point.latency is None else 100 * (1 - point.latency)
     lost = point.lost.mean if point.lost is not None else None
@@ -190,13 +193,21 @@ def _loss_row(curve: Curve, point: Point) -> Row:
             curve.score,
             point.budget,
             percent(point.macs),
-            "–" if point.latency is None else percent(point.latency),
+            _time(model, point),
             "–" if point.top1 is None else _points(point.top1),
             _nats(point.kl),
             _rate(lost, saved),
             "–" if faster is None else _rate(lost, faster),
         ),
     )
+
+
+def _time(model: ModelRecord, point: Point) -> str:
+    if point.latency is None:
+        return "–"
+    if model.dense_ms is None:
+        return percent(point.latency)
+    return milliseconds(point.latency * model.dense_ms)
 
 
 def _rate(lost: float | None, saved: float) -> str:

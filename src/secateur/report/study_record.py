@@ -84,7 +84,10 @@ class OracleRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
-    """One model of a study. `dense` has macs, params, n, and top1 and stderr with labels."""
+    """One model of a study. `dense` has macs, params, n, and top1 and stderr with labels.
+
+    `dense_ms` is the median time of the dense model in the turns with pruned ones.
+    """
 
     name: str
     source: str
@@ -95,6 +98,7 @@ class ModelRecord:
     scores: tuple[ScoreRow, ...]
     oracle: tuple[OracleRow, ...]
     runtime: str | None = None
+    dense_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

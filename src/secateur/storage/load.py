@@ -1,5 +1,6 @@
 """`secateur.load`: one verb for every place a model can come from."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 import timm
@@ -164,6 +165,8 @@ def _parse(source: str) -> tuple[Library, str]:
         what = f"unknown prefix '{prefix}:' in '{source}';"
     if timm.is_model(source.partition(".")[0]):
         what += f" did you mean 'timm:{source}'?"
+    elif not colon and (close := get_close_matches(source, _zoo_names(), n=1, cutoff=0.7)):
+        what += f" did you mean '{close[0]}'?"
     raise UserError(f"{what} Known: {titles}, hub:ORG/NAME, or a directory saved by secateur.")
 
 

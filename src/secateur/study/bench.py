@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,18 +16,23 @@ from secateur.anatomy.types import Anatomy, AttentionShape, Shape, Shapes
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import Batches, as_batches
-from secateur.evidence import Evidence, observe
+from secateur.evidence import Evidence, Sums, observe
+from secateur.evidence.anchors import Run, run_moments
 from secateur.measuring.accuracy import Predictions, predict, summarize
 from secateur.pipeline.opening import load, open_data
 from secateur.study.spec import Study
 from secateur.study.store import OK, Outcome
+from secateur.study.streams import Streams, keep_streams
 from secateur.study.structures import BY_NAME, can_score
 from secateur.study.tasks import needs_of_study
 
 
 @dataclass(slots=True)
 class Host:
-    """A dense model of a study with its evaluation images, decoded once, and what it says."""
+    """A dense model of a study with its evaluation images, decoded once, and what it says.
+
+    `streams` are what passes inside it, from where a pruned model may start.
+    """
 
     name: str
     study: Study
@@ -35,13 +40,16 @@ class Host:
     family: Family
     anatomy: Anatomy
     evaluation: list[tuple[Tensor, Tensor]]
+    streams: Streams
     dense_logits: list[Tensor]
     dense: Outcome
 
     def evaluate(self, model: nn.Module) -> Outcome:
         """Accuracy of a model, and its agreement with the dense one, image by image."""
+        logits = self.streams.logits(model)
+        known = model if logits is None else _Told(logits)
         told = _Told(self.dense_logits)
-        return _outcome(predict(model, as_batches(self.evaluation), reference=told))
+        return _outcome(predict(known, as_batches(self.evaluation), reference=told))
 
 
 def open_host(study: Study, name: str) -> Host:
@@ -66,14 +74,14 @@ def open_host(study: Study, name: str) -> Host:
         batch_size=study.batch_size,
     )
     evaluation = decoded(batches)
-    with torch.inference_mode():
-        logits = [model(images_BCHW) for images_BCHW, _ in evaluation]
     family = family_of(model)
-    dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))
     anatomy = family.read(model)
+    images = (images_BCHW for images_BCHW, _ in evaluation)
+    streams, logits = keep_streams(model.eval(), family, anatomy, images)
+    dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))
     cost = anatomy.cost()
     dense.result.update(macs=cost.macs, params=cost.params)
-    return Host(name, study, model, family, anatomy, evaluation, logits, dense)
+    return Host(name, study, model, family, anatomy, evaluation, streams, logits, dense)
 
 
 def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
@@ -89,10 +97,15 @@ def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
 
 @dataclass
 class Bench:
-    """A host and one draw of calibration images."""
+    """A host and one draw of calibration images.
+
+    `known_runs` are joint moments for affine stand-ins: cells that leave out the same layers
+    behind the same kept one share them.
+    """
 
     host: Host
     seed: int
+    known_runs: dict[Run, Sums] = field(default_factory=dict)
 
     @cached_property
     def calibration(self) -> Batches:
@@ -114,6 +127,17 @@ class Bench:
         if not needs:
             return Evidence(images=0, tokens=0)
         return observe(self.host.model, self.calibration, needs)
+
+    def anchors(self, runs: Mapping[str, tuple[str, ...]]) -> dict[str, Sums]:
+        """Joint moments of kept layers with the dropped ones behind each, see `anchor_moments`."""
+        self.learn_runs(runs.items())
+        return {anchor: self.known_runs[anchor, run] for anchor, run in runs.items()}
+
+    def learn_runs(self, runs: Iterable[Run]) -> None:
+        """Collect the moments of those runs that are not known yet, in one pass."""
+        missing = set(runs) - self.known_runs.keys()
+        if missing:
+            self.known_runs |= run_moments(self.host.model, self.calibration, sorted(missing))
 
     def layer_scores(self, name: str) -> list[tuple[str, int, str, str, str, float]]:
         """A criterion's score of every layer or block that may go: rows of the store's table."""

@@ -50,6 +50,7 @@ def _measure(host: Host, shapes: ShapesJson, spec: LatencySpec) -> dict[str, Any
         min_runs=MIN_RUNS,
         max_seconds=spec.seconds,
         threads=host.study.threads,
+        clock=spec.clock,
     )
     dense, pruned = rows
     return {
@@ -61,6 +62,7 @@ def _measure(host: Host, shapes: ShapesJson, spec: LatencySpec) -> dict[str, Any
         "runtime": spec.runtime,
         "batch": spec.batch,
         "threads": host.study.threads,
+        "clock": spec.clock,
     }
 
 

@@ -3,7 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
+from typing import Literal
 
 from secateur.report.study_record import (
     Curve,
@@ -59,8 +60,12 @@ def _model(
 ) -> ModelRecord:
     table = Table(study, name, dense, rows, latency)
     curves = tuple(table.curves())
-    runtimes = {(row["runtime"], row["batch"]) for (m, _), row in latency.items() if m == name}
-    words = [f"{runtime}, batch {batch}" for runtime, batch in sorted(runtimes)]
+    own = [row for (model, _), row in latency.items() if model == name]
+    runtimes = {(row["runtime"], row["batch"], row.get("clock", "wall")) for row in own}
+    words = [
+        f"{runtime}, batch {batch}" + (", processor time" if clock == "processor" else "")
+        for runtime, batch, clock in sorted(runtimes)
+    ]
     keys = ("macs", "params", "n", "top1", "stderr")
     return ModelRecord(
         name=name,
@@ -72,6 +77,7 @@ def _model(
         scores=tuple(table.scores()),
         oracle=tuple(_oracle(study, name, store)),
         runtime="; ".join(words) or None,
+        dense_ms=median(row["dense_ms"] for row in own) if own else None,
     )
 
 
@@ -138,15 +144,21 @@ def _corrected(models: Sequence[ModelRecord]) -> tuple[ModelRecord, ...]:
 
 
 def _setting(study: Study, models: Sequence[ModelRecord]) -> dict[str, str]:
-    calibration, evaluation = study.calibration, study.evaluation
-    limit = calibration.limit or "all"
+    limit = study.calibration.limit or "all"
     images = sorted({f"{model.dense['n']:.0f}" for model in models})
     return {
-        "calibration": f"{limit} images of {calibration.data or 'each model'}, drawn "
+        "calibration": f"{limit} images of {_data(study, 'calibration')}, drawn "
         f"{len(study.seeds)} times (seeds {', '.join(map(str, study.seeds))})",
-        "evaluation": f"{' or '.join(images)} images of {evaluation.data or 'each model'}",
+        "evaluation": f"{' or '.join(images)} images of {_data(study, 'evaluation')}",
         "scores": ", ".join(study.scores),
         "budgets": ", ".join(study.budgets),
         "repair": ", ".join(study.repair),
         "threads": str(study.threads),
     }
+
+
+def _data(study: Study, use: Literal["calibration", "evaluation"]) -> str:
+    """Where the images of the models are from."""
+    common = getattr(study, use).data
+    own = [getattr(model, use) or common for model in study.models.values()]
+    return " or ".join(dict.fromkeys(own))

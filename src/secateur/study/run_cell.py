@@ -3,19 +3,20 @@
 import copy
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.evidence.anchors import anchor_moments
+from secateur.evidence.anchors import Run
 from secateur.pipeline.decide import check_reachable, decide
 from secateur.pipeline.depth import search
 from secateur.pipeline.options import Task
 from secateur.pipeline.weigh import plan_of, weigh
 from secateur.planning.types import Plan
 from secateur.study.bench import Bench, finish
-from secateur.study.cells import Cell
+from secateur.study.cells import Cell, cells_of
 from secateur.study.store import FAILED, UNREACHABLE, Outcome
 from secateur.study.tasks import task_of
 from secateur.surgery.cut import cut_
@@ -64,7 +65,25 @@ def _cut(bench: Bench, task: Task, plan: Plan) -> nn.Module:
     smaller = copy.deepcopy(bench.host.model)
     anchors = {}
     if task.preset.stand_in == "affine":
-        runs = runs_of(bench.host.anatomy, plan.shapes)
-        anchors = anchor_moments(bench.host.model, bench.calibration, runs)
+        if not bench.known_runs:
+            bench.learn_runs(set(_expected_runs(bench)))
+        anchors = bench.anchors(runs_of(bench.host.anatomy, plan.shapes))
     cut_(smaller, plan, bench.evidence, task.preset.repair, task.preset.stand_in, anchors)
     return smaller
+
+
+def _expected_runs(bench: Bench) -> Iterator[Run]:
+    """What all cells of this model and draw will ask for, so that one pass gives it.
+
+    Searches are left out, since they are slow to plan, and so are cells that fail: each says why
+    when its turn comes.
+    """
+    host = bench.host
+    for cell in cells_of(host.study):
+        if (cell.model, cell.seed) != (host.name, bench.seed):
+            continue
+        task = task_of(cell, host.family, host.model, host.anatomy)
+        if task.preset.stand_in == "affine" and task.preset.search == "one_shot":
+            with suppress(Exception):
+                check_reachable(host.anatomy, task)
+                yield from runs_of(host.anatomy, _plan(bench, task).shapes).items()

@@ -1,7 +1,7 @@
 """Run what of a study is not finished, write every cell down at once, then the page."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +52,17 @@ def run_study(
     ray: str | None = None,
     jobs: int | None = None,
     only_page: bool = False,
+    models: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> StudyRun:
     """Run the cells of a study file that `out` does not hold yet and write `out/report.html`.
 
     Finished cells are never run again, whenever the run before was stopped. With `ray` (`local` or
     a cluster's address) cells are spread over workers; else they run in this process. `only_page`
-    writes the page from what there is. UserError for a wrong study before any cell is run.
+    writes the page from what there is; `models` takes some of the study's models only. UserError
+    for a wrong study before any cell is run.
     """
-    study = read_study(path)
+    study = read_study(path, models)
     cells = cells_of(study)
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}.")

@@ -1,7 +1,7 @@
 """A study as a YAML file: what is varied, on which images, and where to find what is wrong."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.errors import UserError
+from secateur.measuring.latency import Clock
 from secateur.measuring.runtimes import require
 from secateur.pipeline.options import known_values
 from secateur.planning.budget import CostBudget, parse_budget
@@ -49,11 +50,15 @@ class ImagesSpec(_Strict):
 
 
 class LatencySpec(_Strict):
-    """Where latency is measured, and for how many seconds per shape."""
+    """Where latency is measured, for how many seconds per shape, and by which clock.
+
+    `processor` counts the time that this process had a core, for machines that do other work.
+    """
 
     runtime: str = "eager"
     batch: int = Field(default=1, ge=1)
     seconds: float = Field(default=1.0, gt=0)
+    clock: Clock = "wall"
 
 
 class Study(_Strict):
@@ -83,11 +88,11 @@ class Study(_Strict):
         )
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path, only: Sequence[str] | None = None) -> Study:
     """The study in a YAML file; UserError with file and line for whatever is wrong in it.
 
-    `$NAME` in paths takes a variable of the environment; a relative path that exists beside the
-    file is taken from there.
+    `only` keeps some of its models. `$NAME` in paths takes a variable of the environment; a
+    relative path that exists beside the file is taken from there.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -107,8 +112,19 @@ def read_study(path: Path) -> Study:
         study = Study.model_validate(_short_models(fields))
     except ValidationError as error:
         raise UserError(_sentence(path, error, lines)) from error
+    if only is not None:
+        study = study.model_copy(update={"models": _chosen(path, study, only)})
     _check(path, study, lines)
     return study.model_copy(update={"models": _at_home(path, study, lines)} | _images(path, study))
+
+
+def _chosen(path: Path, study: Study, only: Sequence[str]) -> dict[str, ModelSpec]:
+    for name in only:
+        if name not in study.models:
+            raise UserError(f"{path}: {unknown('model', name, list(study.models))}")
+    if not only:
+        raise UserError(f"no model was named; those of {path} are {', '.join(study.models)}.")
+    return {name: spec for name, spec in study.models.items() if name in only}
 
 
 def at(path: Path, lines: Mapping[Place, int], *place: str | int) -> str:
@@ -147,15 +163,18 @@ def _short_models(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(path: Path, error: ValidationError, lines: Mapping[Place, int]) -> str:
-    first = error.errors()[0]
+    # WHY: a key that is written wrong is missing as well, and its wrong form says more.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     place: Place = tuple(part for part in first["loc"] if part != "[key]")
     where, name = at(path, lines, *place), ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         known = Study if len(place) == 1 else _model_at(place)
         return f"{where}: {unknown('key', str(place[-1]), list(known.model_fields))}"
     if first["type"] == "literal_error" and isinstance(place[0], str):
-        known_words = known_values(Study.model_fields[place[0]].annotation)
-        return f"{where}: {unknown(place[0].rstrip('s'), str(first['input']), known_words)}"
+        key = str(place[-1]) if place[0] == "latency" else place[0]
+        fields = (LatencySpec if place[0] == "latency" else Study).model_fields
+        known_words = known_values(fields[key].annotation)
+        return f"{where}: {unknown(key.rstrip('s'), str(first['input']), known_words)}"
     if first["type"] == "too_short":
         return f"{where}: '{name}' is empty, so the grid has no cell; name at least one."
     if first["type"] == "missing":
@@ -198,6 +217,11 @@ def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
             require(study.latency.runtime)
         except UserError as error:
             raise UserError(f"{at(path, lines, 'latency', 'runtime')}: {error}") from error
+        if study.latency.clock == "processor" and study.threads > 1:
+            raise UserError(
+                f"{at(path, lines, 'latency', 'clock')}: processor time adds up over "
+                f"{study.threads} threads; measure with one thread, or by the wall clock."
+            )
     for name, model in study.models.items():
         for use, own, common in (
             ("calibration", model.calibration, study.calibration),
