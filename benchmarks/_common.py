@@ -140,19 +140,25 @@ class Bench:
         model = make()
         seconds = begun + time.process_time() - start
         forward = (before + self.forward_cost()) / 2
-        found = predict(model, self.validation, reference=self.told())
-        scores = summarize(found)
         cost = counted(model, read(model).input_size)
         return {
             "macs": cost.macs / self.dense["macs"],
             "params": cost.params / self.dense["params"],
+            **self.scored(model),
+            "seconds": seconds,
+            "forward_seconds": forward,
+            "passes": seconds / forward,
+        }
+
+    def scored(self, model: nn.Module) -> Row:
+        """Accuracy of a model, and how near it is to the dense one."""
+        found = predict(model, self.validation, reference=self.told())
+        scores = summarize(found)
+        return {
             "top1": scores.top1,
             "stderr": scores.stderr,
             "agreement": scores.agreement,
             "kl": scores.kl,
-            "seconds": seconds,
-            "forward_seconds": forward,
-            "passes": seconds / forward,
             "correct": _bits(found.correct_N),
             **self.setting(),
         }

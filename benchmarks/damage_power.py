@@ -10,9 +10,8 @@ are cut with, others tell the damage. No validation image is looked at.
 import argparse
 from functools import partial
 
-import torch
 from _common import Row, Store, command, parser, table, versions, write_page
-from token_weights import JUDGED, Split, divergences, with_error
+from token_weights import JUDGED, Split, compared, divergences
 
 from secateur.anatomy.caches import shell_of
 from secateur.anatomy.family import family_of
@@ -67,18 +66,11 @@ def cell(bench: Judge, budget: str, power: float) -> Row:
 def write_report(store: Store, args: argparse.Namespace) -> None:
     """Write docs/results/damage_power.md from what there is."""
 
-    def show(budget: str, power: float) -> str:
-        row, used = store.get(budget, str(power)), store.get(budget, str(USED))
-        if row is None or row["status"] != "ok":
-            return "not run"
-        kl = torch.tensor(row["kl_each"])
-        text = f"{with_error(kl)} ({row['agreement']:.1f} %)"
-        if power == USED or used is None or used["status"] != "ok":
-            return text
-        return f"{text}, {with_error(kl - torch.tensor(used['kl_each']), '+')}"
-
     lines = [
-        (f"{power:g}{' (used)' if power == USED else ''}", *(show(b, power) for b in BUDGETS))
+        (
+            f"{power:g}{' (used)' if power == USED else ''}",
+            *(compared(store, b, power, USED) for b in BUDGETS),
+        )
         for power in POWERS
     ]
     parts = [

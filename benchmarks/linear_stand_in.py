@@ -15,7 +15,6 @@ from _common import (
     DigitsBench,
     Row,
     Store,
-    _bits,
     command,
     difference,
     parser,
@@ -33,7 +32,6 @@ from secateur.data.batches import as_batches
 from secateur.evidence import Evidence, observe
 from secateur.evidence.anchors import anchor_moments
 from secateur.evidence.gaps import gap_moments
-from secateur.measuring.accuracy import predict, summarize
 from secateur.pipeline.prune import prune
 from secateur.pipeline.rescoring import best_window
 from secateur.planning.budget import parse_budget
@@ -141,17 +139,11 @@ def _pruned(bench: Bench, budget: str, how: StandIn) -> Row:
 
 
 def _scored(bench: Bench, model: nn.Module) -> Row:
-    found = predict(model, bench.validation, reference=bench.told())
-    scores = summarize(found)
     cost, whole = read(model).cost(), read(bench.model).cost()
     return {
         "macs": cost.macs / whole.macs,
         "params": cost.params / whole.params,
-        "top1": scores.top1,
-        "stderr": scores.stderr,
-        "kl": scores.kl,
-        "correct": _bits(found.correct_N),
-        **bench.setting(),
+        **bench.scored(model),
     }
 
 

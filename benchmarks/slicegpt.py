@@ -15,10 +15,8 @@ import torch
 from _common import (
     Bench,
     DigitsBench,
-    Pairs,
     Row,
     Store,
-    _bits,
     command,
     difference,
     parser,
@@ -32,7 +30,6 @@ from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of, read
 from secateur.anatomy.stream import rotatable
 from secateur.data.batches import as_batches
-from secateur.measuring.accuracy import predict, summarize
 from secateur.pipeline.prune import prune
 from secateur.surgery.rotate import principal_basis
 from secateur.surgery.streams import advance, embed_all
@@ -132,18 +129,7 @@ def _per_cut(bench: Bench, width: int) -> Row:
 
 
 def _scored(bench: Bench, model: nn.Module, macs: float, params: float) -> Row:
-    validation: Pairs = bench.validation
-    found = predict(model, validation, reference=bench.told())
-    scores = summarize(found)
-    return {
-        "macs": macs,
-        "params": params,
-        "top1": scores.top1,
-        "stderr": scores.stderr,
-        "kl": scores.kl,
-        "correct": _bits(found.correct_N),
-        **bench.setting(),
-    }
+    return {"macs": macs, "params": params, **bench.scored(model)}
 
 
 def _write(args: argparse.Namespace, dense: Row, rows: dict[tuple[str, int], Row]) -> None:

@@ -109,19 +109,8 @@ def divergences(bench: Split, smaller: nn.Module) -> Row:
 def write_report(store: Store, args: argparse.Namespace) -> None:
     """Write docs/results/token_weights.md from what there is."""
 
-    def show(budget: str, power: float) -> str:
-        row = store.get(budget, str(power))
-        if row is None or row["status"] != "ok":
-            return "not run"
-        kl = torch.tensor(row["kl_each"])
-        text = f"{with_error(kl)} ({row['agreement']:.1f} %)"
-        plain = store.get(budget, "0.0")
-        if power == 0 or plain is None or plain["status"] != "ok":
-            return text
-        return f"{text}, {with_error(kl - torch.tensor(plain['kl_each']), '+')}"
-
     lines = [
-        (f"{title}: power {power:g}", *(show(budget, power) for budget in BUDGETS))
+        (f"{title}: power {power:g}", *(compared(store, budget, power, 0.0) for budget in BUDGETS))
         for power, title in POWERS.items()
     ]
     parts = [
@@ -141,7 +130,19 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
     write_page("token_weights", "\n\n".join(parts))
 
 
-def with_error(values: Tensor, sign: str = "") -> str:
+def compared(store: Store, budget: str, power: float, base: float) -> str:
+    """The divergence at a power, the agreement, and the paired difference to the power `base`."""
+    row, other = store.get(budget, str(power)), store.get(budget, str(base))
+    if row is None or row["status"] != "ok":
+        return "not run"
+    kl = torch.tensor(row["kl_each"])
+    text = f"{_with_error(kl)} ({row['agreement']:.1f} %)"
+    if power == base or other is None or other["status"] != "ok":
+        return text
+    return f"{text}, {_with_error(kl - torch.tensor(other['kl_each']), '+')}"
+
+
+def _with_error(values: Tensor, sign: str = "") -> str:
     """Mean ± standard error."""
     return f"{float(values.mean()):{sign}.3f} ± {float(values.std() / len(values) ** 0.5):.3f}"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from secateur.criteria.elimination import eliminate, eliminate_heads
+from secateur.criteria.elimination import damped_inverse, eliminate, eliminate_heads
 
 
 def problem(units: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,3 +61,25 @@ def test_heads_are_eliminated_as_blocks_with_their_true_error() -> None:
         kept = (done.kept(size)[:, None] * 3 + torch.arange(3)).flatten()
         expected = least_squares_error(cov, weights, kept)
         assert float(done.errors[size]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_inverse_of_what_rounding_made_indefinite() -> None:
+    cov = torch.diag(torch.tensor([1.0, 0.5, -1e-3]).double())
+    assert int(torch.linalg.cholesky_ex(cov)[1]) != 0
+    expected = (cov + 1e-6 * cov.diagonal().mean() * torch.eye(3)).inverse()
+    torch.testing.assert_close(damped_inverse(cov, 1e-6), expected)
+
+
+def test_units_are_compacted_without_changing_the_order() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 40, generator=generator).double()
+    cov, w = x.T @ x / 400, torch.randn(6, 40, generator=generator).double()
+    done = eliminate(cov, w, ridge=1e-9, steps=10_000)
+    for size in (35, 20, 5):
+        kept = done.kept(size)
+        gone = torch.tensor([j for j in range(40) if j not in set(kept.tolist())])
+        inner = cov[kept][:, kept] + 1e-9 * cov.diagonal().mean() * torch.eye(size)
+        lost = cov[gone][:, gone] - cov[gone][:, kept] @ inner.inverse() @ cov[kept][:, gone]
+        assert float(done.errors[size]) == pytest.approx(
+            float(torch.einsum("du,uv,dv->", w[:, gone], lost, w[:, gone])), rel=1e-4
+        )

@@ -25,7 +25,7 @@ class Walk:
 
     @staticmethod
     def of(model: nn.Module, family: Family, anatomy: Anatomy) -> "Walk":
-        steps = tuple(family.through(model, branch).eval() for branch in anatomy.branches)
+        steps = tuple(family.through(model, branch) for branch in anatomy.branches)
         return Walk(family, model, anatomy.branches, steps)
 
     def __len__(self) -> int:

@@ -26,6 +26,16 @@ Model = Annotated[
 ]
 
 
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out images that cannot be decoded, and name them.",
+        rich_help_panel=IMAGES,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeOptions:
     """How a named model is built."""
@@ -94,14 +104,7 @@ class DataOptions:
     workers: Annotated[
         int, typer.Option(help="Processes that decode images.", rich_help_panel=IMAGES)
     ] = 0
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave out images that cannot be decoded, and name them.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = False
+    skip_unreadable: SkipUnreadable = False
     seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=IMAGES)] = 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.common import DONE, Answer
-from secateur.cli.options import IMAGES
+from secateur.cli.options import IMAGES, SkipUnreadable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,14 +126,7 @@ class LessonOptions:
     limit: Annotated[
         int, typer.Option(help="Images to learn; 0 for all.", rich_help_panel=IMAGES)
     ] = 0
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave out images that cannot be decoded, and name them.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = False
+    skip_unreadable: SkipUnreadable = False
 
 
 def speak(row: Mapping[str, float]) -> None:

@@ -4,6 +4,7 @@ Legend: B batch, C channels or classes, H height, W width.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,25 @@ from secateur.evidence.processes import Processes
 
 BACK_BYTES = 500_000_000
 """About how much memory the activations of a backward pass may take; batches are run in parts."""
+
+
+@contextmanager
+def true_gradients(model: nn.Module) -> Iterator[None]:
+    """Let gradients come to batch norms in the usual layout.
+
+    torch (2.14, on the CPU) gives wrong gradients through a batch norm in evaluation mode when
+    there is one image and the gradient that comes is a transposed view, as in EfficientFormer.
+    """
+
+    def in_order(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(torch.Tensor.contiguous)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                stack.callback(module.register_forward_hook(in_order).remove)
+        yield
 
 
 def images_at_once(anatomy: Anatomy) -> int:

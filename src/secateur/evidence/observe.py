@@ -16,7 +16,7 @@ from secateur.anatomy.types import Anatomy, Branch
 from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
-from secateur.evidence.backward import images_at_once, parts, run_back, skip_labels
+from secateur.evidence.backward import images_at_once, parts, run_back, skip_labels, true_gradients
 from secateur.evidence.kinds import STREAM, EvidenceKind, Sums, chosen_kinds
 from secateur.evidence.processes import added_up, here
 from secateur.evidence.stream import watch_stream
@@ -71,6 +71,7 @@ def observe(
     ears = _Ears()
     with ExitStack() as stack:
         stack.enter_context(frozen(model, gradient=gradient))
+        stack.enter_context(true_gradients(model))
         for branch in anatomy.branches:
             if branch.id in chosen:
                 taps = family.taps(model, branch)

@@ -6,17 +6,21 @@ found.record["layers"][0]["damage"]
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
+from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.measuring.divergence import unit_of
+from secateur.measuring.modes import evaluating
 from secateur.pipeline import analyze_record as plain
 from secateur.pipeline.analyze_removals import Effort, measure_removals
 from secateur.pipeline.analyze_scores import (
@@ -28,7 +32,7 @@ from secateur.pipeline.analyze_scores import (
 from secateur.pipeline.engines import timed
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.opening import open_data, unreadable_note
-from secateur.pipeline.timing import check_timing, time_branches
+from secateur.pipeline.timing import Times, check_timing, time_branches
 from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
@@ -135,7 +139,39 @@ def analyze(
         workers=workers,
         skip_unreadable=skip_unreadable,
     )
-    unit, seconds, passes = unit_of(anatomy.num_classes), dict[str, float](), dict[str, float]()
+    tolerance = TOLERANCE[unit_of(anatomy.num_classes)] if tolerance is None else tolerance
+    timing = None
+    if latency:
+        timing = partial(time_branches, runtime=runtime, batch_size=latency_batch)
+    # WHY: dropout and stochastic depth would be measured as if they were the model.
+    with evaluating(model):
+        record = _measured(
+            model, family, anatomy, batches, effort, seed, tolerance, timing, progress
+        )
+    record |= {
+        "effort": effort,
+        "seed": seed,
+        "data": asdict(used),
+        "environment": plain.environment(),
+    }
+    if used.unreadable:
+        record["notes"] = [*cast(list[str], record["notes"]), unreadable_note(used.unreadable)]
+    return Analysis(record=record)
+
+
+def _measured(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    batches: Batches,
+    effort: str,
+    seed: int,
+    tolerance: float,
+    timing: Callable[..., Times] | None,
+    progress: Progress | None,
+) -> dict[str, object]:
+    """Observe, score, remove and time, with what each stage cost."""
+    seconds, passes = dict[str, float](), dict[str, float]()
     chosen = branch_criteria(anatomy)
     with timed(seconds, "observe"):
         seen, probes = keeping(batches, EFFORTS[effort].images)
@@ -150,36 +186,14 @@ def analyze(
         )
         passes |= removals.passes
     times = None
-    if latency:
+    if timing is not None:
         with timed(seconds, "time"):
-            times = time_branches(
-                model,
-                family,
-                anatomy,
-                runtime=runtime,
-                batch_size=latency_batch,
-                progress=progress,
-            )
+            times = timing(model, family, anatomy, progress=progress)
     with timed(seconds, "summarise"), torch.no_grad():
         record = plain.measured(
-            model,
-            family,
-            anatomy,
-            observed.forward,
-            removals,
-            scores,
-            times,
-            TOLERANCE[unit] if tolerance is None else tolerance,
+            model, family, anatomy, observed.forward, removals, scores, times, tolerance
         )
-    record |= {
-        "effort": effort,
-        "seed": seed,
-        "data": asdict(used),
-        "environment": plain.environment(),
-        "notes": [*notes, *([unreadable_note(used.unreadable)] if used.unreadable else [])],
-        "costs": _costs(passes, seconds, batches.images),
-    }
-    return Analysis(record=record)
+    return record | {"notes": list(notes), "costs": _costs(passes, seconds, batches.images)}
 
 
 def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from secateur.anatomy.family import family_of
+from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.stream import rotatable
 from secateur.anatomy.types import Anatomy, Cost, GroupName
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
+from secateur.measuring.modes import evaluating
 from secateur.pipeline.decide import check_reachable
 from secateur.pipeline.dense import base_or_reason, logits
 from secateur.pipeline.engines import Job, evidence_needs, start, timed
@@ -114,22 +116,10 @@ def run(
     model: nn.Module, images: object, options: Options, progress: Progress | None = None
 ) -> Result:
     """The same as `prune` from options, without measuring."""
-    seconds: dict[str, float] = {}
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
-    if options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
-        raise UserError(
-            "a polish compares the streams of both models, which it cannot do where several stages "
-            "become narrower; leave out the polish, or 'width'."
-        )
-    evidence_needs(task)
-    check_reachable(anatomy, task)
-    if task.preset.stand_in is not None:
-        check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
-    if task.preset.rotate:
-        rotatable(model, family)
-    refuse_not_finite(model.state_dict(), "the model")
+    _check(model, family, anatomy, task)
     batches, data = open_data(
         model,
         images,
@@ -141,47 +131,72 @@ def run(
     )
     if options.polish is not None:
         require_polishable(model, batches.images)
-    with timed(seconds, "time") if times_count(task) else nullcontext():
-        target = latency_target(model, family, anatomy, task, progress)
-    source = model
-    if task.preset.rotate:
-        with timed(seconds, "rotate"):
-            model = rotated(model, family, anatomy, batches, progress)
     job = Job(
         model=model,
         family=family,
         anatomy=anatomy,
         task=task,
         batches=batches,
-        seconds=seconds,
+        seconds={},
         progress=progress,
     )
+    # WHY: dropout and stochastic depth would be measured as if they were the model.
+    with evaluating(model):
+        return _carried_out(job, data)
+
+
+def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> None:
+    """UserError for what cannot be done, before any image is read."""
+    if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
+        raise UserError(
+            "a polish compares the streams of both models, which it cannot do where several stages "
+            "become narrower; leave out the polish, or 'width'."
+        )
+    evidence_needs(task)
+    check_reachable(anatomy, task)
+    if task.preset.stand_in is not None:
+        check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
+    if task.preset.rotate:
+        rotatable(model, family)
+    refuse_not_finite(model.state_dict(), "the model")
+
+
+def _carried_out(job: Job, data: DataUsed) -> Result:
+    """Rotate, learn from the images, plan, cut and polish, as the task asks."""
+    source, options, task = job.model, job.task.options, job.task
+    with job.timed("time") if times_count(task) else nullcontext():
+        target = latency_target(source, job.family, job.anatomy, task, job.progress)
+    if task.preset.rotate:
+        with job.timed("rotate"):
+            turned = rotated(source, job.family, job.anatomy, job.batches, job.progress)
+        job = replace(job, model=turned)
     engine = start(job)
     if target is None:
         found, plan = None, engine.plan_for(None)
         smaller = engine.cut(plan)
     else:
-        found = cut_to_latency(model, anatomy, task, target, engine.plan_for, engine.cut)
+        found = cut_to_latency(job.model, job.anatomy, task, target, engine.plan_for, engine.cut)
         smaller, plan = found.model, found.plan
-    with timed(seconds, "polish") if options.polish else nullcontext():
-        report = _polish(smaller, model, batches, options, plan, progress)
-    after = family.read(smaller)
+    with job.timed("polish") if options.polish else nullcontext():
+        report = _polish(smaller, job.model, job.batches, options, plan, job.progress)
+    after = job.family.read(smaller)
+    notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
         model=smaller.eval(),
-        before=anatomy,
+        before=job.anatomy,
         after=after,
         plan=plan,
         menus=engine.menus,
         task=task,
         data=data,
-        seconds=seconds,
+        seconds=job.seconds,
         base=base_or_reason(source),
         dense_logits=logits(source),
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
         polish=report,
-        notes=_notes(anatomy, after, plan, data, report) + ([] if found is None else [found.note]),
+        notes=notes + ([] if found is None else [found.note]),
     )
 
 
