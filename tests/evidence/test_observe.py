@@ -10,7 +10,7 @@ from secateur.anatomy.family import read
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.evidence import Evidence, evidence_kinds, observe
-from tests.hosts import build, images_for
+from tests.hosts import HOSTS, build, images_for
 
 EVERY_KIND = evidence_kinds.names()
 
@@ -165,3 +165,22 @@ def test_half_precision_models_sum_in_single_precision() -> None:
     for key, value in rounded.items():
         assert value.dtype in (torch.float32, torch.float64)
         assert torch.allclose(value, exact[key], rtol=0.1, atol=0.1 * float(exact[key].abs().max()))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_pass_ends_behind_the_last_place_that_is_looked_at(name: str) -> None:
+    model = build(name)
+    anatomy, ends = read(model), 0
+
+    def at_end(*_: object) -> None:
+        nonlocal ends
+        ends += 1
+
+    model.register_forward_hook(at_end)
+    batches, first = as_batches(images_for(model), 2), anatomy.branches[0].id
+    early = observe(model, batches, {"update_mean"}, only=[first])
+    assert ends == 0
+    late = observe(model, batches, {"update_mean", "block_similarity"})
+    assert ends == len(batches)
+    for key, value in late.of("update_mean", first).items():
+        assert torch.equal(early.of("update_mean", first)[key], value)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -68,7 +68,9 @@ def observe(
     gradient = any(kind.gradient for kind in kinds)
     generator = None if sample_labels is None else torch.Generator().manual_seed(sample_labels)
     images, mine, at_once = 0, here(), images_at_once(anatomy)
-    ears = _Ears()
+    ears, watched = _Ears(), set[tuple[str, str]]()
+    # WHY: what comes behind the last place that is looked at need not be run.
+    stops = not gradient and all(kind.scope in ("attention", "mlp", "branch") for kind in kinds)
     with ExitStack() as stack:
         stack.enter_context(frozen(model, gradient=gradient))
         stack.enter_context(true_gradients(model))
@@ -77,6 +79,7 @@ def observe(
                 taps = family.taps(model, branch)
                 for kind in kinds:
                     if kind.scope in (branch.kind, "branch"):
+                        watched.add((branch.id, kind.name))
                         known = _known(family.weights(model, branch), branch, token_weights)
                         known["prefix"] = torch.tensor(anatomy.prefix_tokens)
                         for handle in _watch(
@@ -98,7 +101,9 @@ def observe(
                 for images_BCHW, labels_B in parts(batch, at_once):
                     run_back(model, images_BCHW, labels_B, generator)
             elif kinds:
-                model(batch.images_BCHW)
+                ears.waiting = set(watched) if stops else None
+                with suppress(_EnoughError):
+                    model(batch.images_BCHW)
             _try(model, batch, trials, sums, ears)
             if on_batch is not None:
                 on_batch(min(images * mine.count, batches.images))
@@ -110,11 +115,27 @@ def observe(
     return Evidence(images=images, tokens=anatomy.tokens, sums=plain)
 
 
+class _EnoughError(Exception):
+    """Nothing that is still to be run is looked at."""
+
+
 @dataclass(slots=True)
 class _Ears:
-    """Whether the hooks listen: not while a kind experiments with the model."""
+    """Whether the hooks listen: not while a kind experiments with the model.
+
+    `waiting` are the branches and kinds that have not yet seen the present batch; None where the
+    whole model has to run.
+    """
 
     listening: bool = True
+    waiting: set[tuple[str, str]] | None = None
+
+    def heard(self, branch: str, kind: str) -> None:
+        """Take one off the list, and end the pass behind the last one."""
+        if self.waiting is not None:
+            self.waiting.discard((branch, kind))
+            if not self.waiting:
+                raise _EnoughError
 
 
 def _try(
@@ -186,6 +207,7 @@ def _watch(
         if all(name in seen for name in kind.sites):
             kind.update(by_owner[branch.id], {**known, **seen})
             seen.clear()
+            ears.heard(branch.id, kind.name)
 
     for site in kind.sites:
         if kind.gradient:
