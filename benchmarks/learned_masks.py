@@ -5,7 +5,7 @@ docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
 benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
 is docs/results/learned_masks.md.
 `--validate` trains on four fifths of the training images and scores the others: settings are
-chosen so, never on test images.
+chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES.
 
 Cells are kept in benchmarks/out/ as they are done; a run that was stopped goes on, within a cell
 from its checkpoint. `--only NAME` measures some methods only.
@@ -44,6 +44,22 @@ BUDGETS = (30, 10)
 DISTIL = DistilSettings(
     logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
 )
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "axes as given": {"axes": "given"},
+    "learning rate x 2": {"rate": 2.0},
+    "learning rate x 4": {"rate": 4.0},
+    "search share 0.2": {"search_share": 0.2},
+    "search share 0.6": {"search_share": 0.6},
+    "search at the full rate": {"search_rate": 1.0},
+    "batches of 64": {"batch_size": 64},
+    "teacher only": {"distil": DISTIL.model_copy(update={"label_weight": 0.0})},
+    "tokens too": {"distil": DISTIL.model_copy(update={"token_weight": 1.0})},
+    "one-shot": {"search_share": 0.0},
+    "one-shot, axes as given": {"search_share": 0.0, "axes": "given"},
+}
+"""Settings of `learned, common_count` to choose from; `rate` multiplies the learning rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +106,7 @@ def recipes(args: argparse.Namespace) -> Recipe:
             "optimizer": OptimizerSettings(learning_rate=3e-4, weight_decay=0.05),
             "augment": AugmentSettings(),
             "label_smoothing": 0.1,
+            "checks": 2,
             "precision": args.precision,
         },
     )
@@ -146,18 +163,17 @@ class Bench:
     def learn(self, percent: int, seed: int, cell: str, **changes: Any) -> Row:
         """Learn masks and score."""
         options = {k: v for k, v in changes.items() if k in ("sharing", "gates", "criterion")}
-        settings = {k: v for k, v in changes.items() if k not in options}
+        settings = {"distil": DISTIL} | self.recipe.common
+        settings |= {k: v for k, v in changes.items() if k not in {*options, "rate"}}
+        if "rate" in changes:
+            given = settings["optimizer"]
+            rate = given.learning_rate * changes["rate"]
+            settings["optimizer"] = given.model_copy(update={"learning_rate": rate})
         found = secateur.learn(
             self.dense,
             self.images[0],
             f"{percent}% params",
-            settings=LearnSettings(
-                epochs=self.recipe.epochs,
-                seed=seed,
-                distil=DISTIL,
-                held_out=0.05,
-                **(self.recipe.common | settings),
-            ),
+            settings=LearnSettings(epochs=self.recipe.epochs, seed=seed, held_out=0.05, **settings),
             folder=self.folder(cell, str(percent), str(seed)),
             **options,
         )
@@ -246,7 +262,11 @@ def main() -> None:
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
     given.add_argument("--validate", action="store_true", help="score a part of the training set")
+    given.add_argument(
+        "--select", action="append", choices=[*CANDIDATES], help="judge these settings"
+    )
     args = given.parse_args()
+    args.validate = args.validate or bool(args.select)
     recipe = recipes(args)
     bench = Bench(recipe, args)
     name = recipe.name + ("_validation" if args.validate else "")
@@ -254,10 +274,24 @@ def main() -> None:
     store.suffix = f"e{recipe.epochs:g}" + (f"/n{args.limit}" if args.limit else "")
     if args.precision != "no" and not args.smoke:
         store.suffix += f"/{args.precision}"
-    if not args.report:
+    if args.select:
+        select(bench, store)
+    elif not args.report:
         measure(bench, store)
     if not args.validate:
         page(recipe, store, args, BUDGETS, tuple(methods(bench)))
+
+
+def select(bench: Bench, store: Store) -> None:
+    """Judge settings by held-out training images."""
+    for percent in bench.args.percent or BUDGETS:
+        for name in bench.args.select:
+            cell = f"select {name}"
+
+            def run(cell: str = cell, name: str = name, percent: int = percent) -> Row:
+                return bench.learn(percent, bench.args.seed, cell, **CANDIDATES[name])
+
+            store.run((cell, str(percent)), run)
 
 
 def measure(bench: Bench, store: Store) -> None:

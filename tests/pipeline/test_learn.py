@@ -126,6 +126,22 @@ def kill_at(phase: str, done: int):  # type: ignore[no-untyped-def]
     return progress
 
 
+def test_a_run_goes_on_with_the_axes_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        digits(folder=tmp_path, progress=kill_at("search", 48))
+
+    def refuse(*_args: object) -> None:
+        raise AssertionError("turned again")
+
+    monkeypatch.setattr("secateur.pipeline.learn_run.turn_attention_", refuse)
+    assert digits(folder=tmp_path).phases["search"].resumed_at is not None
+    with pytest.raises(AssertionError, match="turned again"):
+        digits(folder=tmp_path, restart=True)
+    digits(settings=settings(axes="given"))
+
+
 @pytest.mark.parametrize(("phase", "images"), [("search", 48), ("tune", 64)])
 def test_a_killed_run_goes_on_to_the_same_model(phase: str, images: int, tmp_path: Path) -> None:
     whole = digits()

@@ -182,13 +182,14 @@ def _finish(result: "Learned", out: Path) -> Answer:
 
     from secateur.cli.prune import answer
     from secateur.healing.checkpoint import FILE
+    from secateur.pipeline.learn_run import AXES
     from secateur.pipeline.trained import training_folder
 
     result.result.command = "secateur " + shlex.join(sys.argv[1:])
     if PartialState().is_main_process:
         result.save(out)
-        for phase in result.phases:
-            (training_folder(out) / phase / FILE).unlink(missing_ok=True)
+        for part in (*result.phases, AXES):
+            (training_folder(out) / part / FILE).unlink(missing_ok=True)
     told: dict[str, Any] = result.record()["learning"]
     plain = answer(result.result, out, learning=told)
 

@@ -19,7 +19,9 @@ class LearnSettings(FineTuneSettings):
     `warmup_share` of it trains the dense model (0 for a pretrained one), `search_share` learns
     the masks with the weights (0: masks are those of the criterion, one-shot), and the rest
     fine-tunes the smaller model. In the search the learning rate is multiplied by `search_rate`.
-    `observe` images give the criterion its evidence. `search` is the way in which masks are
+    `axes` says in which axes query/key and value dims are masked: those that the model has, or the
+    principal ones, to which the dense model is turned first without a change of its outputs.
+    `observe` images give axes and criterion their evidence. `search` is the way in which masks are
     searched; `ascent`, `damping`, `ramp` and `travel` are those of its controller and scores, see
     docs/methods/learned_masks.md.
     """
@@ -28,6 +30,7 @@ class LearnSettings(FineTuneSettings):
     search: str = "lagrangian"
     search_share: Share = 0.4
     search_rate: Positive = 0.5
+    axes: Literal["given", "principal"] = "principal"
     observe: Count = 512
     ascent: Positive = 15.0
     damping: float = Field(default=10.0, ge=0)

@@ -11,9 +11,10 @@ from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.criteria import criteria
-from secateur.data.batches import Batches, as_batches
+from secateur.data.batches import as_batches
 from secateur.data.images import ImageSet
 from secateur.evidence import Evidence, observe
+from secateur.healing import checkpoint
 from secateur.healing.held_out import HeldOut, part_of
 from secateur.healing.identity import digest
 from secateur.healing.lesson import Hook, Objective
@@ -24,6 +25,7 @@ from secateur.healing.run import OnLog
 from secateur.healing.settings import AugmentSettings, TrainSettings
 from secateur.healing.stream import Items, items_of
 from secateur.healing.teacher import Teacher, teacher_for
+from secateur.learning.axes import axes_needs, turn_attention_
 from secateur.learning.bank import GateBank
 from secateur.learning.form import forms
 from secateur.learning.masks import Masks, masks_of, plan_of_masks
@@ -40,6 +42,9 @@ from secateur.pipeline.learn_task import NO_CRITERION, LearnTask, pricing_of
 from secateur.planning.types import Plan
 
 Progress = Callable[[str, int, int], None]
+
+AXES = "axes"
+"""The folder in that of a run that keeps the turned weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +95,34 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     student = copy_of(dense)
     teacher = teacher_for(student, dense)
     with timed(course.seconds, "start"):
-        bank = start_gates(course, dense)
+        turn_(course, student)
+        bank = start_gates(course, student)
     way = _search(course, student, teacher, bank)
     with timed(course.seconds, "cut"):
         shrunk = shrink(course, dense, student, way)
     smaller = shrunk.model.requires_grad_(True)
     _phase(course, "tune", smaller, _objective(course, smaller, dense), teacher)
     return dense.to(home), replace(shrunk, model=smaller.to(home).eval())
+
+
+def turn_(course: Course, student: nn.Module) -> None:
+    """Turn the dims of attention into principal axes, if the settings say so; outputs stay."""
+    from accelerate import PartialState
+
+    if course.task.options.settings.axes == "given":
+        return
+    folder = None if course.folder is None else course.folder / AXES
+    mark = digest(student)
+    known = None if folder is None or course.restart else checkpoint.read(folder)
+    if known is not None and known["of"] == mark:
+        # WHY: another machine rounds otherwise, and a run goes on only from the weights it had.
+        student.load_state_dict(known["weights"])
+        return
+    gates = course.task.gates
+    evidence = _observed_for(course, student, axes_needs(gates))
+    turn_attention_(student, course.family, course.anatomy, gates, evidence)
+    if folder is not None and PartialState().is_main_process:
+        checkpoint.write(folder, {"of": mark, "weights": checkpoint.copy_of(student)})
 
 
 def start_gates(course: Course, model: nn.Module) -> GateBank:
@@ -107,26 +133,26 @@ def start_gates(course: Course, model: nn.Module) -> GateBank:
         return GateBank(task.gates, forms.get(task.options.gates), worths)
     which = criteria.get(task.options.criterion)
     needs = start_needs(which, task.gates)
-    evidence = Evidence(images=0, tokens=0)
-    if needs:
-        batches = _observed(course, model)
-
-        def on_batch(done: int) -> None:
-            if course.progress is not None:
-                course.progress("observe", done, batches.images)
-
-        evidence = observe(model, batches, needs, on_batch=on_batch)
+    evidence = _observed_for(course, model, needs)
     pricing = pricing_of(task, course.anatomy, course.target)
     worths = starting_worths(model, course.family, task.gates, pricing, evidence, which, seed)
     return GateBank(task.gates, forms.get(task.options.gates), worths)
 
 
-def _observed(course: Course, model: nn.Module) -> Batches:
-    """Training images without augmentation, spread over all of them."""
+def _observed_for(course: Course, model: nn.Module, needs: set[str]) -> Evidence:
+    """Evidence from training images without augmentation, spread over all of them."""
+    if not needs:
+        return Evidence(images=0, tokens=0)
     items = plain_items(course.train)
     count = min(len(items), course.task.options.settings.observe)
     chosen = part_of(course.train, [i * len(items) // count for i in range(count)])
-    return as_batches(chosen, 32, 0, next(model.parameters()).device)
+    batches = as_batches(chosen, 32, 0, next(model.parameters()).device)
+
+    def on_batch(done: int) -> None:
+        if course.progress is not None:
+            course.progress("observe", done, batches.images)
+
+    return observe(model, batches, needs, on_batch=on_batch)
 
 
 def plain_items(images: object) -> Items:
