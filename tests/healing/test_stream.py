@@ -50,6 +50,15 @@ def test_batches_do_not_depend_on_start_workers_or_what_was_drawn() -> None:
     assert torch.equal(torch.cat(parts), batches(TrainSettings(batch_size=4), steps=1)[0])
 
 
+def test_repeats_stand_side_by_side_with_noise_of_their_own() -> None:
+    augment = AugmentSettings(repeats=3)
+    seen = torch.cat(batches(TrainSettings(batch_size=6, augment=augment), steps=5)).flatten(1)
+    numbers = seen[:, 0].reshape(2, 5, 3)
+    assert torch.equal(numbers, numbers[..., :1].expand(2, 5, 3))
+    assert all(sorted(row.tolist()) == [0, 1, 2, 3, 4] for row in numbers[..., 0])
+    assert all(len(column.unique()) == 30 for column in seen[:, 1:].T)
+
+
 def test_generators_are_put_back() -> None:
     for draw in (random.random, np.random.rand, lambda: float(torch.rand(()))):
         random.seed(1), np.random.seed(1), torch.manual_seed(1)

@@ -53,7 +53,9 @@ class AugmentSettings(Strict):
     A crop of at least `least_area` of the image, by chance its mirror image, `auto` a policy such
     as "rand-m9-n2-mstd0.5", `erase` the chance that a patch is erased. `mixup` and `cutmix` are
     the parameters of their Beta distributions (0: off), used for the first `mix_until` of the
-    budget; both mix the images of one process with one another.
+    budget; both mix the images of one process with one another. Every image stands `repeats` times
+    in a batch, each time augmented otherwise (Hoffer et al., arXiv 1901.09335); an epoch has as
+    many images as ever, and so fewer different ones.
     """
 
     least_area: Annotated[float, Field(gt=0, le=1)] = 0.7
@@ -64,6 +66,7 @@ class AugmentSettings(Strict):
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
     mix_until: Share = 1.0
+    repeats: Count = 1
 
 
 class TrainSettings(Strict):
@@ -74,7 +77,8 @@ class TrainSettings(Strict):
     `checks` is how often the held-out images are judged, `keep` whether the best judged weights
     come out, those before training among them, or the last ones (or their running average,
     whichever is judged better). `checkpoint_seconds` apart, and after each check, a checkpoint is
-    written.
+    written. `drop_path` is the chance of leaving out an update of the last block, see
+    `depth.stochastic_depth`.
     """
 
     steps: Count | None = None
@@ -86,6 +90,7 @@ class TrainSettings(Strict):
     schedule: ScheduleSettings = ScheduleSettings()
     augment: AugmentSettings = AugmentSettings()
     label_smoothing: Share = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     keep: Literal["best", "last"] = "best"
     checks: Annotated[int, Field(ge=0)] = 5

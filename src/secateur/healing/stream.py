@@ -117,17 +117,18 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class Stream(Dataset[tuple[Tensor, int]]):
-    """Position p is image order(p // n)[p % n] under the augmentation of p."""
+    """Position p is image order(q // n)[q % n], q = p // repeats, under the augmentation of p."""
 
-    def __init__(self, items: Items, seed: int) -> None:
+    def __init__(self, items: Items, seed: int, repeats: int = 1) -> None:
         self.items = items
         self.seed = seed
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        epoch, place = divmod(position, len(self.items))
+        epoch, place = divmod(position // self.repeats, len(self.items))
         index = int(_order(len(self.items), self.seed, epoch)[place])
         with seeded(self.seed, 1, position):
             item = self.items[index]
@@ -165,7 +166,7 @@ def loader_of(
     """The parts of each step's batch from step `start` on, to be shared out among processes."""
     parts = settings.accumulate
     return DataLoader(
-        Stream(items, settings.seed),
+        Stream(items, settings.seed, settings.augment.repeats),
         batch_sampler=Positions(
             settings.batch_size // parts,
             start * parts,
