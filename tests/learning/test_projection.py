@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 import pytest
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.anatomy.family import read
 from secateur.errors import UserError
@@ -39,6 +41,27 @@ def test_ten_budgets_are_hit(share: float, unit: str) -> None:
         real = found.params if unit == "params" else found.macs
         assert real <= pricing.limit
         assert pricing.limit - real <= 0.005 * pricing.dense
+
+
+@pytest.mark.parametrize("share", TEN[:-1])
+@pytest.mark.parametrize("sharing", STRATEGIES)
+def test_coarse_units_leave_no_gap(sharing: str, share: float) -> None:
+    """Scores that put whole layers and heads last: each is many times half a percent."""
+    anatomy = read(tiny())
+    gates = gates_of(sharings.get(sharing), scope_of(tiny(), anatomy))
+    margins = random_margins(gates)
+    for gate in gates:
+        if gate.group in ("branch", "heads"):
+            margins[gate.name] -= 10
+    pricing = pricing_of(anatomy, share)
+    kept = project(gates, margins, pricing)
+    real = exact_cost(pricing, left_of_masks(pricing, masks_of(gates, kept)))
+    assert 0 <= pricing.limit - real <= 0.005 * pricing.dense
+
+
+@cache
+def tiny() -> nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32)
 
 
 @pytest.mark.parametrize("share", [0.85, 0.6, 0.35])

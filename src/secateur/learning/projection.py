@@ -2,8 +2,9 @@
 
 Kept units never grow with the threshold, nor does the cost; so bisection finds the lowest
 threshold within the budget, and what is left of the budget goes to the best of the units below
-it (ChipNet, ICLR 2021, for the bisection). The cost is that of the model after removal,
-alignment included. Letters: R rows, U units per row.
+it (ChipNet, ICLR 2021, for the bisection). Where a coarse unit, such as a whole layer, does not
+fit and leaves a gap, it is kept and the threshold of fine units rises instead. The cost is that of
+the model after removal, alignment included. Letters: R rows, U units per row.
 """
 
 import heapq
@@ -25,6 +26,11 @@ from secateur.learning.masks import (
 from secateur.learning.pricing import Pricing, exact_cost, left_of_masks
 
 Counts = dict[str, int]
+
+GAP = 0.002
+"""Share of the dense cost that may stay unused while another choice of coarse units is open."""
+TRIES = 12
+"""Coarse units that are tried, at most."""
 
 
 def least_cost(gates: Sequence[Gate], pricing: Pricing) -> float:
@@ -54,9 +60,24 @@ def project(
     The budget must be reachable. Among units of equal margin the order is that of the gates.
     """
     search = _Search(gates, pricing, margins)
-    counts = search.bisect()
-    search.fill_(counts)
-    return search.kept(counts)
+    best = search.bisect({})
+    assert best is not None
+    blocked = search.fill_(best)
+    gap = pricing.limit - search.cost(best)
+    if gap <= GAP * pricing.dense:
+        return search.kept(best)
+    coarse = search.coarse(best)
+    for name, count in blocked[:TRIES]:
+        counts = search.bisect(coarse | {name: count})
+        if counts is None:
+            continue
+        search.fill_(counts)
+        left = pricing.limit - search.cost(counts)
+        if left < gap:
+            best, gap = counts, left
+            if gap <= GAP * pricing.dense:
+                break
+    return search.kept(best)
 
 
 class _Search:
@@ -81,31 +102,52 @@ class _Search:
     def at(self, threshold: float) -> Counts:
         return {n: count_above(g, self.margins[n], threshold) for n, g in self.gates.items()}
 
-    def bisect(self) -> Counts:
-        """The counts at the lowest threshold within the budget."""
+    def bisect(self, least: Counts) -> Counts | None:
+        """The counts at the lowest threshold within the budget, none below those of `least`.
+
+        None where those alone are too many.
+        """
+
+        def at(threshold: float) -> Counts:
+            found = self.at(threshold)
+            return found | {name: max(found[name], count) for name, count in least.items()}
+
+        def fits(threshold: float) -> bool:
+            return self.cost(at(threshold)) <= self.pricing.limit
+
         levels = torch.cat([margin.flatten() for margin in self.margins.values()]).unique()
-        if self.cost(self.at(-float("inf"))) <= self.pricing.limit:
-            return self.at(-float("inf"))
+        if fits(-float("inf")):
+            return at(-float("inf"))
         low, high = -1, len(levels) - 1
+        if least and not fits(float(levels[high])):
+            return None
         while high - low > 1:
             middle = (low + high) // 2
-            if self.cost(self.at(float(levels[middle]))) <= self.pricing.limit:
-                high = middle
-            else:
-                low = middle
-        return self.at(float(levels[high]))
+            low, high = (low, middle) if fits(float(levels[middle])) else (middle, high)
+        return at(float(levels[high]))
 
-    def fill_(self, counts: Counts) -> None:
+    def coarse(self, counts: Counts) -> Counts:
+        """The counts of the gates of which one step is larger than the gap that may stay."""
+        now, found = self.cost(counts), {}
+        for name, gate in self.gates.items():
+            fewer = allowed(gate, counts[name] - gate.align)
+            if now - self.cost(counts | {name: fewer}) > GAP * self.pricing.dense:
+                found[name] = counts[name]
+        return found
+
+    def fill_(self, counts: Counts) -> list[tuple[str, int]]:
         """Raise counts, best next unit first, as long as the budget allows.
 
-        A gate whose next step does not fit is done, since all others only grow. One whose next
-        step costs nothing, because other units keep its place occupied, keeps its mask.
+        A gate whose next step does not fit is done, since all others only grow; these gates are
+        returned, with the counts that did not fit. One whose next step costs nothing, because other
+        units keep its place occupied, keeps its mask.
         """
         kept = self.kept(counts)
         left = left_of_masks(self.pricing, masks_of(self.gates.values(), kept))
         spent = exact_cost(self.pricing, left)
         queue = [(self._rank(name, counts[name]), name) for name in self.gates]
         heapq.heapify(queue)
+        blocked: list[tuple[str, int]] = []
         while queue:
             _, name = heapq.heappop(queue)
             gate, count = self.gates[name], self._next(name, counts[name])
@@ -117,6 +159,9 @@ class _Search:
             if 0 < more <= self.pricing.limit - spent:
                 counts[name], kept, spent, left = count, trial, spent + more, changed
                 heapq.heappush(queue, (self._rank(name, count), name))
+            elif more > 0:
+                blocked.append((name, count))
+        return blocked
 
     def _rank(self, name: str, count: int) -> float:
         """Minus the margin of the next unit: rows that go together have the mean of theirs."""
