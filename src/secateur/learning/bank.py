@@ -62,8 +62,15 @@ class GateBank(nn.Module):
     def kept(self) -> dict[str, Tensor]:
         """The hard masks (R, U) of the moment, by gate, on the CPU."""
         fixed = self._held if self._frozen is None else self._frozen
-        if fixed is not None:
-            return fixed
+        return self.chosen() if fixed is None else fixed
+
+    @property
+    def held(self) -> dict[str, Tensor] | None:
+        """The masks that are held, by gate."""
+        return self._held
+
+    def chosen(self) -> dict[str, Tensor]:
+        """What the scores of the moment would keep (R, U), whatever is held."""
         # WHY: asked for several times per step, while scores change once.
         version = sum(score._version for score in self.parameters())
         if self._known is None or self._known[0] != version:

@@ -22,6 +22,8 @@ class GateForm(Protocol):
 
     title: str
     source: str
+    hard: bool
+    """Whether units are multiplied by the hard mask in training."""
 
     def start(self, worth_RU: Tensor) -> dict[str, Tensor]:
         """Learned tensors at the start; `worth_RU` lies evenly in [-1, 1], higher is better.

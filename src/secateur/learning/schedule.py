@@ -21,13 +21,15 @@ class LearnSettings(FineTuneSettings):
     fine-tunes the smaller model. In the search the learning rate is multiplied by `search_rate`.
     `axes` says in which axes query/key and value dims are masked: those that the model has, or the
     principal ones, to which the dense model is turned first without a change of its outputs.
-    `observe` images give axes and criterion their evidence. `search` is the way in which masks are
-    searched; `ascent`, `damping`, `ramp` and `travel` are those of its controller and scores, see
-    docs/methods/learned_masks.md.
+    `search` is the way in which masks are searched; where it holds them, and in the projection at
+    the end, what stays takes over from what closes (`takeover`). `observe` images give axes,
+    criterion and takeover their evidence. `ascent`, `damping`, `ramp` and `travel` are those of the
+    search's controller and scores, see docs/methods/learned_masks.md.
     """
 
     warmup_share: Share = 0.0
-    search: str = "lagrangian"
+    search: str = "projected"
+    takeover: bool = True
     search_share: Share = 0.4
     search_rate: Positive = 0.5
     axes: Literal["given", "principal"] = "principal"

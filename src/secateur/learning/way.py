@@ -1,6 +1,6 @@
 """How a way of searching is registered: a hook of the training loop that ends in margins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -25,6 +25,14 @@ class Way(Hook):
     """Takes part in training with the gates of `bank`; afterwards `margins` rank the units."""
 
     bank: GateBank
+    takeover: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None] | None = None
+    """Called with kept units (R, U) before and after masks change, while the old ones act."""
+
+    def close(self, after: Mapping[str, Tensor]) -> None:
+        """Hold other masks, once what stays has taken over from what closes."""
+        if self.takeover is not None:
+            self.takeover(self.bank.kept(), after)
+        self.bank.hold(after)
 
     def margins(self) -> dict[str, Tensor]:
         """How far each unit (R, U) is from being masked, by gate, to be projected on a budget."""

@@ -34,6 +34,7 @@ from secateur.learning.removal import remove
 from secateur.learning.schedule import Phase
 from secateur.learning.starting import start_needs, starting_worths
 from secateur.learning.summary import Compression, compression
+from secateur.learning.takeover import Takeover
 from secateur.learning.way import Way, ways
 from secateur.pipeline.decide import Target
 from secateur.pipeline.engines import timed
@@ -165,6 +166,14 @@ def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank
     pricing = pricing_of(course.task, course.anatomy, course.target)
     settings = course.task.options.settings
     way = ways.get(settings.search).make(bank, pricing, settings.way())
+    if settings.takeover:
+        way.takeover = Takeover(
+            student,
+            course.family,
+            course.anatomy,
+            course.task.gates,
+            lambda needs: _observed_for(course, student, needs),
+        )
     objective = _distil(course, teacher)
     with bank.attached(student):
         _phase(course, "search", student.requires_grad_(True), objective, None, hooks=[way])
@@ -175,7 +184,7 @@ def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank
 def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Shrunk:
     """Project the scores onto the budget and remove what is masked."""
     bank, limits, margins = way.bank, course.task.task.limits, way.margins()
-    masks = bank.masks()
+    masks = masks_of(bank.gates, bank.chosen())
     plan = plan_of_masks(course.anatomy, masks, limits)
     searched = compression(course.anatomy, masks, plan)
 
@@ -183,7 +192,9 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
         return project(bank.gates, margins, pricing_of(course.task, course.anatomy, target))
 
     if course.target is None:
-        masks = masks_of(bank.gates, kept_for(None))
+        with bank.attached(student):
+            way.close(last := kept_for(None))
+        masks = masks_of(bank.gates, last)
         smaller, plan = remove(student, masks, limits)
         kept = compression(course.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)

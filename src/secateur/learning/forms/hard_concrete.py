@@ -21,6 +21,7 @@ class HardConcrete:
 
     title = "Hard-concrete (L0)"
     source = "Louizos et al., ICLR 2018, arXiv 1712.01312"
+    hard = False
 
     def start(self, worth_RU: Tensor) -> dict[str, Tensor]:
         """Logits in [1.5, 3.5]."""

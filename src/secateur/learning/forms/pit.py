@@ -13,6 +13,7 @@ class Pit:
 
     title = "PIT: |α| above one half"
     source = "Risso et al., IEEE Trans. Computers 2023, arXiv 2203.14768"
+    hard = True
 
     def start(self, worth_RU: Tensor) -> dict[str, Tensor]:
         """Near 1, in the order of the criterion: [0.75, 1.25]."""

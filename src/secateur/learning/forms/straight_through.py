@@ -11,6 +11,7 @@ class StraightThrough:
 
     title = "Hard mask, straight-through gradient"
     source = "Bengio et al., arXiv 1308.3432; structured movement pruning, arXiv 2109.04838"
+    hard = True
 
     def start(self, worth_RU: Tensor) -> dict[str, Tensor]:
         """Scores in [0.5, 1.5]."""

@@ -11,6 +11,7 @@ class Threshold:
 
     title = "Learned threshold"
     source = "Width & Depth Pruning, AAAI 2022, with a threshold on scores instead of a rank"
+    hard = True
 
     def start(self, worth_RU: Tensor) -> dict[str, Tensor]:
         """Scores in [0.5, 1.5], the threshold at 0."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.healing.lesson import Lesson, Moment, Terms
 from secateur.learning.bank import GateBank
 from secateur.learning.controller import Controller
-from secateur.learning.masks import Left
+from secateur.learning.masks import Left, masks_of
 from secateur.learning.pricing import Pricing, exact_cost, left_of_masks, unit_prices
 from secateur.learning.way import NamedWay, Way, WaySettings, ways
 
@@ -40,8 +40,8 @@ class Lagrangian(Way):
 
     def before_step(self, moment: Moment) -> None:
         """Count the model as it would be exported now, and price its units."""
-        self._kept = self.bank.kept()
-        masks = self.bank.masks()
+        self._kept = self.bank.chosen()
+        masks = masks_of(self.bank.gates, self._kept)
         left = left_of_masks(self.pricing, masks)
         self.cost = exact_cost(self.pricing, left) / self.pricing.dense
         if left != self._priced:

@@ -17,6 +17,7 @@ class Progressive(Way):
         self.bank = bank
         self._margins = bank.margins()
         self._kept = project(bank.gates, self._margins, pricing)
+        bank.hold(self._kept)
 
     def before_step(self, moment: Moment) -> None:
         """Fade a little further."""

@@ -41,7 +41,7 @@ class Schedule(Way):
             self._projected = int(moment.share * PROJECTIONS) + 1
             limit = max(self.controller.target() * self.pricing.dense, self._least)
             pricing = replace(self.pricing, limit=limit)
-            self.bank.hold(project(self.bank.gates, self.bank.margins(), pricing))
+            self.close(project(self.bank.gates, self.bank.margins(), pricing))
 
     def terms(self, model: torch.nn.Module, lesson: Lesson, moment: Moment) -> Terms:
         """None."""
