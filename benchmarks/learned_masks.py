@@ -102,7 +102,7 @@ def recipes(args: argparse.Namespace) -> Recipe:
         epochs=args.epochs or 10,
         scratch_epochs=args.epochs or 10,
         common={
-            "batch_size": 128,
+            "batch_size": 64,
             "optimizer": OptimizerSettings(learning_rate=3e-4, weight_decay=0.05),
             "augment": AugmentSettings(),
             "label_smoothing": 0.1,

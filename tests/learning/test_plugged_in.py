@@ -27,6 +27,7 @@ class Softplus:
     """A hard mask whose gradient is that of softplus."""
 
     title, source = "Softplus", "a test"
+    hard = True
 
     def start(self, worth_RU: Tensor) -> dict[str, Tensor]:
         return {"raw": 1 + 0.5 * worth_RU}

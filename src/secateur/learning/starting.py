@@ -18,6 +18,8 @@ from secateur.learning.gates import Act, Gate
 from secateur.learning.masks import Left
 from secateur.learning.pricing import Pricing, unit_prices
 
+LAST_CHANNEL = 0.75
+"""The middle of the worths of channels where others start from plans."""
 STREAM_CRITERION = "magnitude"
 """Scores the channels of a stream where the criterion cannot."""
 
@@ -89,6 +91,48 @@ def starting_worths(
         {g.name: values[g.name] for g in gates if not (apart and _takes(g) == "width")},
         {g.name for g in gates if _takes(g) == "rows"},
     ) | _even({g.name: values[g.name] for g in gates if apart and _takes(g) == "width"}, set())
+
+
+def average(
+    model: nn.Module,
+    family: Family,
+    gates: Sequence[Gate],
+    anatomy: Anatomy,
+    answers: Mapping[tuple[str, GroupName], Tensor],
+) -> dict[str, Tensor]:
+    """Worths (R, U) of gates from those of units in [-1, 1]: the mean over what a score governs.
+
+    Units without an answer are worth most. Channels of a stream are spread by magnitude over the
+    upper half, since nothing takes over from them; outputs of writers lie in the middle.
+    """
+    worths: dict[str, Tensor] = {}
+    streams: dict[str, Tensor] = {}
+    for gate in gates:
+        if _takes(gate) == "width":
+            which = criteria.get(STREAM_CRITERION)
+            nothing = Evidence(images=0, tokens=0)
+            streams = streams or _even(
+                {
+                    other.name: _value(
+                        other, _stream_answers(model, family, anatomy, nothing, which, 0)
+                    )
+                    for other in gates
+                    if _takes(other) == "width"
+                },
+                set(),
+            )
+            worths[gate.name] = LAST_CHANNEL + (1 - LAST_CHANNEL) * streams[gate.name]
+            continue
+        total, parts = (torch.zeros(gate.rows * gate.units, dtype=torch.float64) for _ in range(2))
+        for act, group in _scored(gate):
+            answer = answers.get((act.branch, group), torch.tensor(1.0)).double().cpu()
+            spread = (act.part * answer).expand(act.index.shape).reshape(-1)
+            total.index_add_(0, act.index.reshape(-1), spread)
+            ones = torch.full_like(spread, act.part)
+            parts.index_add_(0, act.index.reshape(-1), ones)
+        mean = torch.where(parts > 0, total / parts.clamp(min=1e-12), 0.0)
+        worths[gate.name] = mean.reshape(gate.rows, gate.units)
+    return worths
 
 
 def _stream_answers(

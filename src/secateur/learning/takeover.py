@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from secateur.anatomy.caches import forget_cached_, shell_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
+from secateur.errors import UserError
 from secateur.evidence import Evidence
 from secateur.learning.gates import Gate, Site
 from secateur.learning.masks import masks_of
@@ -43,9 +44,13 @@ class Takeover:
         closing = self._closing(before, after)
         if not closing:
             return
-        with evaluating(self.model):
-            evidence = self.observe({NEEDS[site] for _, site in closing})
-            shell = shell_of(self.model)
+        try:
+            with evaluating(self.model):
+                evidence = self.observe({NEEDS[site] for _, site in closing})
+        except UserError:
+            # WHY: values that are not finite end the run in its next pass, which names the step.
+            return
+        shell = shell_of(self.model)
         for branch in self.anatomy.branches:
             for site, need in NEEDS.items():
                 if (branch.id, site) in closing:

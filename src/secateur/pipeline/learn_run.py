@@ -11,7 +11,7 @@ from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import Family
 from secateur.anatomy.types import Anatomy
 from secateur.criteria import criteria
-from secateur.data.batches import as_batches
+from secateur.data.batches import Batches, as_batches
 from secateur.data.images import ImageSet
 from secateur.evidence import Evidence, observe
 from secateur.healing import checkpoint
@@ -39,6 +39,7 @@ from secateur.learning.way import Way, ways
 from secateur.pipeline.decide import Target
 from secateur.pipeline.engines import timed
 from secateur.pipeline.latency_loop import LatencyCut, cut_to_latency
+from secateur.pipeline.learn_start import SPECTRAL, spectral_needs, spectral_worths
 from secateur.pipeline.learn_task import NO_CRITERION, LearnTask, pricing_of
 from secateur.planning.types import Plan
 
@@ -132,10 +133,14 @@ def start_gates(course: Course, model: nn.Module) -> GateBank:
     if task.options.criterion == NO_CRITERION:
         worths = {gate.name: torch.zeros(gate.rows, gate.units) for gate in task.gates}
         return GateBank(task.gates, forms.get(task.options.gates), worths)
-    which = criteria.get(task.options.criterion)
-    needs = start_needs(which, task.gates)
-    evidence = _observed_for(course, model, needs)
     pricing = pricing_of(task, course.anatomy, course.target)
+    if task.options.criterion == SPECTRAL:
+        evidence = _observed_for(course, model, spectral_needs(task.gates))
+        batches, say = _observed(course, model), course.progress
+        worths = spectral_worths(model, course.family, task.gates, pricing, evidence, batches, say)
+        return GateBank(task.gates, forms.get(task.options.gates), worths)
+    which = criteria.get(task.options.criterion)
+    evidence = _observed_for(course, model, start_needs(which, task.gates))
     worths = starting_worths(model, course.family, task.gates, pricing, evidence, which, seed)
     return GateBank(task.gates, forms.get(task.options.gates), worths)
 
@@ -144,16 +149,21 @@ def _observed_for(course: Course, model: nn.Module, needs: set[str]) -> Evidence
     """Evidence from training images without augmentation, spread over all of them."""
     if not needs:
         return Evidence(images=0, tokens=0)
-    items = plain_items(course.train)
-    count = min(len(items), course.task.options.settings.observe)
-    chosen = part_of(course.train, [i * len(items) // count for i in range(count)])
-    batches = as_batches(chosen, 32, 0, next(model.parameters()).device)
+    batches = _observed(course, model)
 
     def on_batch(done: int) -> None:
         if course.progress is not None:
             course.progress("observe", done, batches.images)
 
     return observe(model, batches, needs, on_batch=on_batch)
+
+
+def _observed(course: Course, model: nn.Module) -> Batches:
+    """The images that give evidence."""
+    items = plain_items(course.train)
+    count = min(len(items), course.task.options.settings.observe)
+    chosen = part_of(course.train, [i * len(items) // count for i in range(count)])
+    return as_batches(chosen, 32, 0, next(model.parameters()).device)
 
 
 def plain_items(images: object) -> Items:

@@ -18,6 +18,7 @@ from secateur.learning.sharing import Scope, Sharing, gates_of, sharings, silenc
 from secateur.learning.starting import start_needs
 from secateur.learning.way import ways
 from secateur.pipeline.decide import Target, cost_limit
+from secateur.pipeline.learn_start import SPECTRAL
 from secateur.pipeline.options import Options, Task, check_groups, check_words
 from secateur.planning.budget import CostBudget, parse_budget
 from secateur.planning.costs import cost_function
@@ -84,7 +85,7 @@ def check_learn_words(options: LearnOptions) -> CostBudget:
     sharings.get(options.sharing)
     forms.get(options.gates)
     ways.get(options.settings.search)
-    if options.criterion != NO_CRITERION:
+    if options.criterion not in (NO_CRITERION, SPECTRAL):
         criteria.get(options.criterion)
     it = options.settings
     if it.warmup_share + it.search_share >= 1 - 1e-9:
@@ -125,7 +126,7 @@ def resolve_learn(
         linear=silenced_by_weights(model, family, anatomy),
     )
     gates = tuple(gates_of(sharing, scope))
-    if options.criterion != NO_CRITERION:
+    if options.criterion not in (NO_CRITERION, SPECTRAL):
         start_needs(criteria.get(options.criterion), gates)
     task = Task(
         options=_options(options), preset=preset, budget=budget, groups=groups, limits=limits
@@ -151,7 +152,7 @@ def _groups(
 
 def _checked(preset: Preset) -> Preset:
     """The preset with a criterion that can be looked up."""
-    if preset.criterion != NO_CRITERION:
+    if preset.criterion not in (NO_CRITERION, SPECTRAL):
         return preset
     return preset.model_copy(update={"criterion": "magnitude"})
 
