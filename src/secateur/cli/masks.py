@@ -38,9 +38,10 @@ class MaskOptions(UnitOptions):
     criterion: Annotated[
         str,
         typer.Option(
-            help="In which order scores start; none for all alike.", rich_help_panel=MASKS
+            help="In which order scores start: spectral for its plans, a criterion, or none.",
+            rich_help_panel=MASKS,
         ),
-    ] = "taylor"
+    ] = "spectral"
     search: Annotated[
         str | None,
         typer.Option(

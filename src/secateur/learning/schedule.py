@@ -30,14 +30,14 @@ class LearnSettings(FineTuneSettings):
     warmup_share: Share = 0.0
     search: str = "projected"
     takeover: bool = True
-    search_share: Share = 0.4
+    search_share: Share = 0.25
     search_rate: Positive = 0.5
     axes: Literal["given", "principal"] = "principal"
     observe: Count = 512
     ascent: Positive = 15.0
     damping: float = Field(default=10.0, ge=0)
     ramp: Share = 0.6
-    travel: Positive = 5.0
+    travel: Positive = 1.0
     lasso: Positive = 0.3
     distil: DistilSettings = DistilSettings(
         logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0

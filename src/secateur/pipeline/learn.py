@@ -41,7 +41,7 @@ def learn(
     *,
     sharing: str = "common_count",
     gates: str = "straight_through",
-    criterion: str = "taylor",
+    criterion: str = "spectral",
     groups: Sequence[str] | None = None,
     protect: Sequence[str] = (),
     align: Mapping[str, int] | None = None,

@@ -37,7 +37,7 @@ class LearnOptions:
     budget: str
     sharing: str = "common_count"
     gates: str = "straight_through"
-    criterion: str = "taylor"
+    criterion: str = "spectral"
     groups: tuple[GroupName, ...] | None = None
     protect: tuple[str, ...] = ()
     align: Mapping[GroupName, int] = field(default_factory=dict)
