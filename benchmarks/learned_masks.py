@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from _common import HERE, Row, Store, parser
 from _learned_masks_page import page
+from _teacher_cache import remember
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -233,11 +234,12 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("gates hard_concrete", gates="hard_concrete")
     learned("gates threshold", gates="threshold")
     learned("gates pit", gates="pit")
-    learned("movement", search="schedule", criterion="none")
-    learned("group lasso", search="group_lasso")
-    learned("progressive zeroing", search="progressive")
-    learned("one-shot taylor", search_share=0.0)
-    learned("one-shot magnitude", search_share=0.0, criterion="magnitude")
+    plain: dict[str, Any] = {"axes": "given", "takeover": False}
+    learned("movement", search="schedule", criterion="none", travel=5.0, **plain)
+    learned("group lasso", search="group_lasso", criterion="magnitude", **plain)
+    learned("progressive zeroing", search="progressive", criterion="taylor", **plain)
+    learned("one-shot taylor", search_share=0.0, criterion="taylor", **plain)
+    learned("one-shot magnitude", search_share=0.0, criterion="magnitude", **plain)
 
     def spectral(percent: int, seed: int) -> Row:
         train, _ = bench.images
@@ -273,6 +275,8 @@ def main() -> None:
     args.validate = args.validate or bool(args.select)
     recipe = recipes(args)
     bench = Bench(recipe, args)
+    mark = f"{Path(recipe.dense).name}-{args.precision}"
+    remember(HERE / "out" / "teacher_answers", mark)
     name = recipe.name + ("_validation" if args.validate else "")
     store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
     store.suffix = f"e{recipe.epochs:g}" + (f"/n{args.limit}" if args.limit else "")
