@@ -8,7 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.healing.teacher import Teacher
@@ -21,8 +21,8 @@ def remember(folder: Path, name: str) -> None:
     """Keep answers of teachers of the model called `name` in `folder`, also for later runs."""
     known: dict[str, Tensor] = {}
     fresh: dict[str, Tensor] = {}
-    for file in folder.glob(f"{name}-*.pt"):
-        known |= torch.load(file, weights_only=True)
+    for file in folder.glob(f"{name}-*.safetensors"):
+        known |= load_file(file)
     plain = Teacher.logits
 
     def logits(self: Teacher, images_BCHW: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ def remember(folder: Path, name: str) -> None:
             if len(fresh) % SAVE_EVERY == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 unfinished = folder / f".{name}-{os.getpid()}"
-                torch.save(fresh, unfinished)
-                unfinished.replace(folder / f"{name}-{os.getpid()}.pt")
+                save_file(fresh, unfinished)
+                unfinished.replace(folder / f"{name}-{os.getpid()}.safetensors")
         return known[key].to(images_BCHW.device)
 
     Teacher.logits = logits  # type: ignore[method-assign]

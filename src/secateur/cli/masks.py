@@ -47,7 +47,7 @@ class MaskOptions(UnitOptions):
         typer.Option(
             help=f"How masks are searched: {_files('ways')}.",
             rich_help_panel=MASKS,
-            show_default="lagrangian",
+            show_default="projected",
         ),
     ] = None
     search_share: Annotated[
