@@ -1,84 +1,164 @@
-"""Scores learn under a Lagrangian, and masks meet the falling target at every step.
+"""Scores learn from the task per cost, and masks meet the falling target at every step.
 
-Left to itself, the multiplier of a short search rises too late and the masks end above the budget,
-so that the projection at the end closes many units at once, to which no weight could adapt. Here
-the scores are projected onto the target that falls, a few times, and the masks held in between;
-what stays takes over from what closes (`secateur.learning.takeover`), and weights train under the
-masks that will be removed.
+min over masks of L_task subject to cost <= κ(t) dense, by projected gradient descent: a score moves
+against dL/dz divided by what the unit costs, so that scores of cheap and dear units compare, and
+the masks are the projection of the scores onto the target. A multiplier λ would move all such
+scores alike, so there is none. What stays takes over from what closes
+(`secateur.learning.takeover`), and weights train under the masks that will be removed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.healing.lesson import Moment
+from secateur.healing.lesson import Lesson, Moment, Terms
 from secateur.learning.bank import GateBank
-from secateur.learning.pricing import Pricing
+from secateur.learning.controller import Controller
+from secateur.learning.masks import masks_of
+from secateur.learning.pricing import Pricing, exact_cost, left_of_masks, unit_prices
 from secateur.learning.projection import least_cost, project
-from secateur.learning.way import NamedWay, WaySettings, ways
+from secateur.learning.way import NamedWay, Way, WaySettings, ways
 from secateur.learning.ways.lagrangian import Lagrangian
 
 EVERY = 0.08
 """Share of the search between projections."""
 LAST = 0.8
 """Share of the search after which masks stay."""
+MEMORY = 0.9
+"""Momentum of the gradient."""
+MOST = 3.0
+"""Longest step of a score, in root mean squares of all."""
+_AHEAD = 100.0
 
 
-class Projected(Lagrangian):
-    """A Lagrangian whose masks are the projection of its scores.
+class PricedDescent(torch.optim.Optimizer):
+    """s <- s - lr clip(m / rms(m)), m the momentum of dL/ds divided by the units' prices.
 
-    Forms that multiply by soft values in training cannot be held; with them it is the Lagrangian.
+    The root mean square is over all scores, so that scores with weak gradients stay in their order,
+    which steps of equal length, such as Adam's, would shuffle.
     """
 
+    def __init__(self, bank: GateBank, prices: Callable[[], Mapping[str, Tensor]]) -> None:
+        super().__init__(bank.parameters(), {"lr": 0.0})
+        self.bank, self.prices = bank, prices
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step, as far as there are gradients."""
+        prices, moved = self.prices(), []
+        for number, gate in enumerate(self.bank.gates):
+            for score in self.bank.scores(number).values():
+                if score.grad is None:
+                    continue
+                price = prices[gate.name].to(score)
+                if score.shape != price.shape:  # one number for a whole gate
+                    price = price.mean()
+                state = self.state[score]
+                mean = state.setdefault("mean", torch.zeros_like(score))
+                # WHY: a unit of a head or layer that is gone costs nothing and decides nothing.
+                grad = torch.where(price > 0, score.grad / price, torch.zeros_like(score))
+                mean.lerp_(grad, 1 - MEMORY)
+                moved.append((score, mean))
+        if not moved:
+            return
+        rms = torch.cat([mean.flatten() for _, mean in moved]).square().mean().sqrt()
+        rate = self.param_groups[0]["lr"]
+        for score, mean in moved:
+            score.sub_(rate * (mean / rms.clamp(min=1e-30)).clamp(-MOST, MOST))
+
+
+class Projected(Way):
+    """Masks are the projection of learned scores onto a target that falls to the budget."""
+
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
-        super().__init__(bank, pricing, settings)
+        self.module = self.bank = bank
+        self.optimizer = self._descent = PricedDescent(bank, self._prices_now)
+        self.pricing, self.travel = pricing, settings.travel
+        self.controller = Controller(budget=pricing.share, settings=settings.controller)
         self._least = least_cost(bank.gates, pricing)
+        self._prices: dict[str, Tensor] = {}
         self._projected = 0
+        self.cost = 1.0
 
     def before_step(self, moment: Moment) -> None:
         """Project anew, now and then."""
+        self.bank.renew()
         due = int(min(moment.share, LAST) / EVERY + 1e-9)
-        if self.bank.form.hard and due >= self._projected:
+        if due >= self._projected:
             self._projected = due + 1
             limit = max(self.controller.target() * self.pricing.dense, self._least)
-            after = project(
-                self.bank.gates, self.bank.margins(), replace(self.pricing, limit=limit)
-            )
-            self.close(after)
-        super().before_step(moment)
+            pricing = replace(self.pricing, limit=limit)
+            self.close(project(self.bank.gates, self.bank.margins(), pricing))
+            self._prices = {}
+
+    def terms(self, model: torch.nn.Module, lesson: Lesson, moment: Moment) -> Terms:
+        """None."""
+        self.bank.renew()
+        return {}
+
+    def after_step(self, moment: Moment) -> None:
+        """Keep scores in range, and set their pace for the next step."""
+        self.bank.clamp_()
+        pace = moment.share - self.controller.share
+        self.controller.share = moment.share
+        self._descent.param_groups[0]["lr"] = self.travel * pace
 
     def margins(self) -> dict[str, Tensor]:
         """Those of the scores, units that are held before all others."""
-        held = self.bank.held
+        held = self.bank.held or {}
         return {
-            name: margin_RU + (0 if held is None else _AHEAD * held[name])
+            name: margin_RU + _AHEAD * held[name] if name in held else margin_RU
             for name, margin_RU in self.bank.margins().items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the masks of the moment."""
-        return super().state_dict() | {"projected": self._projected, "held": self.bank.held}
+        """How far the search is, and the masks of the moment."""
+        return {
+            "share": self.controller.share,
+            "projected": self._projected,
+            "held": self.bank.held,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        super().load_state_dict(state)
-        self._projected = state["projected"]
+        self.controller.share, self._projected = state["share"], state["projected"]
         if state["held"] is not None:
             self.bank.hold(state["held"])
 
+    def log(self) -> Mapping[str, float]:
+        """The size and what it should be."""
+        left = left_of_masks(self.pricing, masks_of(self.bank.gates, self.bank.kept()))
+        return {
+            "kept_percent": 100 * exact_cost(self.pricing, left) / self.pricing.dense,
+            "target_percent": 100 * self.controller.target(),
+        }
 
-_AHEAD = torch.tensor(100.0)
+    def _prices_now(self) -> Mapping[str, Tensor]:
+        """What one more unit of each kind costs beside the units that are held."""
+        if not self._prices:
+            masks = masks_of(self.bank.gates, self.bank.kept())
+            left = left_of_masks(self.pricing, masks)
+            device = next(self.bank.parameters()).device
+            prices = unit_prices(self.pricing, self.bank.gates, masks, left)
+            self._prices = {name: price.to(device) for name, price in prices.items()}
+        return self._prices
+
+
+def make(bank: GateBank, pricing: Pricing, settings: WaySettings) -> Way:
+    """Forms that multiply by soft values cannot be held; theirs is the Lagrangian."""
+    return (Projected if bank.form.hard else Lagrangian)(bank, pricing, settings)
+
 
 ways.register("projected")(
     NamedWay(
-        title="Scores under a Lagrangian, masks projected onto the falling target",
+        title="Scores learn from the task per cost, masks are projected onto the falling target",
         source=(
-            "CoFi (Xia et al., ACL 2022) for the scores, ChipNet (ICLR 2021) for the projection; "
-            "the repair of what stays is derived here"
+            "movement pruning (Sanh et al., NeurIPS 2020) and ChipNet (ICLR 2021); the metric of "
+            "prices and the takeover are derived here"
         ),
-        make=Projected,
+        make=make,
     )
 )
