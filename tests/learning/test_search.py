@@ -17,6 +17,7 @@ from secateur.learning.projection import project
 from secateur.learning.sharing import gates_of, sharings
 from secateur.learning.way import Way, WaySettings, ways
 from secateur.learning.ways.lagrangian import Lagrangian
+from secateur.learning.ways.projected import Projected
 from secateur.zoo import digits_vit
 from tests.learning.cases import bank_of, pricing_of, scope_of
 
@@ -195,3 +196,65 @@ def test_group_lasso_takes_the_same_off_the_norm_of_every_unit() -> None:
     found = search.margins()["blocks.0.mlp.hidden"][0]
     assert torch.allclose(found, expected / before.mean(), atol=1e-5)
     assert float(expected.min()) < float(expected.max())
+
+
+def test_projected_masks_meet_the_target_and_stay_to_the_end() -> None:
+    model = digits_vit()
+    search = search_for(model, 0.4, way="projected")
+    pricing = pricing_of(read(digits_vit()), 0.4)
+    held: list[dict[str, Tensor]] = []
+    calls: list[int] = []
+
+    def takeover(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        calls.append(sum(int((before[n] & ~after[n]).sum()) for n in after))
+
+    search.takeover = takeover
+
+    class Look(Hook):
+        def after_step(self, moment: Moment) -> None:
+            held.append(dict(search.bank.kept()))
+
+    run(model, search, None, Look())
+    shares = [
+        exact_cost(pricing, left_of_masks(pricing, masks_of(search.bank.gates, kept)))
+        / pricing.dense
+        for kept in held
+    ]
+    assert shares[0] == pytest.approx(1) and shares[-1] <= 0.4 < shares[5]
+    assert len(calls) == 11 and sum(calls) > 0
+    last = held[-1]
+    assert all(torch.equal(held[-10][name], last[name]) for name in last), "frozen at the end"
+    kept = project(search.bank.gates, search.margins(), pricing)
+    assert all(torch.equal(kept[name], last[name]) for name in last), "what was trained is removed"
+
+
+def test_steps_are_by_price_and_keep_the_order_of_what_has_no_gradient() -> None:
+    model = digits_vit()
+    search = search_for(model, 0.5, way="projected")
+    assert isinstance(search, Projected) and search.optimizer is not None
+    gates = search.bank.gates
+    search.before_step(Moment(step=0, share=0.0))
+    before = [search.bank.scores(n)["score"].detach().clone() for n, _ in enumerate(gates)]
+    for number, gate in enumerate(gates):
+        price = search._prices_now()[gate.name]
+        score = search.bank.scores(number)["score"]
+        # Units of one price per unit of gradient, but for the first, which has ten times as much.
+        grad = price.clone()
+        grad.view(-1)[0] *= 10
+        grad.view(-1)[1] = 0
+        score.grad = grad
+    search.optimizer.param_groups[0]["lr"] = 0.1
+    search.optimizer.step()
+    moves = []
+    for number, _ in enumerate(gates):
+        moved = before[number] - search.bank.scores(number)["score"].detach()
+        assert moved.view(-1)[1] == 0
+        moves.append(moved.view(-1)[2:])
+        assert moved.view(-1)[0] == pytest.approx(min(10 * float(moves[-1][0]), 0.3), rel=1e-4)
+    flat = torch.cat(moves)
+    assert torch.allclose(flat, flat[:1].expand_as(flat), rtol=1e-4), "no gate moves faster"
+
+
+def test_soft_gates_are_not_held() -> None:
+    model = digits_vit()
+    assert isinstance(search_for(model, 0.5, "hard_concrete", way="projected"), Lagrangian)
