@@ -50,7 +50,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "axes as given": {"axes": "given"},
     "start by taylor": {"criterion": "taylor"},
-    "scores that go further": {"travel": 5.0},
+    "scores that go further": {"travel": 1.0},
     "scores that stay": {"travel": 0.01},
     "no takeover": {"takeover": False},
     "learning rate x 2": {"rate": 2.0},
@@ -235,7 +235,7 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("gates threshold", gates="threshold")
     learned("gates pit", gates="pit")
     plain: dict[str, Any] = {"axes": "given", "takeover": False}
-    learned("movement", search="schedule", criterion="none", travel=5.0, **plain)
+    learned("movement", search="schedule", criterion="none", **plain)
     learned("group lasso", search="group_lasso", criterion="magnitude", **plain)
     learned("progressive zeroing", search="progressive", criterion="taylor", **plain)
     learned("one-shot taylor", search_share=0.0, criterion="taylor", **plain)

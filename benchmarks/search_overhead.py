@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace, sharing: str, way: str) -> Row:
 def main() -> None:
     """Measure every strategy and way, then write the page."""
     given = parser("Steps with and without gates.")
-    given.add_argument("--steps", type=int, default=22)
+    given.add_argument("--steps", type=int, default=102)
     given.add_argument("--batch", type=int, default=64)
     given.add_argument("--size", type=int, default=96)
     given.add_argument("--only", action="append", help="these strategies only, by name")
@@ -112,8 +112,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     store = Store("search_overhead", args)
     store.suffix = f"{args.size}px/batch{args.batch}/steps{args.steps}/seed{args.seed}"
-    cells = [(sharing, "lagrangian") for sharing in sharings.names()]
-    cells += [("common_count", way) for way in ways.names() if way != "lagrangian"]
+    cells = [(sharing, "projected") for sharing in sharings.names()]
+    cells += [("common_count", way) for way in ways.names() if way != "projected"]
     cells = [cell for cell in cells if not args.only or cell[0] in args.only]
     rows = []
     for cell in cells:
@@ -140,8 +140,10 @@ def main() -> None:
                 table(head, rows),
                 "A step is forward pass, cross-entropy, backward pass and the optimizers; a "
                 "teacher's forward pass, the same with and without gates, is left out. "
-                "`schedule`, where it is listed, projects the scores anew up to a hundred times in "
-                "a search, here at nearly every step; a longer search does so more rarely.",
+                "`projected` projects the scores anew eleven times in a search and `schedule` up "
+                "to a hundred times, here at every second or every step; a longer search does so "
+                "more rarely. The takeover of `projected`, a pass over a few hundred images each "
+                "time, is left out as the teacher is.",
                 "## Reproduce\n\n```\npython benchmarks/search_overhead.py "
                 f"--size {args.size} --batch {args.batch} --steps {args.steps} --threads "
                 f"{args.threads}{''.join(f' --only {name}' for name in args.only or ())}\n```",

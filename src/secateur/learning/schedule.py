@@ -37,7 +37,7 @@ class LearnSettings(FineTuneSettings):
     ascent: Positive = 15.0
     damping: float = Field(default=10.0, ge=0)
     ramp: Share = 0.6
-    travel: Positive = 0.1
+    travel: Positive | None = None
     lasso: Positive = 0.3
     distil: DistilSettings = DistilSettings(
         logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0

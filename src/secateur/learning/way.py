@@ -14,10 +14,11 @@ from secateur.registry import Registry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaySettings:
-    """`travel` is how far a score can go in a whole search; `lasso` is the pull of group lasso."""
+    """`travel` is how far a score can go in a whole search, None for what the way has by default;
+    `lasso` is the pull of group lasso."""
 
     controller: ControllerSettings = field(default_factory=ControllerSettings)
-    travel: float = 5.0
+    travel: float | None = None
     lasso: float = 0.3
 
 

@@ -16,6 +16,8 @@ from secateur.learning.masks import Left, masks_of
 from secateur.learning.pricing import Pricing, exact_cost, left_of_masks, unit_prices
 from secateur.learning.way import NamedWay, Way, WaySettings, ways
 
+TRAVEL = 5.0
+"""How far a score can go in a whole search: across its range and back."""
 LARGEST_RATE = 0.25
 FIRST_RATE = 0.01
 
@@ -31,7 +33,7 @@ class Lagrangian(Way):
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
         self.module = self.bank = bank
         self.optimizer = self._adam = torch.optim.Adam(bank.parameters(), lr=FIRST_RATE)
-        self.pricing, self.travel = pricing, settings.travel
+        self.pricing, self.travel = pricing, settings.travel or TRAVEL
         self.controller = Controller(budget=pricing.share, settings=settings.controller)
         self.cost = 1.0
         self._kept: dict[str, Tensor] = {}

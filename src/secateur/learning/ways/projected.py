@@ -27,6 +27,9 @@ EVERY = 0.08
 """Share of the search between projections."""
 LAST = 0.8
 """Share of the search after which masks stay."""
+TRAVEL = 0.1
+"""How far a score goes in a whole search under an ordinary gradient that keeps its sign: little,
+since at a trained optimum first-order gradients vanish for all units, the worthy ones too."""
 MEMORY = 0.9
 """Momentum of the gradient."""
 MOST = 3.0
@@ -76,7 +79,7 @@ class Projected(Way):
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
         self.module = self.bank = bank
         self.optimizer = self._descent = PricedDescent(bank, self._prices_now)
-        self.pricing, self.travel = pricing, settings.travel
+        self.pricing, self.travel = pricing, settings.travel or TRAVEL
         self.controller = Controller(budget=pricing.share, settings=settings.controller)
         self._least = least_cost(bank.gates, pricing)
         self._prices: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from secateur.learning.controller import Controller
 from secateur.learning.pricing import Pricing
 from secateur.learning.projection import least_cost, project
 from secateur.learning.way import NamedWay, Way, WaySettings, ways
-from secateur.learning.ways.lagrangian import FIRST_RATE, LARGEST_RATE
+from secateur.learning.ways.lagrangian import FIRST_RATE, LARGEST_RATE, TRAVEL
 
 PROJECTIONS = 100
 """How often, at most, the masks follow the scores in a search."""
@@ -29,7 +29,7 @@ class Schedule(Way):
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
         self.module = self.bank = bank
         self.optimizer = self._adam = torch.optim.Adam(bank.parameters(), lr=FIRST_RATE)
-        self.pricing, self.travel = pricing, settings.travel
+        self.pricing, self.travel = pricing, settings.travel or TRAVEL
         self.controller = Controller(budget=pricing.share, settings=settings.controller)
         self._least = least_cost(bank.gates, pricing)
         self._projected = 0
