@@ -57,10 +57,15 @@ def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:
         "loop, with the same images, augmentation, optimizer and objective (labels and the dense "
         "model's outputs, half each)."
     )
-    if scratch:
+    if scratch and recipe.scratch_epochs > recipe.epochs:
         text += (
             f" The small model from scratch trains {recipe.scratch_epochs:g} epochs, as many as "
             "the dense one and the others together."
+        )
+    elif scratch:
+        text += (
+            " The small model from scratch trains as long as the others, but begins with random "
+            "weights, without the pretraining of the dense one."
         )
     if smoke:
         text += (

@@ -17,6 +17,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.healing import checkpoint
+from secateur.healing.attention import fast_attention
 from secateur.healing.depth import stochastic_depth
 from secateur.healing.identity import identity_of, refuse_other_run
 from secateur.healing.judging import Judge, Scores, judged
@@ -95,7 +96,11 @@ def fit_(
     state = None if folder is None or restart else checkpoint.read(folder)
     if state is not None and folder is not None:
         refuse_other_run(state["identity"], known, folder)
-    with _training(model, machine), stochastic_depth(model, settings.drop_path):
+    with (
+        _training(model, machine),
+        stochastic_depth(model, settings.drop_path),
+        fast_attention(model, machine.accelerator.device, settings.precision),
+    ):
         room = Classroom(model, objective, hooks)
         run = Run(
             model=model,
