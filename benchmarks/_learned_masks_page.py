@@ -89,13 +89,17 @@ def _trained_on(store: Store, args: argparse.Namespace, dense: Row) -> str:
 def _table(
     store: Store, args: argparse.Namespace, methods: Sequence[str], percent: int, dense: Row
 ) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    missing: list[str] = []
     for name in methods:
         cells = [store.get(name, str(percent), str(seed)) for seed in range(args.seeds)]
         found = [row for row in cells if row is not None and row["status"] == "ok"]
         if not found:
-            told = next((row["status"] for row in cells if row is not None), "not run")
-            rows.append((name, told, "", "", "", "", ""))
+            told = next((row["status"] for row in cells if row is not None), None)
+            if told is None:
+                missing.append(name)
+            else:
+                rows.append((name, told, "", "", "", "", ""))
             continue
         top1 = [row["top1"] for row in found]
         masked = [row["masked_percent"] for row in found if "masked_percent" in row]
@@ -111,7 +115,8 @@ def _table(
         )
     rows.sort(key=lambda row: -float(row[5]) if row[5] else 1e9)
     head = ("method", "masked, %", "removed, %", "MACs removed, %", "top-1, %", "points", "seeds")
-    return table(head, rows)
+    shown = table(head, rows)
+    return shown + (f"\n\nNot run: {'; '.join(missing)}." if missing else "")
 
 
 def _removed(found: Sequence[Row], dense: Row, what: str) -> str:

@@ -194,7 +194,7 @@ def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank
 def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Shrunk:
     """Project the scores onto the budget and remove what is masked."""
     bank, limits, margins = way.bank, course.task.task.limits, way.margins()
-    masks = masks_of(bank.gates, bank.chosen())
+    masks = bank.masks()
     plan = plan_of_masks(course.anatomy, masks, limits)
     searched = compression(course.anatomy, masks, plan)
 
