@@ -64,7 +64,7 @@ class Takeover:
         forget_cached_(self.model)
 
     def _closing(self, before: Kept, after: Kept) -> dict[tuple[str, Site], tuple[Tensor, Tensor]]:
-        """Masks (U,) before and after, by branch and site, where something closes but not all."""
+        """Masks (U,) before and after, by branch and site, where some close and some stay."""
         found: dict[tuple[str, Site], tuple[Tensor, Tensor]] = {}
         old, new = masks_of(self.gates, before), masks_of(self.gates, after)
         for branch in self.anatomy.branches:
@@ -72,7 +72,7 @@ class Takeover:
                 if site not in new.get(branch.id, {}):
                     continue
                 live = old[branch.id][site].flatten(), new[branch.id][site].flatten()
-                if bool((live[0] & ~live[1]).any()) and bool(live[1].any()):
+                if bool((live[0] & ~live[1]).any()) and bool((live[0] & live[1]).any()):
                     found[branch.id, site] = live
         return found
 
