@@ -27,7 +27,7 @@ def test_learn_and_what_it_saves(run: Run, tmp_path: Path) -> None:
     learning = told["learning"]
     assert learning["sharing"] == "independent"
     assert learning["masked_percent"] > learning["removed_percent"] >= 60
-    assert learning["steps"] == {"search": 3, "tune": 5}
+    assert learning["steps"] == {"search": 2, "tune": 6}
     assert "Outputs of proj and fc2 stay" in found.err, "said before training"
     model = secateur.load(out)
     assert sum(p.numel() for p in model.parameters()) == told["params"]["pruned"]

@@ -8,6 +8,7 @@ from secateur.data.batches import as_batches
 from secateur.evidence import Evidence, observe
 from secateur.learning.gates import keep
 from secateur.learning.takeover import NEEDS, Takeover
+from secateur.measuring.modes import evaluating
 from tests.hosts import anatomy_of, build, images_for
 from tests.learning.cases import CASES, bank_of, gates_for, random_margins
 
@@ -47,8 +48,8 @@ def test_the_first_branch_is_nearer_than_with_masks_alone(name: str) -> None:
 
         def look(needs: set[str], model=model) -> Evidence:  # type: ignore[no-untyped-def]
             assert needs <= set(NEEDS.values())
-            assert not model.training
-            return observe(model, as_batches(x, 8), needs)
+            with evaluating(model):
+                return observe(model, as_batches(x, 8), needs)
 
         with bank.attached(model), torch.no_grad():
             before = bank.kept()

@@ -12,7 +12,6 @@ from secateur.errors import UserError
 from secateur.evidence import Evidence
 from secateur.learning.gates import Gate, Site
 from secateur.learning.masks import masks_of
-from secateur.measuring.modes import evaluating
 from secateur.surgery.masked import take_over
 
 NEEDS: dict[Site, str] = {"hidden": "hidden_moments", "context": "context_moments"}
@@ -24,7 +23,8 @@ Observe = Callable[[set[str]], Evidence]
 class Takeover:
     """Refits the writers of a model under gates each time that masks change.
 
-    `observe` gives evidence about `model`, whose gates must hold the masks from before the change.
+    `observe` gives evidence about `model` in evaluation mode, whose gates must hold the masks from
+    before the change.
     """
 
     def __init__(
@@ -45,8 +45,7 @@ class Takeover:
         if not closing:
             return
         try:
-            with evaluating(self.model):
-                evidence = self.observe({NEEDS[site] for _, site in closing})
+            evidence = self.observe({NEEDS[site] for _, site in closing})
         except UserError:
             # WHY: values that are not finite end the run in its next pass, which names the step.
             return

@@ -36,6 +36,7 @@ from secateur.learning.starting import start_needs, starting_worths
 from secateur.learning.summary import Compression, compression
 from secateur.learning.takeover import Takeover
 from secateur.learning.way import Way, ways
+from secateur.measuring.modes import evaluating
 from secateur.pipeline.decide import Target
 from secateur.pipeline.engines import timed
 from secateur.pipeline.latency_loop import LatencyCut, cut_to_latency
@@ -158,6 +159,12 @@ def _observed_for(course: Course, model: nn.Module, needs: set[str]) -> Evidence
     return observe(model, batches, needs, on_batch=on_batch)
 
 
+def _observed_under_gates(course: Course, student: nn.Module, needs: set[str]) -> Evidence:
+    """The same in the middle of training: with hard masks and without dropout."""
+    with evaluating(student):
+        return _observed_for(course, student, needs)
+
+
 def _observed(course: Course, model: nn.Module) -> Batches:
     """The images that give evidence."""
     items = plain_items(course.train)
@@ -182,7 +189,7 @@ def _search(course: Course, student: nn.Module, teacher: Teacher, bank: GateBank
             course.family,
             course.anatomy,
             course.task.gates,
-            lambda needs: _observed_for(course, student, needs),
+            lambda needs: _observed_under_gates(course, student, needs),
         )
     objective = _distil(course, teacher)
     with bank.attached(student):
