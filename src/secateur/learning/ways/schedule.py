@@ -21,6 +21,8 @@ from secateur.learning.ways.lagrangian import FIRST_RATE, LARGEST_RATE, TRAVEL
 
 PROJECTIONS = 100
 """How often, at most, the masks follow the scores in a search."""
+TAKEOVERS = 12
+"""The same where what stays takes over, which costs a pass over images each time."""
 
 
 class Schedule(Way):
@@ -37,8 +39,9 @@ class Schedule(Way):
     def before_step(self, moment: Moment) -> None:
         """Project anew, now and then."""
         self.bank.renew()
-        if int(moment.share * PROJECTIONS) >= self._projected:
-            self._projected = int(moment.share * PROJECTIONS) + 1
+        often = PROJECTIONS if self.takeover is None else TAKEOVERS
+        if int(moment.share * often) >= self._projected:
+            self._projected = int(moment.share * often) + 1
             limit = max(self.controller.target() * self.pricing.dense, self._least)
             pricing = replace(self.pricing, limit=limit)
             self.close(project(self.bank.gates, self.bank.margins(), pricing))
