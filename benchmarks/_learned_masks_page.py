@@ -39,8 +39,8 @@ def page(
         "`masked` is what masks claim after the projection onto the budget, `removed` what the "
         "exported model lacks, counted in its tensors; where nothing is masked there is no such "
         "number. `±` is the standard error of the mean over seeds, which contains neither the "
-        f"choice of test images ({dense['stderr']:.1f} points for one model) nor that of the dense "
-        "model, which is the same for all.",
+        f"choice of test images ({dense['stderr']:.1f} points for the dense model, more for worse "
+        "ones) nor that of the dense model, which is the same for all.",
         "## Reproduce\n\n```\n"
         f"{script} --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}{only}"
         "\n```",
