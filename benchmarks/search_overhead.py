@@ -141,9 +141,9 @@ def main() -> None:
                 "A step is forward pass, cross-entropy, backward pass and the optimizers; a "
                 "teacher's forward pass, the same with and without gates, is left out. "
                 "`projected` projects the scores anew eleven times in a search and `schedule` up "
-                "to a hundred times, here at every second or every step; a longer search does so "
-                "more rarely. The takeover of `projected`, a pass over a few hundred images each "
-                "time, is left out as the teacher is.",
+                "to a hundred times, here more often per step than in a longer search. The "
+                "takeover of `projected`, a pass over a few hundred images each time, is left out "
+                "as the teacher is.",
                 "## Reproduce\n\n```\npython benchmarks/search_overhead.py "
                 f"--size {args.size} --batch {args.batch} --steps {args.steps} --threads "
                 f"{args.threads}{''.join(f' --only {name}' for name in args.only or ())}\n```",
