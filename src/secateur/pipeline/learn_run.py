@@ -130,20 +130,23 @@ def turn_(course: Course, student: nn.Module) -> None:
 
 def start_gates(course: Course, model: nn.Module) -> GateBank:
     """Gates whose scores start in the order of the criterion."""
-    task, seed = course.task, course.task.options.settings.seed
+    gates = course.task.gates
+    return GateBank(gates, forms.get(course.task.options.gates), _worths(course, model))
+
+
+def _worths(course: Course, model: nn.Module) -> dict[str, Tensor]:
+    """What units are worth (R, U) before anything is learned, by gate."""
+    task, family, gates = course.task, course.family, course.task.gates
     if task.options.criterion == NO_CRITERION:
-        worths = {gate.name: torch.zeros(gate.rows, gate.units) for gate in task.gates}
-        return GateBank(task.gates, forms.get(task.options.gates), worths)
+        return {gate.name: torch.zeros(gate.rows, gate.units) for gate in gates}
     pricing = pricing_of(task, course.anatomy, course.target)
     if task.options.criterion == SPECTRAL:
-        evidence = _observed_for(course, model, spectral_needs(task.gates))
-        batches, say = _observed(course, model), course.progress
-        worths = spectral_worths(model, course.family, task.gates, pricing, evidence, batches, say)
-        return GateBank(task.gates, forms.get(task.options.gates), worths)
-    which = criteria.get(task.options.criterion)
-    evidence = _observed_for(course, model, start_needs(which, task.gates))
-    worths = starting_worths(model, course.family, task.gates, pricing, evidence, which, seed)
-    return GateBank(task.gates, forms.get(task.options.gates), worths)
+        evidence = _observed_for(course, model, spectral_needs(gates))
+        batches = _observed(course, model)
+        return spectral_worths(model, family, gates, pricing, evidence, batches, course.progress)
+    which, seed = criteria.get(task.options.criterion), task.options.settings.seed
+    evidence = _observed_for(course, model, start_needs(which, gates))
+    return starting_worths(model, family, gates, pricing, evidence, which, seed)
 
 
 def _observed_for(course: Course, model: nn.Module, needs: set[str]) -> Evidence:

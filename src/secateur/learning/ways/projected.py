@@ -8,20 +8,17 @@ scores alike, so there is none. What stays takes over from what closes
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.healing.lesson import Lesson, Moment, Terms
 from secateur.learning.bank import GateBank
-from secateur.learning.controller import Controller
 from secateur.learning.masks import masks_of
 from secateur.learning.pricing import Pricing, exact_cost, left_of_masks, unit_prices
-from secateur.learning.projection import least_cost, project
 from secateur.learning.way import NamedWay, Way, WaySettings, ways
 from secateur.learning.ways.lagrangian import Lagrangian
+from secateur.learning.ways.schedule import Schedule
 
 EVERY = 0.08
 """Share of the search between projections."""
@@ -73,41 +70,23 @@ class PricedDescent(torch.optim.Optimizer):
             score.sub_(rate * (mean / rms.clamp(min=1e-30)).clamp(-MOST, MOST))
 
 
-class Projected(Way):
-    """Masks are the projection of learned scores onto a target that falls to the budget."""
+class Projected(Schedule):
+    """A schedule whose scores descend by price, and whose masks stay towards the end."""
 
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
-        self.module = self.bank = bank
-        self.optimizer = self._descent = PricedDescent(bank, self._prices_now)
-        self.pricing, self.travel = pricing, settings.travel or TRAVEL
-        self.controller = Controller(budget=pricing.share, settings=settings.controller)
-        self._least = least_cost(bank.gates, pricing)
+        super().__init__(bank, pricing, settings)
+        self.optimizer = PricedDescent(bank, self._prices_now)
+        self.travel = settings.travel or TRAVEL
         self._prices: dict[str, Tensor] = {}
-        self._projected = 0
-        self.cost = 1.0
 
-    def before_step(self, moment: Moment) -> None:
-        """Project anew, now and then."""
-        self.bank.renew()
-        due = int(min(moment.share, LAST) / EVERY + 1e-9)
-        if due >= self._projected:
-            self._projected = due + 1
-            limit = max(self.controller.target() * self.pricing.dense, self._least)
-            pricing = replace(self.pricing, limit=limit)
-            self.close(project(self.bank.gates, self.bank.margins(), pricing))
-            self._prices = {}
+    def due(self, share: float) -> int:
+        """One every so often, and none in the last part."""
+        return int(min(share, LAST) / EVERY + 1e-9)
 
-    def terms(self, model: torch.nn.Module, lesson: Lesson, moment: Moment) -> Terms:
-        """None."""
-        self.bank.renew()
-        return {}
-
-    def after_step(self, moment: Moment) -> None:
-        """Keep scores in range, and set their pace for the next step."""
-        self.bank.clamp_()
-        pace = moment.share - self.controller.share
-        self.controller.share = moment.share
-        self._descent.param_groups[0]["lr"] = self.travel * pace
+    def close(self, after: Mapping[str, Tensor]) -> None:
+        """Prices change with the masks."""
+        super().close(after)
+        self._prices = {}
 
     def margins(self) -> dict[str, Tensor]:
         """Those of the scores, units that are held before all others."""
@@ -116,20 +95,6 @@ class Projected(Way):
             name: margin_RU + _AHEAD * held[name] if name in held else margin_RU
             for name, margin_RU in self.bank.margins().items()
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far the search is, and the masks of the moment."""
-        return {
-            "share": self.controller.share,
-            "projected": self._projected,
-            "held": self.bank.held,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
-        self.controller.share, self._projected = state["share"], state["projected"]
-        if state["held"] is not None:
-            self.bank.hold(state["held"])
 
     def log(self) -> Mapping[str, float]:
         """The size and what it should be."""

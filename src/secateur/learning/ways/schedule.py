@@ -30,7 +30,7 @@ class Schedule(Way):
 
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
         self.module = self.bank = bank
-        self.optimizer = self._adam = torch.optim.Adam(bank.parameters(), lr=FIRST_RATE)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(bank.parameters(), lr=FIRST_RATE)
         self.pricing, self.travel = pricing, settings.travel or TRAVEL
         self.controller = Controller(budget=pricing.share, settings=settings.controller)
         self._least = least_cost(bank.gates, pricing)
@@ -39,12 +39,15 @@ class Schedule(Way):
     def before_step(self, moment: Moment) -> None:
         """Project anew, now and then."""
         self.bank.renew()
-        often = PROJECTIONS if self.takeover is None else TAKEOVERS
-        if int(moment.share * often) >= self._projected:
-            self._projected = int(moment.share * often) + 1
+        if (due := self.due(moment.share)) >= self._projected:
+            self._projected = due + 1
             limit = max(self.controller.target() * self.pricing.dense, self._least)
             pricing = replace(self.pricing, limit=limit)
             self.close(project(self.bank.gates, self.bank.margins(), pricing))
+
+    def due(self, share: float) -> int:
+        """How many projections belong before that share of the search, the first one aside."""
+        return int(share * (PROJECTIONS if self.takeover is None else TAKEOVERS))
 
     def terms(self, model: torch.nn.Module, lesson: Lesson, moment: Moment) -> Terms:
         """None."""
@@ -56,7 +59,7 @@ class Schedule(Way):
         self.bank.clamp_()
         pace = moment.share - self.controller.share
         self.controller.share = moment.share
-        for group in self._adam.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = min(self.travel * pace, LARGEST_RATE)
 
     def state_dict(self) -> dict[str, Any]:
