@@ -1,4 +1,4 @@
-"""The one exception that means: the input was wrong, not the program."""
+"""What is said to users: the input was wrong, or something is worth knowing."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the sentence alone and exits with code 2.
     """
+
+
+class Advice(UserWarning):
+    """Something worth knowing before long work goes on; the command line shows it as a note."""

@@ -13,6 +13,7 @@ import yaml
 
 import secateur
 from secateur.errors import UserError
+from secateur.healing import machine
 from secateur.healing.checkpoint import FILE
 from tests.cli.conftest import Run
 from tests.healing.learners import same
@@ -167,3 +168,23 @@ def test_two_processes_on_the_command_line(pruned_once: Path, tmp_path: Path) ->
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["training"]["processes"] == 2
     assert secateur.load(out) is not None
+
+
+def test_slow_bf16_is_noted_before_training(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    given = ["train", "digits_vit", "--data", "digits/train", "--out", tmp_path / "dense", *QUICK]
+    ended = run(*given, "--precision", "bf16", "--config", config(tmp_path), "--json")
+    assert ended.code == 0 and ended.json["training"]["steps"] == 6
+    assert "note: this processor has no instructions for bf16" in ended.err
+
+
+def test_kept_answers_need_views(run: Run, pruned_once: Path, tmp_path: Path) -> None:
+    distil = {"token_weight": 0.0, "layerwise": 0.0, "answers": str(tmp_path / "answers")}
+    given = ["heal", pruned_once, "--data", "digits/train", "--out", tmp_path / "out", *QUICK]
+    ended = run(*given, "--config", config(tmp_path, distil=distil))
+    assert ended.code == 2 and "set augment.views" in ended.err
+    ended = run(*given, "--config", config(tmp_path, distil=distil, augment={"views": 2}))
+    assert ended.code == 0, ended.err
+    assert len(list((tmp_path / "answers").iterdir())) == 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import UserError
-from secateur.healing import checkpoint
+from secateur.errors import Advice, UserError
+from secateur.healing import checkpoint, machine
 from secateur.healing.held_out import HeldOut
 from secateur.healing.lesson import Hook, Lesson, Moment
 from secateur.healing.loop import fit_
@@ -303,3 +303,14 @@ def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     fit(fresh(), settings(trackers=("tensorboard",), log_every=2), tmp_path)
     assert list((tmp_path / "secateur_logs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_without_instructions_for_it_is_told(
+    native: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: native)
+    fit(fresh(), settings(precision="bf16", steps=1))
+    told = [str(w.message) for w in recwarn if w.category is Advice]
+    assert len(told) == (0 if native else 1)
+    assert native or "no instructions for bf16" in told[0]

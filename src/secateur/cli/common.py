@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,6 +145,8 @@ def _errors_as_sentences(debug: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("always", Advice)
+                warnings.showwarning = _advise
             yield
     except UserError as error:
         _complain(str(error), debug)
@@ -159,6 +161,10 @@ def _errors_as_sentences(debug: bool) -> Iterator[None]:
         hint = "" if debug else " (not your input's fault; --debug shows where it happened)"
         _complain(f"{type(error).__name__}: {first}{hint}", debug)
         raise typer.Exit(FAILED) from None
+
+
+def _advise(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"note: {message}", err=True)
 
 
 def _complain(sentence: str, debug: bool) -> None:

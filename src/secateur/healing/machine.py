@@ -1,12 +1,13 @@
 """accelerate, set up once per run: devices, processes, precision and trackers."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 from secateur.healing.settings import TrainSettings
 
 LOGS = "secateur_logs"
@@ -85,9 +86,16 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
     """Set up accelerate for these settings; trackers write to `folder`/logs, none without one.
 
     UserError when a tracker is wanted whose library is missing (TensorBoard, the default, is left
-    out silently then).
+    out silently then). Warns where bf16 would be slow.
     """
     require_accelerate()
+    if settings.precision == "bf16" and training_device().type == "cpu" and not has_bf16():
+        warnings.warn(
+            "this processor has no instructions for bf16, which can make training ten times "
+            "slower instead of faster; leave out precision: bf16",
+            Advice,
+            stacklevel=2,
+        )
     from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
@@ -108,6 +116,11 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
         processes=accelerator.num_processes,
         process=accelerator.process_index,
     )
+
+
+def has_bf16() -> bool:
+    """Whether torch's matrix products in bf16 are more than an emulation on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _trackers(settings: TrainSettings) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 from secateur.storage.library import Arguments, is_argument, libraries, tuples
 from secateur.storage.network import hub_is_out_of_reach
 
@@ -121,6 +121,7 @@ def _processing(transformers: ModuleType, name: str) -> dict[str, object]:
         warnings.warn(
             f"{name} does not say how its images are prepared; ImageNet's mean and standard "
             "deviation are assumed unless you give others",
+            Advice,
             stacklevel=4,
         )
         return {}
