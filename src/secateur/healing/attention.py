@@ -15,11 +15,17 @@ def fast_attention(model: nn.Module, device: torch.device, precision: str) -> It
     bfloat16, since it falls back to slow loops; matrix products and a softmax do not.
     """
     slow = device.type == "cpu" and precision == "bf16"
-    taken = [m for m in model.modules() if slow and getattr(m, "fused_attn", None) is True]
-    for module in taken:
-        module.fused_attn = False  # type: ignore[assignment]
+    taken = set_fused_(model, False) if slow else []
     try:
         yield
     finally:
         for module in taken:
             module.fused_attn = True  # type: ignore[assignment]
+
+
+def set_fused_(model: nn.Module, fused: bool) -> list[nn.Module]:
+    """Switch timm's fused attention on or off; returns the modules that changed."""
+    changed = [m for m in model.modules() if getattr(m, "fused_attn", None) is (not fused)]
+    for module in changed:
+        module.fused_attn = fused  # type: ignore[assignment]
+    return changed
