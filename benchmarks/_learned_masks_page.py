@@ -24,6 +24,7 @@ def page(
     where = "the bundled digits model" if smoke else "CIFAR-10"
     script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
     script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
+    script += f" --views {args.views}" if args.views is not None and not smoke else ""
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
         f"# Learned masks on {where}",

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from _common import HERE, Row, Store, parser
 from _learned_masks_page import page
-from _teacher_cache import remember
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -46,6 +45,8 @@ DISTIL = DistilSettings(
     logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
 )
 
+FLAT = ("qk", "vo", "hidden")
+"""All groups but the width of the stream, which alone makes streams incomparable."""
 CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "axes as given": {"axes": "given"},
@@ -60,7 +61,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "search at the full rate": {"search_rate": 1.0},
     "batches of 64": {"batch_size": 64},
     "teacher only": {"distil": DISTIL.model_copy(update={"label_weight": 0.0})},
-    "tokens too": {"distil": DISTIL.model_copy(update={"token_weight": 1.0})},
+    "tokens too": {"distil": DISTIL.model_copy(update={"token_weight": 1.0}), "groups": FLAT},
+    "one-shot, tokens too": {
+        "distil": DISTIL.model_copy(update={"token_weight": 1.0}),
+        "groups": FLAT,
+        "search_share": 0.0,
+    },
     "one-shot": {"search_share": 0.0},
     "one-shot, axes as given": {"search_share": 0.0, "axes": "given"},
 }
@@ -78,6 +84,7 @@ class Recipe:
     epochs: float
     scratch_epochs: float
     common: dict[str, Any]
+    distil: DistilSettings = DISTIL
 
 
 def recipes(args: argparse.Namespace) -> Recipe:
@@ -109,11 +116,14 @@ def recipes(args: argparse.Namespace) -> Recipe:
         common={
             "batch_size": 64,
             "optimizer": OptimizerSettings(learning_rate=3e-4, weight_decay=0.05),
-            "augment": AugmentSettings(),
+            "augment": AugmentSettings(views=args.views),
             "label_smoothing": 0.1,
             "checks": 2,
             "precision": args.precision,
         },
+        distil=DISTIL
+        if args.views is None
+        else DISTIL.model_copy(update={"answers": HERE / "out" / "teacher_answers"}),
     )
 
 
@@ -167,8 +177,9 @@ class Bench:
 
     def learn(self, percent: int, seed: int, cell: str, **changes: Any) -> Row:
         """Learn masks and score."""
-        options = {k: v for k, v in changes.items() if k in ("sharing", "gates", "criterion")}
-        settings = {"distil": DISTIL} | self.recipe.common
+        words = ("sharing", "gates", "criterion", "groups")
+        options = {k: v for k, v in changes.items() if k in words}
+        settings = {"distil": self.recipe.distil} | self.recipe.common
         settings |= {k: v for k, v in changes.items() if k not in {*options, "rate"}}
         if "rate" in changes:
             given = settings["optimizer"]
@@ -189,7 +200,11 @@ class Bench:
     def heal(self, model: nn.Module, seed: int, epochs: float, cell: str) -> Row:
         """Train any model with the same objective and loop, and score."""
         settings = HealSettings(
-            epochs=epochs, seed=seed, distil=DISTIL, held_out=0.05, **self.recipe.common
+            epochs=epochs,
+            seed=seed,
+            distil=self.recipe.distil,
+            held_out=0.05,
+            **self.recipe.common,
         )
         found = secateur.heal(
             model,
@@ -264,6 +279,9 @@ def main() -> None:
     given.add_argument("--epochs", type=float, help="of every method together")
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
+    given.add_argument(
+        "--views", type=int, help="augmented views of an image, of which the teacher's are kept"
+    )
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -275,13 +293,13 @@ def main() -> None:
     args.validate = args.validate or bool(args.select)
     recipe = recipes(args)
     bench = Bench(recipe, args)
-    mark = f"{Path(recipe.dense).name}-{args.precision}"
-    remember(HERE / "out" / "teacher_answers", mark)
     name = recipe.name + ("_validation" if args.validate else "")
     store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
     store.suffix = f"e{recipe.epochs:g}" + (f"/n{args.limit}" if args.limit else "")
     if args.precision != "no" and not args.smoke:
         store.suffix += f"/{args.precision}"
+    if args.views is not None and not args.smoke:
+        store.suffix += f"/views{args.views}"
     if args.select:
         select(bench, store)
     elif not args.report:

@@ -28,7 +28,7 @@ class Noisy(Dataset[Tensor]):
 
 def batches(settings: TrainSettings, start: int = 0, steps: int = 6) -> list[Tensor]:
     found = loader_of(Noisy(), settings, start=start, steps=steps, pin=False)
-    return [images for images, _ in found]
+    return [images for images, _, _ in found]
 
 
 def test_every_pass_shows_every_image_once_in_another_order() -> None:
@@ -59,6 +59,21 @@ def test_repeats_stand_side_by_side_with_noise_of_their_own() -> None:
     assert all(len(column.unique()) == 30 for column in seen[:, 1:].T)
 
 
+def test_views_take_turns_and_have_numbers() -> None:
+    stream = Stream(Noisy(), seed=0, views=2)
+    visits: dict[int, list[Tensor]] = {}
+    for image, _, row in (stream[position] for position in range(20)):
+        assert row // 2 == int(image[0, 0, 0])
+        visits.setdefault(row, []).append(image)
+    assert sorted(visits) == list(range(10))
+    assert all(len(seen) == 2 and torch.equal(*seen) for seen in visits.values())
+    noise = torch.stack([seen[0].flatten()[1:] for seen in visits.values()])
+    assert all(len(column.unique()) == 10 for column in noise.T)
+    repeated = Stream(Noisy(), seed=0, repeats=2, views=4)
+    assert sorted(repeated[position][2] for position in range(20)) == list(range(20))
+    assert all(Stream(Noisy(), seed=0)[position][2] == -1 for position in range(5))
+
+
 def test_generators_are_put_back() -> None:
     for draw in (random.random, np.random.rand, lambda: float(torch.rand(()))):
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -76,7 +91,7 @@ def test_files_are_augmented_and_read_once() -> None:
     assert torch.equal(stream[3][0], stream[3][0])
     assert not torch.equal(stream[3][0], stream[23][0])
     assert stream[3][0].shape == (1, 8, 8)
-    labels = [label for _, label in (stream[i] for i in range(20))]
+    labels = [label for _, label, _ in (stream[i] for i in range(20))]
     assert sorted(labels) == sorted(images.labels)
     assert in_memory(images, most_bytes=10).read == images.read
     assert in_memory(images).read(4) == images.read(4)
@@ -85,17 +100,18 @@ def test_files_are_augmented_and_read_once() -> None:
 def test_mixing_pairs_images_and_ends_in_time() -> None:
     settings = TrainSettings(augment=AugmentSettings(mixup=1.0, mix_until=0.5))
     images, labels = torch.randn(4, 1, 2, 2), torch.tensor([0, 1, 2, 1])
+    rows = torch.full((4,), -1)
     prepare = preparer(settings, classes=3, labelled=True, process=0)
-    mixed = prepare((images.clone(), labels), Moment(step=0, share=0.0), 0)
+    mixed = prepare((images.clone(), labels, rows), Moment(step=0, share=0.0), 0)
     assert mixed.targets_BC is not None
     assert torch.allclose(mixed.targets_BC.sum(-1), torch.ones(4))
     assert not torch.equal(mixed.images_BCHW, images)
-    again = prepare((images.clone(), labels), Moment(step=0, share=0.0), 0)
+    again = prepare((images.clone(), labels, rows), Moment(step=0, share=0.0), 0)
     assert torch.equal(mixed.images_BCHW, again.images_BCHW)
-    late = prepare((images, labels), Moment(step=0, share=0.5), 0)
+    late = prepare((images, labels, rows), Moment(step=0, share=0.5), 0)
     assert late.targets_BC is None and torch.equal(late.images_BCHW, images)
     blind = preparer(settings, classes=3, labelled=False, process=0)
-    unlabelled = blind((images, torch.full((4,), -1)), Moment(step=0, share=0.0), 0)
+    unlabelled = blind((images, torch.full((4,), -1), rows), Moment(step=0, share=0.0), 0)
     assert unlabelled.labels_B is None and unlabelled.targets_BC is None
 
 

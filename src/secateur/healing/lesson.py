@@ -27,12 +27,14 @@ class Lesson:
     """The images of one forward pass; `labels_B` is None without labels.
 
     `targets_BC` are the probabilities of classes that mixup, cutmix and label smoothing make of
-    labels; None where no images were mixed.
+    labels; None where no images were mixed. `rows_B` are the numbers of the images' views among
+    those of all images; None where views are not limited or images were mixed.
     """
 
     images_BCHW: Tensor
     labels_B: Tensor | None = None
     targets_BC: Tensor | None = None
+    rows_B: Tensor | None = None
 
 
 Objective = Callable[[nn.Module, Lesson, Moment], Terms]

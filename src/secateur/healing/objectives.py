@@ -4,12 +4,15 @@ Legend: B batch, N tokens, D residual width, C classes.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from secateur.errors import UserError
+from secateur.healing.answers import Answers
 from secateur.healing.lesson import Lesson, Moment, Terms
 from secateur.healing.losses import (
     Seen,
@@ -31,7 +34,9 @@ class DistilSettings(Strict):
     `logits`: "kl" is T² KL(teacher ‖ student) at `temperature` T, "hard" the cross-entropy of the
     teacher's class. `token_weight` weighs the error of the tokens after the last branch,
     `feature_weight` that of the stream after every branch, `label_weight` the cross-entropy of the
-    labels. For the first `layerwise` of the budget each branch learns by itself.
+    labels. For the first `layerwise` of the budget each branch learns by itself. `answers` is a
+    folder in which the teacher's logits are kept, to be looked up when a view of an image comes
+    again, also by other runs; it needs `augment.views`, and no term but logits and labels.
     """
 
     logits: Literal["kl", "hard"] = "kl"
@@ -41,6 +46,16 @@ class DistilSettings(Strict):
     feature_weight: NotNegative = 0.0
     label_weight: NotNegative = 0.0
     layerwise: Share = 0.2
+    answers: Path | None = None
+
+    @model_validator(mode="after")
+    def _kept_or_compared(self) -> Self:
+        if self.answers is not None and self.needs_streams:
+            raise ValueError(
+                "answers keeps the teacher's outputs only; set token_weight, feature_weight and "
+                "layerwise to 0"
+            )
+        return self
 
     @property
     def needs_streams(self) -> bool:
@@ -88,7 +103,11 @@ class Distil:
     """
 
     def __init__(
-        self, teacher: Teacher, settings: DistilSettings, label_smoothing: float = 0.0
+        self,
+        teacher: Teacher,
+        settings: DistilSettings,
+        label_smoothing: float = 0.0,
+        answers: Answers | None = None,
     ) -> None:
         if settings.needs_streams and teacher.walk is None:
             raise UserError(
@@ -98,6 +117,7 @@ class Distil:
         self.teacher = teacher
         self.settings = settings
         self.label_smoothing = label_smoothing
+        self.answers = answers
         self._walk: Walk | None = None
 
     def __call__(self, model: nn.Module, lesson: Lesson, moment: Moment) -> Terms:
@@ -109,8 +129,13 @@ class Distil:
         if it.token_weight or it.feature_weight:
             return self._from_streams(self._taken_apart(model), lesson)
         logits_BC = logits_of(model(lesson.images_BCHW))
-        wanted_BC = self.teacher.logits(lesson.images_BCHW) if it.logit_weight else None
+        wanted_BC = self._answered(lesson) if it.logit_weight else None
         return self._from_logits(logits_BC, wanted_BC, lesson)
+
+    def _answered(self, lesson: Lesson) -> Tensor:
+        if self.answers is None or lesson.rows_B is None:
+            return self.teacher.logits(lesson.images_BCHW)
+        return self.answers(lesson.images_BCHW, lesson.rows_B, self.teacher.logits)
 
     def _taken_apart(self, model: nn.Module) -> Walk:
         if self._walk is None or self._walk.model is not model:

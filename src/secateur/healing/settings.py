@@ -55,7 +55,8 @@ class AugmentSettings(Strict):
     the parameters of their Beta distributions (0: off), used for the first `mix_until` of the
     budget; both mix the images of one process with one another. Every image stands `repeats` times
     in a batch, each time augmented otherwise (Hoffer et al., arXiv 1901.09335); an epoch has as
-    many images as ever, and so fewer different ones.
+    many images as ever, and so fewer different ones. With `views`, an image is augmented in that
+    many ways only, which take turns: what a teacher says of each can be kept, see `answers`.
     """
 
     least_area: Annotated[float, Field(gt=0, le=1)] = 0.7
@@ -67,6 +68,7 @@ class AugmentSettings(Strict):
     cutmix: NotNegative = 0.0
     mix_until: Share = 1.0
     repeats: Count = 1
+    views: Count | None = None
 
 
 class TrainSettings(Strict):

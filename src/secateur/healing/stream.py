@@ -116,25 +116,36 @@ def seeded(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class Stream(Dataset[tuple[Tensor, int]]):
-    """Position p is image order(q // n)[q % n], q = p // repeats, under the augmentation of p."""
+class Stream(Dataset[tuple[Tensor, int, int]]):
+    """Position p is image i = order(q // n)[q % n], q = p // repeats, under the augmentation of p.
 
-    def __init__(self, items: Items, seed: int, repeats: int = 1) -> None:
+    With `views`, under the augmentation of view v of image i, where v counts the times that i was
+    there before, modulo `views`. What comes is the image, its label or -1, and i * views + v, or
+    -1 without `views`.
+    """
+
+    def __init__(self, items: Items, seed: int, repeats: int = 1, views: int | None = None) -> None:
         self.items = items
         self.seed = seed
         self.repeats = repeats
+        self.views = views
 
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         epoch, place = divmod(position // self.repeats, len(self.items))
         index = int(_order(len(self.items), self.seed, epoch)[place])
-        with seeded(self.seed, 1, position):
+        noise, row = (1, position), -1
+        if self.views is not None:
+            seen = epoch * self.repeats + position % self.repeats
+            row = index * self.views + seen % self.views
+            noise = (5, row)
+        with seeded(self.seed, *noise):
             item = self.items[index]
         if isinstance(item, Tensor):
-            return item, -1
-        return item[0], int(item[1]) if len(item) > 1 else -1
+            return item, -1, row
+        return item[0], int(item[1]) if len(item) > 1 else -1, row
 
 
 @lru_cache(maxsize=4)
@@ -162,11 +173,11 @@ class Positions(Sampler[list[int]]):
 
 def loader_of(
     items: Items, settings: TrainSettings, *, start: int, steps: int | None, pin: bool
-) -> "DataLoader[tuple[Tensor, int]]":
+) -> "DataLoader[tuple[Tensor, int, int]]":
     """The parts of each step's batch from step `start` on, to be shared out among processes."""
     parts = settings.accumulate
     return DataLoader(
-        Stream(items, settings.seed, settings.augment.repeats),
+        Stream(items, settings.seed, settings.augment.repeats, settings.augment.views),
         batch_sampler=Positions(
             settings.batch_size // parts,
             start * parts,
@@ -193,9 +204,13 @@ def preparer(settings: TrainSettings, classes: int, labelled: bool, process: int
         )
 
     def prepare(batch: Sequence[Tensor], moment: Moment, part: int) -> Lesson:
-        images_BCHW, labels_B = batch
+        images_BCHW, labels_B, rows_B = batch
         if mix is None or moment.share >= augment.mix_until:
-            return Lesson(images_BCHW=images_BCHW, labels_B=labels_B if labelled else None)
+            return Lesson(
+                images_BCHW=images_BCHW,
+                labels_B=labels_B if labelled else None,
+                rows_B=None if augment.views is None else rows_B,
+            )
         with seeded(settings.seed, 2, moment.step, part, process):
             mixed_BCHW, targets_BC = mix(images_BCHW, labels_B.clamp_min(0))
         if not labelled:

@@ -11,6 +11,7 @@ from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.healing.answers import answers_for
 from secateur.healing.head import refit_head_
 from secateur.healing.held_out import HeldOut, hold_out
 from secateur.healing.identity import digest
@@ -88,6 +89,7 @@ def heal(
     require_labels(images, supervised)
     notes += more
     train, held = hold_out(images, used.images, settings.held_out)
+    objective.answers = answers_for(teacher, train, settings, settings.distil.answers, classes)
     task = _Task(settings=settings, teacher=teacher, objective=objective, classes=classes)
     home, device = next(student.parameters()).device, training_device()
     student.to(device), dense.to(device)

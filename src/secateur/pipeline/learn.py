@@ -12,6 +12,7 @@ from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.healing.answers import views_of
 from secateur.healing.held_out import hold_out
 from secateur.healing.machine import require_accelerate
 from secateur.healing.run import OnLog
@@ -88,6 +89,8 @@ def learn(
     task = resolve_learn(options, model, family, anatomy)
     scored = None if eval_images is None else open_data(model, eval_images)[0]
     opened = _open(model, anatomy, images, task, limit, skip_unreadable)
+    if options.settings.distil.answers is not None:
+        views_of(opened.train, options.settings)
     before = removability(task.sharing, task.gates, anatomy, task.task.limits)
     if on_note is not None:
         on_note(before.text())

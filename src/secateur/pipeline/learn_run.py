@@ -15,6 +15,7 @@ from secateur.data.batches import Batches, as_batches
 from secateur.data.images import ImageSet
 from secateur.evidence import Evidence, observe
 from secateur.healing import checkpoint
+from secateur.healing.answers import answers_for
 from secateur.healing.held_out import HeldOut, part_of
 from secateur.healing.identity import digest
 from secateur.healing.lesson import Hook, Objective
@@ -252,7 +253,9 @@ def _distil(course: Course, teacher: Teacher) -> Objective:
     if not course.labels:
         weight = distil.logit_weight or 1.0
         distil = distil.model_copy(update={"label_weight": 0.0, "logit_weight": weight})
-    return Distil(teacher, distil, settings.label_smoothing)
+    classes = course.anatomy.num_classes
+    answers = answers_for(teacher, course.train, settings, distil.answers, classes)
+    return Distil(teacher, distil, settings.label_smoothing, answers)
 
 
 def _phase(

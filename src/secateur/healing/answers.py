@@ -1,0 +1,112 @@
+"""What a teacher answered, kept by view, so that it is asked once about every view of an image.
+
+Where images are seen in a fixed number of views, a teacher costs that many passes over the images
+at most, however long one trains and however many runs share the folder; after Shen & Xing, A Fast
+Knowledge Distillation Framework for Visual Recognition (arXiv 2112.01528), section 3, who keep
+what a teacher says of random crops.
+Legend: B batch, C classes, H height, W width, R views of all images.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.data.images import ImageSet
+from secateur.errors import UserError
+from secateur.healing.identity import digest
+from secateur.healing.settings import TrainSettings
+from secateur.healing.teacher import Teacher
+
+
+class Answers:
+    """A file of logits (R, C) in fp32; a row of zeros was not asked about yet.
+
+    Processes may read and write the same file at once: whoever writes a row writes the same row.
+    """
+
+    def __init__(self, file: Path, views: int, classes: int) -> None:
+        self.file, self._classes = file, classes
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # WHY: unbuffered, so that what another process wrote is seen, and a full disk at once.
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            self._open = os.fdopen(descriptor, "r+b", buffering=0)
+            self._open.truncate(views * classes * 4)
+        except OSError as error:
+            raise UserError(f"{_cannot_keep(file)}: {error.strerror}.") from error
+
+    def __call__(
+        self, images_BCHW: Tensor, rows_B: Tensor, ask: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Logits (B, C) of images that are the views `rows_B`; `ask` is called for unknown ones."""
+        rows = [int(row) for row in rows_B]
+        known_BC = torch.from_numpy(np.stack([self._read(row) for row in rows]))
+        new_B = (known_BC == 0).all(dim=1)
+        if new_B.any():
+            asked_BC = ask(images_BCHW[new_B.to(images_BCHW.device)])
+            known_BC[new_B] = asked_BC.float().cpu()
+            for place in new_B.nonzero().flatten().tolist():
+                self._write(rows[place], known_BC[place].numpy())
+        return known_BC.to(images_BCHW.device)
+
+    def _read(self, row: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        self._open.seek(row * self._classes * 4)
+        return np.frombuffer(self._open.read(self._classes * 4), dtype=np.float32)
+
+    def _write(self, row: int, answer_C: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> None:
+        try:
+            self._open.seek(row * self._classes * 4)
+            self._open.write(answer_C.tobytes())
+        except OSError as error:
+            raise UserError(f"{_cannot_keep(self.file)}: {error.strerror}.") from error
+
+
+def _cannot_keep(file: Path) -> str:
+    return f"the teacher's answers cannot be kept in '{file.parent}'"
+
+
+def answers_for(
+    teacher: Teacher, images: object, settings: TrainSettings, folder: Path | None, classes: int
+) -> Answers | None:
+    """The kept answers of `teacher` about the views of `images`; None without a folder.
+
+    The file is named after all that decides what the teacher sees: another teacher, seed,
+    augmentation, precision or choice of images has a file of its own. Raises UserError as
+    `views_of` does, and for a folder that takes no files.
+    """
+    if folder is None:
+        return None
+    images, views = views_of(images, settings)
+    known = {
+        "teacher": digest(teacher.model),
+        "shown": [asdict(teacher.view.before), asdict(teacher.view.after)],
+        "images": [images.source, images.fingerprint, images.names],
+        "augment": settings.augment.model_dump(mode="json"),
+        "seed": settings.seed,
+        "precision": settings.precision,
+    }
+    mark = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:16]
+    return Answers(folder / f"{mark}.logits", len(images) * views, classes)
+
+
+def views_of(images: object, settings: TrainSettings) -> tuple[ImageSet, int]:
+    """The images whose views can be told apart, and how many views each has; else UserError."""
+    views = settings.augment.views
+    if views is None:
+        raise UserError(
+            "the teacher's answers can be kept only where images have a fixed number of views; "
+            "set augment.views, such as 4, or leave out distil.answers."
+        )
+    if not isinstance(images, ImageSet):
+        raise UserError(
+            "the teacher's answers can be kept for images of files only, since others cannot be "
+            "told apart from run to run; give a path, or leave out distil.answers."
+        )
+    return images, views
