@@ -1,4 +1,4 @@
-"""The page of learned_masks.py: what each method keeps of the accuracy at each budget."""
+"""The pages of learned_masks.py: what each method keeps of the accuracy, how settings compare."""
 
 import argparse
 import statistics
@@ -130,3 +130,59 @@ def _mean(values: Sequence[float]) -> str:
     if len(values) < 2:
         return mean
     return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+
+
+def settings_page(
+    recipe: Any,
+    store: Store,
+    args: argparse.Namespace,
+    budgets: Sequence[int],
+    names: Sequence[str],
+) -> None:
+    """Write the page of settings that were judged on held-out training images."""
+    found = {
+        (name, percent): row
+        for name in names
+        for percent in budgets
+        if (row := store.get(f"select {name}", str(percent))) is not None and row["status"] == "ok"
+    }
+    shown = [name for name in names if any((name, percent) in found for percent in budgets)]
+    rows = [
+        (
+            name,
+            *(
+                f"{row['top1']:.1f} ± {row['stderr']:.1f}"
+                if (row := found.get((name, percent)))
+                else ""
+                for percent in budgets
+            ),
+        )
+        for name in shown
+    ]
+    if not rows:
+        raise SystemExit("no settings were judged yet")
+    images = next(iter(found.values()))["n"]
+    head = ("settings", *(f"top-1 at {100 - percent} % fewer, %" for percent in budgets))
+    given = [("precision", None if args.precision == "no" else args.precision)]
+    given += [(key, getattr(args, key)) for key in ("views", "limit", "epochs")]
+    command = "python benchmarks/learned_masks.py" + "".join(
+        f" --{key} {value:g}" if isinstance(value, float) else f" --{key} {value}"
+        for key, value in given
+        if value is not None
+    )
+    command += "".join(f' \\\n    --select "{name}"' for name in shown)
+    write_page(
+        f"{recipe.name}_settings",
+        "\n\n".join(
+            [
+                "# Settings of learned masks, judged on training images",
+                f"`learned, common_count` on CIFAR-10 with other settings, {recipe.epochs:g} "
+                f"epochs over four fifths of {args.limit or 'all'} training images; top-1 on "
+                f"{images:,} others of them, ± its standard error. All see the same images, so "
+                "differences are surer than that. No test image was looked at. One seed.",
+                table(head, rows),
+                f"## Reproduce\n\n```\n{command}\n```",
+                f"{versions('accelerate')}. Seed {args.seed}.",
+            ]
+        ),
+    )

@@ -5,7 +5,8 @@ docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
 benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
 is docs/results/learned_masks.md.
 `--validate` trains on four fifths of the training images and scores the others: settings are
-chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES.
+chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES and
+writes docs/results/learned_masks_settings.md.
 
 Cells are kept in benchmarks/out/ as they are done; a run that was stopped goes on, within a cell
 from its checkpoint. `--only NAME` measures some methods only.
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from _common import HERE, Row, Store, parser
-from _learned_masks_page import page
+from _learned_masks_page import page, settings_page
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -302,6 +303,7 @@ def main() -> None:
         store.suffix += f"/views{args.views}"
     if args.select:
         select(bench, store)
+        settings_page(recipe, store, args, BUDGETS, tuple(CANDIDATES))
     elif not args.report:
         measure(bench, store)
     if not args.validate:

@@ -7,6 +7,7 @@ what a teacher says of random crops.
 Legend: B batch, C classes, H height, W width, R views of all images.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,19 +27,20 @@ from secateur.healing.teacher import Teacher
 
 
 class Answers:
-    """A file of logits (R, C) in fp32; a row of zeros was not asked about yet.
+    """A file of (R, C + 1) numbers in fp32: the logits of each view, then 1, or 0 if not known yet.
 
-    Processes may read and write the same file at once: whoever writes a row writes the same row.
+    Processes may read and write the same file at once: whoever writes a row writes the same row,
+    and the 1 comes last, so that a row that was begun only does not count.
     """
 
     def __init__(self, file: Path, views: int, classes: int) -> None:
-        self.file, self._classes = file, classes
+        self.file, self._bytes = file, (classes + 1) * 4
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # WHY: unbuffered, so that what another process wrote is seen, and a full disk at once.
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
             self._open = os.fdopen(descriptor, "r+b", buffering=0)
-            self._open.truncate(views * classes * 4)
+            self._open.truncate(views * self._bytes)
         except OSError as error:
             raise UserError(f"{_cannot_keep(file)}: {error.strerror}.") from error
 
@@ -47,23 +49,28 @@ class Answers:
     ) -> Tensor:
         """Logits (B, C) of images that are the views `rows_B`; `ask` is called for unknown ones."""
         rows = [int(row) for row in rows_B]
-        known_BC = torch.from_numpy(np.stack([self._read(row) for row in rows]))
-        new_B = (known_BC == 0).all(dim=1)
+        found = np.stack([np.frombuffer(self._read(row), dtype=np.float32) for row in rows])
+        known_BC, new_B = (
+            torch.from_numpy(found[:, :-1].copy()),
+            torch.from_numpy(found[:, -1] != 1),
+        )
         if new_B.any():
             asked_BC = ask(images_BCHW[new_B.to(images_BCHW.device)])
             known_BC[new_B] = asked_BC.float().cpu()
             for place in new_B.nonzero().flatten().tolist():
-                self._write(rows[place], known_BC[place].numpy())
+                answer = np.append(known_BC[place].numpy(), np.float32(1))
+                self._write(rows[place], answer.tobytes())
         return known_BC.to(images_BCHW.device)
 
-    def _read(self, row: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-        self._open.seek(row * self._classes * 4)
-        return np.frombuffer(self._open.read(self._classes * 4), dtype=np.float32)
+    def _read(self, row: int) -> bytes:
+        self._open.seek(row * self._bytes)
+        return self._open.read(self._bytes)
 
-    def _write(self, row: int, answer_C: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> None:
+    def _write(self, row: int, answer: bytes) -> None:
         try:
-            self._open.seek(row * self._classes * 4)
-            self._open.write(answer_C.tobytes())
+            self._open.seek(row * self._bytes)
+            if self._open.write(answer) < len(answer):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise UserError(f"{_cannot_keep(self.file)}: {error.strerror}.") from error
 
