@@ -3,12 +3,11 @@
 Legend: B images, C channels, H height, W width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from secateur.measuring.modes import evaluating, logits_of
 
 IMAGES = 2
 LOGITS = 8
@@ -16,18 +15,6 @@ SEED = 20_240_229
 
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference between CPUs and library versions, as a share of the largest logit."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode for a while."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.inference_mode()
@@ -39,10 +26,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], seed: int = SEED) 
     like = next(p for p in model.parameters() if p.is_floating_point())
     x_BCHW = torch.from_numpy(np.random.RandomState(seed).standard_normal((IMAGES, *input_size)))
     with evaluating(model):
-        out = model(x_BCHW.to(device=like.device, dtype=like.dtype))
-    if not isinstance(out, Tensor):
-        out = out.logits if hasattr(out, "logits") else out[0]
-    logits: Tensor = out
+        logits = logits_of(model(x_BCHW.to(device=like.device, dtype=like.dtype)))
     return logits.detach().flatten(1)[:, :LOGITS].double().cpu()
 
 
