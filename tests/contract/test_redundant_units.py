@@ -142,7 +142,8 @@ def test_redundant_units_go_without_loss(name: str, group: GroupName, how: str) 
         smaller = copy.deepcopy(model)
         cut_(smaller, plan, evidence, repair)
         difference = float((smaller(x) - expected).abs().max())
-        assert difference <= 1e-5, (repair, difference)
+        # WHY relative: moments are sums in fp32, whose rounding differs between processors.
+        assert difference <= 1e-5 * max(1.0, float(expected.abs().max())), (repair, difference)
 
 
 @pytest.mark.parametrize(
