@@ -47,7 +47,7 @@ DISTIL = DistilSettings(
 )
 
 FLAT = ("qk", "vo", "hidden")
-"""All groups but the width of the stream, which alone makes streams incomparable."""
+"""Groups that leave the stream as wide as it is, so that its tokens can be compared."""
 CANDIDATES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "axes as given": {"axes": "given"},

@@ -73,3 +73,17 @@ def test_values_that_are_not_finite_are_refused_by_name() -> None:
     g[0, 1] = float("nan")
     with pytest.raises(UserError, match=r"blocks\.3\.mlp: .* not finite"):
         ridge_solve(g, g, RIDGE, "blocks.3.mlp")
+
+
+def test_a_constant_unit_has_no_covariance_left_by_rounding() -> None:
+    torch.manual_seed(0)
+    x_TU = torch.randn(1000, 3)
+    x_TU[:, 2] = 7.3
+    sums: Sums = {}
+    add_moments_(sums, x_TU[None], None)
+    sums["gram"][:, 2] *= 1 + 2e-7
+    found = moments(sums)
+    assert not found.cov_UU[2].any() and not found.cov_UU[:, 2].any()
+    expected = torch.cov(x_TU[:, :2].double().T, correction=0)
+    torch.testing.assert_close(found.cov_UU[:2, :2], expected, rtol=1e-5, atol=1e-5)
+    assert float(found.mean_U[2]) == pytest.approx(7.3, rel=1e-6)

@@ -91,7 +91,7 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
     require_accelerate()
     if settings.precision == "bf16" and training_device().type == "cpu" and not has_bf16():
         warnings.warn(
-            "this processor has no instructions for bf16, which can make training ten times "
+            "this processor has no instructions for bf16, which can make training many times "
             "slower instead of faster; leave out precision: bf16",
             Advice,
             stacklevel=2,

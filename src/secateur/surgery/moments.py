@@ -14,6 +14,9 @@ from secateur.evidence import Sums
 RIDGE = 1e-5
 """Ridge relative to the mean of the covariance's diagonal."""
 
+ROUNDING = 1e-6
+"""Variance relative to the second moment below which a unit is constant: some ulps of fp32."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
@@ -35,6 +38,9 @@ def moments(sums: Sums) -> Moments:
     mean_U = sums["sum"].double() / count
     gram_UU = sums["gram"].double() / count
     cov_UU = gram_UU - torch.outer(mean_U, mean_U)
+    # WHY: what is left of a constant unit is the rounding of its fp32 sum, which predicts nothing.
+    varies_U = cov_UU.diagonal() > ROUNDING * gram_UU.diagonal()
+    cov_UU = cov_UU * varies_U * varies_U[:, None]
     return Moments(mean_U=mean_U, cov_UU=(cov_UU + cov_UU.T) / 2, count=count)
 
 
