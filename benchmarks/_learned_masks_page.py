@@ -9,6 +9,7 @@ from _common import Row, Store, table, versions, write_page
 
 
 def page(
+    name: str,
     recipe: Any,
     store: Store,
     args: argparse.Namespace,
@@ -25,9 +26,13 @@ def page(
     script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
     script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
     script += f" --views {args.views}" if args.views is not None and not smoke else ""
+    if name != recipe.name:
+        script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
+    script += "".join(f" --percent {percent}" for percent in args.percent or ())
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
-        f"# Learned masks on {where}",
+        f"# Learned masks on {where}"
+        + (f", {recipe.epochs:g} epochs of {args.optimizer}" if name != recipe.name else ""),
         _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
@@ -47,7 +52,7 @@ def page(
         "\n```",
         f"{versions('accelerate')}. Seeds 0 to {args.seeds - 1}.",
     ]
-    write_page(recipe.name, "\n\n".join(parts))
+    write_page(name, "\n\n".join(parts))
 
 
 def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:
@@ -162,6 +167,7 @@ def settings_page(
     if not rows:
         raise SystemExit("no settings were judged yet")
     images = next(iter(found.values()))["n"]
+    length = f"{recipe.epochs:g} epoch" + ("" if recipe.epochs == 1 else "s")
     head = ("settings", *(f"top-1 at {100 - percent} % fewer, %" for percent in budgets))
     given = [("precision", None if args.precision == "no" else args.precision)]
     given += [(key, getattr(args, key)) for key in ("views", "limit", "epochs")]
@@ -170,16 +176,17 @@ def settings_page(
         for key, value in given
         if value is not None
     )
+    command += "".join(f" --percent {percent}" for percent in args.percent or ())
     command += "".join(f' \\\n    --select "{name}"' for name in shown)
     write_page(
-        f"{recipe.name}_settings",
+        f"{recipe.name}_settings" + (f"_{args.limit}_images" if args.limit else ""),
         "\n\n".join(
             [
                 "# Settings of learned masks, judged on training images",
-                f"`learned, common_count` on CIFAR-10 with other settings, {recipe.epochs:g} "
-                f"epochs over four fifths of {args.limit or 'all'} training images; top-1 on "
-                f"{images:,} others of them, ± its standard error. All see the same images, so "
-                "differences are surer than that. No test image was looked at. One seed.",
+                f"`learned, common_count` on CIFAR-10 with other settings; {length} over four "
+                f"fifths of {args.limit or 'all'} training images; top-1 on {images:,} others "
+                "of them, ± its standard error. All see the same images, so differences are surer "
+                "than that. No test image was looked at. One seed.",
                 table(head, rows),
                 f"## Reproduce\n\n```\n{command}\n```",
                 f"{versions('accelerate')}. Seed {args.seed}.",

@@ -3,10 +3,11 @@
 `python benchmarks/learned_masks.py --smoke` compares on the bundled digits model and writes
 docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
 benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
-is docs/results/learned_masks.md.
+is docs/results/learned_masks.md; with another optimizer (--optimizer, --learning-rate), a page
+apart for every length of training.
 `--validate` trains on four fifths of the training images and scores the others: settings are
 chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES and
-writes docs/results/learned_masks_settings.md.
+writes docs/results/learned_masks_settings.md, with --limit a page apart.
 
 Cells are kept in benchmarks/out/ as they are done; a run that was stopped goes on, within a cell
 from its checkpoint. `--only NAME` measures some methods only.
@@ -69,9 +70,18 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "search_share": 0.0,
     },
     "one-shot": {"search_share": 0.0},
+    "one-shot, learning rate x 3": {"search_share": 0.0, "rate": 3.0},
+    "one-shot, learning rate x 6": {"search_share": 0.0, "rate": 6.0},
+    "one-shot, muon": {"search_share": 0.0, "algorithm": "muon"},
+    "one-shot, muon, learning rate x 3": {"search_share": 0.0, "algorithm": "muon", "rate": 3.0},
+    "one-shot, muon, learning rate x 6": {"search_share": 0.0, "algorithm": "muon", "rate": 6.0},
+    "one-shot, batches of 32": {"search_share": 0.0, "batch_size": 32},
     "one-shot, axes as given": {"search_share": 0.0, "axes": "given"},
 }
-"""Settings of `learned, common_count` to choose from; `rate` multiplies the learning rate."""
+"""Settings of `learned, common_count` to choose from.
+
+`rate` multiplies the learning rate, and `algorithm` names another of timm's optimizers.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +126,9 @@ def recipes(args: argparse.Namespace) -> Recipe:
         scratch_epochs=args.epochs or 10,
         common={
             "batch_size": 64,
-            "optimizer": OptimizerSettings(learning_rate=3e-4, weight_decay=0.05),
+            "optimizer": OptimizerSettings(
+                name=args.optimizer, learning_rate=args.learning_rate, weight_decay=0.05
+            ),
             "augment": AugmentSettings(views=args.views),
             "label_smoothing": 0.1,
             "checks": 2,
@@ -181,11 +193,15 @@ class Bench:
         words = ("sharing", "gates", "criterion", "groups")
         options = {k: v for k, v in changes.items() if k in words}
         settings = {"distil": self.recipe.distil} | self.recipe.common
-        settings |= {k: v for k, v in changes.items() if k not in {*options, "rate"}}
-        if "rate" in changes:
-            given = settings["optimizer"]
-            rate = given.learning_rate * changes["rate"]
-            settings["optimizer"] = given.model_copy(update={"learning_rate": rate})
+        apart = {*options, "rate", "algorithm"}
+        settings |= {k: v for k, v in changes.items() if k not in apart}
+        given: OptimizerSettings = settings["optimizer"]
+        settings["optimizer"] = given.model_copy(
+            update={
+                "name": changes.get("algorithm", given.name),
+                "learning_rate": given.learning_rate * changes.get("rate", 1.0),
+            }
+        )
         found = secateur.learn(
             self.dense,
             self.images[0],
@@ -283,6 +299,8 @@ def main() -> None:
     given.add_argument(
         "--views", type=int, help="augmented views of an image, of which the teacher's are kept"
     )
+    given.add_argument("--optimizer", default="adamw", help="one of timm's, for CIFAR-10")
+    given.add_argument("--learning-rate", type=float, default=3e-4, help="for CIFAR-10")
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -301,13 +319,23 @@ def main() -> None:
         store.suffix += f"/{args.precision}"
     if args.views is not None and not args.smoke:
         store.suffix += f"/views{args.views}"
+    if _other_optimizer(args):
+        store.suffix += f"/{args.optimizer}{args.learning_rate:g}"
     if args.select:
         select(bench, store)
         settings_page(recipe, store, args, BUDGETS, tuple(CANDIDATES))
     elif not args.report:
         measure(bench, store)
     if not args.validate:
-        page(recipe, store, args, BUDGETS, tuple(methods(bench)))
+        title = recipe.name
+        if _other_optimizer(args):
+            title += f"_{args.optimizer}_{recipe.epochs:g}_epochs"
+        page(title, recipe, store, args, args.percent or BUDGETS, tuple(methods(bench)))
+
+
+def _other_optimizer(args: argparse.Namespace) -> bool:
+    """Whether CIFAR-10 is trained on otherwise than on its main page, and has a page apart."""
+    return not args.smoke and (args.optimizer, args.learning_rate) != ("adamw", 3e-4)
 
 
 def select(bench: Bench, store: Store) -> None:
