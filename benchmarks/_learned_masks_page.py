@@ -9,7 +9,7 @@ from _common import Row, Store, table, versions, write_page
 
 
 def page(
-    name: str,
+    file: str,
     recipe: Any,
     store: Store,
     args: argparse.Namespace,
@@ -26,13 +26,13 @@ def page(
     script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
     script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
     script += f" --views {args.views}" if args.views is not None and not smoke else ""
-    if name != recipe.name:
+    if file != recipe.name:
         script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
     script += "".join(f" --percent {percent}" for percent in args.percent or ())
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
         f"# Learned masks on {where}"
-        + (f", {recipe.epochs:g} epochs of {args.optimizer}" if name != recipe.name else ""),
+        + (f", {recipe.epochs:g} epochs of {args.optimizer}" if file != recipe.name else ""),
         _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
@@ -52,7 +52,7 @@ def page(
         "\n```",
         f"{versions('accelerate')}. Seeds 0 to {args.seeds - 1}.",
     ]
-    write_page(name, "\n\n".join(parts))
+    write_page(file, "\n\n".join(parts))
 
 
 def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:

@@ -41,6 +41,8 @@ from secateur.measuring.accuracy import predict, summarize
 from secateur.measuring.counting import counted
 from secateur.pipeline.opening import give_preprocessing_
 
+ADAMW = ("adamw", 3e-4)
+"""The optimizer and learning rate of the main page of CIFAR-10."""
 BUDGETS = (30, 10)
 """Percent of the dense parameters that may stay."""
 DISTIL = DistilSettings(
@@ -185,8 +187,10 @@ class Bench:
         }
 
     def folder(self, *names: str) -> Path:
-        """Where the checkpoints of a cell lie."""
-        return HERE / "out" / self.recipe.name / "-".join(names)
+        """Where the checkpoints of a cell lie: apart for every way to train."""
+        way = _training(self.recipe, self.args).replace("/", "-")
+        way += "-validation" if self.args.validate else ""
+        return HERE / "out" / self.recipe.name / way / "-".join(names)
 
     def learn(self, percent: int, seed: int, cell: str, **changes: Any) -> Row:
         """Learn masks and score."""
@@ -299,8 +303,8 @@ def main() -> None:
     given.add_argument(
         "--views", type=int, help="augmented views of an image, of which the teacher's are kept"
     )
-    given.add_argument("--optimizer", default="adamw", help="one of timm's, for CIFAR-10")
-    given.add_argument("--learning-rate", type=float, default=3e-4, help="for CIFAR-10")
+    given.add_argument("--optimizer", default=ADAMW[0], help="one of timm's, for CIFAR-10")
+    given.add_argument("--learning-rate", type=float, default=ADAMW[1], help="for CIFAR-10")
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -314,28 +318,34 @@ def main() -> None:
     bench = Bench(recipe, args)
     name = recipe.name + ("_validation" if args.validate else "")
     store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
-    store.suffix = f"e{recipe.epochs:g}" + (f"/n{args.limit}" if args.limit else "")
-    if args.precision != "no" and not args.smoke:
-        store.suffix += f"/{args.precision}"
-    if args.views is not None and not args.smoke:
-        store.suffix += f"/views{args.views}"
-    if _other_optimizer(args):
-        store.suffix += f"/{args.optimizer}{args.learning_rate:g}"
+    store.suffix = _training(recipe, args)
     if args.select:
         select(bench, store)
         settings_page(recipe, store, args, BUDGETS, tuple(CANDIDATES))
     elif not args.report:
         measure(bench, store)
     if not args.validate:
-        title = recipe.name
+        file = recipe.name
         if _other_optimizer(args):
-            title += f"_{args.optimizer}_{recipe.epochs:g}_epochs"
-        page(title, recipe, store, args, args.percent or BUDGETS, tuple(methods(bench)))
+            file += f"_{args.optimizer}_{recipe.epochs:g}_epochs"
+        page(file, recipe, store, args, args.percent or BUDGETS, tuple(methods(bench)))
+
+
+def _training(recipe: Recipe, args: argparse.Namespace) -> str:
+    """How every method is trained, in short: what cells and checkpoints are told apart by."""
+    parts = [f"e{recipe.epochs:g}"]
+    if args.limit:
+        parts.append(f"n{args.limit}")
+    if not args.smoke:
+        parts += [args.precision] if args.precision != "no" else []
+        parts += [f"views{args.views}"] if args.views is not None else []
+        parts += [f"{args.optimizer}{args.learning_rate:g}"] if _other_optimizer(args) else []
+    return "/".join(parts)
 
 
 def _other_optimizer(args: argparse.Namespace) -> bool:
     """Whether CIFAR-10 is trained on otherwise than on its main page, and has a page apart."""
-    return not args.smoke and (args.optimizer, args.learning_rate) != ("adamw", 3e-4)
+    return not args.smoke and (args.optimizer, args.learning_rate) != ADAMW
 
 
 def select(bench: Bench, store: Store) -> None:
