@@ -28,6 +28,7 @@ def page(
     script += f" --views {args.views}" if args.views is not None and not smoke else ""
     if file != recipe.name:
         script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
+        script += f" --batch-size {args.batch_size}"
     script += "".join(f" --percent {percent}" for percent in args.percent or ())
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [

@@ -3,8 +3,8 @@
 `python benchmarks/learned_masks.py --smoke` compares on the bundled digits model and writes
 docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
 benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
-is docs/results/learned_masks.md; with another optimizer (--optimizer, --learning-rate), a page
-apart for every length of training.
+is docs/results/learned_masks.md; with another optimizer (--optimizer, --learning-rate,
+--batch-size), a page apart for every length of training.
 `--validate` trains on four fifths of the training images and scores the others: settings are
 chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES and
 writes docs/results/learned_masks_settings.md, with --limit a page apart.
@@ -43,6 +43,8 @@ from secateur.pipeline.opening import give_preprocessing_
 
 ADAMW = ("adamw", 3e-4)
 """The optimizer and learning rate of the main page of CIFAR-10."""
+BATCH = 64
+"""Images of a step, on that page."""
 BUDGETS = (30, 10)
 """Percent of the dense parameters that may stay."""
 DISTIL = DistilSettings(
@@ -127,7 +129,7 @@ def recipes(args: argparse.Namespace) -> Recipe:
         epochs=args.epochs or 10,
         scratch_epochs=args.epochs or 10,
         common={
-            "batch_size": 64,
+            "batch_size": args.batch_size,
             "optimizer": OptimizerSettings(
                 name=args.optimizer, learning_rate=args.learning_rate, weight_decay=0.05
             ),
@@ -135,6 +137,7 @@ def recipes(args: argparse.Namespace) -> Recipe:
             "label_smoothing": 0.1,
             "checks": 2,
             "precision": args.precision,
+            "kept_views": None if args.views is None else HERE / "out" / "kept_views",
         },
         distil=DISTIL
         if args.views is None
@@ -301,10 +304,13 @@ def main() -> None:
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
     given.add_argument(
-        "--views", type=int, help="augmented views of an image, of which the teacher's are kept"
+        "--views",
+        type=int,
+        help="augmented views of an image, which are kept with what the teacher says of them",
     )
     given.add_argument("--optimizer", default=ADAMW[0], help="one of timm's, for CIFAR-10")
     given.add_argument("--learning-rate", type=float, default=ADAMW[1], help="for CIFAR-10")
+    given.add_argument("--batch-size", type=int, default=BATCH, help="for CIFAR-10")
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -340,12 +346,14 @@ def _training(recipe: Recipe, args: argparse.Namespace) -> str:
         parts += [args.precision] if args.precision != "no" else []
         parts += [f"views{args.views}"] if args.views is not None else []
         parts += [f"{args.optimizer}{args.learning_rate:g}"] if _other_optimizer(args) else []
+        parts += [f"b{args.batch_size}"] if args.batch_size != BATCH else []
     return "/".join(parts)
 
 
 def _other_optimizer(args: argparse.Namespace) -> bool:
     """Whether CIFAR-10 is trained on otherwise than on its main page, and has a page apart."""
-    return not args.smoke and (args.optimizer, args.learning_rate) != ADAMW
+    given = args.optimizer, args.learning_rate, args.batch_size
+    return not args.smoke and given != (*ADAMW, BATCH)
 
 
 def select(bench: Bench, store: Store) -> None:

@@ -7,10 +7,8 @@ what a teacher says of random crops.
 Legend: B batch, C classes, H height, W width, R views of all images.
 """
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,37 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.data.images import ImageSet
-from secateur.errors import UserError
 from secateur.healing.identity import digest
+from secateur.healing.rows import RowFile
 from secateur.healing.settings import TrainSettings
 from secateur.healing.teacher import Teacher
+from secateur.healing.views import views_of
+
+ANSWERS = ("distil.answers", "the teacher's answers")
+"""The setting that keeps them, and what it keeps."""
 
 
 class Answers:
     """A file of (R, C + 1) numbers in fp32: the logits of each view, then 1, or 0 if not known yet.
 
-    Processes may read and write the same file at once: whoever writes a row writes the same row,
-    and the 1 comes last, so that a row that was begun only does not count.
+    The 1 comes last, so that a row that was begun only does not count.
     """
 
     def __init__(self, file: Path, views: int, classes: int) -> None:
-        self.file, self._bytes = file, (classes + 1) * 4
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # WHY: unbuffered, so that what another process wrote is seen, and a full disk at once.
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-            self._open = os.fdopen(descriptor, "r+b", buffering=0)
-            self._open.truncate(views * self._bytes)
-        except OSError as error:
-            raise UserError(f"{_cannot_keep(file)}: {error.strerror}.") from error
+        self.file = file
+        self.rows = RowFile(file, views, (classes + 1) * 4, ANSWERS[1])
 
     def __call__(
         self, images_BCHW: Tensor, rows_B: Tensor, ask: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Logits (B, C) of images that are the views `rows_B`; `ask` is called for unknown ones."""
         rows = [int(row) for row in rows_B]
-        found = np.stack([np.frombuffer(self._read(row), dtype=np.float32) for row in rows])
+        found = np.stack([np.frombuffer(self.rows[row], dtype=np.float32) for row in rows])
         known_BC, new_B = (
             torch.from_numpy(found[:, :-1].copy()),
             torch.from_numpy(found[:, -1] != 1),
@@ -59,24 +52,8 @@ class Answers:
             known_BC[new_B] = asked_BC.float().cpu()
             for place in new_B.nonzero().flatten().tolist():
                 answer = np.append(known_BC[place].numpy(), np.float32(1))
-                self._write(rows[place], answer.tobytes())
+                self.rows[rows[place]] = answer.tobytes()
         return known_BC.to(images_BCHW.device)
-
-    def _read(self, row: int) -> bytes:
-        self._open.seek(row * self._bytes)
-        return self._open.read(self._bytes)
-
-    def _write(self, row: int, answer: bytes) -> None:
-        try:
-            self._open.seek(row * self._bytes)
-            if self._open.write(answer) < len(answer):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise UserError(f"{_cannot_keep(self.file)}: {error.strerror}.") from error
-
-
-def _cannot_keep(file: Path) -> str:
-    return f"the teacher's answers cannot be kept in '{file.parent}'"
 
 
 def answers_for(
@@ -90,7 +67,7 @@ def answers_for(
     """
     if folder is None:
         return None
-    images, views = views_of(images, settings)
+    images, views = views_of(images, settings, ANSWERS)
     known = {
         "teacher": digest(teacher.model),
         "shown": [asdict(teacher.view.before), asdict(teacher.view.after)],
@@ -101,19 +78,3 @@ def answers_for(
     }
     mark = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:16]
     return Answers(folder / f"{mark}.logits", len(images) * views, classes)
-
-
-def views_of(images: object, settings: TrainSettings) -> tuple[ImageSet, int]:
-    """The images whose views can be told apart, and how many views each has; else UserError."""
-    views = settings.augment.views
-    if views is None:
-        raise UserError(
-            "the teacher's answers can be kept only where images have a fixed number of views; "
-            "set augment.views, such as 4, or leave out distil.answers."
-        )
-    if not isinstance(images, ImageSet):
-        raise UserError(
-            "the teacher's answers can be kept for images of files only, since others cannot be "
-            "told apart from run to run; give a path, or leave out distil.answers."
-        )
-    return images, views

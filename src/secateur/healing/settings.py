@@ -16,7 +16,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
-FREE = ("workers", "log_every", "checkpoint_seconds", "trackers", "compile")
+FREE = ("workers", "log_every", "checkpoint_seconds", "trackers", "compile", "kept_views")
 """Settings that may differ when a run goes on: they change nothing of what is learned."""
 
 
@@ -80,7 +80,8 @@ class TrainSettings(Strict):
     come out, those before training among them, or the last ones (or their running average,
     whichever is judged better). `checkpoint_seconds` apart, and after each check, a checkpoint is
     written. `drop_path` is the chance of leaving out an update of the last block, see
-    `depth.stochastic_depth`.
+    `depth.stochastic_depth`. `kept_views` is a folder in which the augmented images are kept, to
+    be read when a view of an image comes again, also by other runs; it needs `augment.views`.
     """
 
     steps: Count | None = None
@@ -102,6 +103,7 @@ class TrainSettings(Strict):
     workers: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 10
     checkpoint_seconds: NotNegative = 300.0
+    kept_views: Path | None = None
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
@@ -111,6 +113,15 @@ class TrainSettings(Strict):
             raise ValueError(f"{' and '.join(given)} are given; give one of them")
         if self.time is not None:
             parse_polish(self.time)
+        return self
+
+    @model_validator(mode="after")
+    def _views_to_keep(self) -> Self:
+        if self.kept_views is not None and self.augment.views is None:
+            raise ValueError(
+                "kept_views needs a fixed number of views of each image; set augment.views, such "
+                "as 4"
+            )
         return self
 
     def budget(self, images: int) -> PolishBudget:

@@ -24,6 +24,7 @@ from secateur.data.preprocessing import Preprocessing, Transform
 from secateur.errors import UserError
 from secateur.healing.lesson import Lesson, Moment
 from secateur.healing.settings import AugmentSettings, TrainSettings
+from secateur.healing.views import KeptViews, kept_views
 
 MEMORY = 1_000_000_000
 """Bytes of encoded images that are kept, so that files are read once."""
@@ -121,14 +122,22 @@ class Stream(Dataset[tuple[Tensor, int, int]]):
 
     With `views`, under the augmentation of view v of image i, where v counts the times that i was
     there before, modulo `views`. What comes is the image, its label or -1, and i * views + v, or
-    -1 without `views`.
+    -1 without `views`. With `kept`, each view is made once only.
     """
 
-    def __init__(self, items: Items, seed: int, repeats: int = 1, views: int | None = None) -> None:
+    def __init__(
+        self,
+        items: Items,
+        seed: int,
+        repeats: int = 1,
+        views: int | None = None,
+        kept: KeptViews | None = None,
+    ) -> None:
         self.items = items
         self.seed = seed
         self.repeats = repeats
         self.views = views
+        self.kept = kept
 
     def __len__(self) -> int:
         return ENDLESS
@@ -141,8 +150,14 @@ class Stream(Dataset[tuple[Tensor, int, int]]):
             seen = epoch * self.repeats + position % self.repeats
             row = index * self.views + seen % self.views
             noise = (5, row)
-        with seeded(self.seed, *noise):
-            item = self.items[index]
+
+        def make() -> Any:
+            with seeded(self.seed, *noise):
+                return self.items[index]
+
+        if self.kept is not None and isinstance(self.items, ImageSet):
+            return self.kept(row, make), self.items.labels[index], row
+        item = make()
         if isinstance(item, Tensor):
             return item, -1, row
         return item[0], int(item[1]) if len(item) > 1 else -1, row
@@ -177,7 +192,13 @@ def loader_of(
     """The parts of each step's batch from step `start` on, to be shared out among processes."""
     parts = settings.accumulate
     return DataLoader(
-        Stream(items, settings.seed, settings.augment.repeats, settings.augment.views),
+        Stream(
+            items,
+            settings.seed,
+            settings.augment.repeats,
+            settings.augment.views,
+            kept_views(items, settings),
+        ),
         batch_sampler=Positions(
             settings.batch_size // parts,
             start * parts,

@@ -12,10 +12,11 @@ from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.healing.answers import views_of
+from secateur.healing.answers import ANSWERS
 from secateur.healing.held_out import hold_out
 from secateur.healing.machine import require_accelerate
 from secateur.healing.run import OnLog
+from secateur.healing.views import VIEWS, views_of
 from secateur.learning.schedule import LearnSettings, phases
 from secateur.learning.summary import removability
 from secateur.pipeline.dense import base_or_reason, logits
@@ -90,7 +91,9 @@ def learn(
     scored = None if eval_images is None else open_data(model, eval_images)[0]
     opened = _open(model, anatomy, images, task, limit, skip_unreadable)
     if options.settings.distil.answers is not None:
-        views_of(opened.train, options.settings)
+        views_of(opened.train, options.settings, ANSWERS)
+    if options.settings.kept_views is not None:
+        views_of(opened.train, options.settings, VIEWS)
     before = removability(task.sharing, task.gates, anatomy, task.task.limits)
     if on_note is not None:
         on_note(before.text())
