@@ -13,11 +13,16 @@ import secateur
 from secateur.anatomy.family import family_of, read
 from secateur.anatomy.types import Anatomy, Branch, Shape
 from secateur.data.batches import Batches
+from secateur.data.images import open_images
+from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.healing.settings import OptimizerSettings
+from secateur.learning.schedule import LearnSettings
 from secateur.measuring.latency import Latency, Row
 from secateur.pipeline import latency_loop
 from secateur.pipeline.result import Result
 from secateur.planning.costs import additive_cost
+from secateur.zoo import digits_vit
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 ENDS = 1.0
@@ -216,3 +221,28 @@ def test_the_next_aim_stays_in_reach() -> None:
     slack = latency_loop.LatencyRound(measured_ms=4.0, **fields)
     assert latency_loop._next_aim(slack, 1.0, nothing_removed=False) == pytest.approx(6.25)
     assert latency_loop._next_aim(slack, 1.0, nothing_removed=True) is None
+
+
+def test_learned_masks_hand_over_in_the_model_that_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trained for one step that changes next to nothing, so that what was taken over shows."""
+    machine, dense = Machine(monkeypatch, lambda ms: 10 + ms), digits_vit().requires_grad_(False)
+    images = open_images("digits/train", Preprocessing.of(dense), limit=128)
+    x = torch.stack([image for image, _ in images])
+    wanted = dense(x).log_softmax(-1)
+    errors, sizes = {}, set()
+    for takeover in (False, True):
+        told = LearnSettings(
+            steps=1,
+            search_share=0.0,
+            takeover=takeover,
+            optimizer=OptimizerSettings(learning_rate=1e-9),
+        )
+        found = secateur.learn(dense, images, "60% ms", settings=told)
+        assert machine.measured[-1] <= 0.6 * (10 + predicted(read(dense)))
+        given = found.model(x).log_softmax(-1).detach()
+        errors[takeover] = float((wanted.exp() * (wanted - given)).sum(-1).mean())
+        sizes.add(found.record()["params"]["pruned"])
+    assert len(sizes) == 1 and len(machine.measured) > 2
+    assert errors[True] < 0.8 * errors[False]

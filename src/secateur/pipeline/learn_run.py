@@ -1,6 +1,6 @@
 """The phases of learning masks: dense warm-up, search, projection and removal, fine-tuning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from secateur.healing.teacher import Teacher, teacher_for
 from secateur.learning.axes import axes_needs, turn_attention_
 from secateur.learning.bank import GateBank
 from secateur.learning.form import forms
-from secateur.learning.masks import Masks, masks_of, plan_of_masks
+from secateur.learning.masks import masks_of, plan_of_masks
 from secateur.learning.projection import project
 from secateur.learning.removal import remove
 from secateur.learning.schedule import Phase
@@ -212,34 +212,37 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
     def kept_for(target: Target | None) -> dict[str, Tensor]:
         return project(bank.gates, margins, pricing_of(course.task, course.anatomy, target))
 
-    if course.target is None:
+    def taken_over(last: Mapping[str, Tensor]) -> Shrunk:
         with bank.attached(student):
-            way.close(last := kept_for(None))
+            way.close(last)
         masks = masks_of(bank.gates, last)
         smaller, plan = remove(student, masks, limits)
         kept = compression(course.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
-    tried: list[tuple[Plan, Masks]] = []
+
+    if course.target is None:
+        return taken_over(kept_for(None))
+    tried: list[tuple[Plan, dict[str, Tensor]]] = []
 
     def plan_for(target: Target) -> Plan:
-        masks = masks_of(bank.gates, kept_for(target))
-        plan = plan_of_masks(course.anatomy, masks, limits)
-        tried.append((plan, masks))
+        kept = kept_for(target)
+        plan = plan_of_masks(course.anatomy, masks_of(bank.gates, kept), limits)
+        tried.append((plan, kept))
         return plan
 
-    def masks_for(plan: Plan) -> Masks:
-        return next(masks for known, masks in tried if known is plan)
+    def kept_of(plan: Plan) -> dict[str, Tensor]:
+        return next(kept for known, kept in tried if known is plan)
 
+    # Models are timed as masked: what stays takes over once only, in the one that is chosen.
     found = cut_to_latency(
         dense,
         course.anatomy,
         course.task.task,
         course.target,
         plan_for,
-        lambda plan: remove(student, masks_for(plan), limits)[0],
+        lambda plan: remove(student, masks_of(bank.gates, kept_of(plan)), limits)[0],
     )
-    kept = compression(course.anatomy, masks_for(found.plan), found.plan)
-    return Shrunk(model=found.model, plan=found.plan, searched=searched, kept=kept, timed=found)
+    return replace(taken_over(kept_of(found.plan)), timed=found)
 
 
 def _objective(course: Course, student: nn.Module, dense: nn.Module) -> Objective:
