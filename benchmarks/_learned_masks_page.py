@@ -29,6 +29,7 @@ def page(
     if file != recipe.name:
         script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
         script += f" --batch-size {args.batch_size}"
+    script += f" --again {args.again:g}" if args.again else ""
     script += "".join(f" --percent {percent}" for percent in args.percent or ())
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
@@ -37,6 +38,11 @@ def page(
         _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
+    if args.again:
+        parts.append(
+            f"`{args.again:g} epochs more`: what came out is trained once more for that long, from "
+            "half the learning rate, so longer than all others."
+        )
     for percent in budgets:
         parts += [
             f"## {100 - percent} % fewer parameters",

@@ -40,11 +40,14 @@ from secateur.learning.sharing import sharings
 from secateur.measuring.accuracy import predict, summarize
 from secateur.measuring.counting import counted
 from secateur.pipeline.opening import give_preprocessing_
+from secateur.pipeline.trained import Trained
 
 ADAMW = ("adamw", 3e-4)
 """The optimizer and learning rate of the main page of CIFAR-10."""
 BATCH = 64
 """Images of a step, on that page."""
+AGAIN = 0.5
+"""Times the learning rate of a second training."""
 BUDGETS = (30, 10)
 """Percent of the dense parameters that may stay."""
 DISTIL = DistilSettings(
@@ -221,22 +224,29 @@ class Bench:
         kept = ("masked_percent", "removed_percent", "search_end", "steps")
         return {**self.score(found.model), **{key: told[key] for key in kept}}
 
-    def heal(self, model: nn.Module, seed: int, epochs: float, cell: str) -> Row:
-        """Train any model with the same objective and loop, and score."""
+    def healed(
+        self, model: nn.Module, seed: int, epochs: float, cell: str, rate: float = 1.0
+    ) -> Trained:
+        """Train any model with the same objective and loop; `rate` times the learning rate."""
+        given: OptimizerSettings = self.recipe.common["optimizer"]
+        slower = given.model_copy(update={"learning_rate": given.learning_rate * rate})
         settings = HealSettings(
             epochs=epochs,
             seed=seed,
             distil=self.recipe.distil,
             held_out=0.05,
-            **self.recipe.common,
+            **self.recipe.common | {"optimizer": slower},
         )
-        found = secateur.heal(
+        return secateur.heal(
             model,
             self.images[0],
             reference=self.dense,
             settings=settings,
             folder=self.folder(cell, str(seed)),
         )
+
+    def told(self, found: Trained) -> Row:
+        """The row of a trained model."""
         return {**self.score(found.model), "steps": {"tune": found.report.steps}}
 
     def small(self, percent: int, seed: int) -> nn.Module:
@@ -280,17 +290,23 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("one-shot taylor", search_share=0.0, criterion="taylor", **plain)
     learned("one-shot magnitude", search_share=0.0, criterion="magnitude", **plain)
 
-    def spectral(percent: int, seed: int) -> Row:
+    def pruned(percent: int, seed: int) -> Trained:
         train, _ = bench.images
         some = _part(train, [i * len(train) // 512 for i in range(512)])
         made = secateur.prune(bench.dense, some, f"{percent}% params", seed=seed)
-        return bench.heal(made.model, seed, bench.recipe.epochs, f"spectral-{percent}")
+        return bench.healed(made.model, seed, bench.recipe.epochs, f"spectral-{percent}")
+
+    def again(percent: int, seed: int) -> Row:
+        first, cell = pruned(percent, seed), f"spectral-{percent}-again-{bench.args.again:g}"
+        return bench.told(bench.healed(first.model, seed, bench.args.again, cell, AGAIN))
 
     def scratch(percent: int, seed: int) -> Row:
         small, epochs = bench.small(percent, seed), bench.recipe.scratch_epochs
-        return bench.heal(small, seed, epochs, f"scratch-{percent}")
+        return bench.told(bench.healed(small, seed, epochs, f"scratch-{percent}"))
 
-    found["one-shot spectral"] = spectral
+    found["one-shot spectral"] = lambda percent, seed: bench.told(pruned(percent, seed))
+    if bench.args.again:
+        found[f"one-shot spectral, {bench.args.again:g} epochs more"] = again
     found["small model from scratch"] = scratch
     return found
 
@@ -301,6 +317,9 @@ def main() -> None:
     given.add_argument("--smoke", action="store_true", help="the bundled digits model")
     given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar_reference")
     given.add_argument("--epochs", type=float, help="of every method together")
+    given.add_argument(
+        "--again", type=float, help="epochs of a second training of one-shot spectral"
+    )
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
     given.add_argument(
@@ -386,7 +405,9 @@ def measure(bench: Bench, store: Store) -> None:
         if not args.only or "dense, trained on" in args.only:
             store.run(
                 ("dense, trained on", "100", str(seed)),
-                lambda seed=seed: bench.heal(bench.dense, seed, bench.recipe.epochs, "dense"),
+                lambda seed=seed: bench.told(
+                    bench.healed(bench.dense, seed, bench.recipe.epochs, "dense")
+                ),
             )
 
 
