@@ -1,6 +1,7 @@
 """The pages of learned_masks.py: what each method keeps of the accuracy, how settings compare."""
 
 import argparse
+import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -23,21 +24,38 @@ def page(
     methods = [name for name in methods if not args.only or name in args.only]
     smoke = recipe.name.endswith("digits")
     where = "the bundled digits model" if smoke else "CIFAR-10"
-    script = "python benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    together = f"ACCELERATE_USE_CPU=true torchrun --nproc-per-node {processes}"
+    script = "python" if processes == 1 else together
+    script += " benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
     script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
     script += f" --views {args.views}" if args.views is not None and not smoke else ""
-    if file != recipe.name:
+    if args.optimizer in file:
         script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
         script += f" --batch-size {args.batch_size}"
+    script += " --mix" if args.mix and not smoke else ""
     script += f" --again {args.again:g}" if args.again else ""
+    script += f" --stages {args.stages}" if args.stages > 1 else ""
     script += "".join(f" --percent {percent}" for percent in args.percent or ())
     only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
         f"# Learned masks on {where}"
-        + (f", {recipe.epochs:g} epochs of {args.optimizer}" if file != recipe.name else ""),
+        + (f", {recipe.epochs:g} epochs of {args.optimizer}" if file != recipe.name else "")
+        + (", mixed images" if args.mix and not smoke else ""),
         _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
+    if args.mix and not smoke:
+        parts.append(
+            "Images are mixed with one another (mixup 0.1 or cutmix 1.0) in the first four fifths "
+            "of training, and the dense model is asked about the mixed ones."
+        )
+    if args.stages > 1:
+        parts.append(
+            f"`in {args.stages} stages`: spectral removes the same share of what is there "
+            f"{args.stages} times and the model is trained after each, a tenth of the epochs each "
+            "but after the last; all of them together are as many as the others train."
+        )
     if args.again:
         parts.append(
             f"`{args.again:g} epochs more`: what came out is trained once more for that long, from "

@@ -4,16 +4,19 @@
 docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
 benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
 is docs/results/learned_masks.md; with another optimizer (--optimizer, --learning-rate,
---batch-size), a page apart for every length of training.
+--batch-size), a page apart for every length of training, and with mixed images (--mix) another.
 `--validate` trains on four fifths of the training images and scores the others: settings are
 chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES and
 writes docs/results/learned_masks_settings.md, with --limit a page apart.
 
 Cells are kept in benchmarks/out/ as they are done; a run that was stopped goes on, within a cell
-from its checkpoint. `--only NAME` measures some methods only.
+from its checkpoint. `--only NAME` measures some methods only. Several processes train together
+when started with `ACCELERATE_USE_CPU=true torchrun --nproc-per-node N`.
 """
 
 import argparse
+import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +52,10 @@ BATCH = 64
 """Images of a step, on that page."""
 AGAIN = 0.5
 """Times the learning rate of a second training."""
+MIXED = AugmentSettings(mixup=0.1, cutmix=1.0, mix_until=0.8)
+"""Mixed as in short schedules of ResNet strikes back (arXiv 2110.00476, table 2); last, plain."""
+STAGE = 0.1
+"""Share of the epochs of every stage but the last."""
 BUDGETS = (30, 10)
 """Percent of the dense parameters that may stay."""
 
@@ -98,7 +105,9 @@ def recipes(args: argparse.Namespace) -> Recipe:
             "optimizer": OptimizerSettings(
                 name=args.optimizer, learning_rate=args.learning_rate, weight_decay=0.05
             ),
-            "augment": AugmentSettings(views=args.views),
+            "augment": (MIXED if args.mix else AugmentSettings()).model_copy(
+                update={"views": args.views}
+            ),
             "label_smoothing": 0.1,
             "checks": 2,
             "precision": args.precision,
@@ -207,6 +216,13 @@ class Bench:
             folder=self.folder(cell, str(seed)),
         )
 
+    def pruned(self, model: nn.Module, percent: float, seed: int) -> nn.Module:
+        """The model with at most so many of its own parameters, by the default method."""
+        train, _ = self.images
+        some = _part(train, [i * len(train) // 512 for i in range(512)])
+        budget = f"{math.floor(100 * percent) / 100:g}% params"
+        return secateur.prune(model, some, budget, seed=seed).model
+
     def told(self, found: Trained) -> Row:
         """The row of a trained model."""
         return {**self.score(found.model), "steps": {"tune": found.report.steps}}
@@ -253,10 +269,21 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("one-shot magnitude", search_share=0.0, criterion="magnitude", **plain)
 
     def pruned(percent: int, seed: int) -> Trained:
-        train, _ = bench.images
-        some = _part(train, [i * len(train) // 512 for i in range(512)])
-        made = secateur.prune(bench.dense, some, f"{percent}% params", seed=seed)
-        return bench.healed(made.model, seed, bench.recipe.epochs, f"spectral-{percent}")
+        small = bench.pruned(bench.dense, percent, seed)
+        return bench.healed(small, seed, bench.recipe.epochs, f"spectral-{percent}")
+
+    def in_stages(percent: int, seed: int) -> Row:
+        """Every stage removes the same share of what is there, and is trained."""
+        model, stages, steps = bench.dense, bench.args.stages, 0
+        wanted = percent / 100 * read(model).cost().params
+        for stage in range(1, stages + 1):
+            left = wanted / read(model).cost().params
+            small = bench.pruned(model, 100 * left ** (1 / (stages + 1 - stage)), seed)
+            share = STAGE if stage < stages else 1 - STAGE * (stages - 1)
+            cell = f"spectral-{percent}-stage-{stage}-of-{stages}"
+            found = bench.healed(small, seed, share * bench.recipe.epochs, cell)
+            model, steps = found.model, steps + found.report.steps
+        return {**bench.score(model), "steps": {"tune": steps}}
 
     def again(percent: int, seed: int) -> Row:
         first, cell = pruned(percent, seed), f"spectral-{percent}-again-{bench.args.again:g}"
@@ -269,6 +296,8 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     found["one-shot spectral"] = lambda percent, seed: bench.told(pruned(percent, seed))
     if bench.args.again:
         found[f"one-shot spectral, {bench.args.again:g} epochs more"] = again
+    if bench.args.stages > 1:
+        found[f"spectral in {bench.args.stages} stages"] = in_stages
     found["small model from scratch"] = scratch
     return found
 
@@ -282,6 +311,9 @@ def main() -> None:
     given.add_argument(
         "--again", type=float, help="epochs of a second training of one-shot spectral"
     )
+    given.add_argument(
+        "--stages", type=int, default=1, help="also prune by spectral in so many stages"
+    )
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
     given.add_argument(
@@ -292,6 +324,7 @@ def main() -> None:
     given.add_argument("--optimizer", default=ADAMW[0], help="one of timm's, for CIFAR-10")
     given.add_argument("--learning-rate", type=float, default=ADAMW[1], help="for CIFAR-10")
     given.add_argument("--batch-size", type=int, default=BATCH, help="for CIFAR-10")
+    given.add_argument("--mix", action="store_true", help="mixup and cutmix, for CIFAR-10")
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -311,10 +344,11 @@ def main() -> None:
         settings_page(recipe, store, args, BUDGETS, tuple(CANDIDATES))
     elif not args.report:
         measure(bench, store)
-    if not args.validate:
+    if not args.validate and os.environ.get("RANK", "0") == "0":
         file = recipe.name
         if _other_optimizer(args):
             file += f"_{args.optimizer}_{recipe.epochs:g}_epochs"
+        file += "_mixed" if args.mix and not args.smoke else ""
         page(file, recipe, store, args, args.percent or BUDGETS, tuple(methods(bench)))
 
 
@@ -328,6 +362,7 @@ def _training(recipe: Recipe, args: argparse.Namespace) -> str:
         parts += [f"views{args.views}"] if args.views is not None else []
         parts += [f"{args.optimizer}{args.learning_rate:g}"] if _other_optimizer(args) else []
         parts += [f"b{args.batch_size}"] if args.batch_size != BATCH else []
+        parts += ["mixed"] if args.mix else []
     return "/".join(parts)
 
 
