@@ -48,7 +48,7 @@ def page(
     if args.mix and not smoke:
         parts.append(
             "Images are mixed with one another (mixup 0.1 or cutmix 1.0) in the first four fifths "
-            "of training, and the dense model is asked about the mixed ones."
+            "of every training, and the dense model is asked about the mixed ones."
         )
     if args.stages > 1:
         parts.append(
