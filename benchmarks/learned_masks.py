@@ -312,7 +312,11 @@ def main() -> None:
         "--again", type=float, help="epochs of a second training of one-shot spectral"
     )
     given.add_argument(
-        "--stages", type=int, default=1, help="also prune by spectral in so many stages"
+        "--stages",
+        type=int,
+        default=1,
+        choices=range(1, 10),
+        help="also prune by spectral in so many stages",
     )
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
