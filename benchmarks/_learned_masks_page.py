@@ -52,9 +52,10 @@ def page(
         )
     if args.stages > 1:
         parts.append(
-            f"`in {args.stages} stages`: spectral removes the same share of what is there "
-            f"{args.stages} times and the model is trained after each, a tenth of the epochs each "
-            "but after the last; all of them together are as many as the others train."
+            f"`in {args.stages} stages`: the same share of what is there is removed "
+            f"{args.stages} times, by spectral or by learned masks, and the model is trained each "
+            "time, a tenth of the epochs each but the last; all of them together are as many as "
+            "the others train. The dense model teaches throughout."
         )
     if args.again:
         parts.append(

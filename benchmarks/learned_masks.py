@@ -18,16 +18,16 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from _common import HERE, Row, Store, parser
-from _learned_masks_candidates import CANDIDATES, DISTIL
+from _learned_masks_candidates import CANDIDATES
 from _learned_masks_page import page, settings_page
+from _learned_masks_recipe import ADAMW, BATCH, Recipe, other_optimizer, recipes, training
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -36,87 +36,22 @@ from secateur.anatomy.family import read
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.healing.held_out import part_of
-from secateur.healing.objectives import DistilSettings
-from secateur.healing.settings import AugmentSettings, OptimizerSettings
+from secateur.healing.settings import OptimizerSettings
 from secateur.healing.verbs import HealSettings
 from secateur.learning.schedule import LearnSettings
 from secateur.learning.sharing import sharings
 from secateur.measuring.accuracy import predict, summarize
 from secateur.measuring.counting import counted
+from secateur.pipeline.learned import Learned
 from secateur.pipeline.opening import give_preprocessing_
 from secateur.pipeline.trained import Trained
 
-ADAMW = ("adamw", 3e-4)
-"""The optimizer and learning rate of the main page of CIFAR-10."""
-BATCH = 64
-"""Images of a step, on that page."""
 AGAIN = 0.5
 """Times the learning rate of a second training."""
-MIXED = AugmentSettings(mixup=0.1, cutmix=1.0, mix_until=0.8)
-"""Mixed as in short schedules of ResNet strikes back (arXiv 2110.00476, table 2); last, plain."""
 STAGE = 0.1
 """Share of the epochs of every stage but the last."""
 BUDGETS = (30, 10)
 """Percent of the dense parameters that may stay."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """A dense model, images, and the training that every method has."""
-
-    name: str
-    dense: str
-    train: str
-    test: str
-    epochs: float
-    scratch_epochs: float
-    common: dict[str, Any]
-    distil: DistilSettings = DISTIL
-
-
-def recipes(args: argparse.Namespace) -> Recipe:
-    """The digits, or CIFAR-10."""
-    if args.smoke:
-        return Recipe(
-            name="learned_masks_digits",
-            dense="digits_vit",
-            train="digits/train",
-            test="digits/test",
-            epochs=args.epochs or 20,
-            scratch_epochs=100 + (args.epochs or 20),
-            common={
-                "batch_size": 64,
-                "optimizer": OptimizerSettings(learning_rate=1e-3, weight_decay=0.05),
-                "augment": AugmentSettings(flip=False, least_area=0.8),
-                "label_smoothing": 0.1,
-                "ema": 0.99,
-            },
-        )
-    data = args.shared / "data" / "cifar10"
-    return Recipe(
-        name="learned_masks",
-        dense=str(args.dense),
-        train=str(data / "train.parquet"),
-        test=str(data / "test.parquet"),
-        epochs=args.epochs or 10,
-        scratch_epochs=args.epochs or 10,
-        common={
-            "batch_size": args.batch_size,
-            "optimizer": OptimizerSettings(
-                name=args.optimizer, learning_rate=args.learning_rate, weight_decay=0.05
-            ),
-            "augment": (MIXED if args.mix else AugmentSettings()).model_copy(
-                update={"views": args.views}
-            ),
-            "label_smoothing": 0.1,
-            "checks": 2,
-            "precision": args.precision,
-            "kept_views": None if args.views is None else HERE / "out" / "kept_views",
-        },
-        distil=DISTIL
-        if args.views is None
-        else DISTIL.model_copy(update={"answers": HERE / "out" / "teacher_answers"}),
-    )
 
 
 class Bench:
@@ -165,12 +100,20 @@ class Bench:
 
     def folder(self, *names: str) -> Path:
         """Where the checkpoints of a cell lie: apart for every way to train."""
-        way = _training(self.recipe, self.args).replace("/", "-")
+        way = training(self.recipe, self.args).replace("/", "-")
         way += "-validation" if self.args.validate else ""
         return HERE / "out" / self.recipe.name / way / "-".join(names)
 
-    def learn(self, percent: int, seed: int, cell: str, **changes: Any) -> Row:
-        """Learn masks and score."""
+    def learn(
+        self,
+        model: nn.Module,
+        budget: str,
+        seed: int,
+        epochs: float,
+        cell: str,
+        **changes: Any,
+    ) -> Learned:
+        """Learn masks on any model that was cut out of the dense one, which teaches it."""
         words = ("sharing", "gates", "criterion", "groups")
         options = {k: v for k, v in changes.items() if k in words}
         settings = {"distil": self.recipe.distil} | self.recipe.common
@@ -183,14 +126,20 @@ class Bench:
                 "learning_rate": given.learning_rate * changes.get("rate", 1.0),
             }
         )
-        found = secateur.learn(
-            self.dense,
+        return secateur.learn(
+            model,
             self.images[0],
-            f"{percent}% params",
-            settings=LearnSettings(epochs=self.recipe.epochs, seed=seed, held_out=0.05, **settings),
-            folder=self.folder(cell, str(percent), str(seed)),
+            budget,
+            reference=self.dense,
+            settings=LearnSettings(epochs=epochs, seed=seed, held_out=0.05, **settings),
+            folder=self.folder(cell, str(seed)),
             **options,
         )
+
+    def learned(self, percent: int, seed: int, cell: str, **changes: Any) -> Row:
+        """Learn masks and score."""
+        epochs, budget = self.recipe.epochs, f"{percent}% params"
+        found = self.learn(self.dense, budget, seed, epochs, f"{cell}-{percent}", **changes)
         told = found.record()["learning"]
         kept = ("masked_percent", "removed_percent", "search_end", "steps")
         return {**self.score(found.model), **{key: told[key] for key in kept}}
@@ -216,12 +165,27 @@ class Bench:
             folder=self.folder(cell, str(seed)),
         )
 
-    def pruned(self, model: nn.Module, percent: float, seed: int) -> nn.Module:
-        """The model with at most so many of its own parameters, by the default method."""
+    def pruned(self, model: nn.Module, budget: str, seed: int) -> nn.Module:
+        """The model within a budget of its own parameters, by the default method."""
         train, _ = self.images
         some = _part(train, [i * len(train) // 512 for i in range(512)])
-        budget = f"{math.floor(100 * percent) / 100:g}% params"
         return secateur.prune(model, some, budget, seed=seed).model
+
+    def stages(self, percent: int) -> Iterator[tuple[float, Callable[[nn.Module], str]]]:
+        """For every stage the epochs, and the budget of what comes to it.
+
+        Each removes the same share of what is there, so that the last meets the whole budget.
+        """
+        count = self.args.stages
+        wanted = percent / 100 * read(self.dense).cost().params
+        for left in range(count, 0, -1):
+
+            def budget(model: nn.Module, left: int = left) -> str:
+                share = (wanted / read(model).cost().params) ** (1 / left)
+                return f"{math.floor(10_000 * share) / 100:g}% params"
+
+            last = 1 - STAGE * (count - 1)
+            yield (STAGE if left > 1 else last) * self.recipe.epochs, budget
 
     def told(self, found: Trained) -> Row:
         """The row of a trained model."""
@@ -254,10 +218,16 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     found: dict[str, Callable[[int, int], Row]] = {}
 
     def learned(name: str, **changes: Any) -> None:
-        found[name] = lambda percent, seed: bench.learn(percent, seed, name, **changes)
+        found[name] = lambda percent, seed: bench.learned(percent, seed, name, **changes)
+
+    def in_stages(name: str, sharing: str) -> None:
+        found[name] = lambda percent, seed: learned_in_stages(bench, percent, seed, sharing)
 
     for sharing in sharings.names():
         learned(f"learned, {sharing}", sharing=sharing)
+    if bench.args.stages > 1:
+        for sharing in sharings.names():
+            in_stages(f"learned, {sharing} in {bench.args.stages} stages", sharing)
     learned("gates hard_concrete", gates="hard_concrete")
     learned("gates threshold", gates="threshold")
     learned("gates pit", gates="pit")
@@ -269,21 +239,8 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("one-shot magnitude", search_share=0.0, criterion="magnitude", **plain)
 
     def pruned(percent: int, seed: int) -> Trained:
-        small = bench.pruned(bench.dense, percent, seed)
+        small = bench.pruned(bench.dense, f"{percent}% params", seed)
         return bench.healed(small, seed, bench.recipe.epochs, f"spectral-{percent}")
-
-    def in_stages(percent: int, seed: int) -> Row:
-        """Every stage removes the same share of what is there, and is trained."""
-        model, stages, steps = bench.dense, bench.args.stages, 0
-        wanted = percent / 100 * read(model).cost().params
-        for stage in range(1, stages + 1):
-            left = wanted / read(model).cost().params
-            small = bench.pruned(model, 100 * left ** (1 / (stages + 1 - stage)), seed)
-            share = STAGE if stage < stages else 1 - STAGE * (stages - 1)
-            cell = f"spectral-{percent}-stage-{stage}-of-{stages}"
-            found = bench.healed(small, seed, share * bench.recipe.epochs, cell)
-            model, steps = found.model, steps + found.report.steps
-        return {**bench.score(model), "steps": {"tune": steps}}
 
     def again(percent: int, seed: int) -> Row:
         first, cell = pruned(percent, seed), f"spectral-{percent}-again-{bench.args.again:g}"
@@ -297,13 +254,39 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     if bench.args.again:
         found[f"one-shot spectral, {bench.args.again:g} epochs more"] = again
     if bench.args.stages > 1:
-        found[f"spectral in {bench.args.stages} stages"] = in_stages
+        found[f"spectral in {bench.args.stages} stages"] = lambda percent, seed: spectral_in_stages(
+            bench, percent, seed
+        )
     found["small model from scratch"] = scratch
     return found
 
 
-def main() -> None:
-    """Measure what is missing, then write the page."""
+def spectral_in_stages(bench: Bench, percent: int, seed: int) -> Row:
+    """Cut by the default method and train, stage by stage."""
+    model, steps = bench.dense, 0
+    for stage, (epochs, budget) in enumerate(bench.stages(percent), 1):
+        small = bench.pruned(model, budget(model), seed)
+        cell = f"spectral-{percent}-stage-{stage}-of-{bench.args.stages}"
+        found = bench.healed(small, seed, epochs, cell)
+        model, steps = found.model, steps + found.report.steps
+    return {**bench.score(model), "steps": {"tune": steps}}
+
+
+def learned_in_stages(bench: Bench, percent: int, seed: int, sharing: str) -> Row:
+    """Learn masks, remove and train, stage by stage."""
+    model, steps = bench.dense, 0
+    masked = read(model).cost().params
+    for stage, (epochs, budget) in enumerate(bench.stages(percent), 1):
+        cell = f"{sharing}-{percent}-stage-{stage}-of-{bench.args.stages}"
+        found = bench.learn(model, budget(model), seed, epochs, cell, sharing=sharing)
+        model, masked = found.model, found.compression.masked.params
+        steps += sum(report.steps for report in found.phases.values())
+    masked_percent = 100 * (1 - masked / read(bench.dense).cost().params)
+    return {**bench.score(model), "masked_percent": masked_percent, "steps": {"all": steps}}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """All that the script can be told."""
     given = parser("Learned masks against baselines.")
     given.add_argument("--smoke", action="store_true", help="the bundled digits model")
     given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar_reference")
@@ -316,7 +299,7 @@ def main() -> None:
         type=int,
         default=1,
         choices=range(1, 10),
-        help="also prune by spectral in so many stages",
+        help="also prune in so many stages, by spectral and by learned masks",
     )
     given.add_argument("--seeds", type=int, default=3)
     given.add_argument("--limit", type=int, help="training images")
@@ -336,13 +319,18 @@ def main() -> None:
     given.add_argument(
         "--select", action="append", choices=[*CANDIDATES], help="judge these settings"
     )
-    args = given.parse_args()
+    return given
+
+
+def main() -> None:
+    """Measure what is missing, then write the page."""
+    args = arguments().parse_args()
     args.validate = args.validate or bool(args.select)
     recipe = recipes(args)
     bench = Bench(recipe, args)
     name = recipe.name + ("_validation" if args.validate else "")
     store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
-    store.suffix = _training(recipe, args)
+    store.suffix = training(recipe, args)
     if args.select:
         select(bench, store)
         settings_page(recipe, store, args, BUDGETS, tuple(CANDIDATES))
@@ -350,30 +338,10 @@ def main() -> None:
         measure(bench, store)
     if not args.validate and os.environ.get("RANK", "0") == "0":
         file = recipe.name
-        if _other_optimizer(args):
+        if other_optimizer(args):
             file += f"_{args.optimizer}_{recipe.epochs:g}_epochs"
         file += "_mixed" if args.mix and not args.smoke else ""
         page(file, recipe, store, args, args.percent or BUDGETS, tuple(methods(bench)))
-
-
-def _training(recipe: Recipe, args: argparse.Namespace) -> str:
-    """How every method is trained, in short: what cells and checkpoints are told apart by."""
-    parts = [f"e{recipe.epochs:g}"]
-    if args.limit:
-        parts.append(f"n{args.limit}")
-    if not args.smoke:
-        parts += [args.precision] if args.precision != "no" else []
-        parts += [f"views{args.views}"] if args.views is not None else []
-        parts += [f"{args.optimizer}{args.learning_rate:g}"] if _other_optimizer(args) else []
-        parts += [f"b{args.batch_size}"] if args.batch_size != BATCH else []
-        parts += ["mixed"] if args.mix else []
-    return "/".join(parts)
-
-
-def _other_optimizer(args: argparse.Namespace) -> bool:
-    """Whether CIFAR-10 is trained on otherwise than on its main page, and has a page apart."""
-    given = args.optimizer, args.learning_rate, args.batch_size
-    return not args.smoke and given != (*ADAMW, BATCH)
 
 
 def select(bench: Bench, store: Store) -> None:
@@ -383,7 +351,7 @@ def select(bench: Bench, store: Store) -> None:
             cell = f"select {name}"
 
             def run(cell: str = cell, name: str = name, percent: int = percent) -> Row:
-                return bench.learn(percent, bench.args.seed, cell, **CANDIDATES[name])
+                return bench.learned(percent, bench.args.seed, cell, **CANDIDATES[name])
 
             store.run((cell, str(percent)), run)
 

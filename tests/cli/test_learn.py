@@ -44,6 +44,24 @@ def test_people_read_masked_beside_removed(run: Run, tmp_path: Path) -> None:
     assert "Budget 50% macs" in text and "Masked:" in text and "removed:" in text
 
 
+def test_a_model_pruned_before_learns_from_the_reference(run: Run, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    given = ("--data", "digits/train", "--budget", "60% params")
+    assert run("prune", "digits_vit", *given, "--limit", 64, "--out", first).code == 0
+    found = run(
+        "learn", first, *given, "--reference", "digits_vit", "--out", tmp_path / "second", *SHORT,
+        "--json",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert found.json["learning"]["reference"] == "zoo:digits_vit"
+    found = run(
+        "learn", first, *given, "--reference-checkpoint", "w.safetensors", "--out",
+        tmp_path / "third", *SHORT,
+    )  # fmt: skip
+    assert found.code == 2 and "needs the name of its model: --reference" in found.err
+    assert not (tmp_path / "third").exists()
+
+
 def test_from_scratch_makes_a_head_for_the_data(run: Run, tmp_path: Path) -> None:
     found = run(
         "learn", "timm:test_vit", "--from-scratch", "--img-size", 32, "--data", "digits/train",

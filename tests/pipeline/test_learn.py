@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import secateur
 from secateur.anatomy.family import read
+from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.healing.settings import OptimizerSettings
+from secateur.healing.teacher import Teacher
 from secateur.learning.schedule import LearnSettings, phases
 from secateur.learning.sharing import sharings
 from secateur.pipeline.learn import learn
 from secateur.pipeline.learned import Learned
+from secateur.pipeline.opening import give_preprocessing_
 from tests.hosts import build, images_for
 
 FAST: dict[str, object] = {
@@ -98,6 +102,31 @@ def test_images_without_labels_are_enough() -> None:
     found = learn(model, torch.randn(64, 3, 32, 32), "50% params", settings=settings())
     assert any("no labels" in note for note in found.result.notes)
     assert set(found.phases["tune"].history[-1]) & {"labels", "logits"} == {"logits"}
+
+
+def test_a_model_cut_before_learns_from_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = secateur.load("digits_vit")
+    small = secateur.prune(dense, "digits/train", "60% params", limit=64).model
+    taught: list[int] = []
+    asked = Teacher.logits
+
+    def logits(self: Teacher, images_BCHW: Tensor) -> Tensor:
+        taught.append(sum(p.numel() for p in self.model.parameters()))
+        return asked(self, images_BCHW)
+
+    monkeypatch.setattr(Teacher, "logits", logits)
+    plain = learn(small, "digits/train", "60% params", settings=settings(), limit=96)
+    assert plain.record()["learning"]["reference"] is None
+    own = sum(p.numel() for p in small.parameters())
+    assert set(taught) == {own}
+    taught.clear()
+    found = learn(
+        small, "digits/train", "60% params", reference="digits_vit", settings=settings(), limit=96
+    )
+    assert set(taught) == {302_154}
+    assert sum(p.numel() for p in found.model.parameters()) <= 0.6 * own
+    assert found.record()["learning"]["reference"] == "digits_vit"
+    assert found.phases["tune"].history != plain.phases["tune"].history
 
 
 def test_unlearned_groups_and_layers_stay() -> None:
@@ -203,6 +232,30 @@ def test_classes_that_do_not_match_are_refused(monkeypatch: pytest.MonkeyPatch) 
     model = secateur.load("timm:vit_tiny_patch16_224", pretrained=False, num_classes=3)
     with pytest.raises(UserError, match=r"classes|channel"):
         learn(model, "digits/train", "40% params", settings=settings(), limit=64)
+
+
+@pytest.mark.parametrize(
+    ("classes", "weights", "message"),
+    [(3, {}, "the reference has 3 classes"), (10, {"token_weight": 1.0}, "cannot be compared")],
+)
+def test_a_reference_that_cannot_teach_is_refused(
+    classes: int, weights: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.pipeline.learn_run.fit_", never)
+    torch.manual_seed(0)
+    other = VisionTransformer(
+        img_size=8,
+        patch_size=4,
+        in_chans=1,
+        num_classes=classes,
+        embed_dim=24,
+        depth=1,
+        num_heads=2,
+    )
+    give_preprocessing_(other, Preprocessing.of(secateur.load("digits_vit")))
+    distil = LearnSettings().distil.model_copy(update=weights)
+    with pytest.raises(UserError, match=message):
+        digits(reference=other, settings=settings(distil=distil))
 
 
 def test_a_diverging_run_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from secateur.cli.masks import MaskOptions
 from secateur.cli.options import (
     DATA_HELP,
     MODEL,
+    REFERENCE,
     HostOptions,
     MachineOptions,
     Model,
+    ReferenceOptions,
     names,
     open_model,
     refuse_missing_images,
@@ -58,6 +60,25 @@ def learn(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The model to learn from, such as the dense one where MODEL was pruned before "
+            "(default: MODEL itself).",
+            rich_help_panel=REFERENCE,
+            show_default=False,
+        ),
+    ] = None,
+    reference_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of the reference.",
+            rich_help_panel=REFERENCE,
+            show_default=False,
+        ),
+    ] = None,
     latency: Annotated[
         bool,
         typer.Option(
@@ -72,6 +93,7 @@ def learn(
     A run that was stopped goes on when the same command is given again. Several processes:
     accelerate launch -m secateur learn ...
     """
+    from secateur.pipeline.heal import open_reference
     from secateur.pipeline.learn import learn as run
     from secateur.pipeline.learn_task import LearnOptions, check_learn_words
     from secateur.pipeline.options import parse_groups
@@ -96,6 +118,7 @@ def learn(
     )
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
+    teacher = ReferenceOptions(reference=reference, reference_checkpoint=reference_checkpoint).name
     opened, images = _open(model, host, data, from_scratch, settings.seed, lesson)
     with one_voice():
         with progress_bar() as progress:
@@ -103,6 +126,9 @@ def learn(
                 opened,
                 images,
                 budget,
+                reference=None
+                if teacher is None
+                else open_reference(opened, teacher, reference_checkpoint),
                 sharing=masks.sharing,
                 gates=masks.gates,
                 criterion=masks.criterion,

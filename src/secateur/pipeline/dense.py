@@ -1,14 +1,18 @@
 """What stays known of the dense model once it was pruned: how to rebuild it, how to tell it."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from secateur.anatomy.caches import copy_of
 from secateur.anatomy.family import family_of
 from secateur.errors import UserError
 from secateur.storage.base import Base, base_of
 from secateur.storage.fingerprint import agree, probe, tolerance
 from secateur.storage.load import load
 from secateur.storage.spec import Spec
+from secateur.storage.weights import refuse_not_finite
 
 BUNDLED = "zoo"
 
@@ -25,6 +29,21 @@ def logits(model: nn.Module) -> list[list[float]]:
     """The first logits of a model for a fixed input."""
     values: list[list[float]] = probe(model, family_of(model).read(model).input_size).tolist()
     return values
+
+
+def reference_of(reference: nn.Module | str | Path) -> nn.Module:
+    """A copy of the model to learn from, or the one of that name; UserError for NaN weights."""
+    found = copy_of(reference) if isinstance(reference, nn.Module) else load(reference)
+    refuse_not_finite(found.state_dict(), "the reference")
+    return found
+
+
+def name_of_reference(reference: nn.Module | str | Path | None) -> str | None:
+    """What a reference is called in a record; None for one without a name."""
+    if isinstance(reference, nn.Module):
+        known = getattr(reference, "secateur_base", None)
+        return f"{known.library}:{known.name}" if isinstance(known, Base) else None
+    return None if reference is None else str(reference)
 
 
 def dense_of(model: nn.Module) -> tuple[nn.Module | None, str]:

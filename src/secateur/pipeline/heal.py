@@ -24,7 +24,7 @@ from secateur.healing.settings import AugmentSettings
 from secateur.healing.stream import Items, items_of
 from secateur.healing.teacher import Teacher, teacher_for
 from secateur.healing.verbs import HealSettings
-from secateur.pipeline.dense import dense_of
+from secateur.pipeline.dense import dense_of, name_of_reference, reference_of
 from secateur.pipeline.engines import timed
 from secateur.pipeline.opening import give_preprocessing_, load
 from secateur.pipeline.result import Result
@@ -243,8 +243,7 @@ def _reference(
                 f"there is no model to learn from: {why.removeprefix('no reference: ')}"
             )
         return found
-    dense = copy_of(reference) if isinstance(reference, nn.Module) else load(reference)
-    refuse_not_finite(dense.state_dict(), "the reference")
+    dense = reference_of(reference)
     spec = getattr(student, "secateur_spec", None)
     known = spec.provenance.get("dense_logits") if isinstance(spec, Spec) else None
     expected = torch.tensor(known or [], dtype=torch.float64)
@@ -256,9 +255,6 @@ def _reference(
 
 
 def _name(reference: nn.Module | str | Path | None, base: Base | str) -> str | None:
-    if isinstance(reference, nn.Module):
-        known = getattr(reference, "secateur_base", None)
-        return f"{known.library}:{known.name}" if isinstance(known, Base) else None
     if reference is None:
         return None if isinstance(base, str) else f"{base.library}:{base.name}"
-    return str(reference)
+    return name_of_reference(reference)

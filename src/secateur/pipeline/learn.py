@@ -15,11 +15,13 @@ from secateur.errors import UserError
 from secateur.healing.answers import ANSWERS
 from secateur.healing.held_out import hold_out
 from secateur.healing.machine import require_accelerate
+from secateur.healing.objectives import Distil
 from secateur.healing.run import OnLog
+from secateur.healing.teacher import teacher_for
 from secateur.healing.views import VIEWS, views_of
 from secateur.learning.schedule import LearnSettings, phases
 from secateur.learning.summary import removability
-from secateur.pipeline.dense import base_or_reason, logits
+from secateur.pipeline.dense import base_or_reason, logits, name_of_reference, reference_of
 from secateur.pipeline.engines import timed
 from secateur.pipeline.heal import require_labels
 from secateur.pipeline.latency_loop import latency_target
@@ -41,6 +43,7 @@ def learn(
     images: object,
     budget: str,
     *,
+    reference: nn.Module | str | Path | None = None,
     sharing: str = "common_count",
     gates: str = "straight_through",
     criterion: str = "spectral",
@@ -65,10 +68,11 @@ def learn(
 
     `sharing` says which units share a mask, `gates` how a score becomes one, `criterion` in which
     order scores start. The images are those of `secateur.heal`; their labels are used where there
-    are any, and the model given teaches the smaller one, both as `settings.distil` says. With a
-    `folder` a run can be stopped and goes on from there, unless `restart`. `on_note` is told
-    before training what the strategy can remove. Everything that can be wrong with the request
-    raises UserError before training begins.
+    are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
+    there is a `reference`: any model of the same classes, such as the dense one where the model
+    given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
+    `restart`. `on_note` is told before training what the strategy can remove. Everything that can
+    be wrong with the request raises UserError before training begins.
     """
     options = LearnOptions(
         budget=budget,
@@ -94,6 +98,9 @@ def learn(
         views_of(opened.train, options.settings, ANSWERS)
     if options.settings.kept_views is not None:
         views_of(opened.train, options.settings, VIEWS)
+    teaches = None if reference is None else reference_of(reference)
+    if teaches is not None:
+        Distil(teacher_for(model, teaches), options.settings.distil)
     before = removability(task.sharing, task.gates, anatomy, task.task.limits)
     if on_note is not None:
         on_note(before.text())
@@ -105,6 +112,7 @@ def learn(
         held=opened.held,
         labels=opened.labels,
         phases=phases(options.settings, len(plain_items(opened.train))),
+        reference=teaches,
         target=latency_target(model, family, anatomy, task.task, progress),
         folder=folder,
         restart=restart,
@@ -121,6 +129,7 @@ def learn(
     return Learned(
         result=result,
         task=task,
+        reference=name_of_reference(reference),
         removability=before,
         searched=shrunk.searched,
         compression=shrunk.kept,

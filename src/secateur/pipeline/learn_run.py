@@ -56,7 +56,7 @@ class Course:
     """All that a run needs beside its model; `reports` and `seconds` fill up on the way.
 
     `train` and `held` are images to train on and to choose weights by, with `labels` or without;
-    `target` is that of a budget in milliseconds.
+    `reference` teaches, or the dense model itself; `target` is that of a budget in milliseconds.
     """
 
     task: LearnTask
@@ -66,6 +66,7 @@ class Course:
     held: object | None
     labels: bool
     phases: dict[Phase, TrainSettings]
+    reference: nn.Module | None = None
     target: Target | None = None
     folder: Path | None = None
     restart: bool = False
@@ -97,7 +98,8 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     dense = copy_of(model).to(device)
     _phase(course, "warmup", dense, supervised(course.task.options.settings.label_smoothing), None)
     student = copy_of(dense)
-    teacher = teacher_for(student, dense)
+    teaches = dense if course.reference is None else course.reference.to(device)
+    teacher = teacher_for(student, teaches)
     with timed(course.seconds, "start"):
         turn_(course, student)
         bank = start_gates(course, student)
@@ -105,7 +107,7 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     with timed(course.seconds, "cut"):
         shrunk = shrink(course, dense, student, way)
     smaller = shrunk.model.requires_grad_(True)
-    _phase(course, "tune", smaller, _objective(course, smaller, dense), teacher)
+    _phase(course, "tune", smaller, _objective(course, smaller, teaches), teacher)
     return dense.to(home), replace(shrunk, model=smaller.to(home).eval())
 
 
@@ -245,9 +247,9 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
     return replace(taken_over(kept_of(found.plan)), timed=found)
 
 
-def _objective(course: Course, student: nn.Module, dense: nn.Module) -> Objective:
-    """What the smaller model learns; its teacher is the dense one."""
-    return _distil(course, teacher_for(student, dense))
+def _objective(course: Course, student: nn.Module, teaches: nn.Module) -> Objective:
+    """What the smaller model learns."""
+    return _distil(course, teacher_for(student, teaches))
 
 
 def _distil(course: Course, teacher: Teacher) -> Objective:

@@ -18,6 +18,7 @@ from secateur.pipeline.result import Result
 class Learned:
     """`result` is what `prune` would give: model, plan, costs, accuracy, notes.
 
+    `reference` is the name of a teacher other than the dense model, where it has one.
     `removability` was known before training; `searched` is what the masks claimed, and would have
     removed, when the search ended, `compression` the same after projection onto the budget;
     `phases` are the training runs in their order.
@@ -25,6 +26,7 @@ class Learned:
 
     result: Result
     task: LearnTask
+    reference: str | None = None
     removability: Removability
     searched: Compression
     compression: Compression
@@ -54,6 +56,7 @@ class Learned:
             "sharing": options.sharing,
             "gates": options.gates,
             "criterion": options.criterion,
+            "reference": self.reference,
             "scores": self.removability.scores,
             "removability": self.removability.to_json(),
             "search_end": self.searched.to_json(),

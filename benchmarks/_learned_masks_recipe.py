@@ -1,0 +1,97 @@
+"""How learned_masks.py trains: the dense model, the images, and what every method shares."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from _common import HERE
+from _learned_masks_candidates import DISTIL
+
+from secateur.healing.objectives import DistilSettings
+from secateur.healing.settings import AugmentSettings, OptimizerSettings
+
+ADAMW = ("adamw", 3e-4)
+"""The optimizer and learning rate of the main page of CIFAR-10."""
+BATCH = 64
+"""Images of a step, on that page."""
+MIXED = AugmentSettings(mixup=0.1, cutmix=1.0, mix_until=0.8)
+"""Mixed as in short schedules of ResNet strikes back (arXiv 2110.00476, table 2); last, plain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A dense model, images, and the training that every method has."""
+
+    name: str
+    dense: str
+    train: str
+    test: str
+    epochs: float
+    scratch_epochs: float
+    common: dict[str, Any]
+    distil: DistilSettings = DISTIL
+
+
+def recipes(args: argparse.Namespace) -> Recipe:
+    """The digits, or CIFAR-10."""
+    if args.smoke:
+        return Recipe(
+            name="learned_masks_digits",
+            dense="digits_vit",
+            train="digits/train",
+            test="digits/test",
+            epochs=args.epochs or 20,
+            scratch_epochs=100 + (args.epochs or 20),
+            common={
+                "batch_size": 64,
+                "optimizer": OptimizerSettings(learning_rate=1e-3, weight_decay=0.05),
+                "augment": AugmentSettings(flip=False, least_area=0.8),
+                "label_smoothing": 0.1,
+                "ema": 0.99,
+            },
+        )
+    data = args.shared / "data" / "cifar10"
+    return Recipe(
+        name="learned_masks",
+        dense=str(args.dense),
+        train=str(data / "train.parquet"),
+        test=str(data / "test.parquet"),
+        epochs=args.epochs or 10,
+        scratch_epochs=args.epochs or 10,
+        common={
+            "batch_size": args.batch_size,
+            "optimizer": OptimizerSettings(
+                name=args.optimizer, learning_rate=args.learning_rate, weight_decay=0.05
+            ),
+            "augment": (MIXED if args.mix else AugmentSettings()).model_copy(
+                update={"views": args.views}
+            ),
+            "label_smoothing": 0.1,
+            "checks": 2,
+            "precision": args.precision,
+            "kept_views": None if args.views is None else HERE / "out" / "kept_views",
+        },
+        distil=DISTIL
+        if args.views is None
+        else DISTIL.model_copy(update={"answers": HERE / "out" / "teacher_answers"}),
+    )
+
+
+def training(recipe: Recipe, args: argparse.Namespace) -> str:
+    """How every method is trained, in short: what cells and checkpoints are told apart by."""
+    parts = [f"e{recipe.epochs:g}"]
+    if args.limit:
+        parts.append(f"n{args.limit}")
+    if not args.smoke:
+        parts += [args.precision] if args.precision != "no" else []
+        parts += [f"views{args.views}"] if args.views is not None else []
+        parts += [f"{args.optimizer}{args.learning_rate:g}"] if other_optimizer(args) else []
+        parts += [f"b{args.batch_size}"] if args.batch_size != BATCH else []
+        parts += ["mixed"] if args.mix else []
+    return "/".join(parts)
+
+
+def other_optimizer(args: argparse.Namespace) -> bool:
+    """Whether CIFAR-10 is trained on otherwise than on its main page, and has a page apart."""
+    given = args.optimizer, args.learning_rate, args.batch_size
+    return not args.smoke and given != (*ADAMW, BATCH)
