@@ -8,6 +8,8 @@ DISTIL = DistilSettings(
     logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0
 )
 
+PRUNED = "one-shot spectral"
+"""No learned masks, but the default method of `prune`, to compare them with."""
 FLAT = ("qk", "vo", "hidden")
 """Groups that leave the stream as wide as it is, so that its tokens can be compared."""
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -17,9 +19,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "scores that go further": {"travel": 1.0},
     "scores that stay": {"travel": 0.01},
     "no takeover": {"takeover": False},
+    "refit": {"refit": True},
+    "no takeover, refit": {"takeover": False, "refit": True},
     "learning rate x 2": {"rate": 2.0},
     "learning rate x 4": {"rate": 4.0},
     "search share 0.1": {"search_share": 0.1},
+    "search share 0.1, refit": {"search_share": 0.1, "refit": True},
     "search share 0.5": {"search_share": 0.5},
     "search at the full rate": {"search_rate": 1.0},
     "batches of 64": {"batch_size": 64},
@@ -31,6 +36,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "search_share": 0.0,
     },
     "one-shot": {"search_share": 0.0},
+    "one-shot, refit": {"search_share": 0.0, "refit": True},
     "one-shot, learning rate x 3": {"search_share": 0.0, "rate": 3.0},
     "one-shot, learning rate x 6": {"search_share": 0.0, "rate": 6.0},
     "one-shot, muon": {"search_share": 0.0, "algorithm": "muon"},

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from _common import Row, Store, table, versions, write_page
+from _learned_masks_candidates import PRUNED
 
 
 def page(
@@ -169,8 +170,12 @@ def settings_page(
     args: argparse.Namespace,
     budgets: Sequence[int],
     names: Sequence[str],
+    other_optimizer: bool,
 ) -> None:
-    """Write the page of settings that were judged on held-out training images."""
+    """Write the page of settings that were judged on held-out training images.
+
+    With an `other_optimizer` than the main page has, the page is one apart.
+    """
     found = {
         (name, percent): row
         for name in names
@@ -197,6 +202,11 @@ def settings_page(
     head = ("settings", *(f"top-1 at {100 - percent} % fewer, %" for percent in budgets))
     given = [("precision", None if args.precision == "no" else args.precision)]
     given += [(key, getattr(args, key)) for key in ("views", "limit", "epochs")]
+    if other_optimizer:
+        given += [
+            (key, getattr(args, key.replace("-", "_")))
+            for key in ("optimizer", "learning-rate", "batch-size")
+        ]
     command = "python benchmarks/learned_masks.py" + "".join(
         f" --{key} {value:g}" if isinstance(value, float) else f" --{key} {value}"
         for key, value in given
@@ -205,14 +215,19 @@ def settings_page(
     command += "".join(f" --percent {percent}" for percent in args.percent or ())
     command += "".join(f' \\\n    --select "{name}"' for name in shown)
     write_page(
-        f"{recipe.name}_settings" + (f"_{args.limit}_images" if args.limit else ""),
+        f"{recipe.name}_settings"
+        + (f"_{args.optimizer}" if other_optimizer else "")
+        + (f"_{args.limit}_images" if args.limit else ""),
         "\n\n".join(
             [
                 "# Settings of learned masks, judged on training images",
-                f"`learned, common_count` on CIFAR-10 with other settings; {length} over four "
+                f"`learned, common_count` on CIFAR-10 with other settings; {length}"
+                + (f" of {args.optimizer} at {args.learning_rate:g}" if other_optimizer else "")
+                + " over four "
                 f"fifths of {args.limit or 'all'} training images; top-1 on {images:,} others "
                 "of them, ± its standard error. All see the same images, so differences are surer "
-                "than that. No test image was looked at. One seed.",
+                "than that. No test image was looked at. One seed."
+                + (f" `{PRUNED}` is `prune` and then the same training." * (PRUNED in shown)),
                 table(head, rows),
                 f"## Reproduce\n\n```\n{command}\n```",
                 f"{versions('accelerate')}. Seed {args.seed}.",

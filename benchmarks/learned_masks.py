@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from _common import HERE, Row, Store, parser
-from _learned_masks_candidates import CANDIDATES
+from _learned_masks_candidates import CANDIDATES, PRUNED
 from _learned_masks_page import page, settings_page
 from _learned_masks_recipe import ADAMW, BATCH, Recipe, other_optimizer, recipes, training
 from timm.models.vision_transformer import VisionTransformer
@@ -238,19 +238,18 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("one-shot taylor", search_share=0.0, criterion="taylor", **plain)
     learned("one-shot magnitude", search_share=0.0, criterion="magnitude", **plain)
 
-    def pruned(percent: int, seed: int) -> Trained:
-        small = bench.pruned(bench.dense, f"{percent}% params", seed)
-        return bench.healed(small, seed, bench.recipe.epochs, f"spectral-{percent}")
-
     def again(percent: int, seed: int) -> Row:
-        first, cell = pruned(percent, seed), f"spectral-{percent}-again-{bench.args.again:g}"
+        first, cell = (
+            one_shot(bench, percent, seed),
+            f"spectral-{percent}-again-{bench.args.again:g}",
+        )
         return bench.told(bench.healed(first.model, seed, bench.args.again, cell, AGAIN))
 
     def scratch(percent: int, seed: int) -> Row:
         small, epochs = bench.small(percent, seed), bench.recipe.scratch_epochs
         return bench.told(bench.healed(small, seed, epochs, f"scratch-{percent}"))
 
-    found["one-shot spectral"] = lambda percent, seed: bench.told(pruned(percent, seed))
+    found[PRUNED] = lambda percent, seed: bench.told(one_shot(bench, percent, seed))
     if bench.args.again:
         found[f"one-shot spectral, {bench.args.again:g} epochs more"] = again
     if bench.args.stages > 1:
@@ -259,6 +258,12 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
         )
     found["small model from scratch"] = scratch
     return found
+
+
+def one_shot(bench: Bench, percent: int, seed: int) -> Trained:
+    """Cut once by the default method and train."""
+    small = bench.pruned(bench.dense, f"{percent}% params", seed)
+    return bench.healed(small, seed, bench.recipe.epochs, f"spectral-{percent}")
 
 
 def spectral_in_stages(bench: Bench, percent: int, seed: int) -> Row:
@@ -317,7 +322,7 @@ def arguments() -> argparse.ArgumentParser:
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
     given.add_argument("--validate", action="store_true", help="score a part of the training set")
     given.add_argument(
-        "--select", action="append", choices=[*CANDIDATES], help="judge these settings"
+        "--select", action="append", choices=[*CANDIDATES, PRUNED], help="judge these settings"
     )
     return given
 
@@ -333,7 +338,7 @@ def main() -> None:
     store.suffix = training(recipe, args)
     if args.select:
         select(bench, store)
-        settings_page(recipe, store, args, BUDGETS, tuple(CANDIDATES))
+        settings_page(recipe, store, args, BUDGETS, (*CANDIDATES, PRUNED), other_optimizer(args))
     elif not args.report:
         measure(bench, store)
     if not args.validate and os.environ.get("RANK", "0") == "0":
@@ -351,7 +356,10 @@ def select(bench: Bench, store: Store) -> None:
             cell = f"select {name}"
 
             def run(cell: str = cell, name: str = name, percent: int = percent) -> Row:
-                return bench.learned(percent, bench.args.seed, cell, **CANDIDATES[name])
+                seed = bench.args.seed
+                if name == PRUNED:
+                    return bench.told(one_shot(bench, percent, seed))
+                return bench.learned(percent, seed, cell, **CANDIDATES[name])
 
             store.run((cell, str(percent)), run)
 
