@@ -14,6 +14,7 @@ from secateur.healing.held_out import HeldOut
 from secateur.healing.lesson import Hook, Lesson, Moment
 from secateur.healing.loop import fit_
 from secateur.healing.objectives import supervised
+from secateur.healing.settings import OptimizerSettings
 from secateur.healing.stream import items_of
 from secateur.healing.teacher import teacher_for
 from tests.healing.learners import CLASSES, SGD, copy_of, fit, fresh, pair, same, settings
@@ -306,11 +307,25 @@ def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"precision": "bf16"}, "leave out precision: bf16"),
+        ({"optimizer": OptimizerSettings(name="muon")}, "take adamw"),
+        ({}, None),
+    ],
+)
 def test_bf16_without_instructions_for_it_is_told(
-    native: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    native: bool,
+    changes: dict[str, object],
+    advice: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     monkeypatch.setattr(machine, "has_bf16", lambda: native)
-    fit(fresh(), settings(precision="bf16", steps=1))
+    fit(fresh(), settings(**changes, steps=1))
     told = [str(w.message) for w in recwarn if w.category is Advice]
-    assert len(told) == (0 if native else 1)
-    assert native or "no instructions for bf16" in told[0]
+    if native or advice is None:
+        assert told == []
+    else:
+        assert len(told) == 1 and "no instructions for bf16" in told[0] and advice in told[0]
