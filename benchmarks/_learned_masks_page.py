@@ -35,6 +35,7 @@ def page(
         script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
         script += f" --batch-size {args.batch_size}"
     script += " --mix" if args.mix and not smoke else ""
+    script += " --no-refit" if args.no_refit else ""
     script += f" --again {args.again:g}" if args.again else ""
     script += f" --stages {args.stages}" if args.stages > 1 else ""
     script += "".join(f" --percent {percent}" for percent in args.percent or ())
@@ -202,6 +203,7 @@ def settings_page(
     head = ("settings", *(f"top-1 at {100 - percent} % fewer, %" for percent in budgets))
     given = [("precision", None if args.precision == "no" else args.precision)]
     given += [(key, getattr(args, key)) for key in ("views", "limit", "epochs")]
+    given += [("no-refit", "")] if args.no_refit else []
     if other_optimizer:
         given += [
             (key, getattr(args, key.replace("-", "_")))
@@ -212,8 +214,12 @@ def settings_page(
         for key, value in given
         if value is not None
     )
-    command += "".join(f" --percent {percent}" for percent in args.percent or ())
-    command += "".join(f' \\\n    --select "{name}"' for name in shown)
+    commands = [
+        f"{command} --percent {percent}"
+        + "".join(f' \\\n    --select "{name}"' for name in names if (name, percent) in found)
+        for percent in budgets
+        if any((name, percent) in found for name in names)
+    ]
     write_page(
         f"{recipe.name}_settings"
         + (f"_{args.optimizer}" if other_optimizer else "")
@@ -229,7 +235,7 @@ def settings_page(
                 "than that. No test image was looked at. One seed."
                 + (f" `{PRUNED}` is `prune` and then the same training." * (PRUNED in shown)),
                 table(head, rows),
-                f"## Reproduce\n\n```\n{command}\n```",
+                "## Reproduce\n\n```\n" + "\n".join(commands) + "\n```",
                 f"{versions('accelerate')}. Seed {args.seed}.",
             ]
         ),

@@ -82,6 +82,7 @@ def training(recipe: Recipe, args: argparse.Namespace) -> str:
     parts = [f"e{recipe.epochs:g}"]
     if args.limit:
         parts.append(f"n{args.limit}")
+    parts += ["norefit"] if args.no_refit else []
     if not args.smoke:
         parts += [args.precision] if args.precision != "no" else []
         parts += [f"views{args.views}"] if args.views is not None else []

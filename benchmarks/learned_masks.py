@@ -119,6 +119,7 @@ class Bench:
         settings = {"distil": self.recipe.distil} | self.recipe.common
         apart = {*options, "rate", "algorithm"}
         settings |= {k: v for k, v in changes.items() if k not in apart}
+        settings |= {"refit": False} if self.args.no_refit else {}
         given: OptimizerSettings = settings["optimizer"]
         settings["optimizer"] = given.model_copy(
             update={
@@ -231,7 +232,7 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     learned("gates hard_concrete", gates="hard_concrete")
     learned("gates threshold", gates="threshold")
     learned("gates pit", gates="pit")
-    plain: dict[str, Any] = {"axes": "given", "takeover": False}
+    plain: dict[str, Any] = {"axes": "given", "takeover": False, "refit": False}
     learned("movement", search="schedule", criterion="none", **plain)
     learned("group lasso", search="group_lasso", criterion="magnitude", **plain)
     learned("progressive zeroing", search="progressive", criterion="taylor", **plain)
@@ -317,6 +318,7 @@ def arguments() -> argparse.ArgumentParser:
     given.add_argument("--learning-rate", type=float, default=ADAMW[1], help="for CIFAR-10")
     given.add_argument("--batch-size", type=int, default=BATCH, help="for CIFAR-10")
     given.add_argument("--mix", action="store_true", help="mixup and cutmix, for CIFAR-10")
+    given.add_argument("--no-refit", action="store_true", help="as before learn had a refit")
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -337,7 +339,8 @@ def main() -> None:
     store = Store(name, argparse.Namespace(images="all", limit_eval=None, seed=args.seed))
     store.suffix = training(recipe, args)
     if args.select:
-        select(bench, store)
+        if not args.report:
+            select(bench, store)
         settings_page(recipe, store, args, BUDGETS, (*CANDIDATES, PRUNED), other_optimizer(args))
     elif not args.report:
         measure(bench, store)

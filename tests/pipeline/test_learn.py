@@ -137,7 +137,8 @@ def test_unlearned_groups_and_layers_stay() -> None:
 
 
 def test_a_latency_budget_is_measured() -> None:
-    found = digits("90% ms", sharing="per_head", settings=settings(steps=4))
+    # WHY mixed: whole layers can go, so that the budget is in reach however the machine is loaded.
+    found = digits("90% ms", sharing="mixed", settings=settings(steps=4))
     use = found.result.budget_use
     assert use is not None and use.unit == "ms" and use.reached > 0
     assert any(note.startswith("Latency") for note in found.result.notes)

@@ -16,20 +16,22 @@ Phase = Literal["warmup", "search", "tune"]
 class LearnSettings(FineTuneSettings):
     """A whole run; `steps`, `epochs` or `time` are those of all phases together.
 
-    `warmup_share` of it trains the dense model (0 for a pretrained one), `search_share` learns
-    the masks with the weights (0: masks are those of the criterion, one-shot), and the rest
-    fine-tunes the smaller model. In the search the learning rate is multiplied by `search_rate`.
-    `axes` says in which axes query/key and value dims are masked: those that the model has, or the
-    principal ones, to which the dense model is turned first without a change of its outputs.
-    `search` is the way in which masks are searched; where it holds them, and in the projection at
-    the end, what stays takes over from what closes (`takeover`). `observe` images give axes,
-    criterion and takeover their evidence. `ascent`, `damping`, `ramp` and `travel` are those of the
-    search's controller and scores, see docs/methods/learned_masks.md.
+    `warmup_share` of it trains the dense model (0 for a pretrained one), `search_share` learns the
+    masks with the weights (0: masks are those of the criterion, one-shot), and the rest fine-tunes
+    the smaller model. In the search the learning rate is multiplied by `search_rate`. `axes` says
+    in which axes query/key and value dims are masked: those that the model has, or the principal
+    ones, to which the dense model is turned first without a change of its outputs. `search` is the
+    way in which masks are searched; where it holds them, and in the projection at the end, what
+    stays takes over from what closes (`takeover`). After removal writers are fitted once more,
+    front to back, so that the stream is the dense one (`refit`). `observe` images give axes,
+    criterion, takeover and refit their evidence. `ascent`, `damping`, `ramp` and `travel` are those
+    of the search's controller and scores, see docs/methods/learned_masks.md.
     """
 
     warmup_share: Share = 0.0
     search: str = "projected"
     takeover: bool = True
+    refit: bool = True
     search_share: Share = 0.25
     search_rate: Positive = 0.5
     axes: Literal["given", "principal"] = "principal"

@@ -59,7 +59,7 @@ class Takeover:
                     self.family.assign_(shell, branch, take_over(weights, *live, sums, branch.id))
         for old, new in zip(self.model.parameters(), shell.parameters(), strict=True):
             if old is not new:
-                old.copy_(_agreed(new))
+                old.copy_(agreed(new))
         forget_cached_(self.model)
 
     def _closing(self, before: Kept, after: Kept) -> dict[tuple[str, Site], tuple[Tensor, Tensor]]:
@@ -76,7 +76,7 @@ class Takeover:
         return found
 
 
-def _agreed(weight: Tensor) -> Tensor:
+def agreed(weight: Tensor) -> Tensor:
     """The same in all processes, whose arithmetic may differ in the last bits."""
     from accelerate import PartialState
     from accelerate.utils import broadcast

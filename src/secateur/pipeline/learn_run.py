@@ -41,6 +41,7 @@ from secateur.measuring.modes import evaluating
 from secateur.pipeline.decide import Target
 from secateur.pipeline.engines import timed
 from secateur.pipeline.latency_loop import LatencyCut, cut_to_latency
+from secateur.pipeline.learn_refit import refit_
 from secateur.pipeline.learn_start import SPECTRAL, spectral_needs, spectral_worths
 from secateur.pipeline.learn_task import NO_CRITERION, LearnTask, pricing_of
 from secateur.planning.types import Plan
@@ -219,6 +220,9 @@ def shrink(course: Course, dense: nn.Module, student: nn.Module, way: Way) -> Sh
             way.close(last)
         masks = masks_of(bank.gates, last)
         smaller, plan = remove(student, masks, limits)
+        if course.task.options.settings.refit:
+            seed = course.task.options.settings.seed
+            refit_(smaller, dense, plan, _observed(course, dense), seed)
         kept = compression(course.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
 

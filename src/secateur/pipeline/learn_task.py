@@ -27,7 +27,7 @@ from secateur.presets import Preset
 
 PRESET = "learned_masks"
 NO_CRITERION = "none"
-SEARCH = ("search", "axes", "takeover", "ascent", "damping", "ramp", "travel", "lasso")
+SEARCH = ("search", "axes", "takeover", "refit", "ascent", "damping", "ramp", "travel", "lasso")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,16 +44,18 @@ class Joint:
     count: float
 
 
-def joint_moments(sums: Sums, width: int) -> Joint:
+def joint_moments(sums: Sums, width: int, *, centred: bool = True) -> Joint:
     """Joint moments from `count`, `sum`, `gram` and, where there are corrections to residual
-    width `width`, `correction_sum` (2, D) and `correction_cross` (2, U, D); else those are 0."""
+    width `width`, `correction_sum` (2, D) and `correction_cross` (2, U, D); else those are 0.
+    Not `centred`, means count as 0, so that a writer without bias is fitted."""
     # WHY: in place, since these matrices are what memory is needed for.
     count = float(sums["count"])
-    mean_U = sums["sum"].double() / count
+    mean_U = sums["sum"].double() / count if centred else torch.zeros_like(sums["sum"]).double()
     cov_UU = sums["gram"].to(torch.float64, copy=True).div_(count)
     cov_UU = cov_UU.addr_(mean_U, mean_U, alpha=-1)
     if "correction_sum" in sums:
         mean_2D = sums["correction_sum"].double() / count
+        mean_2D = mean_2D if centred else torch.zeros_like(mean_2D)
         cross_2UD = sums["correction_cross"].to(torch.float64, copy=True).div_(count)
         for cross_UD, mean_D in zip(cross_2UD, mean_2D, strict=True):
             cross_UD.addr_(mean_U, mean_D, alpha=-1)

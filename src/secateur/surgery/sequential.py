@@ -6,7 +6,7 @@ branch the cut model's writer is refitted towards a blend of two targets (see
 Legend: B batch, N tokens, D residual width, U inputs of a writer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -39,13 +39,15 @@ HOLD_EVERY = 5
 class SequentialSettings:
     """`token_weights[branch]` (N,) says how much each position matters there (None: equally);
     `metrics[branch]` (D, D) whitens a branch's output when units are ranked. With `stand_in`, a
-    branch right before dropped ones is refitted to the dense stream behind them."""
+    branch right before dropped ones is refitted to the dense stream behind them. A writer without
+    bias gets one, unless `new_biases` is off."""
 
     refit: RefitSettings = field(default_factory=RefitSettings)
     token_weights: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     refit_unchanged: bool = True
     stand_in: bool = False
+    new_biases: bool = True
 
 
 @torch.no_grad()
@@ -100,6 +102,36 @@ def cut_front_to_back_(
         family.add_constant_(model, branch, constant_D)
 
 
+@torch.no_grad()
+def refit_front_to_back_(
+    model: nn.Module,
+    dense: nn.Module,
+    batches: Batches,
+    settings: SequentialSettings,
+    channels: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Refit every writer of `model`, which was cut out of a model like `dense`, in place.
+
+    Shapes stay; the stream follows that of `dense` as closely as the writers allow, each fitted
+    behind those that were refitted before it. `channels[stream]` (D,) are those of the dense stream
+    that a narrower one kept.
+    """
+    family = family_of(model)
+    own, anatomy = family.read(model), family.read(dense)
+    left = {branch.id: branch for branch in own.branches}
+    run = _Run(model, dense, family, settings)
+    run.dense_streams = _enough_batches(embed_all(dense, family, batches))
+    run.streams = _enough_batches(embed_all(model, family, batches))
+    for dense_branch in anatomy.branches:
+        advance_(dense, family, dense_branch, run.dense_streams)
+        if (branch := left.get(dense_branch.id)) is None:
+            continue
+        stream = anatomy.stream_of(dense_branch)
+        run.channels_D = None if stream is None else (channels or {}).get(stream.id)
+        _reduce(run, branch, branch.shape)
+        advance_(model, family, branch, run.streams)
+
+
 def _enough_batches(streams: Streams) -> Streams:
     """Few large batches split up, so that there is one to hold out."""
     if len(streams) >= HOLD_EVERY:
@@ -111,7 +143,7 @@ def _enough_batches(streams: Streams) -> Streams:
 @dataclass(slots=True)
 class _Run:
     """The streams of a cut in progress: of the model before the branch at hand, of the dense model
-    after it."""
+    after it. `channels_D` are those of the dense stream that the model has, None for all."""
 
     model: nn.Module
     dense: nn.Module
@@ -119,6 +151,12 @@ class _Run:
     settings: SequentialSettings
     streams: Streams = field(default_factory=list)
     dense_streams: Streams = field(default_factory=list)
+    channels_D: Tensor | None = None
+
+    def aims(self) -> Iterator[Tensor]:
+        """What the stream should be behind the branch at hand, (B, N, D) batch by batch."""
+        for x_BND in self.dense_streams:
+            yield x_BND if self.channels_D is None else x_BND[..., self.channels_D]
 
     def weights_N(self, branch: Branch) -> Tensor | None:
         weights_N = self.settings.token_weights.get(branch.id)
@@ -164,12 +202,16 @@ def _reduce(run: _Run, branch: Branch, shape: AttentionShape | MlpShape) -> None
             )
             run.family.assign_(run.model, branch, weights)
             moved = True
-    fit, held = _joint(run, branch, moved=moved)
+    bias_D = weights.b2_D if isinstance(weights, MlpWeights) else weights.ob_D
+    biased = bias_D is not None or run.settings.new_biases
+    fit, held = _joint(run, branch, moved=moved, centred=biased)
     if isinstance(weights, AttentionWeights) and isinstance(shape, AttentionShape):
         smaller = reduce_value(weights, shape.vo, fit, held, settings, branch.id)
+        smaller = smaller if biased else replace(smaller, ob_D=None)
         run.family.assign_(run.model, branch, smaller)
     elif isinstance(weights, MlpWeights) and isinstance(shape, MlpShape):
         less = reduce_hidden(weights, shape.hidden, fit, held, settings, branch.id)
+        less = less if biased else replace(less, b2_D=None)
         run.family.assign_(run.model, branch, less)
 
 
@@ -188,11 +230,13 @@ def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sum
     return sums
 
 
-def _joint(run: _Run, branch: Branch, *, moved: bool = False) -> tuple[Joint, Joint | None]:
+def _joint(
+    run: _Run, branch: Branch, *, moved: bool = False, centred: bool = True
+) -> tuple[Joint, Joint | None]:
     """Joint moments of the writer's inputs and of what local and stream targets ask beyond it.
 
     `moved` says that the branch was changed before its writer, so that the local target differs
-    from what the writer now gives.
+    from what the writer now gives; moments are `centred` for a writer with bias.
     """
     site = "context" if branch.kind == "attention" else "hidden"
     scale_D = run.family.writer_scale(run.model, branch)
@@ -201,7 +245,7 @@ def _joint(run: _Run, branch: Branch, *, moved: bool = False) -> tuple[Joint, Jo
     fit_sums: Sums = {}
     local = advance(run.dense, run.family, branch, run.streams) if moved else None
     now = advance_seen(run.model, run.family, branch, run.streams, (site,))
-    pairs = zip(now, run.dense_streams, strict=True)
+    pairs = zip(now, run.aims(), strict=True)
     for number, ((after_BND, seen), dense_BND) in enumerate(pairs):
         is_held = number % HOLD_EVERY == min(HOLD_EVERY, len(run.streams)) - 1 and number > 0
         sums = held_sums if is_held else fit_sums
@@ -214,8 +258,8 @@ def _joint(run: _Run, branch: Branch, *, moved: bool = False) -> tuple[Joint, Jo
             _add_corrections_(sums, x_BNU, pair, weights_N, scale_D)
         elif local is not None:
             next(local)
-    fit = joint_moments(fit_sums, branch.width)
-    held = joint_moments(held_sums, branch.width) if held_sums else None
+    fit = joint_moments(fit_sums, branch.width, centred=centred)
+    held = joint_moments(held_sums, branch.width, centred=centred) if held_sums else None
     return fit, held
 
 

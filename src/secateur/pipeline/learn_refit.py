@@ -1,0 +1,33 @@
+"""Once masks are removed, writers are refitted front to back towards the dense model's stream.
+
+The takeover (`secateur.learning.takeover`) sees every layer by itself, on the stream that it had;
+errors of all layers then add up. Here each writer also makes up for what the layers before it lack,
+as in the `spectral` engine (`secateur.surgery.refit`), but no unit is chosen anew.
+"""
+
+import torch
+from torch import nn
+
+from secateur.anatomy.family import family_of
+from secateur.data.batches import Batches
+from secateur.learning.takeover import agreed
+from secateur.pipeline.spectral import token_weights
+from secateur.planning.types import Plan
+from secateur.surgery.sequential import SequentialSettings, refit_front_to_back_
+
+
+def refit_(smaller: nn.Module, dense: nn.Module, plan: Plan, batches: Batches, seed: int) -> None:
+    """Refit in place the writers of `smaller`, which `plan` cut out of a model like `dense`."""
+    anatomy = family_of(dense).read(dense)
+    channels = {
+        stream.id: torch.tensor(plan.units[stream.id]["width"])
+        for stream in anatomy.streams
+        if stream.id in plan.units
+    }
+    weights = token_weights(dense, anatomy, batches, seed)
+    # WHY: a new bias would be a parameter that the budget does not know of.
+    settings = SequentialSettings(token_weights=weights, new_biases=False)
+    refit_front_to_back_(smaller, dense, batches, settings, channels)
+    with torch.no_grad():
+        for weight in smaller.parameters():
+            weight.copy_(agreed(weight))
