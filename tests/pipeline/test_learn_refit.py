@@ -19,6 +19,8 @@ from tests.learning.cases import FREE, WIDE, gates_for, random_kept
 from tests.pipeline.test_learn import digits, settings
 
 IMAGES = 40
+PLAIN = Plan(shapes={})
+"""A plan that cuts nothing."""
 REMOVABLE = [case for case in WIDE if case[1] == "common_count"]
 
 
@@ -52,7 +54,7 @@ def refitted(smaller: nn.Module, dense: nn.Module, plan: Plan, images: Tensor) -
 def test_what_was_not_cut_stays(name: str) -> None:
     model = build(name)
     images = images_for(model, IMAGES)
-    found = refitted(model, model, Plan(shapes=anatomy_of(name).shapes), images)
+    found = refitted(model, model, PLAIN, images)
     with torch.no_grad():
         torch.testing.assert_close(found(images), model(images), rtol=0, atol=1e-5)
 
@@ -68,6 +70,19 @@ def test_outputs_come_closer_to_the_dense_ones(name: str, sharing: str, width: b
     measure = stream_error if width else error
     before, after = (measure(it, model, images, plan) for it in (smaller, found))
     assert after < 0.9 * before if linear else after == before
+
+
+def test_dropout_of_a_model_in_training_is_off() -> None:
+    model = build("vit")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    smaller = copy.deepcopy(model).train()
+    refit_(smaller, model.train(), PLAIN, as_batches(images_for(model, IMAGES), 8), 0)
+    assert smaller.training and model.training
+    x = images_for(model)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller.eval()(x), model.eval()(x), rtol=0, atol=1e-5)
 
 
 def test_layers_that_are_gone_are_made_up_for() -> None:

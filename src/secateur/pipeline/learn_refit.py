@@ -11,7 +11,8 @@ from torch import nn
 from secateur.anatomy.family import family_of
 from secateur.data.batches import Batches
 from secateur.learning.takeover import agreed
-from secateur.pipeline.spectral import token_weights
+from secateur.measuring.modes import evaluating
+from secateur.pipeline.spectral import batches_to_stream, token_weights
 from secateur.planning.types import Plan
 from secateur.surgery.sequential import SequentialSettings, refit_front_to_back_
 
@@ -24,10 +25,13 @@ def refit_(smaller: nn.Module, dense: nn.Module, plan: Plan, batches: Batches, s
         for stream in anatomy.streams
         if stream.id in plan.units
     }
-    weights = token_weights(dense, anatomy, batches, seed)
-    # WHY: a new bias would be a parameter that the budget does not know of.
-    settings = SequentialSettings(token_weights=weights, new_biases=False)
-    refit_front_to_back_(smaller, dense, batches, settings, channels)
+    # WHY evaluating: dropout would pass for something that the stream lacks.
+    with evaluating(dense, smaller):
+        weights = token_weights(dense, anatomy, batches, seed)
+        # WHY: a new bias would be a parameter that the budget does not know of.
+        settings = SequentialSettings(token_weights=weights, new_biases=False)
+        some = batches_to_stream(anatomy, batches)
+        refit_front_to_back_(smaller, dense, some, settings, channels)
     with torch.no_grad():
         for weight in smaller.parameters():
             weight.copy_(agreed(weight))

@@ -114,16 +114,20 @@ def cut_spectral_(
         if progress is not None:
             progress("cut", done, total)
 
-    floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
-    most = max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats))
     cut_front_to_back_(
         smaller,
         dense,
         plan.shapes,
-        _first(batches, most),
+        batches_to_stream(anatomy, batches),
         SequentialSettings(token_weights=prepared.token_weights, stand_in=stand_in),
         cut_so_far,
     )
+
+
+def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
+    """As many of the batches as have room when the streams of two models are kept."""
+    floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
+    return _first(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
 
 
 def token_weights(
