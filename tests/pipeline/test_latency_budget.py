@@ -226,23 +226,26 @@ def test_the_next_aim_stays_in_reach() -> None:
 def test_learned_masks_hand_over_in_the_model_that_is_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Trained for one step that changes next to nothing, so that what was taken over shows."""
+    """Trained for one step that changes next to nothing, so that what was taken over shows, and
+    what the refit mends beyond that."""
     machine, dense = Machine(monkeypatch, lambda ms: 10 + ms), digits_vit().requires_grad_(False)
     images = open_images("digits/train", Preprocessing.of(dense), limit=128)
     x = torch.stack([image for image, _ in images])
     wanted = dense(x).log_softmax(-1)
-    errors, sizes = {}, set()
-    for takeover in (False, True):
+    errors, sizes = [], set()
+    for takeover, refit in ((False, False), (True, False), (True, True)):
         told = LearnSettings(
             steps=1,
             search_share=0.0,
             takeover=takeover,
+            refit=refit,
             optimizer=OptimizerSettings(learning_rate=1e-9),
         )
         found = secateur.learn(dense, images, "60% ms", settings=told)
         assert machine.measured[-1] <= 0.6 * (10 + predicted(read(dense)))
         given = found.model(x).log_softmax(-1).detach()
-        errors[takeover] = float((wanted.exp() * (wanted - given)).sum(-1).mean())
+        errors.append(float((wanted.exp() * (wanted - given)).sum(-1).mean()))
         sizes.add(found.record()["params"]["pruned"])
     assert len(sizes) == 1 and len(machine.measured) > 2
-    assert errors[True] < 0.8 * errors[False]
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[2] < 0.8 * errors[1]
