@@ -3,7 +3,7 @@
 import argparse
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from _common import Row, Store, table, versions, write_page
@@ -201,25 +201,7 @@ def settings_page(
     images = next(iter(found.values()))["n"]
     length = f"{recipe.epochs:g} epoch" + ("" if recipe.epochs == 1 else "s")
     head = ("settings", *(f"top-1 at {100 - percent} % fewer, %" for percent in budgets))
-    given = [("precision", None if args.precision == "no" else args.precision)]
-    given += [(key, getattr(args, key)) for key in ("views", "limit", "epochs")]
-    given += [("no-refit", "")] if args.no_refit else []
-    if other_optimizer:
-        given += [
-            (key, getattr(args, key.replace("-", "_")))
-            for key in ("optimizer", "learning-rate", "batch-size")
-        ]
-    command = "python benchmarks/learned_masks.py" + "".join(
-        f" --{key} {value:g}" if isinstance(value, float) else f" --{key} {value}"
-        for key, value in given
-        if value is not None
-    )
-    commands = [
-        f"{command} --percent {percent}"
-        + "".join(f' \\\n    --select "{name}"' for name in names if (name, percent) in found)
-        for percent in budgets
-        if any((name, percent) in found for name in names)
-    ]
+    commands = _commands(args, found, names, other_optimizer)
     write_page(
         f"{recipe.name}_settings"
         + (f"_{args.optimizer}" if other_optimizer else "")
@@ -240,3 +222,26 @@ def settings_page(
             ]
         ),
     )
+
+
+def _commands(
+    args: argparse.Namespace,
+    found: Mapping[tuple[str, int], Row],
+    names: Sequence[str],
+    other_optimizer: bool,
+) -> list[str]:
+    """What measures the settings that were found, a command for each budget."""
+    keys = ["views", "limit", "epochs"]
+    keys += ["optimizer", "learning-rate", "batch-size"] * other_optimizer
+    values = {key: getattr(args, key.replace("-", "_")) for key in keys}
+    if args.precision != "no":
+        values = {"precision": args.precision} | values
+    command = "python benchmarks/learned_masks.py" + " --no-refit" * args.no_refit
+    for key, value in values.items():
+        if value is not None:
+            command += f" --{key} {value:g}" if isinstance(value, float) else f" --{key} {value}"
+    return [
+        f"{command} --percent {percent}"
+        + "".join(f' \\\n    --select "{name}"' for name in names if (name, percent) in found)
+        for percent in dict.fromkeys(percent for _, percent in found)
+    ]

@@ -1,11 +1,12 @@
-"""How learned_masks.py trains: the dense model, the images, and what every method shares."""
+"""What learned_masks.py can be told, and how it trains: dense model, images, what methods share."""
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from _common import HERE
-from _learned_masks_candidates import DISTIL
+from _common import HERE, parser
+from _learned_masks_candidates import CANDIDATES, DISTIL, PRUNED
 
 from secateur.healing.objectives import DistilSettings
 from secateur.healing.settings import AugmentSettings, OptimizerSettings
@@ -16,6 +17,44 @@ BATCH = 64
 """Images of a step, on that page."""
 MIXED = AugmentSettings(mixup=0.1, cutmix=1.0, mix_until=0.8)
 """Mixed as in short schedules of ResNet strikes back (arXiv 2110.00476, table 2); last, plain."""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """All that the script can be told."""
+    given = parser("Learned masks against baselines.")
+    given.add_argument("--smoke", action="store_true", help="the bundled digits model")
+    given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar_reference")
+    given.add_argument("--epochs", type=float, help="of every method together")
+    given.add_argument(
+        "--again", type=float, help="epochs of a second training of one-shot spectral"
+    )
+    given.add_argument(
+        "--stages",
+        type=int,
+        default=1,
+        choices=range(1, 10),
+        help="also prune in so many stages, by spectral and by learned masks",
+    )
+    given.add_argument("--seeds", type=int, default=3)
+    given.add_argument("--limit", type=int, help="training images")
+    given.add_argument(
+        "--views",
+        type=int,
+        help="augmented views of an image, which are kept with what the teacher says of them",
+    )
+    given.add_argument("--optimizer", default=ADAMW[0], help="one of timm's, for CIFAR-10")
+    given.add_argument("--learning-rate", type=float, default=ADAMW[1], help="for CIFAR-10")
+    given.add_argument("--batch-size", type=int, default=BATCH, help="for CIFAR-10")
+    given.add_argument("--mix", action="store_true", help="mixup and cutmix, for CIFAR-10")
+    given.add_argument("--no-refit", action="store_true", help="as before learn had a refit")
+    given.add_argument("--precision", choices=("no", "bf16"), default="no")
+    given.add_argument("--only", action="append", help="only these methods, by name")
+    given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
+    given.add_argument("--validate", action="store_true", help="score a part of the training set")
+    given.add_argument(
+        "--select", action="append", choices=[*CANDIDATES, PRUNED], help="judge these settings"
+    )
+    return given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

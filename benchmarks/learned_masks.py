@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import HERE, Row, Store, parser
+from _common import HERE, Row, Store
 from _learned_masks_candidates import CANDIDATES, PRUNED
 from _learned_masks_page import page, settings_page
-from _learned_masks_recipe import ADAMW, BATCH, Recipe, other_optimizer, recipes, training
+from _learned_masks_recipe import Recipe, arguments, other_optimizer, recipes, training
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -289,44 +289,6 @@ def learned_in_stages(bench: Bench, percent: int, seed: int, sharing: str) -> Ro
         steps += sum(report.steps for report in found.phases.values())
     masked_percent = 100 * (1 - masked / read(bench.dense).cost().params)
     return {**bench.score(model), "masked_percent": masked_percent, "steps": {"all": steps}}
-
-
-def arguments() -> argparse.ArgumentParser:
-    """All that the script can be told."""
-    given = parser("Learned masks against baselines.")
-    given.add_argument("--smoke", action="store_true", help="the bundled digits model")
-    given.add_argument("--dense", type=Path, default=HERE / "out" / "cifar_reference")
-    given.add_argument("--epochs", type=float, help="of every method together")
-    given.add_argument(
-        "--again", type=float, help="epochs of a second training of one-shot spectral"
-    )
-    given.add_argument(
-        "--stages",
-        type=int,
-        default=1,
-        choices=range(1, 10),
-        help="also prune in so many stages, by spectral and by learned masks",
-    )
-    given.add_argument("--seeds", type=int, default=3)
-    given.add_argument("--limit", type=int, help="training images")
-    given.add_argument(
-        "--views",
-        type=int,
-        help="augmented views of an image, which are kept with what the teacher says of them",
-    )
-    given.add_argument("--optimizer", default=ADAMW[0], help="one of timm's, for CIFAR-10")
-    given.add_argument("--learning-rate", type=float, default=ADAMW[1], help="for CIFAR-10")
-    given.add_argument("--batch-size", type=int, default=BATCH, help="for CIFAR-10")
-    given.add_argument("--mix", action="store_true", help="mixup and cutmix, for CIFAR-10")
-    given.add_argument("--no-refit", action="store_true", help="as before learn had a refit")
-    given.add_argument("--precision", choices=("no", "bf16"), default="no")
-    given.add_argument("--only", action="append", help="only these methods, by name")
-    given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
-    given.add_argument("--validate", action="store_true", help="score a part of the training set")
-    given.add_argument(
-        "--select", action="append", choices=[*CANDIDATES, PRUNED], help="judge these settings"
-    )
-    return given
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from secateur.cli.masks import MaskOptions
 from secateur.cli.options import (
     DATA_HELP,
     MODEL,
-    REFERENCE,
     HostOptions,
     MachineOptions,
     Model,
@@ -52,6 +51,7 @@ def learn(
     host: HostOptions,
     machine: MachineOptions,
     lesson: LessonOptions,
+    dense: ReferenceOptions,
     from_scratch: Annotated[
         bool,
         typer.Option(
@@ -60,25 +60,6 @@ def learn(
             rich_help_panel=MODEL,
         ),
     ] = False,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The model to learn from, such as the dense one where MODEL was pruned before "
-            "(default: MODEL itself).",
-            rich_help_panel=REFERENCE,
-            show_default=False,
-        ),
-    ] = None,
-    reference_checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights of the reference.",
-            rich_help_panel=REFERENCE,
-            show_default=False,
-        ),
-    ] = None,
     latency: Annotated[
         bool,
         typer.Option(
@@ -118,7 +99,7 @@ def learn(
     )
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
-    teacher = ReferenceOptions(reference=reference, reference_checkpoint=reference_checkpoint).name
+    teacher, weights = dense.name, dense.reference_checkpoint
     opened, images = _open(model, host, data, from_scratch, settings.seed, lesson)
     with one_voice():
         with progress_bar() as progress:
@@ -126,9 +107,7 @@ def learn(
                 opened,
                 images,
                 budget,
-                reference=None
-                if teacher is None
-                else open_reference(opened, teacher, reference_checkpoint),
+                reference=None if teacher is None else open_reference(opened, teacher, weights),
                 sharing=masks.sharing,
                 gates=masks.gates,
                 criterion=masks.criterion,

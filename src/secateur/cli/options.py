@@ -182,8 +182,8 @@ class ReferenceOptions:
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The dense model to compare with or to learn from. For a directory saved from a "
-            "bundled model, its dense original unless given.",
+            help="The dense model to compare with or to learn from. Unless given: for learn, the "
+            "model itself; else the dense original of a directory saved from a bundled model.",
             rich_help_panel=REFERENCE,
             show_default=False,
         ),
