@@ -36,6 +36,8 @@ def page(
         script += f" --batch-size {args.batch_size}"
     script += " --mix" if args.mix and not smoke else ""
     script += " --no-refit" if args.no_refit else ""
+    searched = args.search_share is not None
+    script += f" --search-share {args.search_share:g}" if searched else ""
     script += f" --again {args.again:g}" if args.again else ""
     script += f" --stages {args.stages}" if args.stages > 1 else ""
     script += "".join(f" --percent {percent}" for percent in args.percent or ())
@@ -43,7 +45,8 @@ def page(
     parts = [
         f"# Learned masks on {where}"
         + (f", {recipe.epochs:g} epochs of {args.optimizer}" if file != recipe.name else "")
-        + (", mixed images" if args.mix and not smoke else ""),
+        + (", mixed images" if args.mix and not smoke else "")
+        + (f", search of {100 * args.search_share:g} %" if searched else ""),
         _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
@@ -51,6 +54,12 @@ def page(
         parts.append(
             "Images are mixed with one another (mixup 0.1 or cutmix 1.0) in the first four fifths "
             "of every training, and the dense model is asked about the mixed ones."
+        )
+    if searched:
+        parts.append(
+            f"Masks are learned in the first {100 * args.search_share:g} % of the epochs (without "
+            "`--search-share`, a quarter); in the others the model without what they remove is "
+            "trained."
         )
     if args.stages > 1:
         parts.append(

@@ -47,6 +47,9 @@ def arguments() -> argparse.ArgumentParser:
     given.add_argument("--batch-size", type=int, default=BATCH, help="for CIFAR-10")
     given.add_argument("--mix", action="store_true", help="mixup and cutmix, for CIFAR-10")
     given.add_argument("--no-refit", action="store_true", help="as before learn had a refit")
+    given.add_argument(
+        "--search-share", type=float, help="share of the epochs that masks are learned in"
+    )
     given.add_argument("--precision", choices=("no", "bf16"), default="no")
     given.add_argument("--only", action="append", help="only these methods, by name")
     given.add_argument("--percent", type=int, action="append", help="budgets (default: 30 and 10)")
@@ -122,6 +125,7 @@ def training(recipe: Recipe, args: argparse.Namespace) -> str:
     if args.limit:
         parts.append(f"n{args.limit}")
     parts += ["norefit"] if args.no_refit else []
+    parts += [f"search{args.search_share:g}"] if args.search_share is not None else []
     if not args.smoke:
         parts += [args.precision] if args.precision != "no" else []
         parts += [f"views{args.views}"] if args.views is not None else []

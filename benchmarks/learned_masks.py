@@ -4,7 +4,8 @@
 docs/results/learned_masks_digits.md. Without --smoke the dense model is that of
 benchmarks/cifar_reference.py, or another directory (--dense), the images are CIFAR-10 and the page
 is docs/results/learned_masks.md; with another optimizer (--optimizer, --learning-rate,
---batch-size), a page apart for every length of training, and with mixed images (--mix) another.
+--batch-size), a page apart for every length of training, and others with mixed images (--mix) and
+with a longer or shorter search (--search-share).
 `--validate` trains on four fifths of the training images and scores the others: settings are
 chosen so, never on test images. `--select NAME` does it for one set of settings of CANDIDATES and
 writes docs/results/learned_masks_settings.md, with --limit a page apart.
@@ -117,6 +118,8 @@ class Bench:
         words = ("sharing", "gates", "criterion", "groups")
         options = {k: v for k, v in changes.items() if k in words}
         settings = {"distil": self.recipe.distil} | self.recipe.common
+        if self.args.search_share is not None:
+            settings["search_share"] = self.args.search_share
         apart = {*options, "rate", "algorithm"}
         settings |= {k: v for k, v in changes.items() if k not in apart}
         settings |= {"refit": False} if self.args.no_refit else {}
@@ -311,6 +314,8 @@ def main() -> None:
         if other_optimizer(args):
             file += f"_{args.optimizer}_{recipe.epochs:g}_epochs"
         file += "_mixed" if args.mix and not args.smoke else ""
+        if args.search_share is not None:
+            file += f"_search_{args.search_share:g}"
         page(file, recipe, store, args, args.percent or BUDGETS, tuple(methods(bench)))
 
 

@@ -50,10 +50,11 @@ def test_what_is_trained_otherwise_is_kept_apart() -> None:
     import learned_masks
 
     names = set()
-    for words in ((), ("--mix",), ("--views", "2"), ("--no-refit",), ("--epochs", "3")):
+    ways = ("--mix", "--views 2", "--no-refit", "--epochs 3", "--search-share 0.1")
+    for words in ((), *(way.split() for way in ways)):
         bench = bench_of(*words)
         names.add(learned_masks.training(bench.recipe, bench.args))
         assert (bench.recipe.common["augment"].cutmix > 0) == ("--mix" in words)
-    assert len(names) == 5
+    assert len(names) == 6
     with pytest.raises(SystemExit):
         bench_of("--stages", "10")

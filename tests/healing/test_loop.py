@@ -3,9 +3,11 @@
 import errno
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from timm.optim import muon
 from torch import Tensor, nn
 
 from secateur.errors import Advice, UserError
@@ -307,25 +309,32 @@ def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize(
-    ("changes", "advice"),
-    [
-        ({"precision": "bf16"}, "leave out precision: bf16"),
-        ({"optimizer": OptimizerSettings(name="muon")}, "take adamw"),
-        ({}, None),
-    ],
-)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_bf16_without_instructions_for_it_is_told(
-    native: bool,
-    changes: dict[str, object],
-    advice: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-    recwarn: pytest.WarningsRecorder,
+    native: bool, precision: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(machine, "has_bf16", lambda: native)
-    fit(fresh(), settings(**changes, steps=1))
+    fit(fresh(), settings(precision=precision, steps=1))
     told = [str(w.message) for w in recwarn if w.category is Advice]
-    if native or advice is None:
+    if native or precision == "no":
         assert told == []
     else:
-        assert len(told) == 1 and "no instructions for bf16" in told[0] and advice in told[0]
+        assert len(told) == 1 and "leave out precision: bf16" in told[0]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_turns_in_the_precision_that_a_processor_has(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.dtype] = []
+    orthogonal = muon.zeropower_via_newtonschulz
+
+    def watched(*args: Any, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> Tensor:
+        used.append(dtype)
+        return orthogonal(*args, dtype=dtype, **kwargs)
+
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", watched)
+    monkeypatch.setattr(machine, "has_bf16", lambda: native)
+    fit(fresh(), settings(optimizer=OptimizerSettings(name="muon"), steps=1))
+    assert set(used) == {torch.bfloat16 if native else torch.float32}
+    assert muon.zeropower_via_newtonschulz is watched

@@ -22,7 +22,8 @@ from secateur.healing.depth import stochastic_depth
 from secateur.healing.identity import identity_of, refuse_other_run
 from secateur.healing.judging import Judge, Scores, judged
 from secateur.healing.lesson import Classroom, Hook, Moment, Objective, total
-from secateur.healing.machine import Machine, machine_for
+from secateur.healing.machine import Machine, emulates_bf16, machine_for
+from secateur.healing.muon import muon_in_fp32
 from secateur.healing.run import OnLog, Progress, Run
 from secateur.healing.settings import TrainSettings
 from secateur.healing.stream import Items, Prepare, items_of, loader_of, preparer, seed_for
@@ -100,6 +101,7 @@ def fit_(
         _training(model, machine),
         stochastic_depth(model, settings.drop_path),
         fast_attention(model, machine.accelerator.device, settings.precision),
+        muon_in_fp32(emulates_bf16(machine.accelerator.device)),
     ):
         room = Classroom(model, objective, hooks)
         run = Run(

@@ -89,8 +89,13 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
     out silently then). Warns where bf16 would be slow.
     """
     require_accelerate()
-    if training_device().type == "cpu" and not has_bf16():
-        _advise_against_bf16(settings)
+    if settings.precision == "bf16" and emulates_bf16(training_device()):
+        warnings.warn(
+            "this processor has no instructions for bf16, which can make training many times "
+            "slower instead of faster; leave out precision: bf16",
+            Advice,
+            stacklevel=2,
+        )
     from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
@@ -113,24 +118,9 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
     )
 
 
-def _advise_against_bf16(settings: TrainSettings) -> None:
-    """Warn where settings ask a processor for bf16 that only emulates it."""
-    without = "this processor has no instructions for bf16, "
-    if settings.precision == "bf16":
-        warnings.warn(
-            f"{without}which can make training many times slower instead of faster; leave out "
-            "precision: bf16",
-            Advice,
-            stacklevel=3,
-        )
-    # WHY by name: timm's Muon and its kin turn every update in bf16, and have no option for it.
-    if "muon" in settings.optimizer.name.lower():
-        warnings.warn(
-            f"{without}in which {settings.optimizer.name} computes its steps, so they can take "
-            "many times as long as those of other optimizers; take adamw",
-            Advice,
-            stacklevel=3,
-        )
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bf16 is slower than fp32 there, on a processor without instructions for it."""
+    return device.type == "cpu" and not has_bf16()
 
 
 def has_bf16() -> bool:
