@@ -1,4 +1,4 @@
-"""Rewrite the tables in README.md from the registries: python benchmarks/readme_tables.py.
+"""Rewrite the tables in README.md from registries and results: python benchmarks/readme_tables.py.
 
 Each stands between markers, <!-- NAME --> and <!-- /NAME -->, and is replaced as a whole.
 """
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+
+from _readme_measured import measured_table
 
 import secateur
 from secateur.anatomy.family import families
@@ -79,7 +81,11 @@ def presets_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"families": families_table, "presets": presets_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "measured": measured_table,
+    "families": families_table,
+    "presets": presets_table,
+}
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -92,7 +98,7 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def outdated(text: str) -> Iterator[str]:
-    """Names of tables in `text` that are not what the registries say."""
+    """Names of tables in `text` that are not what registries and results say."""
     for name, table in TABLES.items():
         if replaced(text, name, table()) != text:
             yield name

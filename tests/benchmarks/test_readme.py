@@ -60,3 +60,17 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", text)
     local = [target for target in targets if not target.startswith(("http:", "https:"))]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_page_without_the_number_is_told() -> None:
+    import _readme_measured as measured
+    import readme_tables
+
+    assert "CORP" in measured.measured_table()
+    with pytest.raises(readme_tables.UserError, match=r"foundation\.md has no row 'cut' with 'time"):
+        measured.cell("foundation", "## Latency", "cut", "time, %")
+    with pytest.raises(readme_tables.UserError, match="under '## Nowhere'"):
+        measured.cell("foundation", "## Nowhere", "pruned", "time, %")
+    with pytest.raises(readme_tables.UserError, match="holds nothing like"):
+        measured.found("foundation", "no such words")
