@@ -25,54 +25,15 @@ def page(
     methods = [name for name in methods if not args.only or name in args.only]
     smoke = recipe.name.endswith("digits")
     where = "the bundled digits model" if smoke else "CIFAR-10"
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    together = f"ACCELERATE_USE_CPU=true torchrun --nproc-per-node {processes}"
-    script = "python" if processes == 1 else together
-    script += " benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
-    script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
-    script += f" --views {args.views}" if args.views is not None and not smoke else ""
-    if args.optimizer in file:
-        script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
-        script += f" --batch-size {args.batch_size}"
-    script += " --mix" if args.mix and not smoke else ""
-    script += " --no-refit" if args.no_refit else ""
-    searched = args.search_share is not None
-    script += f" --search-share {args.search_share:g}" if searched else ""
-    script += f" --again {args.again:g}" if args.again else ""
-    script += f" --stages {args.stages}" if args.stages > 1 else ""
-    script += "".join(f" --percent {percent}" for percent in args.percent or ())
-    only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
     parts = [
         f"# Learned masks on {where}"
         + (f", {recipe.epochs:g} epochs of {args.optimizer}" if file != recipe.name else "")
         + (", mixed images" if args.mix and not smoke else "")
-        + (f", search of {100 * args.search_share:g} %" if searched else ""),
+        + (f", search of {100 * args.search_share:g} %" if args.search_share is not None else ""),
         _about(recipe, dense, smoke, "small model from scratch" in methods),
         _trained_on(store, args, dense),
     ]
-    if args.mix and not smoke:
-        parts.append(
-            "Images are mixed with one another (mixup 0.1 or cutmix 1.0) in the first four fifths "
-            "of every training, and the dense model is asked about the mixed ones."
-        )
-    if searched:
-        parts.append(
-            f"Masks are learned in the first {100 * args.search_share:g} % of the epochs (without "
-            "`--search-share`, a quarter); in the others the model without what they remove is "
-            "trained."
-        )
-    if args.stages > 1:
-        parts.append(
-            f"`in {args.stages} stages`: the same share of what is there is removed "
-            f"{args.stages} times, by spectral or by learned masks, and the model is trained each "
-            "time, a tenth of the epochs each but the last; all of them together are as many as "
-            "the others train. The dense model teaches throughout."
-        )
-    if args.again:
-        parts.append(
-            f"`{args.again:g} epochs more`: what came out is trained once more for that long, from "
-            "half the learning rate, so longer than all others."
-        )
+    parts += _remarks(args, smoke)
     for percent in budgets:
         parts += [
             f"## {100 - percent} % fewer parameters",
@@ -84,12 +45,62 @@ def page(
         "number. `±` is the standard error of the mean over seeds, which contains neither the "
         f"choice of test images ({dense['stderr']:.1f} points for the dense model, more for worse "
         "ones) nor that of the dense model, which is the same for all.",
-        "## Reproduce\n\n```\n"
-        f"{script} --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}{only}"
-        "\n```",
+        f"## Reproduce\n\n```\n{_command(file, recipe, args, smoke)}\n```",
         f"{versions('accelerate')}. Seeds 0 to {args.seeds - 1}.",
     ]
     write_page(file, "\n\n".join(parts))
+
+
+def _remarks(args: argparse.Namespace, smoke: bool) -> list[str]:
+    """What is special about the training of a page."""
+    found: list[str] = []
+    if args.mix and not smoke:
+        found.append(
+            "Images are mixed with one another (mixup 0.1 or cutmix 1.0) in the first four fifths "
+            "of every training, and the dense model is asked about the mixed ones."
+        )
+    if args.search_share is not None:
+        found.append(
+            f"Masks are learned in the first {100 * args.search_share:g} % of the epochs (without "
+            "`--search-share`, a quarter); in the others the model without what they remove is "
+            "trained."
+        )
+    if args.stages > 1:
+        found.append(
+            f"`in {args.stages} stages`: the same share of what is there is removed "
+            f"{args.stages} times, by spectral or by learned masks, and the model is trained each "
+            "time, a tenth of the epochs each but the last; all of them together are as many as "
+            "the others train. The dense model teaches throughout."
+        )
+    if args.again:
+        found.append(
+            f"`{args.again:g} epochs more`: what came out is trained once more for that long, from "
+            "half the learning rate, so longer than all others."
+        )
+    return found
+
+
+def _command(file: str, recipe: Any, args: argparse.Namespace, smoke: bool) -> str:
+    """What measures a page again."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    together = f"ACCELERATE_USE_CPU=true torchrun --nproc-per-node {processes}"
+    script = "python" if processes == 1 else together
+    script += " benchmarks/learned_masks.py" + (" --smoke" if smoke else "")
+    script += "" if smoke or args.precision == "no" else f" --precision {args.precision}"
+    script += f" --views {args.views}" if args.views is not None and not smoke else ""
+    if args.optimizer in file:
+        script += f" --optimizer {args.optimizer} --learning-rate {args.learning_rate:g}"
+        script += f" --batch-size {args.batch_size}"
+    script += " --mix" if args.mix and not smoke else ""
+    script += " --no-refit" if args.no_refit else ""
+    if args.search_share is not None:
+        script += f" --search-share {args.search_share:g}"
+    script += f" --again {args.again:g}" if args.again else ""
+    script += f" --stages {args.stages}" if args.stages > 1 else ""
+    script += "".join(f" --percent {percent}" for percent in args.percent or ())
+    only = "".join(f' \\\n    --only "{name}"' for name in args.only or ())
+    script += f" --seeds {args.seeds} --epochs {recipe.epochs:g} --threads {args.threads}"
+    return script + only
 
 
 def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:

@@ -298,6 +298,8 @@ def main() -> None:
     """Measure what is missing, then write the page."""
     args = arguments().parse_args()
     args.validate = args.validate or bool(args.select)
+    if args.select and args.search_share is not None:
+        raise SystemExit("settings that are selected say their own search share: leave it out")
     recipe = recipes(args)
     bench = Bench(recipe, args)
     name = recipe.name + ("_validation" if args.validate else "")

@@ -67,10 +67,9 @@ def test_a_page_without_the_number_is_told() -> None:
     import _readme_measured as measured
     import readme_tables
 
-    assert "CORP" in measured.measured_table()
-    with pytest.raises(readme_tables.UserError, match="has no row 'cut' with 'time"):
-        measured.cell("foundation", "## Latency", "cut", "time, %")
-    with pytest.raises(readme_tables.UserError, match="under '## Nowhere'"):
-        measured.cell("foundation", "## Nowhere", "pruned", "time, %")
+    assert measured.rows("foundation", "## Latency", batch="32")["dense"]["time, %"] == "100.0"
+    assert measured.rows("foundation", "## Latency", batch="3") == {}
+    with pytest.raises(readme_tables.UserError, match="no table under '## Nowhere'"):
+        measured.rows("foundation", "## Nowhere")
     with pytest.raises(readme_tables.UserError, match="holds nothing like"):
         measured.found("foundation", "no such words")
