@@ -17,6 +17,7 @@ from secateur.data.batches import Batches, as_batches
 from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy, AttentionShape, Shape, Shapes
+from secateur.models.walk_check import require_walk
 from secateur.statistics import Evidence, Sums, observe
 from secateur.statistics.anchors import Run, run_moments
 from secateur.study.spec import Study
@@ -76,6 +77,7 @@ def open_host(study: Study, name: str) -> Host:
     evaluation = decoded(batches)
     family = family_of(model)
     anatomy = family.read(model)
+    require_walk(model)
     images = (images_BCHW for images_BCHW, _ in evaluation)
     streams, logits = keep_streams(model.eval(), family, anatomy, images)
     dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))

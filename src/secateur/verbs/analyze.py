@@ -30,6 +30,7 @@ from secateur.measurement.modes import evaluating
 from secateur.measurement.timing import Times, check_timing, time_branches
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
@@ -129,6 +130,7 @@ def analyze(
     anatomy = family.read(model)
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
+    require_walk(model)
     batches, used = open_data(
         model,
         images,

@@ -11,6 +11,7 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
@@ -68,6 +69,9 @@ def heal(
     notes: list[str] = []
     student = copy_of(student)
     dense = _reference(student, reference, notes)
+    for one in (student, dense):
+        if one is student or family_of(student).matches(one):
+            require_walk(one)
     teacher = teacher_for(student, dense)
     objective = Distil(teacher, settings.distil, settings.label_smoothing)
     supervised = settings.distil.label_weight > 0

@@ -19,6 +19,7 @@ from secateur.methods.to_latency import cut_to_latency, latency_target, times_co
 from secateur.models.family import Family, family_of
 from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost, GroupName
+from secateur.models.walk_check import require_walk
 from secateur.presets import DEFAULT
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits
@@ -160,6 +161,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
     if task.preset.rotate:
         rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
+    require_walk(model)
 
 
 def _carried_out(job: Job, data: DataUsed) -> Result:

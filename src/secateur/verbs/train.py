@@ -9,6 +9,7 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.storage.adapt import load_to_train
 from secateur.storage.weights import refuse_not_finite
@@ -47,6 +48,7 @@ def train(
     require_accelerate()
     model, base, earlier = origin(model)
     refuse_not_finite(model.state_dict(), "the model")
+    require_walk(model)
     student = copy_of(model).requires_grad_(True)
     classes = family_of(student).read(student).num_classes
     seconds: dict[str, float] = {}
