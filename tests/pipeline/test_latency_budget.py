@@ -49,6 +49,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
         self.truth = truth
+        self.recalled = False
         self.measured: list[float] = []
         self.settings: list[tuple[object, ...]] = []
         monkeypatch.setattr(latency_loop, "layer_table", self.layer_table)

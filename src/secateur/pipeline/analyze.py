@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.sharing import has_shared, separated
 from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
@@ -127,6 +128,9 @@ def analyze(
     """
     check_words(effort, runtime, latency_batch, tolerance)
     family = family_of(model)
+    if has_shared(model):
+        # WHY: hooks on a module that is used twice cannot tell one use from the other.
+        model = separated(model)
     anatomy = family.read(model)
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")

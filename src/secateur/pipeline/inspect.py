@@ -1,11 +1,12 @@
 """Describe a model: what it costs, branch by branch, and what can be made smaller."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
 from secateur.anatomy.family import family_of
+from secateur.anatomy.sharing import has_shared, parameters_outside
 from secateur.anatomy.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
 from secateur.pipeline.measure import Progress
 from secateur.pipeline.timing import Times, time_branches
@@ -97,6 +98,10 @@ def inspect(
         )
     total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
     ends = sum((layer.cost * -1 for layer in anatomy.stand_ins), ends)
+    if has_shared(model):
+        # WHY: what several branches hold is in the row of each, but counts once in the model.
+        total = replace(total, params=sum(p.numel() for p in model.parameters()))
+        ends = replace(ends, params=parameters_outside(model, anatomy))
     return Inspection(
         family=family.title,
         macs=total.macs,

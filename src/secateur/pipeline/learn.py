@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.anatomy.family import family_of
+from secateur.anatomy.sharing import refuse_shared
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
@@ -92,6 +93,7 @@ def learn(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve_learn(options, model, family, anatomy)
+    refuse_shared(model, family, anatomy, task.task.groups)
     scored = None if eval_images is None else open_data(model, eval_images)[0]
     opened = _open(model, anatomy, images, task, limit, skip_unreadable)
     if options.settings.distil.answers is not None:

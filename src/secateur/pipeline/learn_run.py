@@ -44,6 +44,7 @@ from secateur.pipeline.latency_loop import LatencyCut, cut_to_latency
 from secateur.pipeline.learn_refit import refit_
 from secateur.pipeline.learn_start import SPECTRAL, spectral_needs, spectral_worths
 from secateur.pipeline.learn_task import NO_CRITERION, LearnTask, pricing_of
+from secateur.pipeline.within import require_within
 from secateur.planning.types import Plan
 
 Progress = Callable[[str, int, int], None]
@@ -107,6 +108,8 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     way = _search(course, student, teacher, bank)
     with timed(course.seconds, "cut"):
         shrunk = shrink(course, dense, student, way)
+    task = course.task.task
+    require_within(shrunk.model, course.anatomy, task.budget, task.options.goal)
     smaller = shrunk.model.requires_grad_(True)
     _phase(course, "tune", smaller, _objective(course, smaller, teaches), teacher)
     return dense.to(home), replace(shrunk, model=smaller.to(home).eval())

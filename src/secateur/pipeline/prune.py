@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from secateur.anatomy.family import Family, family_of
+from secateur.anatomy.sharing import refuse_shared
 from secateur.anatomy.stream import rotatable
 from secateur.anatomy.types import Anatomy, Cost, GroupName
 from secateur.data.batches import Batches
@@ -147,6 +148,7 @@ def run(
 
 def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> None:
     """UserError for what cannot be done, before any image is read."""
+    refuse_shared(model, family, anatomy, task.groups)
     if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
         raise UserError(
             "a polish compares the streams of both models, which it cannot do where several stages "

@@ -17,6 +17,7 @@ from secateur.pipeline.decide import BudgetUse, budget_use
 from secateur.pipeline.latency_loop import LatencyRound
 from secateur.pipeline.opening import DataUsed
 from secateur.pipeline.options import Task
+from secateur.pipeline.within import require_within
 from secateur.planning.types import Menu, Plan
 from secateur.storage.base import Base
 
@@ -50,6 +51,10 @@ class Result:
     polish: PolishReport | None = None
     command: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """OverBudgetError for a model above its budget: no way of pruning hands one over."""
+        require_within(self.model, self.before, self.task.budget, self.task.options.goal)
 
     @property
     def cost_dense(self) -> Cost:

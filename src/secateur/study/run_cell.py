@@ -8,12 +8,14 @@ from contextlib import suppress
 
 from torch import nn
 
+from secateur.anatomy.sharing import refuse_shared
 from secateur.errors import UserError
 from secateur.evidence.anchors import Run
 from secateur.pipeline.decide import check_reachable, decide
 from secateur.pipeline.depth import search
 from secateur.pipeline.options import Task
 from secateur.pipeline.weigh import plan_of, weigh
+from secateur.pipeline.within import require_within
 from secateur.planning.types import Plan
 from secateur.study.bench import Bench, finish
 from secateur.study.cells import Cell, cells_of
@@ -42,11 +44,13 @@ def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -
 def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:
     host = bench.host
     task = task_of(cell, host.family, host.model, host.anatomy)
+    refuse_shared(host.model, host.family, host.anatomy, task.groups)
     check_reachable(host.anatomy, task)
     _ = bench.evidence
     started = time.perf_counter()
     plan = _plan(bench, task)
     smaller = _cut(bench, task, plan)
+    require_within(smaller, host.anatomy, task.budget, cell.budget)
     return finish(bench, smaller, plan.predicted_loss, started, known)
 
 
