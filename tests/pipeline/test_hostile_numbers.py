@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateur
 from secateur.errors import UserError
-from secateur.healing.verbs import HealSettings
-from secateur.learning.schedule import LearnSettings
+from secateur.masks.schedule import LearnSettings
+from secateur.training.verbs import HealSettings
 from tests.hosts import images_for, vit
 
 PRESETS = ("spectral", "energy", "magnitude", "random", "layer_drop", "sleb", "snp", "snp+head")

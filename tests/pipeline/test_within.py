@@ -5,27 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from secateur.verbs.within import OverBudgetError, require_within
 from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur.anatomy.caches import own_
-from secateur.anatomy.family import family_of, read
+from secateur.allocation.budget import parse_budget
 from secateur.cli import app
 from secateur.errors import UserError
-from secateur.healing.settings import OptimizerSettings
-from secateur.learning.schedule import LearnSettings
-from secateur.measuring.counting import counted, counted_anywhere
-from secateur.pipeline import engines, learn_run
-from secateur.pipeline.within import OverBudgetError, require_within
-from secateur.planning.budget import parse_budget
+from secateur.masks.schedule import LearnSettings
+from secateur.measurement.counting import counted, counted_anywhere
+from secateur.models.caches import own_
+from secateur.models.family import family_of, read
+from secateur.training.settings import OptimizerSettings
+from secateur.verbs import engines, learn_run
 from tests.hosts import HOSTS, build, images_for, shared, vit
 
 PRESETS = (
     *("energy", "magnitude", "layer_drop", "greedy_drop"),
     *("nbl", "snp+block", "slicegpt", "spectral"),
 )
-PRUNE = importlib.import_module("secateur.pipeline.prune")
+PRUNE = importlib.import_module("secateur.verbs.prune")
 
 
 @pytest.mark.parametrize("budget", ["85% macs", "85% params", "0.9 MMACs"])

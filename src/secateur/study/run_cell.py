@@ -8,21 +8,21 @@ from contextlib import suppress
 
 from torch import nn
 
-from secateur.anatomy.sharing import refuse_shared
+from secateur.allocation.types import Plan
 from secateur.errors import UserError
-from secateur.evidence.anchors import Run
-from secateur.pipeline.decide import check_reachable, decide
-from secateur.pipeline.depth import search
-from secateur.pipeline.options import Task
-from secateur.pipeline.weigh import plan_of, weigh
-from secateur.pipeline.within import require_within
-from secateur.planning.types import Plan
+from secateur.methods.by_score import plan_of, weigh
+from secateur.methods.decide import check_reachable, decide
+from secateur.methods.layer_search.run import search
+from secateur.methods.task import Task
+from secateur.models.sharing import refuse_shared
+from secateur.statistics.anchors import Run
 from secateur.study.bench import Bench, finish
 from secateur.study.cells import Cell, cells_of
 from secateur.study.store import FAILED, UNREACHABLE, Outcome
 from secateur.study.tasks import task_of
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import runs_of
+from secateur.verbs.within import require_within
 
 
 def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:
