@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secateur.errors import Advice, UserError
 from secateur.storage.spec import CARD, SPEC, WEIGHTS, Spec, read_spec
-from secateur.whole import mend, reason_of, sweep
+from secateur.whole import SELF, mend, reason_of, sweep
 
 MODEL_FILES = frozenset({SPEC, WEIGHTS, CARD, "report.html", "training.json"})
 """All that secateur writes into the directory of a model; other files there are the user's."""
@@ -33,7 +33,8 @@ def require_place(out: Path) -> None:
     if not parent.is_dir():
         raise UserError(f"{out} cannot be made: {parent} is no directory.")
     # WHY this name: should a run be killed right here, the next one removes the trial.
-    trial = parent / f".{out.name}.unfinished-{secrets.token_hex(4)}"
+    stem = SELF if out.is_dir() else out.name
+    trial = parent / f".{stem}.unfinished-{secrets.token_hex(4)}"
     try:
         trial.mkdir()
         with suppress(FileNotFoundError):
