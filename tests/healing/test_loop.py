@@ -385,3 +385,18 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
 def test_without_a_folder_an_interrupt_is_as_ever() -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(fresh(), settings(), hooks=[SignalAt(3, signal.SIGINT)])
+
+
+def test_an_interrupt_of_the_last_look_loses_nothing(tmp_path: Path) -> None:
+    judge, looks = judge_of(fresh()), []
+
+    def interrupted(model: nn.Module, process: int, processes: int) -> Mapping[str, Any]:
+        looks.append(process)
+        if len(looks) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return judge(model, process, processes)
+
+    with pytest.warns(Advice, match="stopping"), pytest.raises(KeyboardInterrupt):
+        fit(fresh(), settings(checks=0), tmp_path, judge=interrupted)
+    report = fit(fresh(), settings(checks=0), tmp_path, judge=judge)
+    assert len(looks) >= 2 and report.resumed_at == report.steps == 10

@@ -198,7 +198,8 @@ def _kept(out: Path) -> str:
     from secateur.pipeline.trained import training_folder
 
     folder = training_folder(out)
-    if any(folder.rglob(FILE)):
+    # A file in a hidden directory is the half-written one of a run that was killed.
+    if any(not path.parent.name.startswith(".") for path in folder.rglob(FILE)):
         again = "without --restart" if "--restart" in sys.argv else "to go on from there"
         return f"the last checkpoint is kept in {folder}; give the same command again, {again}"
     return "there is no checkpoint yet; give the same command again to begin anew"

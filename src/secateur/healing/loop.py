@@ -122,11 +122,13 @@ def fit_(
             run.restore_(state)
         machine.require_same_step(run.step)
         machine.track(settings)
-        if not run.finished:
-            prepare = preparer(settings, classes, labelled, machine.process)
-            with deferred_signals(folder is not None) as pending:
+        with deferred_signals(folder is not None) as pending:
+            if not run.finished:
+                prepare = preparer(settings, classes, labelled, machine.process)
                 _train(run, items, prepare, judge, pending)
-        run.choose_(judge is not None)
+            run.choose_(judge is not None)
+            if pending.waits:
+                pending.deliver()
     machine.close()
     return _report(run, len(items))
 
