@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import secateur
-from secateur.healing import checkpoint
-from secateur.pipeline.demo import demo
+from secateur.training import checkpoint
+from secateur.verbs.demo import demo
 from tests.cli.conftest import Run
 from tests.cli.test_study import GRID
 

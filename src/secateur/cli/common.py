@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from secateur.errors import Advice, UserError
+from secateur.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,9 +28,6 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run in the same way as an interrupt from the keyboard."""
-
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from secateur.cli.options import IMAGES, Overwrite, SkipUnreadable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.pipeline.trained import Trained
+    from secateur.verbs.training_result import Trained
 
 TRAINING = "Training"
 SPEAK_EVERY = 30.0
@@ -173,7 +173,7 @@ def one_voice(out: Path) -> Iterator[None]:
 
     An interrupted run says what of it is kept.
     """
-    from secateur.healing.machine import processes, require_accelerate
+    from secateur.training.machine import processes, require_accelerate
 
     require_accelerate()
     import torch
@@ -194,8 +194,8 @@ def one_voice(out: Path) -> Iterator[None]:
 
 def _kept(out: Path) -> str:
     """What an interrupted run left, and how to go on."""
-    from secateur.healing.checkpoint import FILE
-    from secateur.pipeline.trained import training_folder
+    from secateur.training.checkpoint import FILE
+    from secateur.verbs.training_result import training_folder
 
     folder = training_folder(out)
     # A file in a hidden directory is the half-written one of a run that was killed.
@@ -207,9 +207,9 @@ def _kept(out: Path) -> str:
 
 def finish(result: "Trained", out: Path, overwrite: bool) -> Answer:
     """Save in the first process, remove the checkpoint, and answer."""
-    from secateur.healing import checkpoint
-    from secateur.healing.machine import processes
-    from secateur.pipeline.trained import training_folder
+    from secateur.training import checkpoint
+    from secateur.training.machine import processes
+    from secateur.verbs.training_result import training_folder
 
     result.command = "secateur " + shlex.join(sys.argv[1:])
     replaced = None
@@ -222,7 +222,7 @@ def finish(result: "Trained", out: Path, overwrite: bool) -> Answer:
 
 def _show(console: "Console", result: "Trained", out: Path, replaced: str | None) -> None:
     from secateur.cli.tables import plain_table, show_replaced, top1
-    from secateur.pipeline.trained import training_folder
+    from secateur.verbs.training_result import training_folder
 
     report, record = result.report, result.record()
     dense, kept = record["params"]["dense"], record["params"]["pruned"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.measuring.modes import evaluating, example_images, logits_of
-from secateur.measuring.runtimes import Run
+from secateur.measurement.modes import evaluating, example_images, logits_of
+from secateur.measurement.runtimes import Run
 from secateur.storage.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
 
