@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from secateur.allocation.types import shapes_of
 from secateur.data.batches import as_batches
+from secateur.methods import spectral
 from secateur.methods.decide import decide
 from secateur.methods.task import Options, resolve
 from secateur.models.family import family_of
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 from secateur.training.losses import divergence
-from secateur.verbs import spectral
 
 BUDGETS = ("50% hidden", "25% qk", "50% vo")
 POWERS = {

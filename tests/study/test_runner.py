@@ -16,7 +16,9 @@ from secateur.criteria.registry import criteria
 from secateur.errors import UserError
 from secateur.study.runner import run_study
 from secateur.study.worker import Worker
-from secateur.verbs import evaluate, load, prune
+from secateur.verbs.evaluate import evaluate
+from secateur.verbs.load import load
+from secateur.verbs.prune import prune
 from tests.study.conftest import Write
 
 
