@@ -11,7 +11,7 @@ from secateur.allocation.types import Menu, Shapes, shapes_of
 from secateur.errors import UserError
 from secateur.methods.task import Options, resolve
 from secateur.models.types import AttentionShape, MlpShape
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
 FINE = {"hidden": 1, "qk": 1, "vo": 1, "heads": 1}

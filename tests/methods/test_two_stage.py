@@ -22,8 +22,8 @@ from secateur.models.types import Anatomy, AttentionShape
 from secateur.presets import load_preset, parse_preset
 from secateur.storage.shapes import resize_
 from secateur.surgery.cut import cut_
-from secateur.verbs import prune
 from secateur.verbs.load import load_shape
+from secateur.verbs.prune import prune
 from secateur.verbs.result import Result
 from tests.hosts import build, images_for
 
