@@ -47,7 +47,9 @@ def deviation(found: Tensor, recorded: Tensor) -> float:
     return float((found - recorded).abs().max() / recorded.abs().max())
 
 
-def number_deviations(found: Mapping[str, float], recorded: Mapping[str, float]) -> dict[str, float]:
+def number_deviations(
+    found: Mapping[str, float], recorded: Mapping[str, float]
+) -> dict[str, float]:
     """Differences by name, as a share of 1 or of the number where it is larger."""
     if found.keys() != recorded.keys():
         return dict.fromkeys(found.keys() ^ recorded.keys(), math.inf)
