@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
+from secateur.methods import cutting
 from secateur.study import bench as study_bench
-from secateur.study import run_cell as cell_module
 from secateur.study.bench import Bench, open_host
 from secateur.study.cells import cells_of
 from secateur.study.run_cell import run_cell
@@ -35,7 +35,7 @@ def test_shared_weights(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("unit", ["macs", "params"])
 def test_more_than_the_budget(write: Write, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
-    monkeypatch.setattr(cell_module, "cut_", lambda *_: None)
+    monkeypatch.setattr(cutting, "cut_", lambda *_: None)
     outcome = first_cell(write, f"80% {unit}")
     assert outcome.status == FAILED
     assert "more than the" in (outcome.reason or "")

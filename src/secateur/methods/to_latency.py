@@ -15,11 +15,11 @@ from torch import nn
 
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.menus import least_sizes
+from secateur.allocation.target import Target, check_reachable, unweighed
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes
-from secateur.errors import UserError
+from secateur.errors import OutOfReach
 from secateur.measurement.latency import Row, bench
 from secateur.measurement.layer_table import LayerTable, Setting, latency_cost, layer_table
-from secateur.methods.decide import Target, check_reachable, unweighed
 from secateur.methods.task import Options, Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Shapes
@@ -104,19 +104,19 @@ def latency_target(
     budget = task.budget
     if not isinstance(budget, CostBudget) or not times_count(task):
         return None
-    sizes = {menu.key: menu.sizes for menu in unweighed(anatomy, task)}
+    sizes = {menu.key: menu.sizes for menu in unweighed(anatomy, task.demand)}
     setting = setting_of(model, task.options)
     table = layer_table(model, family, anatomy, setting, sizes, progress=progress)
     target = _target(anatomy, budget, table)
     try:
-        check_reachable(anatomy, task, target)
-    except UserError:
+        check_reachable(anatomy, task.demand, target)
+    except OutOfReach:
         if not table.recalled:
             raise
         # WHY: the times kept may be those of a busy machine, or no times at all.
         table = layer_table(model, family, anatomy, setting, sizes, fresh=True, progress=progress)
         target = _target(anatomy, budget, table)
-        check_reachable(anatomy, task, target)
+        check_reachable(anatomy, task.demand, target)
     return target
 
 
@@ -146,7 +146,7 @@ def cut_to_latency(
     says by how much.
     """
     setting = setting_of(dense, task.options)
-    least = target.cost_of(least_sizes(unweighed(anatomy, task)))
+    least = target.cost_of(least_sizes(unweighed(anatomy, task.demand)))
     rounds: list[LatencyRound] = []
     tried: list[Shapes] = []
     kept: tuple[LatencyRound, nn.Module, Plan, list[Row]] | None = None
@@ -174,7 +174,7 @@ def cut_to_latency(
     if best.use > 1:
         best, rows = _measured_again(dense, model, anatomy, task, best)
         if best.use > 1 + TOLERANCE:
-            raise UserError(_refusal(task, best, rounds, setting))
+            raise OutOfReach(_refusal(task, best, rounds, setting))
     return LatencyCut(
         model=model,
         plan=plan,

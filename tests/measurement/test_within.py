@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from secateur.verbs.within import OverBudgetError, require_within
 from torch import nn
 from typer.testing import CliRunner
 
@@ -13,12 +12,14 @@ import secateur
 from secateur.allocation.budget import parse_budget
 from secateur.cli import app
 from secateur.errors import UserError
+from secateur.masks import phases
 from secateur.masks.schedule import LearnSettings
 from secateur.measurement.counting import counted, counted_anywhere
+from secateur.measurement.within import OverBudgetError, require_within
+from secateur.methods import cutting, spectral
 from secateur.models.caches import own_
 from secateur.models.family import family_of, read
 from secateur.training.settings import OptimizerSettings
-from secateur.verbs import engines, learn_run
 from tests.hosts import HOSTS, build, images_for, shared, vit
 
 PRESETS = (
@@ -48,8 +49,8 @@ def test_a_cut_that_removes_nothing(
     def uncut_(smaller: nn.Module, dense: nn.Module, *_: object, **__: object) -> None:
         own_(smaller, dense)
 
-    monkeypatch.setattr(engines, "cut_", lambda *_: None)
-    monkeypatch.setattr(engines, "cut_spectral_", uncut_)
+    monkeypatch.setattr(cutting, "cut_", lambda *_: None)
+    monkeypatch.setattr(spectral, "cut_spectral_", uncut_)
     model = vit().eval()
     if budget == "0.9 MMACs":
         budget = f"{0.85 * read(model).cost().macs:.0f} macs"
@@ -73,12 +74,12 @@ def test_a_polish_that_adds_something(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_masks_that_removed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    remove = learn_run.remove
+    remove = phases.remove
 
     def kept(model: nn.Module, masks: object, limits: object) -> tuple[nn.Module, object]:
         return model, remove(model, masks, limits)[1]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(learn_run, "remove", kept)
+    monkeypatch.setattr(phases, "remove", kept)
     model = vit().eval()
     settings = LearnSettings(
         steps=1, search_share=0.0, refit=False, optimizer=OptimizerSettings(learning_rate=1e-9)
@@ -88,7 +89,7 @@ def test_masks_that_removed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "cut_", lambda *_: None)
+    monkeypatch.setattr(cutting, "cut_", lambda *_: None)
     told = ["prune", "digits_vit", "--data", "digits/train", "--limit", "32", "--preset", "energy"]
     out = tmp_path / "small"
     ended = CliRunner().invoke(app, [*told, "--budget", "50% macs", "--out", str(out)])
