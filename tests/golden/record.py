@@ -47,7 +47,9 @@ def deviation(found: Tensor, recorded: Tensor) -> float:
     return float((found - recorded).abs().max() / recorded.abs().max())
 
 
-def number_deviations(found: Mapping[str, float], recorded: Mapping[str, float]) -> dict[str, float]:
+def number_deviations(
+    found: Mapping[str, float], recorded: Mapping[str, float]
+) -> dict[str, float]:
     """Differences by name, as a share of 1 or of the number where it is larger."""
     if found.keys() != recorded.keys():
         return dict.fromkeys(found.keys() ^ recorded.keys(), math.inf)
@@ -72,6 +74,7 @@ def write() -> None:
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plans.items()]
     PLANS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     save_file(logits, LOGITS)
+    LOGITS.chmod(0o644)
 
 
 def compare() -> int:
