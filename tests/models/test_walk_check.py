@@ -5,29 +5,25 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.models.family import family_of, read
 from secateur.models.walk_check import require_walk
-from secateur.verbs import analyze, prune
+from secateur.verbs import prune
+from secateur.verbs.analyze import analyze
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, SIZES, build, randomise_
-
-
-def check(model: nn.Module) -> None:
-    require_walk(model, family_of(model), read(model))
 
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_every_host_is_its_walk_in_any_type_and_mode(name: str) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        check(build(name).to(dtype))
+        require_walk(build(name).to(dtype))
     model = build(name)
     for module in model.modules():
         module.training = True
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    check(model)
+    require_walk(model)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
@@ -100,4 +96,4 @@ def test_another_forward_pass_is_refused_before_an_image_is_read(
 
 
 def test_a_model_without_values_is_not_looked_at() -> None:
-    check(build("vit").to("meta"))
+    require_walk(build("vit").to("meta"))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
 from secateur.models.family import Family
-from secateur.models.types import Anatomy
 from secateur.models.walk import Walk
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
@@ -21,12 +20,14 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
 
 
 @torch.no_grad()
-def require_walk(model: nn.Module, family: Family, anatomy: Anatomy) -> None:
+def require_walk(model: nn.Module) -> None:
     """UserError for a model whose own forward pass is not the walk through its steps.
 
     Both see two random images of the model's size, on its device and in its type, in evaluation
     mode. The model is left as it was; one without values (on the meta device) is not looked at.
     """
+    family = family_of(model)
+    anatomy = family.read(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     if like is None or like.is_meta:
         return
@@ -37,11 +38,8 @@ def require_walk(model: nn.Module, family: Family, anatomy: Anatomy) -> None:
         walk = Walk.of(model, family, anatomy)
         walked = walk.finish(walk.embed(images_BCHW))
     if walked.shape != own.shape:
-        _refuse(
-            model,
-            family,
-            f"it gives outputs of shape {tuple(own.shape)}, not {tuple(walked.shape)}",
-        )
+        shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
+        _refuse(model, family, f"it gives outputs of {shapes}")
     largest = float(own.abs().max()) if own.numel() else 0.0
     apart = float((own - walked).abs().nan_to_num(0.0).max()) if own.numel() else 0.0
     if apart > TOLERANCES.get(own.dtype, 0.05) * max(largest, 1e-6):
