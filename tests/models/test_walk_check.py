@@ -9,8 +9,8 @@ from torch import Tensor
 
 from secateur.errors import UserError
 from secateur.models.walk_check import require_walk
-from secateur.verbs import prune
 from secateur.verbs.analyze import analyze
+from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, SIZES, build, randomise_
 
@@ -38,7 +38,7 @@ class Doubled(VisionTransformer):
 class SkipsEverySecond(VisionTransformer):
     """A masked autoencoder's way: not all patches go through the blocks."""
 
-    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward_features(self, x: Tensor, **_masks: Any) -> Tensor:
         return self.norm(self.blocks(self._pos_embed(self.patch_embed(x))[:, ::2]))
 
 

@@ -108,11 +108,11 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
-def stated_names(kind: Literal["caches", "switches"]) -> frozenset[str]:
+def stated_names(kind: Literal["caches", "switches", "positions"]) -> frozenset[str]:
     """Attributes that hosts of any known family have for this.
 
     `caches` hold dictionaries of what was worked out from weights, `switches` say whether a layer
-    takes a fused kernel for its attention.
+    takes a fused kernel for its attention, `positions` are tables that follow the image size.
     """
     return frozenset(name for _, family in families.items() for name in getattr(family, kind, ()))
 

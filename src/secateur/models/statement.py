@@ -100,7 +100,7 @@ class AttentionLayer:
     """
 
     path: str
-    classes: Names = ("Attention",)
+    classes: Names
     qkv: Packed | Separate = Packed()
     out: str = "proj"
     heads: str = "num_heads"
@@ -128,9 +128,9 @@ class MlpLayer:
     """
 
     path: str
-    classes: Names = ("Mlp",)
-    readers: Names = ("fc1",)
-    writer: str = "fc2"
+    classes: Names
+    readers: Names
+    writer: str
     unit_norm: str | None = None
     norm: str | None = None
     norm_behind: str | None = None

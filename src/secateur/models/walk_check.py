@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
-from secateur.models.family import Family
+from secateur.models.family import Family, family_of
 from secateur.models.walk import Walk
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}

@@ -50,6 +50,7 @@ class StatedFamily:
         self.name, self.title = statement.name, statement.title
         self.examples = statement.examples
         self.caches = statement.caches
+        self.positions = () if statement.stem.positions is None else (statement.stem.positions,)
         self.switches = () if statement.fused is None else (statement.fused,)
 
     def matches(self, model: nn.Module) -> bool:

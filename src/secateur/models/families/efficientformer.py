@@ -5,6 +5,7 @@ convolutions between stages they stand between branches and stay.
 """
 
 import math
+from dataclasses import replace
 
 from timm.models.efficientformer import EfficientFormer
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ SIDE = 7
 
 ATTENTION = AttentionLayer(
     path="token_mixer",
+    classes=("Attention",),
     qkv=Packed(by_head=True),
     position_bias=PositionBias(table="attention_biases", index="attention_bias_idxs"),
     sizes={"key_dim": "qk", "val_dim": "vo", "key_attn_dim": "all_qk", "val_attn_dim": "all_vo"},
@@ -39,9 +41,8 @@ ATTENTION = AttentionLayer(
     holds=Holds.ALL,
 )
 POOLING = FixedLayer(path="token_mixer", classes=("Pooling",))
-GRID_MLP = MlpLayer(
-    path="mlp", classes=("ConvMlpWithNorm",), unit_norm="norm1", norm_behind="norm2"
-)
+MLP = MlpLayer(path="mlp", classes=("Mlp",), readers=("fc1",), writer="fc2")
+GRID_MLP = replace(MLP, classes=("ConvMlpWithNorm",), unit_norm="norm1", norm_behind="norm2")
 
 
 def first_side(host: EfficientFormer) -> int:
@@ -75,12 +76,7 @@ state(
         residuals={
             "MetaBlock1d": (
                 Residual(layers=(ATTENTION,), norm="norm1", scale="ls1.gamma", drop="drop_path1"),
-                Residual(
-                    layers=(MlpLayer(path="mlp"),),
-                    norm="norm2",
-                    scale="ls2.gamma",
-                    drop="drop_path2",
-                ),
+                Residual(layers=(MLP,), norm="norm2", scale="ls2.gamma", drop="drop_path2"),
             ),
             "MetaBlock2d": (
                 Residual(layers=(POOLING,), scale="ls1.gamma", drop="drop_path1"),

@@ -1,5 +1,7 @@
 """timm's plain VisionTransformer: ViT, DeiT (also distilled), DeiT-III, DINOv2 with registers."""
 
+from dataclasses import replace
+
 from timm.layers import AttentionPoolPrr
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from secateur.models.statement import (
 
 ATTENTION = AttentionLayer(
     path="attn",
+    classes=("Attention",),
     sizes={"attn_dim": "all_vo"},
     qk_norm=("q_norm", "k_norm"),
     context_norm="norm",
@@ -27,10 +30,8 @@ ATTENTION = AttentionLayer(
     call=Call(takes=("is_causal",)),
     holds=Holds.HEADS,
 )
-MLPS = (
-    MlpLayer(path="mlp", classes=("Mlp", "GluMlp"), norm="norm"),
-    MlpLayer(path="mlp", classes=("SwiGLU",), readers=("fc1_g", "fc1_x"), norm="norm"),
-)
+MLP = MlpLayer(path="mlp", classes=("Mlp", "GluMlp"), readers=("fc1",), writer="fc2", norm="norm")
+MLPS = (MLP, replace(MLP, classes=("SwiGLU",), readers=("fc1_g", "fc1_x")))
 
 
 def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
