@@ -3,7 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 
-from secateur.models.statement import Call, Residual, Rotary
+from secateur.models.statement import Call, Residual
+
+Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
 
 class SlimAttention(nn.Module):
@@ -40,7 +42,7 @@ class SlimAttention(nn.Module):
         proj_drop: float = 0.0,
         fused_attn: bool = True,
         call: Call = Call(),  # noqa: B008 (frozen)
-        rotary: Rotary | None = None,
+        rotary: tuple[str, Rotate] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -65,8 +67,8 @@ class SlimAttention(nn.Module):
         q_BHNK = self.q_norm(q.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
         k_BHNK = self.k_norm(k.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
         v_BHNV = v.unflatten(-1, (self.num_heads, self.v_dim)).transpose(1, 2)
-        if self.rotary is not None and given.get(self.rotary.argument) is not None:
-            q_BHNK, k_BHNK = self.rotary.apply(q_BHNK, k_BHNK, given[self.rotary.argument])
+        if self.rotary is not None and given.get(self.rotary[0]) is not None:
+            q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = None if self.call.mask is None else given.get(self.call.mask)
         attend = self._fused if self.fused_attn else self._attend
         out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
@@ -169,6 +171,8 @@ class PartialBlock(nn.Module):
                     self.register_parameter(name, member)
                 elif isinstance(member, nn.Module):
                     self.add_module(name, member)
+                else:
+                    self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
         self.training = block.training
 

@@ -70,12 +70,14 @@ class PositionBias:
 class Rotary:
     """Rotary position embeddings, passed under the keyword `argument`.
 
-    `apply(q_BHNK, k_BHNK, embedding)` gives both rotated. Pairs of dims have frequencies of their
-    own, so `qk` is refused; where each head has its own table (`per_head`), `heads` is, too.
+    `apply(q_BHNK, k_BHNK, embedding, **settings)` gives both rotated; `settings` are attributes of
+    the layer. Pairs of dims have frequencies of their own, so `qk` is refused; where each head has
+    its own table (`per_head`), `heads` is, too.
     """
 
     argument: str
-    apply: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+    apply: Callable[..., tuple[Tensor, Tensor]]
+    settings: Names = ()
     per_head: bool = False
 
 
@@ -95,8 +97,7 @@ class AttentionLayer:
     `path` leads to the layer from its block, `classes` are the host classes that these facts hold
     for. `heads` and `scale` are attributes (scale None: K^-½); `sizes` says which attributes follow
     which size: heads, qk, vo, all_qk (H·K), all_vo (H·V). Facts refuse groups: `qk_norm` and
-    `rotary` qk; `gate` (a reader of the stream) and `context_norm` all three. Layers that compute
-    past their modules, where hooks see nothing, are not `observable`.
+    `rotary` qk; `gate` (a reader of the stream) and `context_norm` all three.
     """
 
     path: str
@@ -115,7 +116,6 @@ class AttentionLayer:
     dropout_behind: str | None = None
     call: Call = Call()
     holds: Holds = Holds.NOTHING
-    observable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +201,7 @@ class Stem:
     `writer` is a linear layer or convolution, `patch_norm` stands behind it, `activation` after
     that, and `norm` goes over patches, positions and tokens together. The `tokens` are put before
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
-    them, as far as N' goes. `earlier` are layers before the writer, with how many
+    them, as far as N' goes. `earlier` are layers that hold no channels of the stream, with how many
     products per weight and token each takes. `classes` names the classes that modules must have.
     """
 
@@ -228,16 +228,14 @@ class Tail:
     pool_macs: Callable[[Any], int] | None = None
 
 
-Residuals = tuple[Residual, ...] | Callable[[nn.Module], tuple[Residual, ...]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
     """A family of models.
 
-    `hosts` are "module:Class", looked at only if the module is loaded. `blocks` is the path of the
+    `hosts` are "module:Class", looked at only if the module is loaded; of their models the family
+    is for those that `applies` holds for. `blocks` is the path of the
     blocks, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
-    `residuals` says for each block class which steps it takes, in order; a function gets the block.
+    `residuals` says for each block class which steps it takes, in order.
     `embed(model, images)` gives the stream as the first block sees it, `head(model, stream)` the
     model's outputs from the stream that the last one leaves. `image` is (C, H, W), `grid` the
     patches (rows, columns) of the first stage, `prefix` the tokens before them.
@@ -253,7 +251,7 @@ class Statement:
     title: str
     hosts: Names
     blocks: str
-    residuals: Mapping[str, Residuals]
+    residuals: Mapping[str, tuple[Residual, ...]]
     stem: Stem
     tail: Tail
     embed: Callable[[Any, Tensor], Tensor]
@@ -261,6 +259,7 @@ class Statement:
     image: Callable[[Any], tuple[int, int, int]]
     grid: Callable[[Any], tuple[int, int]]
     prefix: Callable[[Any], int] = lambda _model: 0
+    applies: Callable[[Any], bool] = lambda _model: True
     examples: Names = ()
     classes: str = "num_classes"
     grids: bool = False
@@ -273,7 +272,7 @@ class Statement:
     caches: Names = ()
 
 
-NO_NAMES = ("layers", "path", "classes", "call", "argument")
+NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
 """Fields that name nothing in the module that the others are relative to."""
 
 

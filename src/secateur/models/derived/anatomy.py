@@ -10,10 +10,10 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
 from secateur.models.derived.layout import norms_of_qk, shape_of
-from secateur.models.derived.names import linear, member, optional
-from secateur.models.derived.steps import Step, blocks_of, start_of, steps_of
+from secateur.models.derived.names import linear, member, optional, parameter
+from secateur.models.derived.steps import Step, blocks_of, held_whole, start_of, steps_of
 from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, MlpLayer, Statement, names_in
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Separate, Statement, names_in
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
@@ -71,6 +71,9 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
     for path in tail.classifiers:
         if not isinstance(head := member(model, path), nn.Linear | nn.Identity | None):
             return f"its {path.removesuffix('?')} is a {type(head).__name__}, not a Linear"
+    for step in steps:
+        if held_whole(step) and "vo" in _refusals(step.module, step.layer):
+            return f"{step.path} computes at its present width only, and ours cannot take its place"
     starts = [step.stage for step in steps if step.kind == "transition"]
     if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
         return (
@@ -100,9 +103,24 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
         if not isinstance(step.module, SlimAttention):
             for path in names_in(step.layer):
                 member(step.module, path)
+        if isinstance(step.layer, AttentionLayer):
+            _check_attention(step, step.layer)
         if isinstance(step.layer, MlpLayer):
             _check_mlp(step, step.layer)
     return steps
+
+
+def _check_attention(step: Step, layer: AttentionLayer) -> None:
+    """UserError for a layer that computes past its modules, where hooks see nothing."""
+    qkv, attn = layer.qkv, step.module
+    if isinstance(attn, SlimAttention) or isinstance(qkv, Separate):
+        return
+    names = qkv.bias if isinstance(qkv.bias, tuple) else ()
+    if any(parameter(attn, name) is not None for name in names) or "." not in qkv.weight:
+        raise UserError(
+            f"{step.path} is a {type(attn).__name__} that multiplies with its weights past the "
+            "modules that hold them, so its queries, keys and values cannot be observed."
+        )
 
 
 def _check_mlp(step: Step, layer: MlpLayer) -> None:
@@ -137,13 +155,15 @@ def _branch(stated: Statement, step: Step) -> Branch:
     )
 
 
-def _refusals(module: nn.Module, layer: AttentionLayer | MlpLayer) -> dict[GroupName, str]:
+def _refusals(module: nn.Module, layer: Layer | None) -> dict[GroupName, str]:
     """The groups that the facts of a layer refuse, with the reason."""
     if isinstance(layer, MlpLayer):
         if optional(module, layer.norm) is None:
             return {}
         return {"hidden": "a norm over the hidden neurons depends on every one of them"}
     refusals: dict[GroupName, str] = {}
+    if not isinstance(layer, AttentionLayer):
+        return refusals
     every: tuple[GroupName, ...] = ("qk", "vo", "heads")
     if any(optional(module, name) is not None for name in norms_of_qk(module, layer)):
         refusals["qk"] = (

@@ -101,7 +101,8 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
     patches = prod(stated.grid(model))
     macs = 0
     for path, times in {stated.stem.writer: 1, **stated.stem.earlier}.items():
-        macs += patches * times * model.get_parameter(f"{path}.weight").numel()
+        if times:
+            macs += patches * times * model.get_parameter(f"{path}.weight").numel()
     for step in steps:
         if step.kind == "transition":
             macs += step.tokens * start_of(stated, model, step.stage).writer.weight.numel()

@@ -3,11 +3,13 @@
 Legend: D residual width, H heads, K query/key dims per head, V value dims per head, F hidden.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from secateur.models.derived.names import linear, optional, parameter, stands_at
-from secateur.models.modules import SlimAttention
+from secateur.models.modules import Rotate, SlimAttention
 from secateur.models.statement import AttentionLayer, Holds, MlpLayer, Packed, Separate
 from secateur.models.types import AttentionShape, MlpShape, Shape
 from secateur.models.weights import AttentionWeights, MlpWeights
@@ -75,7 +77,7 @@ def assign_attention_(
     `fused` says whether one of ours, where that is needed, starts with the fused kernel.
     """
     if isinstance(attn, SlimAttention) or not _fits(attn, layer, weights):
-        return _slim(attn, layer, weights, fused)
+        return our_attention(attn, layer, weights, fused=fused)
     qkv, sizes = layer.qkv, _sizes(weights.shape)
     parts, biases = _parts(weights)
     if isinstance(qkv, Separate):
@@ -175,11 +177,11 @@ def _fits(attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights) -> 
         Holds.EQUAL_DIMS: shape.qk == shape.vo,
         Holds.ALL: True,
     }
-    return held[layer.holds] and layer.observable
+    return held[layer.holds]
 
 
-def _slim(
-    attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, fused: bool
+def our_attention(
+    attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, *, fused: bool
 ) -> nn.Module:
     """Our own attention in place of a host's layer, or of one of ours in another shape."""
     shape, own = weights.shape, isinstance(attn, SlimAttention)
@@ -198,7 +200,7 @@ def _slim(
         proj_drop=_chance(attn, "proj_drop" if own else layer.dropout_behind),
         fused_attn=fused,
         call=layer.call,
-        rotary=layer.rotary,
+        rotary=_rotation(attn, layer),
         device=torch.device("meta"),
     )
     like = out.weight
@@ -209,6 +211,14 @@ def _slim(
         linear_.weight = _parameter(weight, like)
         linear_.register_parameter("bias", None if bias is None else _parameter(bias, like))
     return slim.train(attn.training)
+
+
+def _rotation(attn: nn.Module, layer: AttentionLayer) -> tuple[str, Rotate] | None:
+    """Under which argument rotary embeddings come, and the function that applies them."""
+    if isinstance(attn, SlimAttention) or layer.rotary is None:
+        return attn.rotary if isinstance(attn, SlimAttention) else None
+    settings = {name: getattr(attn, name) for name in layer.rotary.settings}
+    return layer.rotary.argument, partial(layer.rotary.apply, **settings)
 
 
 def _parts(weights: AttentionWeights) -> tuple[list[Tensor], Biases]:

@@ -58,7 +58,7 @@ class StatedFamily:
         for host in self.statement.hosts:
             module, _, name = host.partition(":")
             if module in sys.modules and isinstance(model, getattr(sys.modules[module], name)):
-                return True
+                return self.statement.applies(model)
         return False
 
     def read(self, model: nn.Module) -> Anatomy:

@@ -16,6 +16,7 @@ from secateur.models.modules import LinearStandIn, PartialBlock, SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
     FixedLayer,
+    Holds,
     Layer,
     MlpLayer,
     Residual,
@@ -106,6 +107,13 @@ class Step:
         return [linear(module, path) for path in paths]
 
 
+def held_whole(step: Step) -> bool:
+    """Whether a host's attention layer computes correctly in its dense shape and width only."""
+    if not isinstance(step.layer, AttentionLayer) or isinstance(step.module, SlimAttention):
+        return False
+    return step.layer.holds is Holds.NOTHING
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """What writes a stream first, and the norms behind it, by path."""
@@ -165,7 +173,7 @@ def residuals_of(stated: Statement, path: str, block: nn.Module) -> tuple[Residu
             f"to the stream one after the other; of {stated.title}'s blocks only "
             f"{', '.join(stated.residuals)} are supported."
         )
-    return found if isinstance(found, tuple) else found(block)
+    return found
 
 
 def steps_of(stated: Statement, model: nn.Module, *, dropped: bool = False) -> list[Step]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
+from secateur.models.derived.layout import attention_weights, our_attention
 from secateur.models.derived.names import classifiers, optional, parameter
-from secateur.models.derived.steps import Step, start_of, steps_of
+from secateur.models.derived.steps import Step, held_whole, start_of, steps_of
 from secateur.models.norms import can_hold, held_norm, is_norm
-from secateur.models.statement import Statement
+from secateur.models.statement import AttentionLayer, Statement
 from secateur.models.stream import END, Held, StreamReaders, StreamWeights
 
 
@@ -36,6 +37,11 @@ def narrow_(
         _narrow_inputs_(_strided(stated, model, following), kept_D, held.get(END))
     for step in steps:
         if step.stage == stage and step.kind != "transition":
+            if held_whole(step) and isinstance(step.layer, AttentionLayer):
+                weights = attention_weights(step.module, step.layer)
+                fused = bool(getattr(step.module, stated.fused or "", True))
+                new = our_attention(step.module, step.layer, weights, fused=fused)
+                step.owner.set_submodule(step.residual.path, new)
             _narrow_step_(step, kept_D, held.get(step.path))
     start = start_of(stated, model, stage)
     keep_rows_(start.writer, kept_D)
