@@ -13,12 +13,11 @@ from timm.models.eva import Eva
 from torch import Tensor
 
 from secateur.models.derived.stated import state
-from secateur.models.families.timm_vit import head, pool_macs, resized
+from secateur.models.families.timm_vit import MLPS, head, pool_macs, resized
 from secateur.models.statement import (
     AttentionLayer,
     Call,
     Holds,
-    MlpLayer,
     Packed,
     Residual,
     Rotary,
@@ -70,8 +69,6 @@ ROPE = replace(
     sizes={"attn_dim": "all_vo", "num_kv_heads": "heads", "kv_dim": "all_vo"},
     holds=Holds.HEADS,
 )
-MLP = MlpLayer(path="mlp", classes=("Mlp", "GluMlp"), readers=("fc1",), writer="fc2", norm="norm")
-MLPS = (MLP, replace(MLP, classes=("SwiGLU",), readers=("fc1_g", "fc1_x")))
 
 
 def steps(*attention: AttentionLayer) -> dict[str, tuple[Residual, ...]]:
