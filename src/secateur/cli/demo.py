@@ -24,8 +24,9 @@ def demo(
     from secateur.pipeline.demo import demo as run
 
     use_threads(machine)
+    device = machine.check()
     with progress_bar() as progress:
-        found = run(out, progress=progress)
+        found = run(out, device=device, progress=progress)
     pruned = answer(
         found.result,
         out,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.types import Anatomy
 from secateur.data.batches import Batch, Batches
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measuring.divergence import unit_of
 from secateur.measuring.modes import evaluating
@@ -128,6 +129,7 @@ def analyze(
     check_words(effort, runtime, latency_batch, tolerance)
     family = family_of(model)
     anatomy = family.read(model)
+    require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
     batches, used = open_data(

@@ -38,17 +38,18 @@ def demo(
     limit: int | None = LIMIT,
     test_limit: int | None = None,
     latency: bool = True,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Demo:
     """Prune the bundled digits model to half its MACs, save it in `out` and load it again.
 
-    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it. Raises
-    UserError when `out` cannot be written, RuntimeError when the loaded model is another one.
+    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on `device`.
+    Raises UserError when `out` cannot be written, RuntimeError when the loaded model is another one.
     """
     check_out(out)
     # WHY one thread: for so small a model more of them only wait for each other.
     with using_threads(1):
-        model = load(MODEL)
+        model = load(MODEL, device=device)
         scored, _ = open_data(model, "digits/test", limit=test_limit)
         result = prune(
             model,
@@ -62,7 +63,7 @@ def demo(
         )
         result.command = "secateur demo"
         result.save(out)
-        again = load(out)
+        again = load(out, device=device)
         reloaded = score(again, scored, "evaluate again", progress, reference=model)
         difference = largest_difference(result.model, again, scored)
         if reloaded != result.accuracy or difference > SAME:

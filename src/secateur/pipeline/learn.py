@@ -11,10 +11,11 @@ from secateur.anatomy.family import family_of
 from secateur.anatomy.types import Anatomy, GroupName
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.healing.answers import ANSWERS
 from secateur.healing.held_out import hold_out
-from secateur.healing.machine import require_accelerate
+from secateur.healing.machine import require_accelerate, training_device
 from secateur.healing.objectives import Distil
 from secateur.healing.run import OnLog
 from secateur.healing.teacher import teacher_for
@@ -60,6 +61,7 @@ def learn(
     latency: bool = False,
     runtime: str = "eager",
     latency_batch: int = 1,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
     on_note: OnNote | None = None,
@@ -71,8 +73,8 @@ def learn(
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
-    `restart`. `on_note` is told before training what the strategy can remove. Everything that can
-    be wrong with the request raises UserError before training begins.
+    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
+    training what the strategy can remove. Everything that can be wrong with the request raises UserError before training begins.
     """
     options = LearnOptions(
         budget=budget,
@@ -88,6 +90,8 @@ def learn(
         settings=settings or LearnSettings(),
     )
     require_accelerate()
+    device = training_device(next(model.parameters()).device, device)
+    require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
     family = family_of(model)
     anatomy = family.read(model)
@@ -116,6 +120,7 @@ def learn(
         target=latency_target(model, family, anatomy, task.task, progress),
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )

@@ -11,6 +11,7 @@ from secateur.anatomy.family import Family, family_of
 from secateur.anatomy.stream import rotatable
 from secateur.anatomy.types import Anatomy, Cost, GroupName
 from secateur.data.batches import Batches
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.healing.budget import parse_polish
 from secateur.healing.polish import PolishReport, polish_, polish_note, require_polishable
@@ -152,6 +153,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
             "a polish compares the streams of both models, which it cannot do where several stages "
             "become narrower; leave out the polish, or 'width'."
         )
+    require_double(next(model.parameters()).device, "pruning")
     evidence_needs(task)
     check_reachable(anatomy, task)
     if task.preset.stand_in is not None:
