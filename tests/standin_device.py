@@ -28,6 +28,8 @@ FACTORIES = (
     *("randperm", "randperm.generator", "tril_indices", "triu_indices"),
 )
 _kept: list[Any] = []
+lacking: set[str] = set()
+"""With `double` in it, the device has no double precision, like Apple's."""
 
 
 class StandIn(Tensor):
@@ -110,6 +112,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         # WHY: operators in place return what they were given.
         if id(x) in homes:
             return homes[id(x)]
+        if x.dtype == torch.float64 and "double" in lacking:
+            raise TypeError(f"'{NAME}' has no double precision")
         # WHY: torch gives views of ordinary tensors a version, which inference tensors have not.
         with torch.inference_mode(False):
             return StandIn(x)

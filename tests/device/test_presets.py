@@ -1,5 +1,7 @@
 """Every preset prunes on another device, both families, and comes to what the CPU comes to."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,3 +47,14 @@ def test_presets(preset: str, family: str, device: torch.device) -> None:
         assert moved.plan.shapes == plain.plan.shapes and moved.plan.widths == plain.plan.widths
         assert_same(moved.model, plain.model, device)
     assert moved.cost.macs <= 0.85 * moved.cost_dense.macs
+
+
+def test_measured_menus(device: torch.device, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    lines = "groups: [hidden, branch, block]\ncriterion: energy\nmenus: measured\nrepair: mean\n"
+    rest = "criteria: {branch: cosine, block: cosine}\nallocation: knapsack\n"
+    preset.write_text(f"title: Mine\nsource: me\n{lines}{rest}", encoding="utf-8")
+    plain, moved = pruned(str(preset), "vit", "cpu"), pruned(str(preset), "vit", device)
+    if device.type == "standin":
+        assert moved.plan.shapes == plain.plan.shapes
+        assert_same(moved.model, plain.model, device)

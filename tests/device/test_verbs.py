@@ -77,9 +77,12 @@ def test_heal(lesson: str, family: str, device: torch.device) -> None:
 def test_heal_where_it_is_asked_to(device: torch.device) -> None:
     dense, small = model_of("vit"), shrunk("vit")
     seen: list[torch.device] = []
-    small.register_forward_pre_hook(
-        lambda module, args: seen.append(args[0].device) if module.training else None
-    )
+
+    def note(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if module.training:
+            seen.append(args[0].device)
+
+    small.get_submodule("blocks.0.norm1").register_forward_pre_hook(note)
     found = secateur.heal(
         small,
         images_of(dense, TRAINED),

@@ -43,8 +43,9 @@ def demo(
 ) -> Demo:
     """Prune the bundled digits model to half its MACs, save it in `out` and load it again.
 
-    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on `device`.
-    Raises UserError when `out` cannot be written, RuntimeError when the loaded model is another one.
+    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on
+    `device`. Raises UserError when `out` cannot be written, RuntimeError when the loaded model is
+    another one.
     """
     check_out(out)
     # WHY one thread: for so small a model more of them only wait for each other.

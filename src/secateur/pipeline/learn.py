@@ -74,7 +74,8 @@ def learn(
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
     `restart`. `device` is as for `secateur.heal`. `on_note` is told before
-    training what the strategy can remove. Everything that can be wrong with the request raises UserError before training begins.
+    training what the strategy can remove. Everything that can be wrong with the request raises
+    UserError before training begins.
     """
     options = LearnOptions(
         budget=budget,
