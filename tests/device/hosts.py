@@ -13,7 +13,7 @@ from tests.hosts import build, efficientformer, host, images_for
 
 IMAGES = 8
 
-host("efficientformer_least")(lambda: efficientformer(1, depths=(1, 2), embed_dims=(8, 16)))
+host("efficientformer_least")(lambda: efficientformer(2, depths=(2, 2), embed_dims=(8, 16)))
 FAMILIES = ("vit", "efficientformer_least")
 
 

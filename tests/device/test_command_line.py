@@ -37,15 +37,15 @@ def test_verbs(small: Path, device: torch.device, tmp_path: Path) -> None:
     where = ("--device", device)
     budget = ("--budget", "80% macs")
     answer("prune", "digits_vit", *DIGITS, *budget, "--preset", "energy", "--out", tmp_path / "p",
-           "--eval-data", "digits/test", *where)  # fmt: skip
+           *where)  # fmt: skip
     answer("learn", "digits_vit", *DIGITS, *budget, *QUICK, "--criterion", "magnitude", "--out",
            tmp_path / "l", *where)  # fmt: skip
     answer("heal", small, *DIGITS, *QUICK, "--out", tmp_path / "h", *where)
     answer("train", "digits_vit", *DIGITS, *QUICK, "--out", tmp_path / "t", *where)
     for made in ("p", "l", "h", "t"):
         assert (tmp_path / made / "model.safetensors").is_file()
-    plain = answer("evaluate", small, "--data", "digits/test")
-    moved = answer("evaluate", small, "--data", "digits/test", *where)
+    plain = answer("evaluate", small, *DIGITS)
+    moved = answer("evaluate", small, *DIGITS, *where)
     assert moved["top1"] == plain["top1"] and moved["kl"] == pytest.approx(plain["kl"], rel=1e-3)
     answer("analyze", small, *DIGITS, "--no-latency", *where)
     rows = answer("bench", small, "--min-runs", "2", "--max-seconds", "0", *where)["rows"]
