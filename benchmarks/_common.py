@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.anatomy.family import read
 from secateur.errors import UserError
-from secateur.measuring.accuracy import paired_difference, predict, summarize
-from secateur.measuring.counting import counted
-from secateur.pipeline.opening import open_data
+from secateur.measurement.accuracy import paired_difference, predict, summarize
+from secateur.measurement.counting import counted
+from secateur.models.family import read
+from secateur.verbs.load import open_data
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "docs" / "results"

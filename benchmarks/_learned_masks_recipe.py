@@ -8,8 +8,8 @@ from typing import Any
 from _common import HERE, parser
 from _learned_masks_candidates import CANDIDATES, DISTIL, PRUNED
 
-from secateur.healing.objectives import DistilSettings
-from secateur.healing.settings import AugmentSettings, OptimizerSettings
+from secateur.training.objectives import DistilSettings
+from secateur.training.settings import AugmentSettings, OptimizerSettings
 
 ADAMW = ("adamw", 3e-4)
 """The optimizer and learning rate of the main page of CIFAR-10."""

@@ -9,9 +9,9 @@ import torch
 from _common import Pairs, Row
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.taps import attached
-from secateur.anatomy.weights import AttentionWeights
+from secateur.models.family import family_of, read
+from secateur.models.taps import attached
+from secateur.models.weights import AttentionWeights
 
 PRESERVED = ("50% qk", "25% qk")
 """Budgets at which attention is compared."""

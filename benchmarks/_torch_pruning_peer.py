@@ -15,7 +15,7 @@ from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.measuring.counting import counted
+from secateur.measurement.counting import counted
 
 STEPS = 9
 INPUT = (3, 224, 224)

@@ -16,10 +16,10 @@ import torch
 from _common import Bench, Pairs, Row, Store, command, parser, table, versions, write_page
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.taps import Edit, Tap, attached
 from secateur.data.batches import as_batches
-from secateur.evidence.anchors import Run, run_moments
+from secateur.models.family import family_of
+from secateur.models.taps import Edit, Tap, attached
+from secateur.statistics.anchors import Run, run_moments
 from secateur.surgery.stand_in import affine_guess
 
 PARTS = {"all tokens": slice(None), "class token": slice(0, 1)}

@@ -13,8 +13,8 @@ import torch
 from _common import Row, Store, parser, table, versions, write_page
 from torch import nn
 
-from secateur.healing.attention import set_fused_
-from secateur.healing.machine import has_bf16
+from secateur.training.attention import set_fused_
+from secateur.training.machine import has_bf16
 
 BATCHES = {96: 64, 224: 16}
 """Images of a step by their size."""

@@ -16,10 +16,10 @@ from _common import HERE, RESULTS, versions, write_page
 from _common import table as markdown
 
 import secateur
-from secateur.healing.settings import read_settings
-from secateur.healing.verbs import FineTuneSettings
-from secateur.pipeline.train import open_to_train
 from secateur.storage.spec import SPEC
+from secateur.training.settings import read_settings
+from secateur.training.verbs import FineTuneSettings
+from secateur.verbs.train import open_to_train
 
 IMAGE_SIZE = 96
 SETTINGS = {

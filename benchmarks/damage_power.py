@@ -13,11 +13,11 @@ from functools import partial
 from _common import Row, Store, command, parser, table, versions, write_page
 from token_weights import JUDGED, Split, compared, divergences
 
-from secateur.anatomy.caches import shell_of
-from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
-from secateur.pipeline import spectral
-from secateur.pipeline.options import Options, resolve
+from secateur.methods.task import Options, resolve
+from secateur.models.caches import shell_of
+from secateur.models.family import family_of
+from secateur.verbs import spectral
 
 BUDGETS = ("80% macs", "60% macs")
 POWERS = (0.7, 1.0, 1.5, 2.0, 3.0)

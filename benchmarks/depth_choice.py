@@ -22,17 +22,17 @@ from _common import (
     write_page,
 )
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.types import Shapes
+from secateur.ablation.removal import removal
+from secateur.allocation.budget import parse_budget
+from secateur.allocation.menus import Limits, drop_menu
+from secateur.allocation.quota import quota, units_of
+from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
-from secateur.evidence import Evidence, observe
-from secateur.evidence.anchors import anchor_moments
-from secateur.pipeline.removal import removal
-from secateur.pipeline.search import greedy
-from secateur.planning.budget import parse_budget
-from secateur.planning.menus import Limits, drop_menu
-from secateur.planning.quota import quota, units_of
-from secateur.planning.types import Plan
+from secateur.methods.layer_search.greedy import greedy
+from secateur.models.family import family_of
+from secateur.models.types import Shapes
+from secateur.statistics import Evidence, observe
+from secateur.statistics.anchors import anchor_moments
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import StandIn, runs_of
 

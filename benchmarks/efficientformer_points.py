@@ -15,7 +15,7 @@ from _common import INPUT, Row, Store, table, versions, write_page
 
 import secateur
 from secateur.export import export
-from secateur.measuring.counting import counted
+from secateur.measurement.counting import counted
 
 UNITS = ("hidden", "qk", "vo")
 POINTS = (

@@ -16,8 +16,8 @@ import torch
 from _common import INPUT, Bench, Row, Store, command, parser, table, top1, versions, write_page
 
 import secateur
-from secateur.measuring.counting import counted
-from secateur.pipeline.opening import load_shape, open_data
+from secateur.measurement.counting import counted
+from secateur.verbs.load import load_shape, open_data
 
 HALVES = {
     "magnitude": "magnitude, no repair",

@@ -30,11 +30,11 @@ from torch import nn
 import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
-from secateur.healing.held_out import hold_out
-from secateur.healing.identity import digest
-from secateur.healing.settings import read_settings
-from secateur.healing.verbs import HealSettings
-from secateur.measuring.accuracy import predict, summarize
+from secateur.measurement.accuracy import predict, summarize
+from secateur.training.held_out import hold_out
+from secateur.training.identity import digest
+from secateur.training.settings import read_settings
+from secateur.training.verbs import HealSettings
 
 BUDGET = "60% macs"
 CANDIDATES: dict[str, dict[str, Any]] = {

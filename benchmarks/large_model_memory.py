@@ -75,10 +75,10 @@ def _measure(stage: str, depth: int, images: int, batch: int, effort: str) -> Ro
     import timm
     import torch
 
-    from secateur.evidence import observe
-    from secateur.pipeline import analyze as verb
-    from secateur.pipeline.analyze_removals import Effort
-    from secateur.pipeline.analyze_scores import NEEDS
+    from secateur.analysis.removals import Effort
+    from secateur.analysis.scores import NEEDS
+    from secateur.statistics import observe
+    from secateur.verbs import analyze as verb
 
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -12,17 +12,17 @@ import torch
 from _common import table, versions, write_page
 from torch import nn
 
-from secateur.anatomy.family import family_of
 from secateur.criteria import criteria
 from secateur.errors import UserError
-from secateur.evidence import Evidence
-from secateur.learning.masks import masks_of
-from secateur.learning.projection import project
-from secateur.learning.removal import remove
-from secateur.learning.schedule import LearnSettings
-from secateur.learning.sharing import sharings
-from secateur.learning.starting import starting_worths
-from secateur.pipeline.learn_task import LearnOptions, pricing_of, resolve_learn
+from secateur.masks.granularity import sharings
+from secateur.masks.masks import masks_of
+from secateur.masks.projection import project
+from secateur.masks.removal import remove
+from secateur.masks.schedule import LearnSettings
+from secateur.masks.starting import starting_worths
+from secateur.masks.task import LearnOptions, pricing_of, resolve_learn
+from secateur.models.family import family_of
+from secateur.statistics import Evidence
 
 PERCENT = (95, 85, 75, 65, 55, 45, 35, 30, 20, 10)
 

@@ -33,19 +33,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import secateur
-from secateur.anatomy.family import read
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
-from secateur.healing.held_out import part_of
-from secateur.healing.settings import OptimizerSettings
-from secateur.healing.verbs import HealSettings
-from secateur.learning.schedule import LearnSettings
-from secateur.learning.sharing import sharings
-from secateur.measuring.accuracy import predict, summarize
-from secateur.measuring.counting import counted
-from secateur.pipeline.learned import Learned
-from secateur.pipeline.opening import give_preprocessing_
-from secateur.pipeline.trained import Trained
+from secateur.masks.granularity import sharings
+from secateur.masks.schedule import LearnSettings
+from secateur.measurement.accuracy import predict, summarize
+from secateur.measurement.counting import counted
+from secateur.models.family import read
+from secateur.training.held_out import part_of
+from secateur.training.settings import OptimizerSettings
+from secateur.training.verbs import HealSettings
+from secateur.verbs.learned_result import Learned
+from secateur.verbs.load import give_preprocessing_
+from secateur.verbs.training_result import Trained
 
 AGAIN = 0.5
 """Times the learning rate of a second training."""

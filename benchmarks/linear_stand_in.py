@@ -24,22 +24,22 @@ from _common import (
 )
 from torch import nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.types import Shapes
+from secateur.allocation.budget import parse_budget
+from secateur.allocation.menus import Limits, block_menu
+from secateur.allocation.quota import quota, units_of
+from secateur.allocation.types import Plan
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
-from secateur.evidence import Evidence, observe
-from secateur.evidence.anchors import anchor_moments
-from secateur.evidence.gaps import gap_moments
-from secateur.pipeline.prune import prune
-from secateur.pipeline.rescoring import best_window
-from secateur.planning.budget import parse_budget
-from secateur.planning.menus import Limits, block_menu
-from secateur.planning.quota import quota, units_of
-from secateur.planning.types import Plan
+from secateur.methods.layer_search.iterative import best_window
+from secateur.models.family import family_of, read
+from secateur.models.types import Shapes
+from secateur.statistics import Evidence, observe
+from secateur.statistics.anchors import anchor_moments
+from secateur.statistics.gaps import gap_moments
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import StandIn, gaps_of, runs_of
+from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
 STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "affine", "linear")

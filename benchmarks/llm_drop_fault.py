@@ -35,11 +35,11 @@ from _digits_with_layer_scale import (
 )
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
-from secateur.measuring.accuracy import predict, summarize
-from secateur.pipeline.rescoring import without
+from secateur.measurement.accuracy import predict, summarize
+from secateur.methods.layer_search.iterative import without
+from secateur.models.family import family_of
+from secateur.statistics import observe
 from secateur.study.statistics import spearman
 
 TITLES = {

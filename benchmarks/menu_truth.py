@@ -15,14 +15,14 @@ from _common import RESULTS, Bench, Row, Store, command, parser, table, versions
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.types import GroupName
+from secateur.ablation.bench import held_images
+from secateur.ablation.probe import FULL, QUICK, Probed, probe_menus, probe_needs
+from secateur.allocation.menus import Limits
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
-from secateur.pipeline.bench import held_images
-from secateur.pipeline.probe import FULL, QUICK, Probed, probe_menus, probe_needs
-from secateur.pipeline.spectral import token_weights
-from secateur.planning.menus import Limits
+from secateur.methods.spectral import token_weights
+from secateur.models.family import family_of
+from secateur.models.types import GroupName
+from secateur.statistics import observe
 from secateur.surgery.sequential import HOLD_EVERY
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block")

@@ -66,8 +66,8 @@ def measure(images: int) -> Row:
     import torch
 
     import secateur
-    from secateur.pipeline import spectral
-    from secateur.pipeline.probe import Effort
+    from secateur.ablation.probe import Effort
+    from secateur.verbs import spectral
 
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

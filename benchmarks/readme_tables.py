@@ -12,13 +12,13 @@ from pathlib import Path
 from _readme_measured import measured_table
 
 import secateur
-from secateur.anatomy.family import families
-from secateur.anatomy.types import ALL_GROUPS
 from secateur.criteria import criteria
 from secateur.errors import UserError
-from secateur.pipeline.inspect import Inspection
-from secateur.pipeline.opening import load_shape
+from secateur.models.family import families
+from secateur.models.types import ALL_GROUPS
 from secateur.presets import DEFAULT, load_preset, preset_names
+from secateur.verbs.inspect import Inspection
+from secateur.verbs.load import load_shape
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 YES, NO = "✓", "–"

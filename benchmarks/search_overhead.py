@@ -14,15 +14,15 @@ import torch
 from _common import Row, Store, parser, table, versions, write_page
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
-from secateur.healing.lesson import Lesson, Moment
-from secateur.learning.bank import GateBank
-from secateur.learning.form import forms
-from secateur.learning.pricing import Pricing
-from secateur.learning.sharing import Scope, gates_of, sharings
-from secateur.learning.way import Way, WaySettings, ways
-from secateur.planning.costs import cost_function
-from secateur.planning.menus import Limits
+from secateur.allocation.costs import cost_function
+from secateur.allocation.menus import Limits
+from secateur.masks.bank import GateBank
+from secateur.masks.estimator import forms
+from secateur.masks.granularity import Scope, gates_of, sharings
+from secateur.masks.pricing import Pricing
+from secateur.masks.strategy import Way, WaySettings, ways
+from secateur.models.family import family_of
+from secateur.training.lesson import Lesson, Moment
 
 MOST = 1.25
 """The ratio that a search may not exceed."""

@@ -26,13 +26,13 @@ from _common import (
 )
 from torch import Tensor, nn
 
-from secateur.anatomy.caches import copy_of
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.stream import rotatable
 from secateur.data.batches import as_batches
-from secateur.pipeline.prune import prune
+from secateur.models.caches import copy_of
+from secateur.models.family import family_of, read
+from secateur.models.stream import rotatable
 from secateur.surgery.rotate import principal_basis
 from secateur.surgery.streams import advance, embed_all
+from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
 WIDTHS = {"vit_tiny": (176, 160), "digits": (48, 32, 16)}

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from _common import Bench, Row, Store, command, parser, table, versions, write_page
 from torch import Tensor, nn
 
-from secateur.anatomy.types import AttentionShape, GroupName
-from secateur.pipeline import prune
-from secateur.pipeline.result import Result
+from secateur.models.types import AttentionShape, GroupName
+from secateur.verbs import prune
+from secateur.verbs.result import Result
 
 WAYS = {
     "equal shares": {"allocation": "uniform"},

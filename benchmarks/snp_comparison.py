@@ -15,11 +15,11 @@ from torch import nn
 
 import secateur
 from secateur.data.batches import as_batches
-from secateur.healing.budget import parse_polish
-from secateur.healing.polish import PolishSettings, polish_
-from secateur.measuring.accuracy import predict, summarize
-from secateur.measuring.counting import counted
+from secateur.measurement.accuracy import predict, summarize
+from secateur.measurement.counting import counted
 from secateur.presets import preset_names
+from secateur.training.budget import parse_polish
+from secateur.training.polish import PolishSettings, polish_
 
 BUDGETS = ("50% qk", "50% vo", "50% hidden", "50% qk, 50% vo, 50% hidden")
 METHODS = (

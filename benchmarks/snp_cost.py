@@ -15,12 +15,12 @@ from collections.abc import Callable
 import torch
 from _common import Bench, Store, command, parser, table, versions, write_page
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question, needs_of, settings_of
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
+from secateur.models.family import family_of
+from secateur.models.types import GroupName
+from secateur.statistics import observe
 
 CHOICES: dict[str, dict[str, object]] = {
     "each image": {},

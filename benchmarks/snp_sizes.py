@@ -19,10 +19,10 @@ from _common import INPUT, Row, Store, table, versions, write_page
 from torch import nn
 
 import secateur
-from secateur.anatomy.types import AttentionShape
 from secateur.export import export
-from secateur.measuring.counting import counted
-from secateur.pipeline.result import Result
+from secateur.measurement.counting import counted
+from secateur.models.types import AttentionShape
+from secateur.verbs.result import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

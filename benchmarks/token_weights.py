@@ -16,14 +16,14 @@ import torch
 from _common import Bench, Row, Store, command, parser, table, versions, write_page
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
+from secateur.allocation.types import shapes_of
 from secateur.data.batches import as_batches
-from secateur.healing.losses import divergence
-from secateur.pipeline import spectral
-from secateur.pipeline.decide import decide
-from secateur.pipeline.options import Options, resolve
-from secateur.planning.types import shapes_of
+from secateur.methods.decide import decide
+from secateur.methods.task import Options, resolve
+from secateur.models.family import family_of
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
+from secateur.training.losses import divergence
+from secateur.verbs import spectral
 
 BUDGETS = ("50% hidden", "25% qk", "50% vo")
 POWERS = {

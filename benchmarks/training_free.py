@@ -14,13 +14,13 @@ from _training_free_page import write_report
 from torch import nn
 
 import secateur
-from secateur.anatomy.family import family_of
-from secateur.anatomy.types import Anatomy
+from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.data.batches import as_batches
-from secateur.pipeline.decide import check_reachable, counted_target
-from secateur.pipeline.engines import Engine, Job, start
-from secateur.pipeline.options import Options, Task, resolve
-from secateur.planning.budget import CostBudget, parse_budget
+from secateur.methods.decide import check_reachable, counted_target
+from secateur.methods.method import Engine, Job, start
+from secateur.methods.task import Options, Task, resolve
+from secateur.models.family import family_of
+from secateur.models.types import Anatomy
 
 SHAPES = ("50% qk", "25% qk", "50% vo", "50% hidden")
 COSTS = ("80% macs", "70% macs", "60% macs", "50% macs")

@@ -21,8 +21,8 @@ from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from secateur.anatomy.family import read
-from secateur.anatomy.types import Anatomy
+from secateur.models.family import read
+from secateur.models.types import Anatomy
 
 HOSTS: dict[str, Callable[[], nn.Module]] = {}
 

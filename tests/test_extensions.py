@@ -16,8 +16,8 @@ from secateur.registry import Registry
 PACKAGE = Path(secateur.registry.__file__).parent
 FILES = Path(__file__).parent / "extensions"
 PLANTED = {
-    "toy_family.py": "anatomy/families/toy_family.py",
-    "peaks.py": "evidence/sorts/peaks.py",
+    "toy_family.py": "models/families/toy_family.py",
+    "peaks.py": "statistics/kinds/peaks.py",
     "peak.py": "criteria/scores/peak.py",
     "peak.yaml": "presets/peak.yaml",
 }

@@ -16,33 +16,33 @@ from typing import TYPE_CHECKING
 from secateur.errors import UserError
 
 if TYPE_CHECKING:
-    from secateur.measuring.latency import bench
-    from secateur.pipeline.analyze import Analysis, analyze
-    from secateur.pipeline.demo import demo
-    from secateur.pipeline.heal import heal
-    from secateur.pipeline.inspect import inspect
-    from secateur.pipeline.learn import learn
-    from secateur.pipeline.measure import evaluate
-    from secateur.pipeline.opening import load
-    from secateur.pipeline.prune import prune
-    from secateur.pipeline.result import Result
-    from secateur.pipeline.train import train
+    from secateur.measurement.latency import bench
+    from secateur.verbs.analyze import Analysis, analyze
+    from secateur.verbs.demo import demo
+    from secateur.verbs.evaluate import evaluate
+    from secateur.verbs.heal import heal
+    from secateur.verbs.inspect import inspect
+    from secateur.verbs.learn import learn
+    from secateur.verbs.load import load
+    from secateur.verbs.prune import prune
+    from secateur.verbs.result import Result
+    from secateur.verbs.train import train
 
     __version__: str
 
 _HOMES = {
-    "Analysis": "secateur.pipeline.analyze",
-    "Result": "secateur.pipeline.result",
-    "analyze": "secateur.pipeline.analyze",
-    "bench": "secateur.measuring.latency",
-    "demo": "secateur.pipeline.demo",
-    "evaluate": "secateur.pipeline.measure",
-    "heal": "secateur.pipeline.heal",
-    "inspect": "secateur.pipeline.inspect",
-    "learn": "secateur.pipeline.learn",
-    "load": "secateur.pipeline.opening",
-    "prune": "secateur.pipeline.prune",
-    "train": "secateur.pipeline.train",
+    "Analysis": "secateur.verbs.analyze",
+    "Result": "secateur.verbs.result",
+    "analyze": "secateur.verbs.analyze",
+    "bench": "secateur.measurement.latency",
+    "demo": "secateur.verbs.demo",
+    "evaluate": "secateur.verbs.evaluate",
+    "heal": "secateur.verbs.heal",
+    "inspect": "secateur.verbs.inspect",
+    "learn": "secateur.verbs.learn",
+    "load": "secateur.verbs.load",
+    "prune": "secateur.verbs.prune",
+    "train": "secateur.verbs.train",
 }
 
 __all__ = [

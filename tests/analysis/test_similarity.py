@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from secateur.analysis.similarity import similarities
-from secateur.anatomy.taps import Tap, attached
 from secateur.data.batches import as_batches
-from secateur.evidence import evidence_kinds, observe
-from secateur.evidence.kinds import STREAM
-from secateur.evidence.sorts import stream_similarity
-from secateur.evidence.stream import PATCHES, thinned, watch_stream
+from secateur.models.taps import Tap, attached
+from secateur.statistics import evidence_kinds, observe
+from secateur.statistics.kinds import stream_similarity
+from secateur.statistics.registry import STREAM
+from secateur.statistics.stream import PATCHES, thinned, watch_stream
 from tests.hosts import anatomy_of, build, images_for
 
 IMAGES = 9

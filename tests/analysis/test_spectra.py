@@ -6,10 +6,10 @@ import torch
 from secateur.analysis.agreement import rank_correlation
 from secateur.analysis.heads import head_similarity
 from secateur.analysis.spectra import effective_rank, spectra
-from secateur.anatomy.family import family_of
-from secateur.anatomy.weights import AttentionWeights
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
+from secateur.models.family import family_of
+from secateur.models.weights import AttentionWeights
+from secateur.statistics import observe
 from tests.hosts import anatomy_of, build, images_for
 
 MOMENTS = ("attention_moments", "context_moments", "hidden_moments")

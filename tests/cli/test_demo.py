@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import secateur
-from secateur.pipeline.demo import demo
+from secateur.verbs.demo import demo
 from tests.cli.conftest import Run
 
 
@@ -35,7 +35,7 @@ def test_again_in_the_same_place_for_people(run: Run, tmp_path: Path) -> None:
 
 
 def test_another_model_on_disk_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("secateur.pipeline.demo")
+    module = importlib.import_module("secateur.verbs.demo")
     dense = secateur.load("digits_vit")
     monkeypatch.setattr(module, "load", lambda source: dense)
     with pytest.raises(RuntimeError, match="is not the one saved"):

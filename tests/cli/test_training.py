@@ -13,10 +13,10 @@ import yaml
 
 import secateur
 from secateur.errors import UserError
-from secateur.healing import machine
-from secateur.healing.checkpoint import FILE
+from secateur.training import machine
+from secateur.training.checkpoint import FILE
 from tests.cli.conftest import Run
-from tests.healing.learners import same
+from tests.training.learners import same
 
 QUICK = ["--steps", "6", "--batch-size", "8", "--limit", "60"]
 
@@ -92,7 +92,7 @@ def test_a_run_with_other_settings_is_refused_until_restarted(
     out = tmp_path / "out"
     given = ["heal", pruned_once, "--data", "digits/train", "--out", out, *QUICK]
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.pipeline.trained.save", full)
+        patch.setattr("secateur.verbs.training_result.save", full)
         assert run(*given).code == 2
     assert (tmp_path / "out.training" / FILE).exists() and not out.exists()
     ended = run(*given, "--learning-rate", "0.5")

@@ -8,7 +8,7 @@ import timm
 import torch
 
 import secateur
-from secateur.anatomy.family import read
+from secateur.models.family import read
 from tests.cli.conftest import Run
 
 ACCURACY = {"top1", "top5", "n", "stderr", "agreement", "kl"}
@@ -36,7 +36,7 @@ def test_inspect(run: Run) -> None:
 
 def test_inspect_times_layers(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("secateur.pipeline.timing.SECONDS", 0.0)
+    monkeypatch.setattr("secateur.measurement.timing.SECONDS", 0.0)
     arguments = ("inspect", "digits_vit", "--latency", "--threads", 1, "--latency-batch", 2)
     found = run(*arguments, "--json").json
     time = found["latency"]
@@ -73,7 +73,7 @@ def test_analyze(run: Run, tmp_path: Path) -> None:
 
 def test_inspect_says_why_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("vit_tiny_patch16_224", qk_norm=True, depth=2)
-    monkeypatch.setattr("secateur.pipeline.opening.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("secateur.verbs.load.load_model", lambda *_, **__: model)
     first = run("inspect", "timm:with_qk_norm", "--json").json["branches"][0]
     assert set(first["groups"]) == {"vo", "heads"}
     assert "QK-norm" in first["refusals"]["qk"]
@@ -312,7 +312,7 @@ def test_an_error_of_the_program_itself(run: Run, monkeypatch: pytest.MonkeyPatc
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero\nand more")
 
-    monkeypatch.setattr("secateur.pipeline.opening.load_model", broken)
+    monkeypatch.setattr("secateur.verbs.load.load_model", broken)
     found = run("inspect", "digits_vit", "--json")
     assert (found.code, found.out) == (1, "")
     assert found.err.startswith("error: ZeroDivisionError: by zero")
@@ -325,6 +325,6 @@ def test_an_interrupt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secateur.pipeline.opening.load_model", interrupted)
+    monkeypatch.setattr("secateur.verbs.load.load_model", interrupted)
     found = run("inspect", "digits_vit")
     assert (found.code, found.out, found.err) == (130, "", "error: interrupted.\n")

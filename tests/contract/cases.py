@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.taps import Edit, Tap, attached
-from secateur.anatomy.types import (
+from secateur.allocation.types import Plan, Units
+from secateur.models.family import family_of, read
+from secateur.models.taps import Edit, Tap, attached
+from secateur.models.types import (
     Anatomy,
     AttentionShape,
     Branch,
@@ -20,7 +21,6 @@ from secateur.anatomy.types import (
     Shapes,
     Widths,
 )
-from secateur.planning.types import Plan, Units
 from tests.hosts import HOSTS, anatomy_of
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("hidden", "heads", "qk", "vo")

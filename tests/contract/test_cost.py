@@ -3,9 +3,9 @@
 import pytest
 from torch import nn
 
-from secateur.anatomy.family import read
-from secateur.anatomy.types import Anatomy
-from secateur.planning.types import Plan
+from secateur.allocation.types import Plan
+from secateur.models.family import read
+from secateur.models.types import Anatomy
 from secateur.surgery.cut import cut_
 from tests.contract.cases import CASES, plan_for
 from tests.hosts import HOSTS, anatomy_of, build

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.types import Branch, GroupName
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.allocation.types import Plan, Units
 from secateur.data.batches import as_batches
-from secateur.evidence import Evidence, observe
-from secateur.planning.types import Plan, Units
+from secateur.models.family import family_of, read
+from secateur.models.types import Branch, GroupName
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.statistics import Evidence, observe
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import mean_update
 from tests.contract.cases import (

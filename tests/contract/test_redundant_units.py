@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.types import GroupName
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.allocation.types import Plan, Units
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
-from secateur.pipeline import prune
-from secateur.planning.types import Plan, Units
+from secateur.models.family import family_of, read
+from secateur.models.types import GroupName
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.statistics import observe
 from secateur.surgery.cut import cut_, repair_needs
 from secateur.surgery.repair import Repair
+from secateur.verbs import prune
 from tests.contract.cases import UNIT_GROUPS, offered, plan_of_units
 from tests.hosts import HOSTS, anatomy_of, build, images_for, shared
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.types import GroupName
 from secateur.errors import UserError
-from secateur.pipeline import prune
+from secateur.models.family import family_of, read
+from secateur.models.types import GroupName
+from secateur.verbs import prune
 from tests.contract.cases import UNIT_GROUPS, offered
 from tests.hosts import HOSTS, anatomy_of, build, gated, vit
 

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.norms import HeldNorm
-from secateur.anatomy.stream import Rotatable, rotatable
+from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import observe
-from secateur.measuring.counting import counted
-from secateur.pipeline import prune
-from secateur.pipeline.rotation import rotated
-from secateur.planning.types import Plan
+from secateur.measurement.counting import counted
+from secateur.methods.rotated import rotated
+from secateur.models.family import family_of, read
+from secateur.models.norms import HeldNorm
+from secateur.models.stream import Rotatable, rotatable
+from secateur.statistics import observe
 from secateur.storage.base import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
+from secateur.verbs import prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for, shared, vit
 from tests.storage.tiny import host as storable

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.taps import attached
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
+from secateur.models.family import family_of, read
+from secateur.models.taps import attached
+from secateur.statistics import observe
 from tests.hosts import HOSTS, build, images_for
 
 

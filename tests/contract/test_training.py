@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
+from secateur.statistics import observe
 from secateur.surgery.cut import cut_
 from tests.contract.cases import plan_for
 from tests.hosts import HOSTS, anatomy_of, build, images_for

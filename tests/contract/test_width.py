@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.norms import HeldNorm
-from secateur.anatomy.stream import stream_weights
-from secateur.anatomy.types import AttentionShape
+from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import Evidence, observe
-from secateur.pipeline import prune
-from secateur.planning.types import Plan
+from secateur.models.family import family_of, read
+from secateur.models.norms import HeldNorm
+from secateur.models.stream import stream_weights
+from secateur.models.types import AttentionShape
+from secateur.statistics import Evidence, observe
 from secateur.storage.base import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
+from secateur.verbs import prune
 from tests.contract.cases import NARROW_CASES, plan_for
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for

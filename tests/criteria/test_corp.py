@@ -5,13 +5,13 @@ import copy
 import torch
 from torch import Tensor
 
-from secateur.anatomy.family import family_of, read
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
-from secateur.evidence import evidence_kinds, observe
-from secateur.pipeline import prune
+from secateur.models.family import family_of, read
+from secateur.statistics import evidence_kinds, observe
 from secateur.surgery.cut import repair_needs
+from secateur.verbs import prune
 from tests.hosts import build, images_for
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
-from secateur.evidence import Sums, evidence_kinds
+from secateur.models.types import GroupName
+from secateur.statistics import Sums, evidence_kinds
 
 STREAM = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
 UPDATE = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.weights import MlpWeights
+from secateur.allocation.normalise import normalised
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
-from secateur.evidence.sorts.moments import add_energies_, add_moments_
-from secateur.pipeline import prune
-from secateur.planning.normalise import normalised
+from secateur.models.family import family_of, read
+from secateur.models.weights import MlpWeights
 from secateur.presets import load_preset
+from secateur.statistics import observe
+from secateur.statistics.kinds.moments import add_energies_, add_moments_
+from secateur.verbs import prune
 from tests.hosts import anatomy_of, build, images_for
 
 X_TF = torch.tensor([[1.0, 0.0, 5.0], [3.0, 0.0, 5.0]])

@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from secateur.anatomy.family import read
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
-from secateur.evidence import Sums, observe
+from secateur.models.family import read
+from secateur.statistics import Sums, observe
 from tests.hosts import build, images_for
 
 LABELS = torch.tensor([3, 1, 4])

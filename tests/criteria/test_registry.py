@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.stream import stream_weights
-from secateur.anatomy.types import ALL_GROUPS, GroupName
 from secateur.criteria import Criterion, criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import evidence_kinds, observe
+from secateur.models.family import family_of, read
+from secateur.models.stream import stream_weights
+from secateur.models.types import ALL_GROUPS, GroupName
+from secateur.statistics import evidence_kinds, observe
 from tests.hosts import build, images_for
 
 

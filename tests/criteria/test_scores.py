@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
-from secateur.evidence import Sums
+from secateur.models.types import GroupName
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.statistics import Sums
 
 MLP = MlpWeights(
     readers_FD=(torch.tensor([[3.0, 0.0], [0.0, 1.0], [2.0, 2.0]]),),

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.stream import StreamWeights
-from secateur.anatomy.taps import attached
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question, needs_of, settings_of
 from secateur.criteria.scores.snp import SnpSettings, dissimilarity, shared
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import evidence_kinds, observe
-from secateur.evidence.sorts.snp import alignment, leading
-from secateur.pipeline import prune
-from secateur.pipeline.opening import load, open_data
+from secateur.models.family import family_of, read
+from secateur.models.stream import StreamWeights
+from secateur.models.taps import attached
+from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.presets import parse_preset
+from secateur.statistics import evidence_kinds, observe
+from secateur.statistics.kinds.snp import alignment, leading
+from secateur.verbs import prune
+from secateur.verbs.load import load, open_data
 from tests.contract.test_refusals import Untouched
 from tests.hosts import build, images_for
 

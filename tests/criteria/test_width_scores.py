@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.types import GroupName
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
-from secateur.evidence import Sums, evidence_kinds, observe
-from secateur.evidence.sorts.gradients import parts
+from secateur.models.family import family_of, read
+from secateur.models.types import GroupName
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.statistics import Sums, evidence_kinds, observe
+from secateur.statistics.kinds.gradients import parts
 from tests.hosts import HOSTS, build, images_for
 
 MLP = MlpWeights(

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import read
 from secateur.data.preprocessing import Preprocessing
-from secateur.pipeline.opening import give_preprocessing_
+from secateur.models.family import read
+from secateur.verbs.load import give_preprocessing_
 from tests import hosts
 from tests.hosts import build, efficientformer, host, images_for
 

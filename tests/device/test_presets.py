@@ -7,8 +7,8 @@ import torch
 
 import secateur
 from secateur.errors import UserError
-from secateur.pipeline.result import Result
 from secateur.presets import load_preset, preset_names
+from secateur.verbs.result import Result
 from tests.device.hosts import FAMILIES, assert_same, images_of, model_of
 
 FINE = {"qk": 1, "vo": 1, "hidden": 2, "heads": 1, "width": 4}

@@ -11,14 +11,14 @@ from torch import nn
 import secateur
 from secateur.devices import present_devices
 from secateur.errors import UserError
-from secateur.healing.verbs import FineTuneSettings, HealSettings
-from secateur.learning.form import forms
-from secateur.learning.schedule import LearnSettings
-from secateur.learning.sharing import sharings
-from secateur.learning.way import ways
-from secateur.pipeline.metrics import evaluate_metrics
-from secateur.pipeline.opening import open_data
+from secateur.masks.estimator import forms
+from secateur.masks.granularity import sharings
+from secateur.masks.schedule import LearnSettings
+from secateur.masks.strategy import ways
 from secateur.surgery.repair import Repair
+from secateur.training.verbs import FineTuneSettings, HealSettings
+from secateur.verbs.load import open_data
+from secateur.verbs.metrics import evaluate_metrics
 from tests.device.hosts import FAMILIES, assert_same, images_of, labels_of, model_of, on
 
 CPU = torch.device("cpu")
@@ -223,7 +223,7 @@ def test_inspect_and_bench(
     family: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("secateur.pipeline.timing.SECONDS", 0.0)
+    monkeypatch.setattr("secateur.measurement.timing.SECONDS", 0.0)
     dense = model_of(family)
     found = secateur.inspect(dense.to(device), latency=True)
     assert found.latency is not None and found.latency.device == str(device)
@@ -238,7 +238,7 @@ def test_inspect_and_bench(
 
 
 def test_latency_of_both_models(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.pipeline.measure.SECONDS", 0.0)
+    monkeypatch.setattr("secateur.verbs.evaluate.SECONDS", 0.0)
     model = model_of("vit").to(device)
     found = secateur.prune(model, images_of(model), "80% macs", preset="magnitude", latency=True)
     assert [row["device"] for row in found.latency] == [str(device)] * 2

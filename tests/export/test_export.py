@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
 from secateur.errors import UserError
 from secateur.export import export, exporters
 from secateur.export.parity import written
-from secateur.measuring.modes import example_images
-from tests.measuring.hosts import INPUT, host, slim
+from secateur.measurement.modes import example_images
+from secateur.models.family import family_of
+from tests.measurement.hosts import INPUT, host, slim
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "host": lambda: host("deit_tiny_distilled_patch16_224"),

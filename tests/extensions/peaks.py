@@ -1,6 +1,6 @@
 """A kind of evidence in one file: the largest activation of each neuron in each image, summed."""
 
-from secateur.evidence.kinds import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
 
 
 @evidence_kind("peaks", scope="mlp", sites=("hidden",))

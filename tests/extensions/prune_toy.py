@@ -3,13 +3,13 @@
 import json
 
 import torch
-from secateur.anatomy.families.toy_family import Toy
+from secateur.models.families.toy_family import Toy
 
 import secateur
-from secateur.anatomy.family import read
 from secateur.criteria import criteria
-from secateur.pipeline import prune
+from secateur.models.family import read
 from secateur.presets import preset_names
+from secateur.verbs import prune
 
 torch.manual_seed(0)
 model = Toy().eval()

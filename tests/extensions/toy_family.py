@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import families
-from secateur.anatomy.taps import Tap
-from secateur.anatomy.types import Anatomy, Block, Branch, Cost, MlpShape, Rate
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.models.family import families
+from secateur.models.taps import Tap
+from secateur.models.types import Anatomy, Block, Branch, Cost, MlpShape, Rate
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 
 
 class ToyBlock(nn.Module):

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.types import AttentionShape, MlpShape
+from secateur.allocation.types import shapes_of, widths_of
 from secateur.errors import UserError
 from secateur.export.onnx import export_onnx
-from secateur.measuring.counting import counted
-from secateur.pipeline import prune
-from secateur.pipeline.opening import load, load_shape
-from secateur.planning.types import shapes_of, widths_of
+from secateur.measurement.counting import counted
+from secateur.models.family import family_of, read
+from secateur.models.types import AttentionShape, MlpShape
 from secateur.recipes import load_recipe, parse_recipe, recipe_names, recipe_sizes
 from secateur.storage.shapes import resize_
+from secateur.verbs import prune
+from secateur.verbs.load import load, load_shape
 from tests.contract.test_refusals import Untouched
 from tests.hosts import anatomy_of, build, images_for
 from tests.storage.tiny import host as storable

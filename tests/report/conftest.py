@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from secateur.pipeline import prune
+from secateur.verbs import prune
 
 Record = dict[str, Any]
 

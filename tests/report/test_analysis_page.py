@@ -9,11 +9,11 @@ import timm
 import torch
 from pydantic import ValidationError
 
-from secateur.pipeline.analyze import analyze
 from secateur.report.analysis_figures import importance_figure, spectra_figure
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import damage_at, damage_words, findings, score_finding
+from secateur.verbs.analyze import analyze
 from tests.report.test_render import FETCHES, HOSTILE, Page
 
 Record = dict[str, Any]

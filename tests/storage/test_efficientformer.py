@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.export import export
-from secateur.measuring.counting import counted
-from secateur.pipeline import prune
+from secateur.measurement.counting import counted
 from secateur.storage.base import base_of
 from secateur.storage.load import load
 from secateur.storage.spec import read_spec
+from secateur.verbs import prune
 
 SMALL = {"qk": 8, "vo": 8, "hidden": 8}
 

@@ -9,8 +9,8 @@ from timm.layers import SwiGLU
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.models.family import family_of
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 
 SIZES = {
     "img_size": 16,

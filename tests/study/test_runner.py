@@ -14,9 +14,9 @@ import pytest
 
 from secateur.criteria.registry import criteria
 from secateur.errors import UserError
-from secateur.pipeline import evaluate, load, prune
 from secateur.study.runner import run_study
 from secateur.study.worker import Worker
+from secateur.verbs import evaluate, load, prune
 from tests.study.conftest import Write
 
 

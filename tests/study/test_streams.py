@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.anatomy.caches import copy_of
-from secateur.anatomy.family import family_of
+from secateur.models.caches import copy_of
+from secateur.models.family import family_of
 from secateur.study import streams as rooms
 from secateur.study.streams import Streams, keep_streams
 from tests.hosts import HOSTS, images_for, shared

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.weights import AttentionWeights
 from secateur.data.batches import as_batches
-from secateur.evidence import observe
+from secateur.models.family import family_of, read
+from secateur.models.weights import AttentionWeights
+from secateur.statistics import observe
 from secateur.surgery.compensate import logit_map
 from secateur.surgery.moments import Moments
 from secateur.surgery.select import select

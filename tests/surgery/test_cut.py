@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.weights import BranchWeights, MlpWeights
+from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import Evidence, evidence_kinds, observe
-from secateur.planning.types import Plan
+from secateur.models.family import family_of, read
+from secateur.models.weights import BranchWeights, MlpWeights
+from secateur.statistics import Evidence, evidence_kinds, observe
 from secateur.surgery.cut import cut_, repair_needs
 from secateur.surgery.repair import REPAIRS, Repair
 from secateur.surgery.stand_in import mean_update

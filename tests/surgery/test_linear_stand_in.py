@@ -9,20 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of, read
-from secateur.anatomy.linear import linearisable
-from secateur.anatomy.modules import LinearStandIn
-from secateur.anatomy.stream import rotatable
-from secateur.anatomy.types import Shapes
+from secateur.allocation.costs import cost_function
+from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import Sums, observe
-from secateur.evidence.gaps import HELD, gap_moments
-from secateur.evidence.sorts.updates import add_joint_moments_
-from secateur.measuring.counting import counted
-from secateur.pipeline import inspect, prune
-from secateur.planning.costs import cost_function
-from secateur.planning.types import Plan
+from secateur.measurement.counting import counted
+from secateur.models.family import family_of, read
+from secateur.models.linear import linearisable
+from secateur.models.modules import LinearStandIn
+from secateur.models.stream import rotatable
+from secateur.models.types import Shapes
+from secateur.statistics import Sums, observe
+from secateur.statistics.gaps import HELD, gap_moments
+from secateur.statistics.kinds.updates import add_joint_moments_
 from secateur.storage.base import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
@@ -30,6 +29,7 @@ from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
 from secateur.surgery.linear_map import RIDGES, linear_map
 from secateur.surgery.stand_in import gaps_of
+from secateur.verbs import inspect, prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 from tests.storage.tiny import host as storable

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from secateur.errors import UserError
-from secateur.evidence import Sums
-from secateur.evidence.sorts.moments import add_moments_
+from secateur.statistics import Sums
+from secateur.statistics.kinds.moments import add_moments_
 from secateur.surgery.moments import RIDGE, iterated_solve, moments, ridge_solve
 
 

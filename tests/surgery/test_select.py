@@ -2,8 +2,8 @@
 
 import torch
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.models.family import family_of
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.surgery.select import UnitsByGroup, select
 from tests.hosts import anatomy_of, shared
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family, family_of, read
-from secateur.anatomy.types import Shapes
-from secateur.anatomy.weights import MlpWeights
+from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.evidence import observe
-from secateur.evidence.anchors import anchor_moments
-from secateur.measuring.counting import counted
-from secateur.pipeline import prune
-from secateur.planning.types import Plan
+from secateur.measurement.counting import counted
+from secateur.models.family import Family, family_of, read
+from secateur.models.types import Shapes
+from secateur.models.weights import MlpWeights
+from secateur.statistics import observe
+from secateur.statistics.anchors import anchor_moments
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import StandIn, check_stand_in, runs_of
+from secateur.verbs import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 
 LINEAR_HOSTS = [name for name in HOSTS if name != "vit_post_norm"]

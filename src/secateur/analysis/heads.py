@@ -6,7 +6,7 @@ Legend: H heads, V value dims per head, U all context dims (H * V).
 import torch
 from torch import Tensor
 
-from secateur.evidence import Sums
+from secateur.statistics import Sums
 from secateur.surgery.moments import moments
 
 

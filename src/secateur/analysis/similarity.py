@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.analysis.spectra import effective_rank
-from secateur.evidence import Sums
-from secateur.evidence.sorts.stream_similarity import PARTS
+from secateur.statistics import Sums
+from secateur.statistics.kinds.stream_similarity import PARTS
 
 LEAST = 4
 """Examples that the unbiased estimator needs."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
-from secateur.evidence import Sums
+from secateur.models.types import GroupName
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.statistics import Sums
 from secateur.surgery.moments import moments
 from secateur.surgery.rotate import matrix_roots, query_key_basis
 

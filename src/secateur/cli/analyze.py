@@ -22,8 +22,8 @@ from secateur.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.pipeline.analyze import Analysis
     from secateur.report.analysis_record import AnalysisRecord
+    from secateur.verbs.analyze import Analysis
 
 ANALYSIS = "Analysis"
 
@@ -76,9 +76,9 @@ def analyze(
 
     Takes about 15 forward passes over 256 images for a model of 12 blocks; the page says how many.
     """
-    from secateur.pipeline.analyze import analyze as run
-    from secateur.pipeline.analyze import check_words
-    from secateur.pipeline.opening import refuse_missing
+    from secateur.verbs.analyze import analyze as run
+    from secateur.verbs.analyze import check_words
+    from secateur.verbs.load import refuse_missing
 
     check_words(effort, runtime, latency_batch, tolerance, out)
     refuse_missing(data)

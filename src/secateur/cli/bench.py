@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from secateur.measuring.latency import Row
+    from secateur.measurement.latency import Row
 
 
 WIDE = 76
@@ -54,8 +54,8 @@ def bench(
 
     Weights do not matter for time, so nothing is downloaded.
     """
-    from secateur.measuring.latency import bench as measure
-    from secateur.measuring.runtimes import require
+    from secateur.measurement.latency import bench as measure
+    from secateur.measurement.runtimes import require
 
     chosen = names(runtime) or []
     device = machine.check()
@@ -80,9 +80,9 @@ def bench(
 
 def _open(sources: list[str]) -> dict[str, "nn.Module"]:
     """The models by name, the dense original first where only one saved model is given."""
-    from secateur.pipeline.opening import load_shape
     from secateur.storage.base import Base, build
     from secateur.storage.spec import Spec
+    from secateur.verbs.load import load_shape
 
     if repeated := {name for name in sources if sources.count(name) > 1}:
         raise UserError(f"{min(repeated)} is named twice; name each model once.")
@@ -96,7 +96,7 @@ def _open(sources: list[str]) -> dict[str, "nn.Module"]:
 
 
 def _input_size(models: dict[str, "nn.Module"]) -> tuple[int, int, int]:
-    from secateur.anatomy.family import read
+    from secateur.models.family import read
 
     sizes = {name: read(model).input_size for name, model in models.items()}
     if len(set(sizes.values())) > 1:

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from secateur.errors import Advice, UserError
+from secateur.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; typer's own for a mistyped option is WRONG_INPUT too."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

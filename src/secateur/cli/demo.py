@@ -21,7 +21,7 @@ def demo(
 ) -> Answer:
     """Prune a small bundled model to half its MACs, save it, load it again and evaluate both."""
     from secateur.cli.prune import answer
-    from secateur.pipeline.demo import demo as run
+    from secateur.verbs.demo import demo as run
 
     use_threads(machine)
     device = machine.check()

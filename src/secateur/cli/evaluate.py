@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from secateur.measuring.accuracy import Accuracy
-    from secateur.pipeline.metrics import Found as Metrics
-    from secateur.pipeline.opening import DataUsed
+    from secateur.measurement.accuracy import Accuracy
+    from secateur.verbs.load import DataUsed
+    from secateur.verbs.metrics import Found as Metrics
 
 FEATURES = "Features"
 
@@ -81,7 +81,7 @@ def evaluate(
 ) -> Answer:
     """Measure accuracy, agreement and KL with a reference, and what features are good for."""
     from secateur.data.preprocessing import Preprocessing
-    from secateur.measuring.metrics import chosen
+    from secateur.measurement.metrics import chosen
 
     refuse_missing_images(data, features.train_data)
     use_threads(machine)
@@ -119,12 +119,12 @@ def _measure(
     images: DataOptions,
 ) -> "tuple[Accuracy, Metrics, DataUsed]":
     """Accuracy, where the model has a head for these images, and the metrics named."""
-    from secateur.anatomy.family import read
     from secateur.errors import UserError
-    from secateur.measuring.accuracy import NOTHING
-    from secateur.pipeline.measure import score
-    from secateur.pipeline.metrics import check_classes, evaluate_metrics
-    from secateur.pipeline.opening import open_data
+    from secateur.measurement.accuracy import NOTHING
+    from secateur.models.family import read
+    from secateur.verbs.evaluate import score
+    from secateur.verbs.load import open_data
+    from secateur.verbs.metrics import check_classes, evaluate_metrics
 
     headless = features.features_only or read(opened).num_classes == 0
     if headless and not which:
@@ -166,7 +166,7 @@ def _reference(
     model: "nn.Module", other: ReferenceOptions, host: HostOptions, device: str
 ) -> tuple["nn.Module | None", str]:
     """The model to compare with, and what to say about it."""
-    from secateur.pipeline.dense import dense_of
+    from secateur.storage.reference import dense_of
 
     if (name := other.name) is not None:
         own = replace(host, checkpoint=other.reference_checkpoint, num_classes=None)
@@ -184,7 +184,7 @@ def _show(
     prepared: dict[str, object],
 ) -> None:
     from secateur.cli.tables import plain_table, share, top1
-    from secateur.pipeline.opening import unreadable_note
+    from secateur.verbs.load import unreadable_note
 
     table = plain_table(model, f"{used.images} images")
     if found.n:

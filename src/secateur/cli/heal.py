@@ -50,13 +50,13 @@ def heal(
     A run that was stopped goes on when the same command is given again. Several processes:
     accelerate launch -m secateur heal ...
     """
-    from secateur.healing.settings import read_settings
-    from secateur.healing.verbs import HealSettings
-    from secateur.pipeline.heal import heal as run
-    from secateur.pipeline.heal import open_reference, with_labels
-    from secateur.pipeline.opening import load
-    from secateur.pipeline.trained import training_folder
     from secateur.storage.save import check_out
+    from secateur.training.settings import read_settings
+    from secateur.training.verbs import HealSettings
+    from secateur.verbs.heal import heal as run
+    from secateur.verbs.heal import open_reference, with_labels
+    from secateur.verbs.load import load
+    from secateur.verbs.training_result import training_folder
 
     check_out(out)
     settings = with_labels(read_settings(HealSettings, options.config, options.changes()), labels)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from secateur.pipeline.inspect import BranchRow, Inspection
+    from secateur.verbs.inspect import BranchRow, Inspection
 
 
 LATENCY = "Latency"
@@ -41,9 +41,9 @@ def inspect(
 
     Nothing is downloaded: of a named model without --checkpoint, only the sizes are needed.
     """
-    from secateur.pipeline.inspect import inspect as look_at
-    from secateur.pipeline.opening import load_shape
-    from secateur.pipeline.timing import check_timing
+    from secateur.measurement.timing import check_timing
+    from secateur.verbs.inspect import inspect as look_at
+    from secateur.verbs.load import load_shape
 
     check_timing(runtime, latency_batch)
     use_threads(machine)

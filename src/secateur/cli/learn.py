@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from secateur.learning.schedule import LearnSettings
-    from secateur.pipeline.learned import Learned
+    from secateur.masks.schedule import LearnSettings
+    from secateur.verbs.learned_result import Learned
 
 FROM_SCRATCH_WARMUP = 0.4
 
@@ -74,12 +74,12 @@ def learn(
     A run that was stopped goes on when the same command is given again. Several processes:
     accelerate launch -m secateur learn ...
     """
-    from secateur.pipeline.heal import open_reference
-    from secateur.pipeline.learn import learn as run
-    from secateur.pipeline.learn_task import LearnOptions, check_learn_words
-    from secateur.pipeline.options import parse_groups
-    from secateur.pipeline.trained import training_folder
+    from secateur.masks.task import LearnOptions, check_learn_words
+    from secateur.methods.task import parse_groups
     from secateur.storage.save import check_out
+    from secateur.verbs.heal import open_reference
+    from secateur.verbs.learn import learn as run
+    from secateur.verbs.training_result import training_folder
 
     check_out(out)
     align, minimum = widths("--align", masks.align), widths("--min-width", masks.min_width)
@@ -134,8 +134,8 @@ def learn(
 
 
 def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
-    from secateur.healing.settings import read_settings
-    from secateur.learning.schedule import LearnSettings
+    from secateur.masks.schedule import LearnSettings
+    from secateur.training.settings import read_settings
 
     changes = {
         **options.changes(),
@@ -166,7 +166,7 @@ def _open(
     import torch
 
     from secateur.cli.options import numbers
-    from secateur.pipeline.train import open_to_train
+    from secateur.verbs.train import open_to_train
 
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
@@ -190,9 +190,9 @@ def _finish(result: "Learned", out: Path) -> Answer:
     from accelerate import PartialState
 
     from secateur.cli.prune import answer
-    from secateur.healing.checkpoint import FILE
-    from secateur.pipeline.learn_run import AXES
-    from secateur.pipeline.trained import training_folder
+    from secateur.masks.phases import AXES
+    from secateur.training.checkpoint import FILE
+    from secateur.verbs.training_result import training_folder
 
     result.result.command = "secateur " + shlex.join(sys.argv[1:])
     if PartialState().is_main_process:

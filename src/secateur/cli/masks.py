@@ -13,7 +13,7 @@ MASKS = "Masks"
 
 def _files(folder: str) -> str:
     """The names of extensions, found without importing anything."""
-    found = (files("secateur") / "learning" / folder).iterdir()
+    found = (files("secateur") / "masks" / folder).iterdir()
     return ", ".join(sorted(f.name[:-3] for f in found if not f.name.startswith("_")))
 
 
@@ -24,14 +24,14 @@ class MaskOptions(UnitOptions):
     sharing: Annotated[
         str,
         typer.Option(
-            help=f"Which units share a mask: {_files('sharings')}.",
+            help=f"Which units share a mask: {_files('granularities')}.",
             rich_help_panel=MASKS,
         ),
     ] = "common_count"
     gates: Annotated[
         str,
         typer.Option(
-            help=f"How a score becomes a mask: {_files('forms')}.",
+            help=f"How a score becomes a mask: {_files('estimators')}.",
             rich_help_panel=MASKS,
         ),
     ] = "straight_through"
@@ -45,7 +45,7 @@ class MaskOptions(UnitOptions):
     search: Annotated[
         str | None,
         typer.Option(
-            help=f"How masks are searched: {_files('ways')}.",
+            help=f"How masks are searched: {_files('strategies')}.",
             rich_help_panel=MASKS,
             show_default="projected",
         ),

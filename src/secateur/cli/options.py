@@ -240,7 +240,7 @@ DATA_HELP = (
 
 def open_model(source: str, host: HostOptions, device: str = "cpu") -> "nn.Module":
     """The model named on the command line, with its weights and its preprocessing."""
-    from secateur.pipeline.opening import load
+    from secateur.verbs.load import load
 
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
@@ -249,7 +249,7 @@ def open_model(source: str, host: HostOptions, device: str = "cpu") -> "nn.Modul
 
 def refuse_missing_images(*sources: str | None) -> None:
     """UserError for a path that is not there, before anything is loaded."""
-    from secateur.pipeline.opening import refuse_missing
+    from secateur.verbs.load import refuse_missing
 
     for source in sources:
         if source is not None:

@@ -26,7 +26,7 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from secateur.pipeline.result import Result
+    from secateur.verbs.result import Result
 
 PRUNING = "Pruning"
 
@@ -138,10 +138,10 @@ def prune(
 
     DIR holds spec.json, model.safetensors, README.md and report.html.
     """
-    from secateur.pipeline.options import Options, check_words, parse_groups
-    from secateur.pipeline.prune import prune as run
+    from secateur.methods.task import Options, check_words, parse_groups
     from secateur.presets import DEFAULT
     from secateur.storage.save import check_out
+    from secateur.verbs.prune import prune as run
 
     check_out(out)
     align, minimum = widths("--align", options.align), widths("--min-width", options.min_width)

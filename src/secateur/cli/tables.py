@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from secateur.measuring.accuracy import Accuracy
+from secateur.measurement.accuracy import Accuracy
 from secateur.report.words import count, duration, milliseconds, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.pipeline.result import Result
+    from secateur.verbs.result import Result
 
 UNKNOWN = "–"
 

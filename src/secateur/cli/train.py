@@ -39,12 +39,12 @@ def train(
     Of a model of timm, the head begins afresh for other classes and position tables are resampled
     to another --img-size. A run that was stopped goes on when the same command is given again.
     """
-    from secateur.healing.settings import read_settings
-    from secateur.healing.verbs import FineTuneSettings
-    from secateur.pipeline.train import open_to_train
-    from secateur.pipeline.train import train as run
-    from secateur.pipeline.trained import training_folder
     from secateur.storage.save import check_out
+    from secateur.training.settings import read_settings
+    from secateur.training.verbs import FineTuneSettings
+    from secateur.verbs.train import open_to_train
+    from secateur.verbs.train import train as run
+    from secateur.verbs.training_result import training_folder
 
     check_out(out)
     settings = read_settings(FineTuneSettings, options.config, options.changes())

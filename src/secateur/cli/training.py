@@ -17,7 +17,7 @@ from secateur.cli.options import IMAGES, SkipUnreadable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.pipeline.trained import Trained
+    from secateur.verbs.training_result import Trained
 
 TRAINING = "Training"
 SPEAK_EVERY = 30.0
@@ -169,7 +169,7 @@ class Speaker:
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Of several processes, let only the first answer; end their group when all is done."""
-    from secateur.healing.machine import processes, require_accelerate
+    from secateur.training.machine import processes, require_accelerate
 
     require_accelerate()
     import torch
@@ -187,9 +187,9 @@ def one_voice() -> Iterator[None]:
 
 def finish(result: "Trained", out: Path) -> Answer:
     """Save in the first process, remove the checkpoint, and answer."""
-    from secateur.healing.checkpoint import FILE
-    from secateur.healing.machine import processes
-    from secateur.pipeline.trained import training_folder
+    from secateur.training.checkpoint import FILE
+    from secateur.training.machine import processes
+    from secateur.verbs.training_result import training_folder
 
     result.command = "secateur " + shlex.join(sys.argv[1:])
     if processes().is_main_process:
@@ -201,7 +201,7 @@ def finish(result: "Trained", out: Path) -> Answer:
 
 def _show(console: "Console", result: "Trained", out: Path) -> None:
     from secateur.cli.tables import plain_table, top1
-    from secateur.pipeline.trained import training_folder
+    from secateur.verbs.training_result import training_folder
 
     report, record = result.report, result.record()
     dense, kept = record["params"]["dense"], record["params"]["pruned"]

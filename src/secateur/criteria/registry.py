@@ -7,12 +7,12 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from secateur.anatomy.stream import StreamWeights
-from secateur.anatomy.types import Anatomy, GroupName
-from secateur.anatomy.weights import BranchWeights
 from secateur.errors import UserError
-from secateur.evidence import Sums
+from secateur.models.stream import StreamWeights
+from secateur.models.types import Anatomy, GroupName
+from secateur.models.weights import BranchWeights
 from secateur.registry import Registry, unknown
+from secateur.statistics import Sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from secateur.anatomy.family import read
 from secateur.export.parity import Parity
+from secateur.models.family import read
 from secateur.registry import Registry
 
 Exporter = Callable[[nn.Module, Path, tuple[int, int, int]], Parity]

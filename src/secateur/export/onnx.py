@@ -6,9 +6,9 @@ from torch import nn
 
 from secateur.export import exporters
 from secateur.export.parity import Parity, written
-from secateur.measuring.runtimes import installed
-from secateur.measuring.runtimes._onnx import PACKAGES, to_onnx
-from secateur.measuring.runtimes.onnxruntime import session
+from secateur.measurement.runtimes import installed
+from secateur.measurement.runtimes._onnx import PACKAGES, to_onnx
+from secateur.measurement.runtimes.onnxruntime import session
 
 
 @exporters.register("onnx")

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from secateur.export import exporters
 from secateur.export.parity import Parity, written
-from secateur.measuring.runtimes import installed
-from secateur.measuring.runtimes._onnx import PACKAGES, to_onnx
-from secateur.measuring.runtimes.openvino import compiled, openvino_core
+from secateur.measurement.runtimes import installed
+from secateur.measurement.runtimes._onnx import PACKAGES, to_onnx
+from secateur.measurement.runtimes.openvino import compiled, openvino_core
 
 
 @exporters.register("openvino")

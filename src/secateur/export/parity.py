@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.measuring.modes import evaluating, example_images, logits_of
-from secateur.measuring.runtimes import Run
+from secateur.measurement.modes import evaluating, example_images, logits_of
+from secateur.measurement.runtimes import Run
 
 IMAGES = 3
 """Another number than any that graphs are traced with."""

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from secateur.export import exporters
 from secateur.export.parity import Parity, written
-from secateur.measuring.modes import logits_of
-from secateur.measuring.runtimes import Run
-from secateur.measuring.runtimes._onnx import traced
-from secateur.measuring.runtimes._quiet import quiet
+from secateur.measurement.modes import logits_of
+from secateur.measurement.runtimes import Run
+from secateur.measurement.runtimes._onnx import traced
+from secateur.measurement.runtimes._quiet import quiet
 
 
 @exporters.register("torch")

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateur.anatomy.types import GroupName
+from secateur.allocation.normalise import Normalise
 from secateur.criteria import criteria
 from secateur.criteria.registry import settings_of
 from secateur.errors import UserError
-from secateur.planning.normalise import Normalise
+from secateur.models.types import GroupName
 from secateur.registry import unknown
 from secateur.surgery.repair import Repair
 from secateur.surgery.stand_in import StandIn

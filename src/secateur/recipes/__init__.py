@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateur.anatomy.types import Anatomy, Branch, GroupName
+from secateur.allocation.types import GROUPS_OF, Sizes
 from secateur.errors import UserError
-from secateur.planning.types import GROUPS_OF, Sizes
+from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.registry import unknown
 
 ENDINGS = (".yaml", ".yml", ".json")

@@ -61,7 +61,7 @@ class BranchRecord(_Part):
 
 
 class AccuracyRecord(_Part):
-    """See `secateur.measuring.accuracy.Accuracy`: percent, points, nats."""
+    """See `secateur.measurement.accuracy.Accuracy`: percent, points, nats."""
 
     top1: float | None
     top5: float | None
@@ -79,7 +79,7 @@ class AccuracyPair(_Part):
 
 
 class LatencyRow(_Part):
-    """See `secateur.measuring.latency.Row`; of each setting the first row is the dense model."""
+    """See `secateur.measurement.latency.Row`; of each setting the first row is the dense model."""
 
     model: str
     ratio: float
@@ -111,7 +111,7 @@ class TargetRecord(_Part):
 
 
 class PolishRecord(_Part):
-    """See `secateur.healing.polish.PolishReport`: seconds, nats on held-out images."""
+    """See `secateur.training.polish.PolishReport`: seconds, nats on held-out images."""
 
     budget: str
     steps: int

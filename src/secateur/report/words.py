@@ -1,7 +1,7 @@
 """Numbers, sizes and budgets as a person reads them."""
 
+from secateur.allocation.budget import CostBudget, Drop, ShapeBudget, parse_budget
 from secateur.errors import UserError
-from secateur.planning.budget import CostBudget, Drop, ShapeBudget, parse_budget
 from secateur.report.record import BranchRecord, MlpSize, Size
 
 NBSP = "\u00a0"

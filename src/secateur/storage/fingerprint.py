@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.measuring.modes import evaluating, logits_of
+from secateur.measurement.modes import evaluating, logits_of
 
 IMAGES = 2
 LOGITS = 8

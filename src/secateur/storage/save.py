@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.norms import held_norms, uncentred_norms
 from secateur.errors import UserError
+from secateur.models.family import family_of
+from secateur.models.norms import held_norms, uncentred_norms
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
 from secateur.storage.fingerprint import SEED, agree, probe, tolerance

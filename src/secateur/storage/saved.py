@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.anatomy.family import family_of
-from secateur.anatomy.norms import hold_norms_
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.models.family import family_of
+from secateur.models.norms import hold_norms_
 from secateur.storage.base import Base, build
 from secateur.storage.fingerprint import agree, probe
 from secateur.storage.shapes import add_biases_, resize_

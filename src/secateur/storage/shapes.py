@@ -5,13 +5,13 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import nn
 
-from secateur.anatomy.family import Family, read
-from secateur.anatomy.linear import linearisable
-from secateur.anatomy.metaformer_modules import ShiftedReLU
-from secateur.anatomy.stream import narrowable
-from secateur.anatomy.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.errors import UserError
+from secateur.models.family import Family, read
+from secateur.models.linear import linearisable
+from secateur.models.metaformer_modules import ShiftedReLU
+from secateur.models.stream import narrowable
+from secateur.models.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
+from secateur.models.weights import AttentionWeights, MlpWeights
 
 
 def shapes_of(model: nn.Module, dense: Anatomy) -> Shapes:
@@ -44,7 +44,7 @@ def resize_(
     Linear layers take the places of the dropped branches in `stand_ins`.
 
     Streams that are missing in `widths` keep theirs. Raises UserError when the branches, their
-    kinds or the streams are not those of `anatomy`.
+    kinds or the streams are not those of `models`.
     """
     if odd := sorted(set(shapes) ^ set(anatomy.shapes)):
         raise UserError(f"branch {odd[0]} is not in both the file and its base model.")

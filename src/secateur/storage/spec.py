@@ -16,9 +16,9 @@ from pydantic import (
     ValidationError,
 )
 
-from secateur.anatomy.types import AttentionShape, MlpShape, Shape
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.models.types import AttentionShape, MlpShape, Shape
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import IMAGES, LOGITS
 from secateur.storage.library import Argument, is_argument

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family, family_of
-from secateur.anatomy.types import Anatomy, AttentionShape, Shape, Shapes
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import Batches, as_batches
-from secateur.evidence import Evidence, Sums, observe
-from secateur.evidence.anchors import Run, run_moments
-from secateur.measuring.accuracy import Predictions, predict, summarize
-from secateur.pipeline.opening import load, open_data
+from secateur.measurement.accuracy import Predictions, predict, summarize
+from secateur.models.family import Family, family_of
+from secateur.models.types import Anatomy, AttentionShape, Shape, Shapes
+from secateur.statistics import Evidence, Sums, observe
+from secateur.statistics.anchors import Run, run_moments
 from secateur.study.spec import Study
 from secateur.study.store import OK, Outcome
 from secateur.study.streams import Streams, keep_streams
 from secateur.study.structures import BY_NAME, can_score
 from secateur.study.tasks import needs_of_study
+from secateur.verbs.load import load, open_data
 
 
 @dataclass(slots=True)

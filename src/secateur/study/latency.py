@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from secateur.anatomy.types import AttentionShape, Branch, GroupName, MlpShape, Shape, Shapes
-from secateur.measuring.latency import bench
-from secateur.planning.types import Plan, Units
+from secateur.allocation.types import Plan, Units
+from secateur.measurement.latency import bench
+from secateur.models.types import AttentionShape, Branch, GroupName, MlpShape, Shape, Shapes
 from secateur.study.bench import Host
 from secateur.study.spec import LatencySpec
 from secateur.study.store import OK, Store

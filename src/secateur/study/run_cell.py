@@ -8,13 +8,13 @@ from contextlib import suppress
 
 from torch import nn
 
+from secateur.allocation.types import Plan
 from secateur.errors import UserError
-from secateur.evidence.anchors import Run
-from secateur.pipeline.decide import check_reachable, decide
-from secateur.pipeline.depth import search
-from secateur.pipeline.options import Task
-from secateur.pipeline.weigh import plan_of, weigh
-from secateur.planning.types import Plan
+from secateur.methods.by_score import plan_of, weigh
+from secateur.methods.decide import check_reachable, decide
+from secateur.methods.layer_search.run import search
+from secateur.methods.task import Task
+from secateur.statistics.anchors import Run
 from secateur.study.bench import Bench, finish
 from secateur.study.cells import Cell, cells_of
 from secateur.study.store import FAILED, UNREACHABLE, Outcome

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from secateur.errors import UserError
+from secateur.progress import Progress
 from secateur.report.study_page import render_study
 from secateur.study.bench import Host, open_host
 from secateur.study.cells import Cell, cells_of
@@ -19,7 +20,6 @@ from secateur.study.store import FAILED, Store
 from secateur.study.worker import Done, Worker
 
 RESULTS, PAGE = "results.sqlite", "report.html"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.devices import usable_device
 from secateur.errors import UserError
-from secateur.measuring.latency import Clock
-from secateur.measuring.runtimes import require
-from secateur.pipeline.options import known_values
-from secateur.planning.budget import CostBudget, parse_budget
+from secateur.measurement.latency import Clock
+from secateur.measurement.runtimes import require
+from secateur.methods.task import known_values
 from secateur.registry import unknown
 from secateur.study.structures import StructureName, score_names
 from secateur.surgery.repair import Repair

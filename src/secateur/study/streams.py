@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy
+from secateur.models.family import Family
+from secateur.models.types import Anatomy
 
 LIMIT = 2**30
 """Bytes that kept streams may take; where all of them take more, they are kept at fewer blocks."""

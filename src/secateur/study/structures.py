@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.anatomy.types import BranchKind, GroupName
 from secateur.criteria import criteria
+from secateur.models.types import BranchKind, GroupName
 
 StructureName = Literal["attention", "mlp", "joint", "block", "heads", "qk", "vo", "hidden"]
 STRUCTURES: tuple[str, ...] = get_args(StructureName)

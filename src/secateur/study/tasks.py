@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from secateur.anatomy.family import Family
-from secateur.anatomy.types import Anatomy
+from secateur.allocation.budget import parse_budget
+from secateur.allocation.menus import Limits
 from secateur.criteria import criteria
 from secateur.criteria.registry import needs_of
-from secateur.pipeline.options import Options, Task
-from secateur.planning.budget import parse_budget
-from secateur.planning.menus import Limits
+from secateur.methods.task import Options, Task
+from secateur.models.family import Family
+from secateur.models.types import Anatomy
 from secateur.presets import Preset
 from secateur.study.cells import Cell, cells_of
 from secateur.study.spec import Study

@@ -23,8 +23,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights
-from secateur.evidence import Sums
+from secateur.models.weights import AttentionWeights
+from secateur.statistics import Sums
 from secateur.surgery.moments import RIDGE, iterated_solve
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family, family_of
-from secateur.anatomy.stream import END, Held, narrowable
-from secateur.anatomy.types import Anatomy, Branch, Stream
+from secateur.allocation.types import Plan
 from secateur.errors import UserError
-from secateur.evidence import Evidence, Sums
-from secateur.planning.types import Plan
+from secateur.models.family import Family, family_of
+from secateur.models.stream import END, Held, narrowable
+from secateur.models.types import Anatomy, Branch, Stream
+from secateur.statistics import Evidence, Sums
 from secateur.surgery.moments import Moments, moments
 from secateur.surgery.readers import take_over_
 from secateur.surgery.repair import SOLVED, Repair
@@ -66,8 +66,8 @@ def cut_(
 
     Branches without units in the plan keep their weights untouched. `stand_in` takes the place of
     dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
-    `none`. The stand-ins `affine` and `linear` need `anchors`: see `secateur.evidence.anchors`
-    and `secateur.evidence.gaps`.
+    `none`. The stand-ins `affine` and `linear` need `anchors`: see `secateur.statistics.anchors`
+    and `secateur.statistics.gaps`.
     """
     family = family_of(model)
     anatomy = family.read(model)

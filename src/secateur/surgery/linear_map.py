@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.evidence import Sums
-from secateur.evidence.gaps import HELD
+from secateur.statistics import Sums
+from secateur.statistics.gaps import HELD
 from secateur.surgery.moments import ridge_solve
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -37,7 +37,7 @@ class _Joint:
 
 
 def linear_map(sums: Sums, owner: str) -> tuple[Tensor, Tensor]:
-    """A (D, D) and c (D,), fp64, from the sums of `secateur.evidence.gaps` for one gap."""
+    """A (D, D) and c (D,), fp64, from the sums of `secateur.statistics.gaps` for one gap."""
     fit = {name: value for name, value in sums.items() if not name.startswith(HELD)}
     held = {name.removeprefix(HELD): sums[name] for name in sums if name.startswith(HELD)}
     if not held or not fit:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights, BranchWeights
-from secateur.evidence import Sums
+from secateur.models.weights import AttentionWeights, BranchWeights
+from secateur.statistics import Sums
 from secateur.surgery.moments import Moments, moments
 from secateur.surgery.repair import repaired_writer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.evidence import Sums
+from secateur.statistics import Sums
 
 RIDGE = 1e-5
 """Ridge relative to the mean of the covariance's diagonal."""

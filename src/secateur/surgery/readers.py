@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family
-from secateur.anatomy.types import Branch
-from secateur.anatomy.weights import AttentionWeights
 from secateur.errors import UserError
-from secateur.evidence import Evidence
+from secateur.models.family import Family
+from secateur.models.types import Branch
+from secateur.models.weights import AttentionWeights
+from secateur.statistics import Evidence
 from secateur.surgery.moments import RIDGE, iterated_solve, moments
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
+from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.surgery.moments import RIDGE
 from secateur.surgery.refit import LACK_RIDGES, RIDGES, Joint, merge, refit
 from secateur.surgery.rotate import query_key_basis, value_basis

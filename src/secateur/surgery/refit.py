@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.evidence import Sums
+from secateur.statistics import Sums
 from secateur.surgery.moments import ridge_solve
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)

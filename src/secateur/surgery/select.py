@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
-from secateur.anatomy.weights import AttentionWeights, BranchWeights, MlpWeights
-from secateur.evidence import Sums
-from secateur.planning.types import Units
+from secateur.allocation.types import Units
+from secateur.models.types import GroupName
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.statistics import Sums
 from secateur.surgery.compensate import compensate_logits
 from secateur.surgery.moments import Moments
 from secateur.surgery.repair import SOLVED, Repair, repaired_writer

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.caches import own_
-from secateur.anatomy.family import Family, family_of
-from secateur.anatomy.types import AttentionShape, Branch, MlpShape, Shapes
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.data.batches import Batches
-from secateur.evidence import Sums, evidence_kinds
-from secateur.evidence.kinds import add_
-from secateur.evidence.sorts.moments import add_moments_
+from secateur.models.caches import own_
+from secateur.models.family import Family, family_of
+from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
+from secateur.models.weights import AttentionWeights, MlpWeights
+from secateur.statistics import Sums, evidence_kinds
+from secateur.statistics.kinds.moments import add_moments_
+from secateur.statistics.registry import add_
 from secateur.surgery.reduce import (
     RefitSettings,
     reduce_heads,

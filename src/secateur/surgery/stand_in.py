@@ -23,12 +23,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family
-from secateur.anatomy.linear import linearisable
-from secateur.anatomy.types import Anatomy, Branch, Shapes
-from secateur.anatomy.weights import AttentionWeights, BranchWeights
 from secateur.errors import UserError
-from secateur.evidence import Evidence, Sums
+from secateur.models.family import Family
+from secateur.models.linear import linearisable
+from secateur.models.types import Anatomy, Branch, Shapes
+from secateur.models.weights import AttentionWeights, BranchWeights
+from secateur.statistics import Evidence, Sums
 from secateur.surgery.linear_map import linear_map
 from secateur.surgery.moments import RIDGE, iterated_solve
 
@@ -109,8 +109,8 @@ def drop_(
 ) -> None:
     """Remove the branches whose shape is None from `model` and put the stand-in in place.
 
-    `anchors` are the moments of `secateur.evidence.anchors` for the runs of this plan, or of
-    `secateur.evidence.gaps` for its gaps.
+    `anchors` are the moments of `secateur.statistics.anchors` for the runs of this plan, or of
+    `secateur.statistics.gaps` for its gaps.
     """
     dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
     if stand_in == "merge":

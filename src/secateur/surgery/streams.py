@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from secateur.anatomy.family import Family
-from secateur.anatomy.taps import attached
-from secateur.anatomy.types import Branch
 from secateur.data.batches import Batches
+from secateur.models.family import Family
+from secateur.models.taps import attached
+from secateur.models.types import Branch
 
 Streams = list[Tensor]
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
 from secateur.criteria.registry import Question, criterion
+from secateur.models.types import GroupName
 
 NEEDS: dict[GroupName, tuple[str, ...]] = {
     "branch": ("branch_similarity",),

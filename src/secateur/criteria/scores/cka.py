@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
 from secateur.criteria.registry import Question, criterion
 from secateur.criteria.scores.linearity import centred
+from secateur.models.types import GroupName
 
 NEEDS: dict[GroupName, tuple[str, ...]] = {
     "branch": ("stream_moments",),

@@ -6,9 +6,9 @@ Legend: H heads, K query/key dims, V value dims, F hidden neurons.
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights
 from secateur.criteria.registry import Question, criterion
-from secateur.evidence import Sums
+from secateur.models.weights import AttentionWeights
+from secateur.statistics import Sums
 
 
 def energy_of(sums: Sums) -> Tensor:

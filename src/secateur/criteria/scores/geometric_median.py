@@ -6,8 +6,8 @@ Legend: D residual width, H heads, K query/key dims, V value dims, F hidden neur
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.registry import Question, criterion
+from secateur.models.weights import AttentionWeights, MlpWeights
 
 
 def distances(rows_UD: Tensor) -> Tensor:

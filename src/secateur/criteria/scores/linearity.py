@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.registry import Question, criterion
-from secateur.evidence import Sums
+from secateur.statistics import Sums
 
 RIDGE = 1e-6
 """Relative to the mean of the diagonal of the input's covariance."""

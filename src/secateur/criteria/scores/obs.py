@@ -6,10 +6,10 @@ Legend: D residual width, U units a writer reads, H heads, F hidden neurons.
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.criteria.registry import Question, criterion
-from secateur.evidence import Sums
+from secateur.models.weights import AttentionWeights, MlpWeights
+from secateur.statistics import Sums
 
 RIDGE = 1e-3
 """Relative to the mean of the diagonal of the covariance."""

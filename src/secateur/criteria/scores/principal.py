@@ -6,9 +6,9 @@ Legend: D residual width.
 from pydantic import BaseModel
 from torch import Tensor
 
-from secateur.anatomy.types import Anatomy, GroupName
 from secateur.criteria.registry import Question, criterion
 from secateur.errors import UserError
+from secateur.models.types import Anatomy, GroupName
 
 
 def check_one_stream(_settings: BaseModel | None, anatomy: Anatomy, group: GroupName) -> None:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.registry import Question, criterion
+from secateur.models.weights import AttentionWeights, MlpWeights
 
 
 @criterion(

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from secateur.anatomy.stream import StreamWeights
-from secateur.anatomy.types import Anatomy, AttentionShape, GroupName
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.registry import Question, criterion
 from secateur.errors import UserError
-from secateur.evidence.sorts.snp import components, leading, snp_kind
+from secateur.models.stream import StreamWeights
+from secateur.models.types import Anatomy, AttentionShape, GroupName
+from secateur.models.weights import AttentionWeights, MlpWeights
+from secateur.statistics.kinds.snp import components, leading, snp_kind
 
 SOURCE = "SNP, ECCV 2024, arXiv 2404.11630"
 ROWS = 128

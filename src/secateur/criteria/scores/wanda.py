@@ -5,9 +5,9 @@ Legend: D residual width, H heads, V value dims, F hidden neurons, U units a wri
 
 from torch import Tensor
 
-from secateur.anatomy.weights import AttentionWeights, MlpWeights
 from secateur.criteria.registry import Question, criterion
 from secateur.criteria.scores.energy import by_group, energy_of, written
+from secateur.models.weights import AttentionWeights, MlpWeights
 
 
 @criterion(

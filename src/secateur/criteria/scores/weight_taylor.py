@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from secateur.anatomy.types import GroupName
 from secateur.criteria.registry import Question, criterion
-from secateur.evidence.sorts.gradients import parts
+from secateur.models.types import GroupName
+from secateur.statistics.kinds.gradients import parts
 
 SOURCE = "LLM-Pruner, NeurIPS 2023, arXiv 2305.11627"
 NEEDS: dict[GroupName, tuple[str, ...]] = dict.fromkeys(

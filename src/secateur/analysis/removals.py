@@ -1,0 +1,254 @@
+"""What an analysis removes, and the damage of each removal, measured on the whole model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateur.ablation.layers import (
+    Ablation,
+    ablation,
+    in_pairs,
+    with_other_weights,
+    without_each,
+    without_more_and_more,
+)
+from secateur.ablation.probe import Probed, probe_menus, reduced
+from secateur.allocation.menus import Limits, allowed_sizes
+from secateur.allocation.types import shape_of
+from secateur.measurement.divergence import Damage
+from secateur.models.family import Family
+from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
+from secateur.progress import Progress
+from secateur.statistics import Evidence
+
+GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden")
+POINTS = 8
+"""Most points of a series of removed layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much an analysis measures: probe images, shares of a group's size at which one layer and
+    all layers at once are measured, and layers among which all pairs are left out."""
+
+    images: int
+    shares: tuple[float, ...]
+    all_shares: tuple[float, ...]
+    pairs_of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """More and more of a structure gone: what each point is, the shapes that are left, damage."""
+
+    structure: str
+    what: tuple[str, ...]
+    shapes: tuple[Shapes, ...]
+    damage: tuple[Damage, ...]
+    order: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removals:
+    """All that was measured on `images` probe images; `passes` counts, by stage, how often an
+    image ran through the whole model."""
+
+    images: int
+    layers: dict[str, Damage]
+    blocks: dict[str, Damage]
+    series: list[Series]
+    probed: Probed
+    pairs: dict[tuple[str, str], Damage]
+    passes: dict[str, float]
+
+    def droppable(self, tolerance: float) -> tuple[str, ...]:
+        """The least damaging layers that were left out together within the tolerance."""
+        together = next(series for series in self.series if series.structure == "layers")
+        within = [
+            len(what_is_gone(shapes))
+            for shapes, damage in zip(together.shapes, together.damage, strict=True)
+            if damage.divergence <= tolerance
+        ]
+        return together.order[: max(within, default=0)]
+
+
+def what_is_gone(shapes: Shapes) -> list[str]:
+    """The branches that are dropped."""
+    return [name for name, shape in shapes.items() if shape is None]
+
+
+@torch.no_grad()
+def measure_removals(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    evidence: Evidence,
+    images_PCHW: Tensor,
+    effort: Effort,
+    progress: Progress | None,
+) -> Removals:
+    """Leave out layers and blocks, alone, together and in pairs; make groups smaller."""
+    work = ablation(model, family, anatomy, evidence, images_PCHW)
+    passes: dict[str, float] = {}
+
+    def account(stage: str) -> None:
+        passes[stage] = work.steps_run / len(work.walk) * len(images_PCHW)
+        work.steps_run = 0.0
+
+    layers = without_each(work, {name: (name,) for name in work.names}, _on("layers", progress))
+    whole = {block.id: block.branches for block in anatomy.blocks if block.branches}
+    blocks = without_each(work, whole, _on("blocks", progress))
+    account("layers and blocks")
+    series = _depth_series(work, anatomy, layers, blocks)
+    account("more and more layers")
+    pairs = in_pairs(work, _least(layers, effort.pairs_of), _on("pairs", progress))
+    account("pairs of layers")
+    groups = offered(anatomy)
+    probed = probe_menus(
+        model,
+        family,
+        anatomy,
+        groups,
+        Limits(),
+        evidence,
+        images_PCHW,
+        effort.shares,
+        _on("sizes", progress),
+    )
+    passes["sizes of one layer"] = _probe_passes(work, probed) * len(images_PCHW)
+    for group in groups:
+        series += _width_series(work, anatomy, evidence, group, effort.all_shares)
+    account("sizes of all layers")
+    return Removals(
+        images=len(images_PCHW),
+        layers=layers,
+        blocks=blocks,
+        series=series,
+        probed=probed,
+        pairs=pairs,
+        passes=passes,
+    )
+
+
+def offered(anatomy: Anatomy) -> tuple[GroupName, ...]:
+    """The groups of units that some branch of the model offers."""
+    return tuple(group for group in GROUPS if any(group in b.groups for b in anatomy.branches))
+
+
+def _least(damage: dict[str, Damage], count: int) -> list[str]:
+    return sorted(damage, key=lambda name: damage[name].divergence)[:count]
+
+
+def _depth_series(
+    work: Ablation, anatomy: Anatomy, layers: dict[str, Damage], blocks: dict[str, Damage]
+) -> list[Series]:
+    """Attention layers, MLPs, layers of both kinds, and blocks: the least damaging first."""
+    kinds = {branch.id: branch.kind for branch in anatomy.branches}
+    found = []
+    for structure in ("attention", "mlp", "layers"):
+        own = {name: d for name, d in layers.items() if structure in ("layers", kinds[name])}
+        if own:
+            order = _least(own, len(own))
+            found.append(_depth(work, anatomy, structure, [(name,) for name in order], order))
+    if blocks:
+        order = _least(blocks, len(blocks))
+        parts = {block.id: block.branches for block in anatomy.blocks}
+        found.append(_depth(work, anatomy, "blocks", [parts[name] for name in order], order))
+    return found
+
+
+def _depth(
+    work: Ablation,
+    anatomy: Anatomy,
+    structure: str,
+    groups: list[tuple[str, ...]],
+    order: list[str],
+) -> Series:
+    counts = _counts(len(groups))
+    damage = without_more_and_more(work, groups, counts)
+    shapes = []
+    for count in counts:
+        gone = {name for own in groups[:count] for name in own}
+        shapes.append({name: None if name in gone else s for name, s in anatomy.shapes.items()})
+    return Series(
+        structure=structure,
+        what=tuple(f"{count} of {len(groups)}" for count in counts),
+        shapes=tuple(shapes),
+        damage=tuple(damage),
+        order=tuple(order),
+    )
+
+
+def _counts(total: int) -> list[int]:
+    """How many are left out at each point of a series: from one to half, denser at first."""
+    most = max(1, total // 2)
+    shares = [(point + 1) / POINTS for point in range(POINTS)]
+    return sorted({max(1, round(most * share**1.5)) for share in shares})
+
+
+def _width_series(
+    work: Ablation,
+    anatomy: Anatomy,
+    evidence: Evidence,
+    group: GroupName,
+    shares: Sequence[float],
+) -> list[Series]:
+    """One group at the same share in every layer that offers it, repaired from the evidence."""
+    limits = Limits()
+    points: list[tuple[str, Shapes, Damage]] = []
+    known: set[tuple[int, ...]] = set()
+    for share in shares:
+        sizes = {
+            branch.id: _nearest(branch, group, share, limits)
+            for branch in anatomy.branches
+            if group in branch.groups
+        }
+        smaller = {b.id: b for b in anatomy.branches if b.id in sizes}
+        smaller = {k: b for k, b in smaller.items() if sizes[k] < b.shape.size(group)}
+        if not smaller or tuple(sizes.values()) in known:
+            continue
+        known.add(tuple(sizes.values()))
+        weights = {
+            name: reduced(
+                work.walk.family.weights(work.walk.model, branch),
+                group,
+                sizes[name],
+                evidence.about(name),
+                name,
+            )
+            for name, branch in smaller.items()
+        }
+        shapes: dict[str, Shape | None] = {
+            b.id: shape_of(b, "", {(b.id, group): sizes[b.id]}) if b.id in smaller else b.shape
+            for b in anatomy.branches
+        }
+        kept = sum(sizes.values()) / sum(
+            b.shape.size(group) for b in anatomy.branches if b.id in sizes
+        )
+        points.append(
+            (f"{100 * kept:.3g} % kept", shapes, with_other_weights(work, anatomy, weights))
+        )
+    if not points:
+        return []
+    what, left, damage = zip(*points, strict=True)
+    return [Series(structure=group, what=what, shapes=left, damage=damage)]
+
+
+def _nearest(branch: Branch, group: GroupName, share: float, limits: Limits) -> int:
+    wanted = share * branch.shape.size(group)
+    return min(allowed_sizes(branch, group, limits), key=lambda size: abs(size - wanted))
+
+
+def _probe_passes(work: Ablation, probed: Probed) -> float:
+    """Passes through the whole model that the probes took: each from its branch on."""
+    steps = len(work.walk)
+    rest = sum(steps - work.names.index(probe.owner) for probe in probed.probes)
+    return 2 + rest / steps
+
+
+def _on(stage: str, progress: Progress | None) -> Callable[[int, int], None] | None:
+    """Progress of one stage, in steps."""
+    return None if progress is None else partial(progress, stage)

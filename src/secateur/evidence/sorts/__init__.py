@@ -1,1 +1,0 @@
-"""One file per kind of evidence; each registers itself in `secateur.evidence.kinds`."""

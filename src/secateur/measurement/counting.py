@@ -1,0 +1,53 @@
+"""Parameters and multiply-accumulates as counted in a forward pass, not as predicted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.measurement.modes import evaluating, example_images
+from secateur.models.modules import SlimAttention
+from secateur.models.types import Cost
+
+
+def counted(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
+    """Parameters of `model` and MACs of its forward pass over one image (C, H, W).
+
+    MACs are those of matrix products and convolutions, half of what torch's flop counter
+    counts; QK^T and AV are among them. The model is left as it was.
+    """
+    image_BCHW = example_images(model, input_size, batch=1)
+    counter = FlopCounterMode(display=False)
+    # WHY: the counter watches modules by their gradients, and fails at views of parameters.
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    with evaluating(model), torch.no_grad(), _plain_attention(model), counter:
+        functional_call(model, weights, (image_BCHW,))
+    return Cost(
+        params=sum(p.numel() for p in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+    )
+
+
+@contextmanager
+def _plain_attention(model: nn.Module) -> Iterator[None]:
+    """Attention as matrix products: the counter has no formula for some fused CPU kernels.
+
+    Our own attention also leaves out the zeros with which it pads unequal widths for a fused
+    kernel: they are a matter of speed, not of what the model computes.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    padding = [m for m in model.modules() if isinstance(m, SlimAttention) and m.fused_attn]
+    for module in padding:
+        module.fused_attn = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module in padding:
+            module.fused_attn = True
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,296 @@
+"""What single branches cost on this machine in milliseconds, for many shapes, and what a model so
+made up costs.
+
+Each kind of branch that differs is timed alone on a grid of sizes, taking turns with the dense
+model; branches of equal geometry share one grid. Between the sizes of a grid times are linear,
+and no smaller branch is slower (a table of timings as in ZipLM, arXiv 2302.04089, section 3.2).
+
+Legend: B batch, N tokens, D residual width.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from scipy.interpolate import RegularGridInterpolator
+from torch import Tensor, nn
+
+from secateur.allocation.costs import CostOf, additive_cost
+from secateur.allocation.types import GROUPS_OF, Key
+from secateur.measurement.latency import bound, take_turns, using_threads, waiting
+from secateur.measurement.modes import evaluating, example_images
+from secateur.measurement.runtimes import require
+from secateur.measurement.table_cache import recall, remember
+from secateur.models.caches import copy_of
+from secateur.models.family import Family
+from secateur.models.types import Anatomy, AttentionShape, Branch, GroupName, MlpShape, Shape
+from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
+from secateur.progress import Progress
+
+ROUNDS = 15
+"""Least rounds in which all entries of a table and the dense model are timed once each."""
+SECONDS = 10.0
+"""Rounds go on for this long if they are many."""
+POINTS: Mapping[GroupName, int] = {"heads": 3, "qk": 3, "vo": 3, "hidden": 6}
+"""Sizes of each group at which a branch is timed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where and how latency counts: a runtime on a device, images at a time, CPU threads."""
+
+    runtime: str = "eager"
+    device: str = "cpu"
+    batch_size: int = 1
+    threads: int = 1
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return f"{self.runtime} on {self.device}, batch {self.batch_size}{threads}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The sizes at which branches like `branch` are timed, by group; what is left out is dense."""
+
+    branch: Branch
+    axes: tuple[tuple[int, ...], ...]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """All combinations of sizes, the last group changing fastest."""
+        return [_shape(self.branch, sizes) for sizes in itertools.product(*self.axes)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTable:
+    """Milliseconds of every shape on each grid, and of the dense model.
+
+    `kinds` says which grid prices a branch.
+    """
+
+    kinds: Mapping[str, int]
+    grids: tuple[Grid, ...]
+    ms: tuple[tuple[float, ...], ...]
+    dense_ms: float
+
+
+def layer_table(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    setting: Setting,
+    sizes: Mapping[Key, tuple[int, ...]],
+    *,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    progress: Progress | None = None,
+) -> LayerTable:
+    """Time the branches of `model` in the shapes that `sizes` allows, or recall it from disk.
+
+    Raises UserError when the runtime is unknown or not installed. See `table_cache` for where
+    tables are kept and when one is measured again.
+    """
+    require(setting.runtime, setting.device)
+    kinds, grids = _grids(model, anatomy, sizes)
+    key = _key(model, anatomy, setting, kinds, grids)
+    counts = [len(grid.shapes) for grid in grids]
+    times = recall(key, counts)
+    if times is None:
+        times = _measure(model, family, anatomy, setting, grids, rounds, seconds, progress)
+        remember(key, times)
+    dense_ms, *rest = times
+    ms = []
+    for count in counts:
+        ms.append(tuple(rest[:count]))
+        rest = rest[count:]
+    return LayerTable(kinds=kinds, grids=grids, ms=tuple(ms), dense_ms=dense_ms)
+
+
+def latency_cost(anatomy: Anatomy, table: LayerTable) -> CostOf:
+    """Predicted milliseconds of the model as a function of sizes.
+
+    Embedding and head get what the branches leave of the dense model's time; where they leave
+    nothing, all branches are scaled down, so that the dense model costs what was measured.
+    """
+    curves = [_curve(grid, ms) for grid, ms in zip(table.grids, table.ms, strict=True)]
+
+    def alone(branch: Branch, shape: Shape | None) -> float:
+        if shape is None:
+            return 0.0
+        groups = GROUPS_OF[branch.kind]
+        return curves[table.kinds[branch.id]](tuple(shape.size(group) for group in groups))
+
+    inside = sum(alone(branch, branch.shape) for branch in anatomy.branches)
+    scale = min(1.0, table.dense_ms / max(inside, 1e-12))
+    ends = max(table.dense_ms - inside, 0.0)
+    return additive_cost(anatomy, "ms", ends, lambda branch, shape: scale * alone(branch, shape))
+
+
+def _curve(grid: Grid, ms: tuple[float, ...]) -> Callable[[tuple[int, ...]], float]:
+    """Milliseconds at any sizes, linear between those of the grid and constant outside."""
+    table = _monotone(np.array(ms).reshape([len(axis) for axis in grid.axes]))
+    free = [i for i, axis in enumerate(grid.axes) if len(axis) > 1]
+    if not free:
+        return lambda _: float(table.item())
+    axes = [np.array(grid.axes[i], dtype=float) for i in free]
+    linear = RegularGridInterpolator(axes, table.squeeze())
+
+    @cache
+    def at(sizes: tuple[int, ...]) -> float:
+        inside = [np.clip(sizes[i], x[0], x[-1]) for i, x in zip(free, axes, strict=True)]
+        return float(linear(inside)[0])
+
+    return at
+
+
+def _monotone(table: np.ndarray) -> np.ndarray:
+    """Times that never fall along any axis: the mean of the tightest bounds above and below."""
+    above, below = table, table
+    for axis in range(table.ndim):
+        above = np.maximum.accumulate(above, axis=axis)
+        below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis=axis), axis)
+    mean: np.ndarray = (above + below) / 2
+    return mean
+
+
+def _grids(
+    model: nn.Module, anatomy: Anatomy, sizes: Mapping[Key, tuple[int, ...]]
+) -> tuple[dict[str, int], tuple[Grid, ...]]:
+    """One grid per geometry, over all sizes that some branch of this geometry may take."""
+    alike: dict[str, list[Branch]] = {}
+    for branch in anatomy.branches:
+        alike.setdefault(_geometry(model, branch), []).append(branch)
+    kinds = {branch.id: i for i, own in enumerate(alike.values()) for branch in own}
+    grids = []
+    for own in alike.values():
+        axes = []
+        for group in GROUPS_OF[own[0].kind]:
+            present = {own[0].shape.size(group)}
+            allowed = present.union(*(sizes.get((branch.id, group), ()) for branch in own))
+            axes.append(_points(sorted(allowed), POINTS[group]))
+        grids.append(Grid(branch=own[0], axes=tuple(axes)))
+    return kinds, tuple(grids)
+
+
+def _points(allowed: list[int], count: int) -> tuple[int, ...]:
+    """About `count` of the allowed sizes, evenly spread, the first and the last among them."""
+    wanted = np.linspace(allowed[0], allowed[-1], count)
+    return tuple(sorted({min(allowed, key=lambda size: abs(size - want)) for want in wanted}))
+
+
+def _geometry(model: nn.Module, branch: Branch) -> str:
+    """All that decides how long a branch takes, as text."""
+    rates = [branch.fixed, branch.per_head, branch.per_qk, branch.per_vo, branch.per_hidden]
+    shape, module = branch.shape, model.get_submodule(branch.id)
+    return f"{branch.width} {branch.tokens} {shape} {rates} {module}"
+
+
+def _key(
+    model: nn.Module,
+    anatomy: Anatomy,
+    setting: Setting,
+    kinds: Mapping[str, int],
+    grids: tuple[Grid, ...],
+) -> dict[str, str]:
+    """What a table on disk must agree in to be used again, apart from the machine."""
+    return {
+        "setting": repr(setting),
+        "dtype": str({p.dtype for p in model.parameters()}),
+        "geometries": repr([(_geometry(model, grid.branch), grid.axes) for grid in grids]),
+        "branches": repr(list(kinds.values())),
+        "ends": repr((type(model).__name__, anatomy.input_size, anatomy.ends)),
+    }
+
+
+def _measure(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    setting: Setting,
+    grids: tuple[Grid, ...],
+    rounds: int,
+    seconds: float,
+    progress: Progress | None,
+) -> list[float]:
+    """Milliseconds of the dense model and then of every shape of every grid."""
+    entries = [(grid.branch, shape) for grid in grids for shape in grid.shapes]
+    prepare = require(setting.runtime, setting.device).prepare
+    calls: dict[str, Callable[[], object]] = {}
+    with (
+        TemporaryDirectory(prefix="secateur-") as scratch,
+        using_threads(setting.threads),
+        evaluating(model),
+    ):
+        images_BCHW = example_images(model, anatomy.input_size, setting.batch_size)
+        run = prepare(model, images_BCHW, _folder(scratch, "dense"))
+        calls["dense"] = bound(run, images_BCHW)
+        for number, (branch, shape) in enumerate(entries):
+            size = (1, branch.tokens, branch.width)
+            stream_B1ND = example_images(model, size, setting.batch_size)
+            alone = _Alone(_resized(model, family, branch, shape))
+            run = prepare(alone, stream_B1ND, _folder(scratch, str(number)))
+            calls[f"{branch.id} {shape}"] = bound(run, stream_B1ND)
+            if progress is not None:
+                progress("time", number + 1, len(entries))
+        times = take_turns(calls, rounds, seconds, waiting(setting.device))
+    # WHY: what else the machine does only ever adds to a time, and meets a long run, that of the
+    # dense model, more often than a short one; of many interleaved runs the least is steadiest.
+    return [min(own) / 1e6 for own in times.values()]
+
+
+class _Alone(nn.Module):
+    """One branch for runtimes, which take images: the stream is an image of one channel."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, stream_B1ND: Tensor) -> Tensor:
+        out_BND: Tensor = self.branch(stream_B1ND.squeeze(1))
+        return out_BND.unsqueeze(1)
+
+
+def _resized(model: nn.Module, family: Family, branch: Branch, shape: Shape) -> nn.Module:
+    """One branch alone, in another shape, with random weights."""
+    own = copy_of(model)
+    if shape != branch.shape:
+        family.assign_(own, branch, _random(shape, family.weights(own, branch)))
+    return family.alone(own, branch).eval()
+
+
+def _random(shape: Shape, like: BranchWeights) -> BranchWeights:
+    generator = torch.Generator().manual_seed(0)
+
+    def fill_(*tensors: Tensor | None) -> None:
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.copy_(0.02 * torch.randn(tensor.shape, generator=generator))
+
+    if isinstance(shape, AttentionShape) and isinstance(like, AttentionWeights):
+        a = AttentionWeights.empty(shape, like)
+        fill_(a.q_HKD, a.k_HKD, a.v_HVD, a.o_DHV, a.qb_HK, a.kb_HK, a.vb_HV)
+        return a
+    if isinstance(shape, MlpShape) and isinstance(like, MlpWeights):
+        m = MlpWeights.empty(shape, like)
+        fill_(*m.readers_FD, *m.reader_biases_F, m.w2_DF)
+        return m
+    raise TypeError(f"no {type(like).__name__} has the shape {shape}")
+
+
+def _shape(branch: Branch, sizes: tuple[int, ...]) -> Shape:
+    named = dict(zip(GROUPS_OF[branch.kind], sizes, strict=True))
+    if branch.kind == "attention":
+        return AttentionShape(heads=named["heads"], qk=named["qk"], vo=named["vo"])
+    return MlpShape(hidden=named["hidden"])
+
+
+def _folder(scratch: str, name: str) -> Path:
+    folder = Path(scratch) / name
+    folder.mkdir()
+    return folder

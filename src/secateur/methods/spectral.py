@@ -1,0 +1,264 @@
+"""The spectral engine: weigh tokens, measure menus, plan, cut front to back.
+
+Legend: N tokens, P probe images.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from secateur.ablation.bench import held_images
+from secateur.ablation.probe import FULL, QUICK, Effort, Probe, Probed, probe_menus
+from secateur.ablation.probe import probe_needs as needs_of
+from secateur.allocation.budget import ShapeBudget, SizesBudget
+from secateur.allocation.menus import allowed_sizes
+from secateur.allocation.solvers import cost_function
+from secateur.allocation.types import Menu, Plan, shapes_of
+from secateur.data.batches import Batches, some_batches
+from secateur.errors import UserError
+from secateur.measurement.memory import return_freed_memory
+from secateur.methods.decide import Target, cost_limit, decide
+from secateur.methods.task import Task
+from secateur.models.family import Family
+from secateur.models.types import Anatomy, Branch
+from secateur.progress import Progress
+from secateur.statistics import Evidence, observe
+from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
+
+SENSE_IMAGES = 64
+"""Images of the backward pass that weighs tokens."""
+SOFTEN = 0.5
+"""Power of the mean squared gradient that weighs a token: 1 would trust it fully, but then a
+class token leaves too few samples for a solve."""
+LEAST_WEIGHT = 0.05
+"""Least weight of a token, before normalisation, so that no solve runs out of samples."""
+COMPOUND = 2.0
+"""Power of the damages that the knapsack adds up. Damage done to one group alone saturates, and
+many small ones at once compound; squares spread them. Chosen on calibration images."""
+STREAM_BYTES = 1_500_000_000
+"""Memory for the streams of a sequential cut; more images than fit are left out of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that a plan rests on: token weights by branch, menus, and the probes behind them."""
+
+    token_weights: dict[str, Tensor]
+    menus: list[Menu]
+    probes: list[Probe]
+
+
+def prepare(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
+    _require_images(anatomy, task, batches)
+    weights = token_weights(model, anatomy, batches, task.options.seed)
+    plain = plain_menus(anatomy, task)
+    if _sizes_need_no_losses(anatomy, task, plain):
+        return Prepared(token_weights=weights, menus=plain, probes=[])
+
+    # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
+    # single tokens count; so the images that menus are measured on give no evidence.
+    fitted = _fitted(batches)
+
+    def seen(done: int) -> None:
+        if progress is not None:
+            progress("observe", done, fitted.images)
+
+    evidence = observe(model, fitted, needs_of(task.groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, task, batches, evidence, progress)
+    return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
+
+
+def plan_spectral(
+    anatomy: Anatomy, task: Task, menus: list[Menu], target: Target | None = None
+) -> Plan:
+    """One size per menu within the budget; queries, keys and values are rotated, not selected."""
+    sizes = decide(anatomy, _weighed(menus, task), task, target)
+    return Plan(
+        shapes=shapes_of(anatomy, sizes),
+        reductions={"qk": "rotate", "vo": "rotate"},
+        predicted_loss=sum(menu.loss(sizes[menu.key]) for menu in menus),
+    )
+
+
+def _weighed(menus: list[Menu], task: Task) -> list[Menu]:
+    """The menus as the solver should add them up."""
+    if task.preset.allocation != "knapsack":
+        return menus
+    return [replace(m, losses=tuple(loss**COMPOUND for loss in m.losses)) for m in menus]
+
+
+def cut_spectral_(
+    smaller: nn.Module,
+    dense: nn.Module,
+    anatomy: Anatomy,
+    plan: Plan,
+    prepared: Prepared,
+    batches: Batches,
+    progress: Progress | None = None,
+    *,
+    stand_in: bool = False,
+) -> None:
+    """Cut `smaller`, a copy or shell of `dense`, front to back to the plan's shapes."""
+
+    def cut_so_far(done: int, total: int) -> None:
+        return_freed_memory()
+        if progress is not None:
+            progress("cut", done, total)
+
+    cut_front_to_back_(
+        smaller,
+        dense,
+        plan.shapes,
+        batches_to_stream(anatomy, batches),
+        SequentialSettings(token_weights=prepared.token_weights, stand_in=stand_in),
+        cut_so_far,
+    )
+
+
+def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
+    """As many of the batches as have room when the streams of two models are kept."""
+    floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
+    return _first(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
+
+
+def token_weights(
+    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
+) -> dict[str, Tensor]:
+    """How much each token of each branch counts in moments: (N,), mean 1."""
+    found = sensitivities(model, anatomy, batches, seed)
+    return {branch_id: softened(square_N, SOFTEN) for branch_id, square_N in found.items()}
+
+
+def sensitivities(
+    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
+) -> dict[str, Tensor]:
+    """Mean squared gradient of the loss at each token of each branch (N,), by one backward pass.
+
+    Labels are drawn from the model's own distribution. Positions after the prefix tokens share
+    their mean, since single patches differ by chance.
+    """
+    some = _first(batches, SENSE_IMAGES)
+    evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
+    # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
+    return_freed_memory()
+    squares = {}
+    for branch in anatomy.branches:
+        square_N = evidence.of("sensitivity", branch.id)["token_square"].clone()
+        square_N[anatomy.prefix_tokens :] = square_N[anatomy.prefix_tokens :].mean()
+        squares[branch.id] = square_N
+    return squares
+
+
+def softened(square_N: Tensor, power: float) -> Tensor:
+    """Weights from squared gradients: a power of them, none below the least, mean 1."""
+    mean = square_N.mean()
+    if float(mean) <= 0:
+        return torch.ones_like(square_N)
+    soft_N = (square_N / mean).pow(power).clamp(min=LEAST_WEIGHT)
+    return soft_N / soft_N.mean()
+
+
+def _probe(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    task: Task,
+    batches: Batches,
+    evidence: Evidence,
+    progress: Progress | None,
+) -> Probed:
+    effort: Effort = FULL if task.options.effort == "full" else QUICK
+    images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
+    if images_PCHW.numel() == 0:
+        images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
+
+    def probed_so_far(done: int, total: int) -> None:
+        return_freed_memory()
+        if progress is not None:
+            progress("probe", done, total)
+
+    return probe_menus(
+        model,
+        family,
+        anatomy,
+        task.groups,
+        task.limits,
+        evidence,
+        images_PCHW,
+        effort.shares,
+        probed_so_far,
+    )
+
+
+def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bool:
+    """Whether the sizes follow from the budget alone: shares, or a uniform share in reach."""
+    if isinstance(task.budget, SizesBudget):
+        return True
+    if isinstance(task.budget, ShapeBudget):
+        return not task.budget.drops
+    if task.preset.allocation != "uniform" or task.budget.unit == "ms":
+        return False
+    least = cost_function(anatomy, task.budget.unit)({menu.key: menu.sizes[0] for menu in plain})
+    return least <= cost_limit(anatomy, task.budget)
+
+
+def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
+    """Menus without losses, for budgets that fix every size."""
+    menus = []
+    for branch in anatomy.branches:
+        for group in [group for group in task.groups if group in branch.groups]:
+            sizes = allowed_sizes(branch, group, task.limits)
+            menus.append(
+                Menu(owner=branch.id, group=group, sizes=sizes, losses=(0.0,) * len(sizes))
+            )
+    return menus
+
+
+def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
+    """Refuse fewer images than make a solve determined."""
+
+    def images_for(branch: Branch) -> int:
+        return -(-_solved_units(branch, task) // branch.tokens)
+
+    hardest = max(anatomy.branches, key=images_for, default=None)
+    needed = 2 if hardest is None else max(2, images_for(hardest))
+    if hardest is not None and batches.images < needed:
+        units, tokens = _solved_units(hardest, task), hardest.tokens
+        raise UserError(
+            f"{batches.images} calibration images are too few: the largest solve has {units} "
+            f"unknowns per output, so at least {needed} images of {tokens} tokens are "
+            f"needed, and {10 * needed} are better; give more with --data or --limit."
+        )
+
+
+def _solved_units(branch: Branch, task: Task) -> int:
+    if branch.kind == "mlp":
+        return branch.shape.size("hidden") if "hidden" in task.groups else 0
+    if not {"vo", "heads"} & set(task.groups):
+        return 0
+    return branch.shape.size("heads") * branch.shape.size("vo")
+
+
+def _first(batches: Batches, images: int) -> Batches:
+    """The first batches with about this many images."""
+    if batches.images <= images:
+        return batches
+    size = -(-batches.images // len(batches))
+    count = max(1, images // size)
+    return some_batches(batches, lambda number: number < count)
+
+
+def _fitted(batches: Batches) -> Batches:
+    """The batches without those that are held out, as far as there are any to spare."""
+    if len(batches) < HOLD_EVERY:
+        return batches
+    return some_batches(batches, lambda number: number % HOLD_EVERY != HOLD_EVERY - 1)

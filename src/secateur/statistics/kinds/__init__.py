@@ -1,0 +1,1 @@
+"""One file per kind of evidence; each registers itself in `secateur.statistics.registry`."""

@@ -1,0 +1,62 @@
+"""First and second moments of what the writers read: hidden neurons and attention context.
+
+Legend: B batch, N tokens, H heads, V value dims per head, F hidden neurons.
+"""
+
+import torch
+from torch import Tensor
+
+from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+
+
+def add_moments_(sums: Sums, x_BNF: Tensor, weights_N: Tensor | None = None) -> None:
+    """Add `count` (), `sum` (F,) and `gram` (F, F) of x over tokens, weighted by position."""
+    x_TF = x_BNF.float().flatten(0, 1)
+    weighted_TF = x_TF
+    count = torch.tensor(float(x_TF.shape[0]), dtype=torch.float64)
+    if weights_N is not None:
+        weighted_TF = (x_BNF.float() * weights_N[:, None].float()).flatten(0, 1)
+        count = weights_N.sum(dtype=torch.float64) * x_BNF.shape[0]
+    add_(sums, "count", count)
+    add_(sums, "sum", weighted_TF.sum(0, dtype=torch.float64))
+    add_(sums, "gram", weighted_TF.T @ x_TF)
+
+
+def add_energies_(sums: Sums, x_TF: Tensor) -> None:
+    """Add `count` (), `sum` (F,) and `square` (F,) of rows x."""
+    x_TF = x_TF.float()
+    add_(sums, "count", torch.tensor(float(x_TF.shape[0]), dtype=torch.float64))
+    add_(sums, "sum", x_TF.sum(0, dtype=torch.float64))
+    add_(sums, "square", x_TF.square().sum(0, dtype=torch.float64))
+
+
+@evidence_kind("hidden_moments", scope="mlp", sites=("hidden",), covers=("hidden_energies",))
+def hidden_moments(sums: Sums, seen: Seen) -> None:
+    """Moments of the hidden neurons after the activation, over all tokens: (F,) and (F, F)."""
+    add_moments_(sums, seen["hidden"], seen.get("weights"))
+
+
+@evidence_kind(
+    "context_moments", scope="attention", sites=("context",), covers=("context_energies",)
+)
+def context_moments(sums: Sums, seen: Seen) -> None:
+    """Moments of the attention output before the projection, all heads jointly: (HV, HV)."""
+    add_moments_(sums, seen["context"].flatten(2), seen.get("weights"))
+
+
+@evidence_kind("hidden_energies", scope="mlp", sites=("hidden",))
+def hidden_energies(sums: Sums, seen: Seen) -> None:
+    """Sum and sum of squares of each hidden neuron: the diagonal of `hidden_moments`."""
+    add_energies_(sums, seen["hidden"].flatten(0, 1))
+
+
+@evidence_kind("context_energies", scope="attention", sites=("context",))
+def context_energies(sums: Sums, seen: Seen) -> None:
+    """Sum and sum of squares of each context dim, all heads jointly: (HV,)."""
+    add_energies_(sums, seen["context"].flatten(2).flatten(0, 1))
+
+
+@evidence_kind("input_moments", scope="branch", sites=("input",))
+def input_moments(sums: Sums, seen: Seen) -> None:
+    """Moments of what a branch reads, behind its norm, over all tokens: (D,) and (D, D)."""
+    add_moments_(sums, seen["input"])

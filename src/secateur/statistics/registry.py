@@ -1,0 +1,99 @@
+"""Kinds of evidence: each names the sites it looks at and adds what it sees to running sums."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from secateur.data.batches import Batch
+from secateur.registry import Registry
+
+Sums = dict[str, Tensor]
+Seen = Mapping[str, Tensor]
+Update = Callable[[Sums, Seen], None]
+Trial = Callable[[Callable[[str], Sums], nn.Module, Batch], None]
+"""Called as trial(sums of an owner, model, batch): experiments beyond one forward pass."""
+Scope = Literal["attention", "mlp", "branch", "block", "stream", "model"]
+
+
+def _nothing(_sums: Sums, _seen: Seen) -> None:
+    """The update of kinds that do not look at passing tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceKind:
+    """One kind of evidence.
+
+    `update(sums, seen)` gets the canonical tensors of one branch (or block) for one batch; with
+    `gradient`, each site's tensor comes with `<site>.grad` of the loss, summed over the batch.
+    `covers` names kinds that need not be collected beside it, since it holds all they hold.
+    A kind of scope `model` has a `trial` in place of the update: it gets the model and a batch and
+    runs what it likes, such as the model without one of its layers.
+    The scope `stream` sees the residual stream of a batch at all boundaries of blocks at once, at
+    a few tokens: `points` (number of boundaries), `<i>.class` (B, 1, D) and `<i>.patches`
+    (B, T, D), where there are such; its one owner is `STREAM`.
+    """
+
+    name: str
+    scope: Scope
+    sites: tuple[str, ...]
+    update: Update = _nothing
+    trial: Trial | None = None
+    gradient: bool = False
+    covers: tuple[str, ...] = ()
+
+
+STREAM = "stream"
+"""The owner of what is known about the stream as a whole."""
+
+evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.statistics.kinds")
+
+
+def evidence_kind(
+    name: str,
+    *,
+    scope: Scope,
+    sites: tuple[str, ...],
+    gradient: bool = False,
+    covers: tuple[str, ...] = (),
+) -> Callable[[Update], Update]:
+    """Register an update function as a kind of evidence."""
+
+    def file(update: Update) -> Update:
+        kind = EvidenceKind(
+            name=name, scope=scope, sites=sites, update=update, gradient=gradient, covers=covers
+        )
+        evidence_kinds.register(name)(kind)
+        return update
+
+    return file
+
+
+def evidence_trial(name: str) -> Callable[[Trial], Trial]:
+    """Register a function that experiments with the model as a kind of evidence."""
+
+    def file(trial: Trial) -> Trial:
+        kind = EvidenceKind(name=name, scope="model", sites=(), trial=trial)
+        evidence_kinds.register(name)(kind)
+        return trial
+
+    return file
+
+
+def add_(sums: Sums, key: str, value: Tensor) -> None:
+    """Add `value` to a running sum, in at least fp32."""
+    value = value.detach()
+    if value.dtype.itemsize < 4:
+        value = value.float()
+    if key in sums:
+        sums[key] += value
+    else:
+        sums[key] = value.clone()
+
+
+def chosen_kinds(needs: Iterable[str]) -> list[EvidenceKind]:
+    """The kinds to collect for `needs`, sorted, without those that another one covers."""
+    kinds = [evidence_kinds.get(name) for name in sorted(set(needs))]
+    covered = {name for kind in kinds for name in kind.covers}
+    return [kind for kind in kinds if kind.name not in covered]

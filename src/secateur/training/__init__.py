@@ -1,0 +1,27 @@
+"""Training: win back what a cut cost, fine-tune, or learn while pruning.
+
+One loop for all of it (`loop.fit_`), from small parts:
+
+    lesson      what the loop asks for: `Objective` (model, lesson, moment → terms of the loss) and
+                `Hook` (before and after each step, further terms, parameters of its own with an
+                optimizer of their own, state for checkpoints)
+    objectives  supervised, and distillation from a teacher
+    settings    `TrainSettings`, from YAML
+    stream      images by position: order and augmentation follow from seed and position
+    judging     held-out images, by which the weights that come out are chosen
+    checkpoint  one file, written whole or not at all
+    run, machine, identity   state of a run; accelerate; what makes a run the same run
+
+A method of several phases calls `fit_` once per phase, with its own folder, and may change the
+model in between: a finished phase gives its weights at once when the method is run again.
+
+    report = fit_(model, images, objective, settings, folder=out / "search", hooks=[gates])
+
+Images are an `ImageSet`, a tensor, a pair of tensors or a map-style data set. The short polish of
+`prune` has a loop of its own (`polish`): it keeps no files and needs no accelerate.
+"""
+
+from secateur.training.budget import PolishBudget, parse_polish
+from secateur.training.polish import PolishReport, PolishSettings, polish_
+
+__all__ = ["PolishBudget", "PolishReport", "PolishSettings", "parse_polish", "polish_"]

@@ -1,0 +1,243 @@
+"""The redundancy of one model: observe, leave out, make smaller, compare; a record of it all.
+
+found = secateur.analyze(model, "images/")
+found.save("redundancy/")      # analysis.html and analysis.json
+found.record["layers"][0]["damage"]
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from secateur.analysis import record as plain
+from secateur.analysis.removals import Effort, measure_removals
+from secateur.analysis.scores import (
+    Observed,
+    branch_criteria,
+    observe_all,
+    score_branches,
+)
+from secateur.data.batches import Batch, Batches
+from secateur.devices import require_double
+from secateur.errors import UserError
+from secateur.measurement.divergence import unit_of
+from secateur.measurement.modes import evaluating
+from secateur.measurement.timing import Times, check_timing, time_branches
+from secateur.models.family import Family, family_of
+from secateur.models.types import Anatomy
+from secateur.progress import Progress, timed
+from secateur.registry import unknown
+from secateur.report.analysis_page import render_analysis
+from secateur.report.analysis_record import AnalysisRecord
+from secateur.report.analysis_words import findings
+from secateur.storage.files import check_files, write_files
+from secateur.verbs.load import open_data, unreadable_note
+
+LIMIT = 256
+"""Images taken from a path or data string unless told otherwise."""
+PAGE, DATA = "analysis.html", "analysis.json"
+TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05}
+"""Damage within which layers count as droppable, by unit."""
+BACKWARD = 2
+"""A backward pass counts as this many forward passes."""
+EFFORTS = {
+    "quick": Effort(images=32, shares=(0.5, 0.25), all_shares=(0.75, 0.5), pairs_of=8),
+    "full": Effort(
+        images=64,
+        shares=(0.75, 0.5, 0.25, 0.125),
+        all_shares=(0.875, 0.75, 0.5, 0.25),
+        pairs_of=12,
+    ),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Analysis:
+    """What was found, as plain data: `secateur.report.analysis_record` describes the fields."""
+
+    record: dict[str, object]
+
+    @property
+    def findings(self) -> list[str]:
+        """The main findings as sentences."""
+        return findings(AnalysisRecord.model_validate(self.record))
+
+    def to_json(self) -> dict[str, object]:
+        """The record, the findings first."""
+        return {"findings": self.findings, **self.record}
+
+    def html(self) -> str:
+        """The page: one file that opens offline."""
+        return render_analysis(self.record)
+
+    def save(self, out: str | Path) -> None:
+        """Write analysis.html and analysis.json into `out`, both or none.
+
+        An earlier analysis there is replaced; UserError for a directory with anything else.
+        """
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_files(out, {PAGE: self.html(), DATA: text + "\n"})
+
+
+def check_words(
+    effort: str,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    tolerance: float | None = None,
+    out: str | Path | None = None,
+) -> None:
+    """UserError for options that cannot work, before anything is opened."""
+    if effort not in EFFORTS:
+        raise UserError(unknown("effort", effort, list(EFFORTS)))
+    check_timing(runtime, latency_batch)
+    if tolerance is not None and not tolerance >= 0:
+        raise UserError(f"the tolerance must be a damage of at least 0, not {tolerance:g}.")
+    if out is not None:
+        check_files(out, (PAGE, DATA))
+
+
+def analyze(
+    model: nn.Module,
+    images: object,
+    *,
+    effort: str = "quick",
+    tolerance: float | None = None,
+    limit: int | None = LIMIT,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    latency: bool = True,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Measure what `model` could do without, on images that need no labels.
+
+    `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
+    damage (nats) within which layers count as droppable. The model is left as it was, and memory
+    does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
+    Raises UserError for wrong options, unknown models and images that cannot be read.
+    """
+    check_words(effort, runtime, latency_batch, tolerance)
+    family = family_of(model)
+    anatomy = family.read(model)
+    require_double(next(model.parameters()).device, "the analysis")
+    if not anatomy.branches:
+        raise UserError("the model has no attention layer or MLP left to analyse.")
+    batches, used = open_data(
+        model,
+        images,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
+    tolerance = TOLERANCE[unit_of(anatomy.num_classes)] if tolerance is None else tolerance
+    timing = None
+    if latency:
+        timing = partial(time_branches, runtime=runtime, batch_size=latency_batch)
+    # WHY: dropout and stochastic depth would be measured as if they were the model.
+    with evaluating(model):
+        record = _measured(
+            model, family, anatomy, batches, effort, seed, tolerance, timing, progress
+        )
+    record |= {
+        "effort": effort,
+        "seed": seed,
+        "data": asdict(used),
+        "environment": plain.environment(),
+    }
+    if used.unreadable:
+        record["notes"] = [*cast(list[str], record["notes"]), unreadable_note(used.unreadable)]
+    return Analysis(record=record)
+
+
+def _measured(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    batches: Batches,
+    effort: str,
+    seed: int,
+    tolerance: float,
+    timing: Callable[..., Times] | None,
+    progress: Progress | None,
+) -> dict[str, object]:
+    """Observe, score, remove and time, with what each stage cost."""
+    seconds, passes = dict[str, float](), dict[str, float]()
+    chosen = branch_criteria(anatomy)
+    with timed(seconds, "observe"):
+        seen, probes = keeping(batches, EFFORTS[effort].images)
+        observed = observe_all(model, anatomy, seen, chosen, progress)
+        passes["observe"] = _observed_passes(observed)
+        probes_PCHW = torch.cat(probes)
+    with timed(seconds, "score"):
+        scores, notes = score_branches(model, family, anatomy, chosen, observed, seed)
+    with timed(seconds, "remove"), torch.no_grad():
+        removals = measure_removals(
+            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress
+        )
+        passes |= removals.passes
+    times = None
+    if timing is not None:
+        with timed(seconds, "time"):
+            times = timing(model, family, anatomy, progress=progress)
+    with timed(seconds, "summarise"), torch.no_grad():
+        record = plain.measured(
+            model, family, anatomy, observed.forward, removals, scores, times, tolerance
+        )
+    return record | {"notes": list(notes), "costs": _costs(passes, seconds, batches.images)}
+
+
+def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:
+    """The same batches, which leave `count` images, evenly from all over, in a list on the way.
+
+    Where that leaves at least as many, the images kept are taken out of the batches: damage is
+    then measured on images that gave no evidence for means and repairs.
+    """
+    kept: list[Tensor] = []
+    total, apart = len(batches), batches.images >= 2 * count
+
+    def start() -> Iterator[Batch]:
+        kept.clear()
+        for k, batch in enumerate(batches):
+            share = (k + 1) * count // total - k * count // total
+            kept.append(batch.images_BCHW[:share].clone())
+            labels, rest = batch.labels_B, batch.images_BCHW[share:]
+            if not apart:
+                yield batch
+            elif len(rest):
+                yield Batch(rest, None if labels is None else labels[share:])
+
+    images = batches.images - count if apart else batches.images
+    return replace(batches, images=images, _start=start, _every=None), kept
+
+
+def _observed_passes(observed: Observed) -> float:
+    """Image passes of the observing stage."""
+    back = 0 if observed.backward is None else (1 + BACKWARD) * observed.backward.images
+    return observed.forward.images + back
+
+
+def _costs(
+    passes: Mapping[str, float], seconds: Mapping[str, float], images: int
+) -> list[dict[str, object]]:
+    """Passes over all images by stage; seconds, where a stage was timed as a whole."""
+    rows: list[dict[str, object]] = [
+        {"stage": name, "passes": count / images, "seconds": seconds.get(name)}
+        for name, count in passes.items()
+    ]
+    rows += [
+        {"stage": name, "passes": None, "seconds": value}
+        for name, value in seconds.items()
+        if name not in passes
+    ]
+    return rows

@@ -1,0 +1,84 @@
+"""The whole path, offline: the bundled model and digits, pruned, saved, loaded and compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateur.data.batches import Batches
+from secateur.measurement.accuracy import Accuracy
+from secateur.measurement.latency import using_threads
+from secateur.methods.task import LIMIT
+from secateur.presets import DEFAULT
+from secateur.progress import Progress
+from secateur.storage.save import check_out
+from secateur.verbs.evaluate import score
+from secateur.verbs.load import load, open_data
+from secateur.verbs.prune import prune
+from secateur.verbs.result import Result
+
+MODEL, BUDGET = "digits_vit", "50% macs"
+SAME = 1e-5
+"""Largest difference between the outputs of the saved and of the loaded model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """The pruning run, and what its saved model gives once loaded again."""
+
+    result: Result
+    reloaded: Accuracy
+    largest_difference: float
+
+
+def demo(
+    out: str | Path = "secateur-demo",
+    *,
+    preset: str = DEFAULT,
+    limit: int | None = LIMIT,
+    test_limit: int | None = None,
+    latency: bool = True,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Demo:
+    """Prune the bundled digits model to half its MACs, save it in `out` and load it again.
+
+    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on
+    `device`. Raises UserError when `out` cannot be written, RuntimeError when the loaded model is
+    another one.
+    """
+    check_out(out)
+    # WHY one thread: for so small a model more of them only wait for each other.
+    with using_threads(1):
+        model = load(MODEL, device=device)
+        scored, _ = open_data(model, "digits/test", limit=test_limit)
+        result = prune(
+            model,
+            "digits/train",
+            BUDGET,
+            preset=preset,
+            limit=limit,
+            eval_images=scored,
+            latency=latency,
+            progress=progress,
+        )
+        result.command = "secateur demo"
+        result.save(out)
+        again = load(out, device=device)
+        reloaded = score(again, scored, "evaluate again", progress, reference=model)
+        difference = largest_difference(result.model, again, scored)
+        if reloaded != result.accuracy or difference > SAME:
+            raise RuntimeError(
+                f"the model loaded from {out} is not the one saved: outputs differ by "
+                f"{difference:.2g}"
+            )
+        return Demo(result=result, reloaded=reloaded, largest_difference=difference)
+
+
+@torch.inference_mode()
+def largest_difference(one: nn.Module, other: nn.Module, images: Batches) -> float:
+    """The largest absolute difference between the outputs of two models."""
+    return max(
+        float((one(batch.images_BCHW) - other(batch.images_BCHW)).abs().max()) for batch in images
+    )

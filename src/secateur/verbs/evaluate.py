@@ -1,0 +1,99 @@
+"""Measure what a pruned model lost and gained, beside the dense one."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from secateur.data.batches import Batches
+from secateur.measurement.accuracy import Accuracy, evaluate_both
+from secateur.measurement.accuracy import evaluate as measure_accuracy
+from secateur.measurement.latency import bench
+from secateur.progress import Progress
+from secateur.verbs.load import open_data
+from secateur.verbs.result import Result
+
+SECONDS = 2.0
+"""How long dense and pruned model take turns at least."""
+
+
+def evaluate(
+    model: nn.Module,
+    images: object,
+    *,
+    reference: nn.Module | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Top-1 and top-5 accuracy, and agreement and KL divergence with `reference`.
+
+    `images` is a path or data string, or anything else that `prune` takes; `limit` keeps that
+    many images, spread over the classes. Without labels only the comparison is made. Raises
+    UserError for images that cannot be read or whose classes are not those of the head.
+    """
+    batches, _ = open_data(
+        model,
+        images,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
+    return score(model, batches, "evaluate", progress, reference=reference)
+
+
+def score(
+    model: nn.Module,
+    batches: Batches,
+    stage: str,
+    progress: Progress | None,
+    *,
+    reference: nn.Module | None = None,
+) -> Accuracy:
+    """Accuracy on batches that are open already, reporting progress as `stage`."""
+    counted = _counter(stage, batches.images, progress)
+    return measure_accuracy(model, batches, reference=reference, on_batch=counted)
+
+
+def _counter(stage: str, total: int, progress: Progress | None) -> Callable[[int], None]:
+    """From images per batch to a report of all images so far."""
+    done = 0
+
+    def on_batch(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(stage, done, total)
+
+    return on_batch
+
+
+def measure_(
+    result: Result,
+    dense: nn.Module,
+    images: Batches | None,
+    *,
+    latency: bool,
+    progress: Progress | None = None,
+) -> None:
+    """Fill in the accuracy on `images`, if any, and the latency, if wanted, of both models."""
+    if images is not None:
+        counted = _counter("evaluate", images.images, progress)
+        both = evaluate_both(result.model, dense, images, on_batch=counted)
+        result.accuracy, result.accuracy_dense = both
+    if latency:
+        models = {"dense": dense, "pruned": result.model}
+        device = str(next(dense.parameters()).device)
+        rows = bench(
+            models,
+            result.before.input_size,
+            runtimes=(result.task.options.runtime,),
+            batch_sizes=(result.task.options.latency_batch,),
+            max_seconds=SECONDS,
+            device=device,
+        )
+        result.latency = [row.to_json() for row in rows]

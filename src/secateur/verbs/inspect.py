@@ -1,0 +1,140 @@
+"""Describe a model: what it costs, branch by branch, and what can be made smaller."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from secateur.measurement.timing import Times, time_branches
+from secateur.models.family import family_of
+from secateur.models.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
+from secateur.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchRow:
+    """One branch: its cost, its share of the model's MACs and parameters in percent.
+
+    `ms` is the time of the branch alone, None where it was not measured.
+    `shape` gives the units of each group (`qk` and `vo` per head), `groups` those that can be made
+    smaller, `refusals` why the others cannot.
+    """
+
+    id: str
+    kind: str
+    block: int
+    macs: int
+    params: int
+    macs_percent: float
+    params_percent: float
+    ms: float | None
+    shape: Mapping[GroupName, int]
+    groups: tuple[GroupName, ...]
+    refusals: Mapping[GroupName, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedTime:
+    """Milliseconds of one pass of the whole model, and of what is no branch, and how measured."""
+
+    ms: float
+    ends_ms: float
+    runtime: str
+    device: str
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """A whole model. `ends` is what is no branch: embedding, final norm, heads.
+
+    `streams` gives the width of each residual stream that can be made narrower, `stand_ins` what
+    linear layers in place of dropped branches cost.
+
+    MACs are those of matrix products for one image, with QK^T and AV.
+    """
+
+    family: str
+    macs: int
+    params: int
+    width: int
+    tokens: int
+    input_size: tuple[int, int, int]
+    num_classes: int
+    blocks: int
+    branches: tuple[BranchRow, ...]
+    ends: Mapping[str, int]
+    refusals: Mapping[GroupName, str]
+    streams: Mapping[str, int]
+    stand_ins: Mapping[str, Mapping[str, int]]
+    latency: InspectedTime | None
+
+    def to_json(self) -> dict[str, object]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def inspect(
+    model: nn.Module,
+    *,
+    latency: bool = False,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Read a model without changing it; UserError for one of no known family.
+
+    With `latency`, its branches are timed alone in turns with the whole, in `runtime` with
+    `latency_batch` images at a time; otherwise it is not run either.
+    """
+    family = family_of(model)
+    anatomy = family.read(model)
+    times = None
+    if latency:
+        times = time_branches(
+            model, family, anatomy, runtime=runtime, batch_size=latency_batch, progress=progress
+        )
+    total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
+    ends = sum((layer.cost * -1 for layer in anatomy.stand_ins), ends)
+    return Inspection(
+        family=family.title,
+        macs=total.macs,
+        params=total.params,
+        width=anatomy.width,
+        tokens=anatomy.tokens,
+        input_size=anatomy.input_size,
+        num_classes=anatomy.num_classes,
+        blocks=len(anatomy.blocks),
+        branches=tuple(_row(anatomy, branch, times) for branch in anatomy.branches),
+        ends={"macs": ends.macs, "params": ends.params},
+        refusals=dict(anatomy.refusals),
+        streams=anatomy.widths,
+        stand_ins={
+            layer.id: {"macs": layer.cost.macs, "params": layer.cost.params}
+            for layer in anatomy.stand_ins
+        },
+        latency=None if times is None else _time(times),
+    )
+
+
+def _time(times: Times) -> InspectedTime:
+    return InspectedTime(ms=times.total_ms, ends_ms=times.ends_ms, **asdict(times.setting))
+
+
+def _row(anatomy: Anatomy, branch: Branch, times: Times | None) -> BranchRow:
+    total, own = anatomy.cost(), branch.cost(branch.shape)
+    groups = ATTENTION_GROUPS if branch.kind == "attention" else MLP_GROUPS
+    return BranchRow(
+        id=branch.id,
+        kind=branch.kind,
+        block=branch.block,
+        macs=own.macs,
+        params=own.params,
+        macs_percent=100 * own.macs / total.macs,
+        params_percent=100 * own.params / total.params,
+        ms=None if times is None else times.of(branch.id),
+        shape={group: branch.shape.size(group) for group in groups},
+        groups=branch.groups,
+        refusals=dict(branch.refusals),
+    )

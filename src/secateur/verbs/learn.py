@@ -1,0 +1,227 @@
+"""Learn masks while training, under a budget: search, project, remove, fine-tune, in one call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateur.data.images import ImageSet
+from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
+from secateur.errors import UserError
+from secateur.masks.phases import Course, Shrunk, plain_items, run
+from secateur.masks.schedule import LearnSettings, phases
+from secateur.masks.summary import removability
+from secateur.masks.task import LearnOptions, LearnTask, resolve_learn
+from secateur.methods.task import parse_groups
+from secateur.methods.to_latency import latency_target
+from secateur.models.family import family_of
+from secateur.models.types import Anatomy, GroupName
+from secateur.progress import Progress, timed
+from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
+from secateur.storage.weights import refuse_not_finite
+from secateur.training.answers import ANSWERS
+from secateur.training.held_out import hold_out
+from secateur.training.machine import require_accelerate, training_device
+from secateur.training.objectives import Distil
+from secateur.training.run import OnLog
+from secateur.training.teacher import teacher_for
+from secateur.training.views import VIEWS, views_of
+from secateur.verbs.evaluate import measure_
+from secateur.verbs.heal import require_labels
+from secateur.verbs.learned_result import Learned
+from secateur.verbs.load import DataUsed, open_data
+from secateur.verbs.result import Result
+from secateur.verbs.training_result import open_training_images
+
+OnNote = Callable[[str], None]
+
+
+def learn(
+    model: nn.Module,
+    images: object,
+    budget: str,
+    *,
+    reference: nn.Module | str | Path | None = None,
+    sharing: str = "common_count",
+    gates: str = "straight_through",
+    criterion: str = "spectral",
+    groups: Sequence[str] | None = None,
+    protect: Sequence[str] = (),
+    align: Mapping[str, int] | None = None,
+    minimum: Mapping[str, int] | None = None,
+    settings: LearnSettings | None = None,
+    folder: Path | None = None,
+    restart: bool = False,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    eval_images: object | None = None,
+    latency: bool = False,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    on_log: OnLog | None = None,
+    on_note: OnNote | None = None,
+) -> Learned:
+    """Return a smaller copy of `model` within `budget`, its masks learned with its weights.
+
+    `sharing` says which units share a mask, `gates` how a score becomes one, `criterion` in which
+    order scores start. The images are those of `secateur.heal`; their labels are used where there
+    are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
+    there is a `reference`: any model of the same classes, such as the dense one where the model
+    given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
+    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
+    training what the strategy can remove. Everything that can be wrong with the request raises
+    UserError before training begins.
+    """
+    options = LearnOptions(
+        budget=budget,
+        sharing=sharing,
+        gates=gates,
+        criterion=criterion,
+        groups=None if groups is None else parse_groups(groups),
+        protect=tuple(protect),
+        align=_by_group(align),
+        minimum=_by_group(minimum),
+        runtime=runtime,
+        latency_batch=latency_batch,
+        settings=settings or LearnSettings(),
+    )
+    require_accelerate()
+    device = training_device(next(model.parameters()).device, device)
+    require_double(device, "learning masks")
+    refuse_not_finite(model.state_dict(), "the model")
+    family = family_of(model)
+    anatomy = family.read(model)
+    task = resolve_learn(options, model, family, anatomy)
+    scored = None if eval_images is None else open_data(model, eval_images)[0]
+    opened = _open(model, anatomy, images, task, limit, skip_unreadable)
+    if options.settings.distil.answers is not None:
+        views_of(opened.train, options.settings, ANSWERS)
+    if options.settings.kept_views is not None:
+        views_of(opened.train, options.settings, VIEWS)
+    teaches = None if reference is None else reference_of(reference)
+    if teaches is not None:
+        Distil(teacher_for(model, teaches), options.settings.distil)
+    before = removability(task.sharing, task.gates, anatomy, task.task.limits)
+    if on_note is not None:
+        on_note(before.text())
+    course = Course(
+        task=task,
+        family=family,
+        anatomy=anatomy,
+        train=opened.train,
+        held=opened.held,
+        labels=opened.labels,
+        phases=phases(options.settings, len(plain_items(opened.train))),
+        reference=teaches,
+        target=latency_target(model, family, anatomy, task.task, progress),
+        folder=folder,
+        restart=restart,
+        device=device,
+        progress=progress,
+        on_log=on_log,
+    )
+    dense, shrunk = run(course, model)
+    result = _result(course, opened, model, dense, shrunk)
+    result.notes.insert(len(opened.notes), before.text())
+    if scored is not None or latency:
+        with timed(course.seconds, "measure"):
+            missing = latency and not result.latency
+            measure_(result, dense, scored, latency=missing, progress=progress)
+    return Learned(
+        result=result,
+        task=task,
+        reference=name_of_reference(reference),
+        removability=before,
+        searched=shrunk.searched,
+        compression=shrunk.kept,
+        phases=course.reports,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    train: object
+    held: object | None
+    labels: bool
+    used: DataUsed
+    notes: list[str]
+
+
+def _open(
+    model: nn.Module,
+    anatomy: Anatomy,
+    images: object,
+    task: LearnTask,
+    limit: int | None,
+    skip_unreadable: bool,
+) -> _Opened:
+    """Images to train on and to hold out; UserError where labels are needed and missing."""
+    settings = task.options.settings
+    found, used, notes = open_training_images(
+        images,
+        Preprocessing.of(model),
+        limit=limit,
+        seed=settings.seed,
+        num_classes=anatomy.num_classes or None,
+        skip_unreadable=skip_unreadable,
+    )
+    labels = settings.distil.label_weight > 0
+    if settings.warmup_share or not settings.distil.logit_weight:
+        require_labels(found, wanted=True)
+    if isinstance(found, torch.Tensor) or (isinstance(found, ImageSet) and not found.labelled):
+        labels = False
+        notes = [*notes, "The images have no labels: the smaller model learned from the dense one."]
+    if used.images < 2:
+        raise UserError(f"{used.images} images are too few to learn from; give more.")
+    train, held = hold_out(found, used.images, settings.held_out)
+    return _Opened(train=train, held=held, labels=labels, used=used, notes=notes)
+
+
+def _result(
+    course: Course, opened: _Opened, model: nn.Module, dense: nn.Module, shrunk: Shrunk
+) -> Result:
+    """The run in the words of `prune`."""
+    found = shrunk.timed
+    return Result(
+        model=shrunk.model,
+        before=course.anatomy,
+        after=course.family.read(shrunk.model),
+        plan=shrunk.plan,
+        menus=[],
+        task=course.task.task,
+        data=opened.used,
+        seconds=course.seconds,
+        base=base_or_reason(model),
+        dense_logits=logits(dense),
+        latency=[] if found is None else found.rows,
+        latency_rounds=[] if found is None else list(found.rounds),
+        latency_best=None if found is None else found.best,
+        notes=[*opened.notes, *_claims(shrunk)],
+    )
+
+
+def _claims(shrunk: Shrunk) -> list[str]:
+    """What the masks claim and what is gone, side by side."""
+    own, kept = shrunk.searched, shrunk.kept
+    found = [
+        f"Masked: {kept.masked_percent:.1f} % of the parameters; removed: "
+        f"{kept.removed_percent:.1f} %. At the end of the search, before the projection onto the "
+        f"budget: {own.masked_percent:.1f} % masked, {own.removed_percent:.1f} % removable."
+    ]
+    if kept.masked.params < kept.left.params:
+        held = kept.left.params - kept.masked.params
+        found.append(
+            f"{held:,} masked parameters could not be removed; they stayed in the model with "
+            "weights of zero and took part in the fine-tuning."
+        )
+    return found + ([] if shrunk.timed is None else [shrunk.timed.note])
+
+
+def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:
+    given = dict(sizes or {})
+    return {group: given[group] for group in parse_groups(list(given))}

@@ -1,0 +1,69 @@
+"""What learning masks gives back: the smaller model, how its masks came about, how to save it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.masks.schedule import Phase
+from secateur.masks.summary import Compression, Removability
+from secateur.masks.task import LearnTask
+from secateur.training.loop import FitReport
+from secateur.verbs.result import Result
+
+
+@dataclass(slots=True, kw_only=True)
+class Learned:
+    """`result` is what `prune` would give: model, plan, costs, accuracy, notes.
+
+    `reference` is the name of a teacher other than the dense model, where it has one.
+    `removability` was known before training; `searched` is what the masks claimed, and would have
+    removed, when the search ended, `compression` the same after projection onto the budget;
+    `phases` are the training runs in their order.
+    """
+
+    result: Result
+    task: LearnTask
+    reference: str | None = None
+    removability: Removability
+    searched: Compression
+    compression: Compression
+    phases: dict[Phase, FitReport]
+
+    @property
+    def model(self) -> nn.Module:
+        """The smaller model, an ordinary module in eval mode."""
+        return self.result.model
+
+    def record(self) -> dict[str, Any]:
+        """Everything about the run as plain JSON data; `masks` is added to what `prune` says."""
+        return {**self.result.record(), "learning": self._learning()}
+
+    def save(self, out: str | Path) -> None:
+        """Write the ordinary saved form, with training.json, into `out`, or nothing."""
+        from secateur.verbs.saving import save_result
+
+        learning = self._learning()
+        told = {key: value for key, value in learning.items() if key != "phases"}
+        text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
+        save_result(self.result, Path(out), more={"learning": told}, files={"training.json": text})
+
+    def _learning(self) -> dict[str, Any]:
+        options = self.task.options
+        return {
+            "sharing": options.sharing,
+            "gates": options.gates,
+            "criterion": options.criterion,
+            "reference": self.reference,
+            "scores": self.removability.scores,
+            "removability": self.removability.to_json(),
+            "search_end": self.searched.to_json(),
+            "masked_percent": self.compression.masked_percent,
+            "removed_percent": self.compression.removed_percent,
+            "compression": self.compression.to_json(),
+            "steps": {phase: report.steps for phase, report in self.phases.items()},
+            "settings": options.settings.model_dump(mode="json"),
+            "phases": {phase: report.to_json() for phase, report in self.phases.items()},
+        }

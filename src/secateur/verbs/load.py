@@ -1,0 +1,158 @@
+"""Open models and images as users name them, with the preprocessing that belongs to both."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateur.data.batches import Batches, as_batches
+from secateur.data.images import DIGITS, ImageSet, open_images
+from secateur.data.named import is_named
+from secateur.data.preprocessing import Preprocessing
+from secateur.errors import UserError
+from secateur.models.family import family_of
+from secateur.storage.base import Base
+from secateur.storage.load import load as load_model
+from secateur.storage.meta import on_meta
+from secateur.storage.spec import SPEC
+
+Numbers = float | tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataUsed:
+    """Which images a run saw. `classes` is what labels count over, 0 without or if not known."""
+
+    source: str
+    images: int
+    fingerprint: str | None = None
+    unreadable: tuple[str, ...] = ()
+    classes: int = 0
+
+
+def load(
+    source: str | Path | nn.Module,
+    *,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    pretrained: bool | None = None,
+    device: torch.device | str = "cpu",
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+) -> nn.Module:
+    """A model in eval mode, ready to be pruned or used; see `secateur.storage.load` for sources.
+
+    `mean`, `std` (one value or one per channel), `crop_pct` and `interpolation` replace what the
+    model's own configuration says about its images; they are saved with what is pruned from it.
+    Raises UserError for unknown names, weights that do not fit or hold NaN, damaged directories.
+    """
+    model = load_model(
+        source,
+        checkpoint=checkpoint,
+        num_classes=num_classes,
+        img_size=img_size,
+        pretrained=pretrained,
+        device=device,
+    )
+    if any(value is not None for value in (mean, std, crop_pct, interpolation)):
+        images = Preprocessing.of(model).override(
+            mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation
+        )
+        give_preprocessing_(model, images)
+    return model
+
+
+def load_shape(
+    source: str,
+    *,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A model of which only the sizes matter: untrained where its weights would be downloaded.
+
+    On the meta device such a model costs neither time nor memory.
+    """
+    named = ":" in source and not source.startswith(("hub:", "zoo:"))
+    untrained = named and not (Path(source) / SPEC).is_file()
+    with on_meta() if untrained and str(device) == "meta" else nullcontext():
+        return load_model(
+            source,
+            num_classes=num_classes,
+            img_size=img_size,
+            pretrained=False if untrained else None,
+            device=device,
+        )
+
+
+def open_data(
+    model: nn.Module,
+    images: object,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    own_labels: bool = False,
+) -> tuple[Batches, DataUsed]:
+    """Batches of images for `model`, on its device, and where they came from.
+
+    `images` is a path or data string, or anything `as_batches` takes. The options up to
+    `skip_unreadable` concern the former: see `secateur.data.images.open_images`. With
+    `own_labels`, labels are those of the images, whatever the model's head is for.
+    """
+    if isinstance(images, str | Path):
+        images = open_images(
+            images,
+            Preprocessing.of(model),
+            limit=limit,
+            seed=seed,
+            num_classes=None if own_labels else family_of(model).read(model).num_classes or None,
+            skip_unreadable=skip_unreadable,
+        )
+    device = next(model.parameters()).device
+    batches = as_batches(images, batch_size, workers, device)
+    if not isinstance(images, ImageSet):
+        return batches, DataUsed(source=type(images).__name__, images=batches.images)
+    return batches, DataUsed(
+        source=images.source,
+        images=len(images),
+        fingerprint=images.fingerprint,
+        unreadable=images.unreadable,
+        classes=images.label_count,
+    )
+
+
+def unreadable_note(names: tuple[str, ...]) -> str:
+    """A sentence naming images that were left out."""
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{len(names)} unreadable images were left out: {some}."
+
+
+def refuse_missing(source: str | Path) -> None:
+    """UserError when images are to come from a path that does not exist; opens nothing."""
+    text = str(source).removeprefix("wds/")
+    if isinstance(source, str) and (source in DIGITS or is_named(source)):
+        return
+    path = Path(text).expanduser()
+    if not (path.parent if "*" in path.name else path).exists():
+        raise UserError(
+            f"no images at '{source}': there is no such file or folder; give an image folder, "
+            "parquet files, tar shards, a timm name such as hfds/OWNER/NAME, or 'digits'."
+        )
+
+
+def give_preprocessing_(model: nn.Module, images: Preprocessing) -> None:
+    """Put it where `Preprocessing.of`, timm and a later save look for it."""
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in images.to_json().items()}
+    config = {**(getattr(model, "pretrained_cfg", None) or {}), **own}
+    model.__dict__.update(pretrained_cfg=config, default_cfg=config)
+    base = getattr(model, "secateur_base", None)
+    if isinstance(base, Base):
+        model.__dict__.update(secateur_base=replace(base, preprocessing=images))

@@ -1,0 +1,252 @@
+"""Prune a model: observe → weigh → plan → cut → measure, in one call."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from secateur.allocation.types import Plan
+from secateur.data.batches import Batches
+from secateur.devices import require_double
+from secateur.errors import UserError
+from secateur.measurement.modes import evaluating
+from secateur.methods.decide import check_reachable
+from secateur.methods.method import Job, evidence_needs, start
+from secateur.methods.rotated import rotated
+from secateur.methods.task import LIMIT, Options, Task, parse_groups, resolve
+from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
+from secateur.models.family import Family, family_of
+from secateur.models.stream import rotatable
+from secateur.models.types import Anatomy, Cost, GroupName
+from secateur.presets import DEFAULT
+from secateur.progress import Progress, timed
+from secateur.storage.reference import base_or_reason, logits
+from secateur.storage.weights import refuse_not_finite
+from secateur.surgery.stand_in import check_stand_in
+from secateur.training.budget import parse_polish
+from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
+from secateur.verbs.evaluate import measure_
+from secateur.verbs.load import DataUsed, open_data, unreadable_note
+from secateur.verbs.result import Result
+
+
+def prune(
+    model: nn.Module,
+    images: object,
+    budget: str | None = None,
+    *,
+    recipe: str | Path | None = None,
+    preset: str = DEFAULT,
+    groups: Sequence[str] | None = None,
+    protect: Sequence[str] = (),
+    repair: str | None = None,
+    stand_in: str | None = None,
+    allocation: str | None = None,
+    effort: str = "full",
+    align: Mapping[str, int] | None = None,
+    minimum: Mapping[str, int] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    limit: int | None = LIMIT,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    eval_images: object | None = None,
+    latency: bool = False,
+    polish: str | None = None,
+    runtime: str = "eager",
+    latency_batch: int = 1,
+    progress: Progress | None = None,
+) -> Result:
+    """Return a smaller copy of `model` within `budget`; the model given is left as it is.
+
+    Instead of a budget, a `recipe` says what is kept layer by layer: one that ships by its name, or
+    a YAML or JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
+
+    `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
+    loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
+    `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
+    give the dense outputs on the calibration images; without it nothing is trained.
+    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped
+    layers. See `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and
+    pruned model are evaluated; with `latency` they are timed in turns. Times count in `runtime`
+    with `latency_batch` images at a time, also those of a budget in ms. Everything that can be
+    wrong with the request raises UserError before the pass over the images begins.
+    """
+    options = Options(
+        budget=budget,
+        recipe=None if recipe is None else str(recipe),
+        preset=preset,
+        groups=None if groups is None else parse_groups(groups),
+        align=_by_group(align),
+        minimum=_by_group(minimum),
+        protect=tuple(protect),
+        repair=repair,
+        stand_in=stand_in,
+        allocation=allocation,
+        effort=effort,
+        seed=seed,
+        batch_size=batch_size,
+        limit=limit,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+        polish=polish,
+        runtime=runtime,
+        latency_batch=latency_batch,
+    )
+    scored, used = None, None
+    if eval_images is not None:
+        scored, used = open_data(
+            model,
+            eval_images,
+            batch_size=batch_size,
+            workers=workers,
+            skip_unreadable=skip_unreadable,
+        )
+    result = run(model, images, options, progress)
+    if used is not None and used.unreadable:
+        result.notes.append(f"Evaluation: {unreadable_note(used.unreadable)}")
+    if scored is not None or latency:
+        with timed(result.seconds, "measure"):
+            missing = latency and not result.latency
+            measure_(result, model, scored, latency=missing, progress=progress)
+    return result
+
+
+def run(
+    model: nn.Module, images: object, options: Options, progress: Progress | None = None
+) -> Result:
+    """The same as `prune` from options, without measuring."""
+    family = family_of(model)
+    anatomy = family.read(model)
+    task = resolve(options, anatomy)
+    _check(model, family, anatomy, task)
+    batches, data = open_data(
+        model,
+        images,
+        limit=options.limit,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        skip_unreadable=options.skip_unreadable,
+    )
+    if options.polish is not None:
+        require_polishable(model, batches.images)
+    job = Job(
+        model=model,
+        family=family,
+        anatomy=anatomy,
+        task=task,
+        batches=batches,
+        seconds={},
+        progress=progress,
+    )
+    # WHY: dropout and stochastic depth would be measured as if they were the model.
+    with evaluating(model):
+        return _carried_out(job, data)
+
+
+def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> None:
+    """UserError for what cannot be done, before any image is read."""
+    if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
+        raise UserError(
+            "a polish compares the streams of both models, which it cannot do where several stages "
+            "become narrower; leave out the polish, or 'width'."
+        )
+    require_double(next(model.parameters()).device, "pruning")
+    evidence_needs(task)
+    check_reachable(anatomy, task)
+    if task.preset.stand_in is not None:
+        check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
+    if task.preset.rotate:
+        rotatable(model, family)
+    refuse_not_finite(model.state_dict(), "the model")
+
+
+def _carried_out(job: Job, data: DataUsed) -> Result:
+    """Rotate, learn from the images, plan, cut and polish, as the task asks."""
+    source, options, task = job.model, job.task.options, job.task
+    with job.timed("time") if times_count(task) else nullcontext():
+        target = latency_target(source, job.family, job.anatomy, task, job.progress)
+    if task.preset.rotate:
+        with job.timed("rotate"):
+            turned = rotated(source, job.family, job.anatomy, job.batches, job.progress)
+        job = replace(job, model=turned)
+    engine = start(job)
+    if target is None:
+        found, plan = None, engine.plan_for(None)
+        smaller = engine.cut(plan)
+    else:
+        found = cut_to_latency(job.model, job.anatomy, task, target, engine.plan_for, engine.cut)
+        smaller, plan = found.model, found.plan
+    with job.timed("polish") if options.polish else nullcontext():
+        report = _polish(smaller, job.model, job.batches, options, plan, job.progress)
+    after = job.family.read(smaller)
+    notes = _notes(job.anatomy, after, plan, data, report)
+    return Result(
+        model=smaller.eval(),
+        before=job.anatomy,
+        after=after,
+        plan=plan,
+        menus=engine.menus,
+        task=task,
+        data=data,
+        seconds=job.seconds,
+        base=base_or_reason(source),
+        dense_logits=logits(source),
+        latency=[] if found is None else found.rows,
+        latency_rounds=[] if found is None else list(found.rounds),
+        latency_best=None if found is None else found.best,
+        polish=report,
+        notes=notes + ([] if found is None else [found.note]),
+    )
+
+
+def _polish(
+    smaller: nn.Module,
+    dense: nn.Module,
+    batches: Batches,
+    options: Options,
+    plan: Plan,
+    progress: Progress | None,
+) -> PolishReport | None:
+    if options.polish is None:
+        return None
+
+    def on_step(done: int, total: int) -> None:
+        if progress is not None:
+            progress("polish", done, total)
+
+    budget = parse_polish(options.polish)
+    kept = [units["width"] for units in plan.units.values() if "width" in units]
+    channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
+    return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
+
+
+def _notes(
+    anatomy: Anatomy, after: Anatomy, plan: Plan, data: DataUsed, polish: PolishReport | None
+) -> list[str]:
+    notes = []
+    if data.unreadable:
+        notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
+    if plan.shapes == anatomy.shapes and not plan.units:
+        notes.append("The dense model is within the budget already; nothing was removed.")
+    if after.stand_ins:
+        cost = sum((layer.cost for layer in after.stand_ins), Cost())
+        where = ", ".join(layer.id for layer in after.stand_ins)
+        notes.append(
+            f"Linear layers stand in for what was dropped from {where} on: {cost.macs:,} MACs and "
+            f"{cost.params:,} parameters, counted in the totals."
+        )
+    if polish is not None:
+        notes.append(polish_note(polish))
+    return notes
+
+
+def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:
+    given = dict(sizes or {})
+    return {group: given[group] for group in parse_groups(list(given))}
+
+
+__all__ = ["Options", "Progress", "Task", "prune", "run"]

@@ -1,0 +1,69 @@
+"""Write a result as one directory that loads tomorrow: weights, spec, card and report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import UserError
+from secateur.report import render
+from secateur.storage.base import Base, base_of
+from secateur.storage.save import save
+from secateur.verbs.result import Result
+
+PROVENANCE = (
+    "preset",
+    "preset_source",
+    "budget",
+    "groups",
+    "repair",
+    "stand_in",
+    "allocation",
+    "seed",
+    "polish",
+    "data",
+    "dense_logits",
+)
+
+
+def save_result(
+    result: Result,
+    out: Path,
+    *,
+    base: Base | None = None,
+    more: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Save the pruned model and its report in `out`, whole or not at all.
+
+    `base` is what the dense model can be rebuilt from, found out unless given; `more` is added to
+    the provenance, `files` are further files. UserError when the model cannot be rebuilt, and
+    where `out` cannot be written.
+    """
+    known = base or result.base or base_of(result.model)
+    if isinstance(known, str):
+        raise UserError(known)
+    record = result.record()
+    save(
+        result.model,
+        out,
+        base=known,
+        provenance={key: record[key] for key in PROVENANCE}
+        | {"environment": record["environment"], "command": result.command, **(more or {})},
+        results=_results(record),
+        extra_files={"report.html": render(record), **(files or {})},
+    )
+
+
+def _results(record: Mapping[str, Any]) -> dict[str, object]:
+    """What was measured, dense beside pruned, as the card and the spec show it."""
+    found = {key: record[key] for key in ("macs", "params", "predicted_loss")}
+    dense, pruned = record["accuracy"]["dense"], record["accuracy"]["pruned"]
+    if dense is not None and pruned is not None:
+        for key in ("top1", "top5", "stderr"):
+            found[key] = {"dense": dense[key], "pruned": pruned[key]}
+        found |= {key: pruned[key] for key in ("agreement", "kl")} | {"images": pruned["n"]}
+    rows = record["latency"]
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        name = f"ms, {one['runtime']}, batch {one['batch_size']}, {one['threads']} threads"
+        found[name] = {"dense": one["median_ms"], "pruned": other["median_ms"]}
+    return found | {"seconds": sum(record["seconds"].values())}

@@ -1,0 +1,169 @@
+"""Fine-tune a dense model on labelled images, saved so that every other verb can load it."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateur.data.images import ImageSet
+from secateur.data.preprocessing import Preprocessing
+from secateur.errors import UserError
+from secateur.models.caches import copy_of
+from secateur.models.family import family_of
+from secateur.progress import Progress, timed
+from secateur.storage.adapt import load_to_train
+from secateur.storage.weights import refuse_not_finite
+from secateur.training.held_out import HeldOut, hold_out
+from secateur.training.loop import fit_
+from secateur.training.machine import require_accelerate, training_device
+from secateur.training.objectives import supervised
+from secateur.training.run import OnLog
+from secateur.training.settings import AugmentSettings
+from secateur.training.stream import items_of
+from secateur.training.verbs import FineTuneSettings
+from secateur.verbs.heal import require_labels
+from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
+from secateur.verbs.training_result import Scoring, Trained, open_training_images, origin
+
+
+def train(
+    model: nn.Module,
+    images: object,
+    *,
+    settings: FineTuneSettings | None = None,
+    folder: Path | None = None,
+    restart: bool = False,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    eval_images: object | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    on_log: OnLog | None = None,
+) -> Trained:
+    """Return a copy of `model` that has learned the labels of `images`.
+
+    The model must have a head for their classes: `open_to_train` makes one ready. For images,
+    `folder`, `device` and errors see `secateur.heal`.
+    """
+    settings = settings or FineTuneSettings()
+    require_accelerate()
+    model, base, earlier = origin(model)
+    refuse_not_finite(model.state_dict(), "the model")
+    student = copy_of(model).requires_grad_(True)
+    classes = family_of(student).read(student).num_classes
+    seconds: dict[str, float] = {}
+    images, used, notes = open_training_images(
+        images,
+        Preprocessing.of(student),
+        limit=limit,
+        seed=settings.seed,
+        num_classes=classes,
+        skip_unreadable=skip_unreadable,
+    )
+    require_labels(images, wanted=True)
+    train_images, held = hold_out(images, used.images, settings.held_out)
+    judge = None
+    if held is not None:
+        items = held if isinstance(held, ImageSet) else items_of(held, AugmentSettings())
+        judge = HeldOut(
+            items=items,
+            labels=True,
+            teacher=None,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+        )
+    home = next(student.parameters()).device
+    device = training_device(home, device)
+    student.to(device)
+    scoring = Scoring({"own": student}, eval_images, skip_unreadable, progress)
+    report = fit_(
+        student,
+        train_images,
+        supervised(settings.label_smoothing),
+        settings,
+        classes=classes,
+        labelled=True,
+        folder=folder,
+        restart=restart,
+        judge=judge,
+        device=device,
+        progress=progress,
+        on_log=on_log,
+    )
+    seconds["train"] = report.seconds
+    with timed(seconds, "measure"):
+        accuracy = scoring("pruned", "own", student)
+    return Trained(
+        verb="train",
+        model=student.to(home),
+        base=base,
+        report=report,
+        data=used,
+        about={},
+        earlier=earlier,
+        accuracy=accuracy,
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def open_to_train(
+    source: str,
+    images: str | Path,
+    *,
+    checkpoint: Path | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    from_scratch: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+) -> tuple[nn.Module, ImageSet]:
+    """A named model with a head for the classes of `images`, and those images prepared for it.
+
+    Classes are counted in the images unless `num_classes` is given. Raises UserError for images
+    without labels and whatever `secateur.storage.adapt.load_to_train` refuses.
+    """
+    if from_scratch and checkpoint is not None:
+        raise UserError("give either from_scratch or a checkpoint, not both.")
+    shape = load_shape(source, img_size=img_size)
+    wanted = Preprocessing.of(shape).override(
+        mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation
+    )
+    opened, _, _ = open_training_images(
+        images,
+        wanted,
+        limit=limit,
+        seed=seed,
+        num_classes=num_classes,
+        skip_unreadable=skip_unreadable,
+    )
+    assert isinstance(opened, ImageSet)
+    require_labels(opened, wanted=True)
+    model = load_to_train(
+        source,
+        checkpoint=checkpoint,
+        num_classes=_classes(source, shape, num_classes or opened.label_count),
+        img_size=img_size,
+        pretrained=not from_scratch,
+        seed=seed,
+    )
+    give_preprocessing_(model, wanted)
+    return model, opened
+
+
+def _classes(source: str, shape: nn.Module, wanted: int) -> int | None:
+    """The size of the new head; None where the model must keep the one it has."""
+    has = family_of(shape).read(shape).num_classes
+    if source.startswith("timm:"):
+        return wanted
+    if has != wanted:
+        raise UserError(
+            f"{source} has a head for {has} classes, but the images are of {wanted}; only models "
+            "named timm:NAME are given another head."
+        )
+    return None

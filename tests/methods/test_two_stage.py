@@ -1,0 +1,145 @@
+"""Two stages within one budget: whole heads or blocks, then units of what is left."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.allocation.menus import Limits
+from secateur.allocation.types import Plan, shapes_of
+from secateur.errors import UserError
+from secateur.methods.decide import decide, unweighed
+from secateur.methods.task import Options, Task, resolve
+from secateur.methods.two_stage import Stage, staged
+from secateur.models.family import family_of, read
+from secateur.models.types import Anatomy, AttentionShape
+from secateur.presets import load_preset, parse_preset
+from secateur.storage.shapes import resize_
+from secateur.surgery.cut import cut_
+from secateur.verbs import prune
+from secateur.verbs.load import load_shape
+from secateur.verbs.result import Result
+from tests.hosts import build, images_for
+
+FINE = {"qk": 1, "vo": 1, "hidden": 2, "heads": 1}
+PRESETS = ("snp+head", "snp+block")
+
+
+def pruned(budget: str, preset: str, **options: object) -> tuple[nn.Module, Result]:
+    model = build("vit")
+    options = {"align": FINE, "minimum": FINE} | options
+    return model, prune(model, images_for(model, 6), budget, preset=preset, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("budget", ["85% macs", "50% macs", "30% params"])
+@torch.no_grad()
+def test_both_stages_share_one_budget(preset: str, budget: str) -> None:
+    model, result = pruned(budget, preset)
+    share = float(budget.split("%")[0]) / 100
+    unit = budget.split()[1]
+    assert getattr(result.cost, unit) <= share * getattr(result.before.cost(), unit)
+    assert result.budget_use is not None and result.budget_use.shortfall_percent < 5
+    assert result.cost == result.before.cost(result.plan.shapes, result.plan.widths)
+    shapes = result.plan.shapes.values()
+    if preset == "snp+head":
+        assert any(s.heads < 4 for s in shapes if isinstance(s, AttentionShape))
+    elif share < 0.6:
+        assert None in shapes
+    again = copy.deepcopy(model)
+    cut_(again, result.plan, None, "none")
+    x = images_for(model)
+    assert torch.allclose(again(x), result.model(x), rtol=0, atol=1e-5), "the plan says it all"
+
+
+def test_the_first_stage_takes_its_share_of_the_saving() -> None:
+    text = (
+        "{title: a, source: b, groups: [heads, hidden], criterion: magnitude,"
+        " allocation: ranking, per_cost: false, first: {group: heads, share: SHARE}}"
+    )
+    task = resolve(Options(budget="70% macs", preset="magnitude"), read(build("vit")))
+    anatomy = read(build("vit"))
+    heads = []
+    for share in ("0.01", "0.3", "0.6"):
+        preset = parse_preset("mine", text.replace("SHARE", share))
+        plan = _plan(anatomy, task, preset=preset, groups=("heads", "hidden"))
+        heads.append(sum(s.heads for s in plan.shapes.values() if isinstance(s, AttentionShape)))
+        assert anatomy.cost(plan.shapes).macs <= 0.7 * anatomy.cost().macs
+    assert heads == sorted(heads, reverse=True) and heads[0] > heads[-1]
+
+
+def _plan(anatomy: Anatomy, task: Task, **changes: object) -> Plan:
+    """A staged plan on a meta model, from menus without losses."""
+    from dataclasses import replace
+
+    def begin(through: nn.Module, seen: Anatomy, part: Task) -> Stage:
+        def cut(plan: Plan) -> nn.Module:
+            smaller = copy.deepcopy(through)
+            resize_(smaller, family_of(smaller), seen, plan.shapes, plan.widths)
+            return smaller
+
+        def plan_for(target: object) -> Plan:
+            menus = unweighed(seen, part)
+            return Plan(shapes=shapes_of(seen, decide(seen, menus, part, target)))  # type: ignore[arg-type]
+
+        return Stage(menus=unweighed(seen, part), plan_for=plan_for, cut=cut)
+
+    task = replace(task, limits=Limits(align=FINE, minimum=FINE), **changes)  # type: ignore[arg-type]
+    model = build("vit").to("meta")
+    return staged(model, family_of(model), anatomy, task, begin).plan_for(None)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_deit_b_reaches_a_fifth(preset: str) -> None:
+    model = load_shape("timm:deit_base_patch16_224", device="meta")
+    family = family_of(model)
+    anatomy = family.read(model)
+    task = resolve(Options(budget="3.5 GMACs", preset=preset, allocation="uniform"), anatomy)
+
+    def begin(through: nn.Module, seen: Anatomy, part: Task) -> Stage:
+        def cut(plan: Plan) -> nn.Module:
+            smaller = copy.deepcopy(through)
+            resize_(smaller, family, seen, plan.shapes, plan.widths)
+            return smaller
+
+        def plan_for(target: object) -> Plan:
+            sizes = decide(seen, unweighed(seen, part), part, target)  # type: ignore[arg-type]
+            return Plan(shapes=shapes_of(seen, sizes))
+
+        return Stage(menus=unweighed(seen, part), plan_for=plan_for, cut=cut)
+
+    stage = staged(model, family, anatomy, task, begin)
+    plan = stage.plan_for(None)
+    reached = read(stage.cut(plan)).cost()
+    assert reached == anatomy.cost(plan.shapes)
+    assert 0.97 * 3.5e9 < reached.macs <= 3.5e9
+    assert reached.macs / anatomy.cost().macs < 0.2
+
+
+def test_shares_and_recipes_go_in_one_stage() -> None:
+    _, result = pruned("50% heads, 50% hidden", "snp+head")
+    assert {s.heads for s in result.plan.shapes.values() if isinstance(s, AttentionShape)} == {2}
+    _, result = pruned("70% macs", "snp+head", groups=["hidden"])
+    assert {s.heads for s in result.plan.shapes.values() if isinstance(s, AttentionShape)} == {4}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("first: {group: heads, share: 0.5}", "'first' must name one of 'groups'"),
+        ("first: {group: qk, share: 0.5}", "first.group"),
+        ("first: {group: block, share: 1.5}", "first.share"),
+        ("first: {group: block, part: 0.5}", "first"),
+    ],
+)
+def test_wrong_first_stages_are_named(line: str, words: str) -> None:
+    text = f"title: a\nsource: b\ngroups: [qk, block]\ncriterion: snp\n{line}"
+    with pytest.raises(UserError, match=words):
+        parse_preset("mine", text)
+
+
+def test_presets_that_ship_have_a_first_stage() -> None:
+    firsts: Iterator[str] = (load_preset(name).first.group for name in PRESETS)  # type: ignore[union-attr]
+    assert list(firsts) == ["heads", "block"]
