@@ -40,8 +40,8 @@ def gap_moments(
     """Joint moments of what the first branch of each gap reads (x) and the updates of all (y).
 
     x is behind the norm of that branch. One pass over the uncut model; the sums are those of
-    `secateur.statistics.kinds.updates`, and the same with `HELD` before their names over every fifth
-    image, which the others leave out.
+    `secateur.statistics.kinds.updates`. Every fifth image is left out of them and summed apart,
+    under the same names behind `HELD`.
     """
     family = family_of(model)
     anatomy = family.read(model)

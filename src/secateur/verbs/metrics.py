@@ -28,7 +28,7 @@ def evaluate_metrics(
     skip_unreadable: bool = False,
     progress: Progress | None = None,
 ) -> Found:
-    """Values of the metrics named, by metric: see `secateur.measurement.metrics` for those there are.
+    """Values of the metrics named, by metric; `secateur.measurement.metrics` lists them.
 
     `images` and `train` are paths or data strings, or anything else that `prune` takes; their
     labels need not be those of the model's head. Raises UserError for unknown metrics and for
