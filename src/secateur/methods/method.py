@@ -28,7 +28,7 @@ from secateur.statistics import Evidence, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.statistics.gaps import gap_moments
 from secateur.surgery.cut import cut_, repair_needs
-from secateur.surgery.stand_in import gaps_of, runs_of
+from secateur.surgery.replace import gaps_of, runs_of
 
 Engine = Stage
 """What was learnt from the images, ready to plan and cut; without a target, by the budget."""

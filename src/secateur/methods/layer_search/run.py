@@ -18,8 +18,8 @@ from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import Evidence
-from secateur.surgery.cut import default_stand_in
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.cut import default_replacement
+from secateur.surgery.replace import mean_update
 
 IMAGES = {"quick": 32, "full": 128}
 """Images on which damages are measured, by effort."""
@@ -56,7 +56,7 @@ def search(
     menus = unweighed(anatomy, task)
     units = units_of(anatomy, menus)
     fills: dict[str, Tensor] = {}
-    if (task.preset.stand_in or default_stand_in(task.preset.repair)) in FILLED:
+    if (task.preset.stand_in or default_replacement(task.preset.repair)) in FILLED:
         fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
 
     def on_step(done: int, total: int) -> None:
