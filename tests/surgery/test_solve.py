@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.statistics.moments import Moments, merged
+from secateur.statistics.moments import Moments
 from secateur.surgery.reduce import RefitSettings, refit
-from secateur.surgery.solve import RIDGE, encoded, least_squares, ridge_solve
+from secateur.surgery.solve import RIDGE, Choice, choose, encoded, least_squares, ridge_solve
 
 
 def gram(rows: int, units: int, seed: int = 0) -> torch.Tensor:
@@ -124,17 +124,18 @@ def test_the_reported_error_is_the_true_one_on_held_out_rows(
     x, _, lack, held = data(80, seed=4)
     encode = ENCODES[0]
     chosen = refit(weights, bias, encode, fit, held, RefitSettings(), "x")
+    choice = chosen.choice
     settings = RefitSettings(
-        ridges=(chosen.ridge,), lack_ridges=(chosen.lack_ridge,), blend=chosen.blend
+        ridges=(choice.ridge,), lack_ridges=(choice.lack_ridge,), blend=choice.blend
     )
     alone = refit(weights, bias, encode, fit, None, settings, "x")
     miss = x @ weights.T + bias + lack - x[:, encode] @ alone.w_DS.T - alone.b_D
     target = x @ weights.T + lack
     constant = (target - target.mean(0)).square().sum(1).mean()
-    assert chosen.held_error == pytest.approx(
+    assert choice.held_error == pytest.approx(
         float(miss.square().sum(1).mean() - constant), rel=1e-6
     )
-    assert chosen.blend == 1.0  # the lack is predictable from x here, so correcting it pays
+    assert choice.blend == 1.0  # the lack is predictable from x here, so correcting it pays
 
 
 def test_keeping_everything_without_corrections_changes_nothing(
@@ -159,17 +160,17 @@ def test_keeping_everything_without_corrections_changes_nothing(
 @pytest.mark.parametrize("prior", [False, True])
 def test_the_ridge_pulls_towards_the_prior(ridge: float, prior: bool) -> None:
     """Against least squares on rows to which the penalty is appended."""
-    x, _, lack, known = data(50, seed=6)
+    x, local, _, known = data(50, seed=6)
     assert known.mean_KD is not None and known.cross_KUD is not None
-    known = replace(known, mean_KD=known.mean_KD[1:], cross_KUD=known.cross_KUD[1:])
+    known = replace(known, mean_KD=known.mean_KD[:1], cross_KUD=known.cross_KUD[:1])
     held_at = torch.ones(D, U, dtype=torch.float64) if prior else None
-    done = least_squares(known, "x", prior_DS=held_at, ridges=(ridge,))
+    done = least_squares(known, "x", Choice(ridge=ridge), prior_DS=held_at)
     root = (ridge * known.cov_UU.diagonal().mean() * len(x)).sqrt()
     rows = torch.cat([x - x.mean(0), root * torch.eye(U, dtype=torch.float64)])
     pull = root * (torch.zeros(U, D).double() if held_at is None else held_at.T)
-    expected = torch.linalg.lstsq(rows, torch.cat([lack - lack.mean(0), pull])).solution
+    expected = torch.linalg.lstsq(rows, torch.cat([local - local.mean(0), pull])).solution
     torch.testing.assert_close(done.w_DS, expected.T, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(done.b_D, lack.mean(0) - expected.T @ x.mean(0))
+    torch.testing.assert_close(done.b_D, local.mean(0) - expected.T @ x.mean(0))
 
 
 @pytest.mark.parametrize("encode", [*ENCODES, None], ids=["selected", "rotated", "all"])
@@ -179,7 +180,7 @@ def test_encoded_moments_are_those_of_encoded_rows(
     x, local, lack, known = data(70, seed=7)
     found = encoded(known, encode, writer[0])
     z = x if encode is None else x[:, encode] if encode.dtype == torch.long else x @ encode
-    targets = torch.stack([x @ writer[0].T + local, x @ writer[0].T + lack])
+    targets = torch.stack([x @ writer[0].T + local, lack - local])
     assert found.mean_KD is not None and found.cross_KUD is not None
     torch.testing.assert_close(found.mean_U, z.mean(0))
     torch.testing.assert_close(found.cov_UU, torch.cov(z.T, correction=0))
@@ -192,11 +193,9 @@ def test_one_target_leaves_nothing_to_blend() -> None:
     _, _, _, fit = data(40, seed=8)
     _, _, _, held = data(40, seed=9)
     alone = [replace(m, mean_KD=m.mean_KD[:1], cross_KUD=m.cross_KUD[:1]) for m in (fit, held)]
-    done = least_squares(alone[0], "x", held=alone[1], ridges=(1e-3, 1.0))
+    done = choose(*alone, "x", (1e-3, 1.0))
     assert done.blend == 0.0
-    expected = least_squares(merged(*alone), "x", ridges=(done.ridge,))
-    assert torch.equal(done.w_DS, expected.w_DS) and torch.equal(done.b_D, expected.b_D)
-    others = [least_squares(alone[0], "x", ridges=(ridge,)) for ridge in (1e-3, 1.0)]
+    others = [least_squares(alone[0], "x", Choice(ridge=ridge)) for ridge in (1e-3, 1.0)]
     off = [_error(alone[1], other.w_DS, other.b_D) for other in others]
     assert done.ridge == (1e-3, 1.0)[off.index(min(off))]
     assert done.held_error == pytest.approx(min(off), rel=1e-9)

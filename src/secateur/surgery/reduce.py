@@ -1,11 +1,11 @@
 """Reduce one branch to a shape: rotate queries with keys and values with the projection,
 eliminate hidden neurons and heads, refit the writer.
 
-Refitted writers follow a blend of two targets (see `secateur.surgery.solve`). The local target is
-what the dense weights give on the same stream: W x + b with the present writer, and beyond it a
-first correction (zero unless the branch changed elsewhere, as when its queries and keys were
-reduced). The stream target takes what the dense model's stream holds at this place, so that later
-layers correct earlier ones.
+A refitted writer follows a blend of two targets (see `secateur.surgery.solve`), each given by its
+correction to W x + b of the present writer. The local target is what the dense weights give on the
+same stream; its correction is zero unless the branch changed elsewhere, as when its queries and
+keys were reduced. The stream target is what the dense model's stream holds at this place, so that
+later layers correct earlier ones.
 
 Legend: D residual width, H heads, K query/key dims, V value dims, F hidden, U inputs of a writer,
 R and S kept.
@@ -20,7 +20,7 @@ from secateur.criteria.elimination import Elimination, eliminate, eliminate_head
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics.moments import Moments, merged
 from secateur.surgery.rotate import query_key_basis, value_basis
-from secateur.surgery.solve import RIDGE, Solution, encoded, least_squares
+from secateur.surgery.solve import RIDGE, Choice, choose, encoded, least_squares
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Candidates for the ridges of both targets."""
@@ -45,6 +45,15 @@ class RefitSettings:
         return w_DU if self.metric_DD is None else self.metric_DD @ w_DU
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refit:
+    """A refitted writer (D, S) and bias (D,), fp64, with the ridges and the blend behind it."""
+
+    w_DS: Tensor
+    b_D: Tensor
+    choice: Choice
+
+
 def refit(
     w_DU: Tensor,
     b_D: Tensor | None,
@@ -53,26 +62,26 @@ def refit(
     held: Moments | None,
     settings: RefitSettings,
     owner: str,
-) -> Solution:
-    """The best writer (D, S) of encoded inputs and its bias (D,), chosen on `held`.
+) -> Refit:
+    """The best writer of encoded inputs; chosen on `held`, then solved on both sets together.
 
     `fit` and `held` are moments of the inputs with the corrections to both targets (none: zero);
-    `encode` holds indices (S,) of kept inputs or a matrix (U, S), None for all inputs. Errors are
-    measured against the stream target.
+    `encode` holds indices (S,) of kept inputs or a matrix (U, S), None for all inputs. Without
+    `held` the first ridges are taken, and the blend given or 0.
     """
     w_DU = w_DU.double()
     # WHY: dims of a rotation are new, so that no weights are there to hold on to.
     prior_DS = w_DU if encode is None else w_DU[:, encode] if encode.dtype == torch.long else None
-    found = least_squares(
-        encoded(fit, encode, w_DU),
-        owner,
-        held=None if held is None else encoded(held, encode, w_DU),
-        prior_DS=prior_DS,
-        ridges=settings.ridges,
-        lack_ridges=settings.lack_ridges,
-        blend=settings.blend,
-    )
-    return found if b_D is None else replace(found, b_D=found.b_D + b_D.double())
+    ridges, lack_ridges, blend = settings.ridges, settings.lack_ridges, settings.blend
+    choice = Choice(ridge=ridges[0], lack_ridge=lack_ridges[0], blend=blend or 0.0)
+    if held is not None:
+        seen, judge = encoded(fit, encode, w_DU), encoded(held, encode, w_DU)
+        choice = choose(seen, judge, owner, ridges, lack_ridges, blend, prior_DS=prior_DS)
+        del seen, judge
+        fit = merged(fit, held)
+    found = least_squares(encoded(fit, encode, w_DU), owner, choice, prior_DS=prior_DS)
+    bias_D = found.b_D if b_D is None else b_D.double() + found.b_D
+    return Refit(w_DS=found.w_DS, b_D=bias_D, choice=choice)
 
 
 def reduce_query_key(

@@ -37,7 +37,7 @@ from secateur.errors import UserError
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import Sums
 from secateur.statistics.moments import Moments
-from secateur.surgery.solve import RIDGE, Solution, encoded, least_squares, ridge_solve
+from secateur.surgery.solve import RIDGE, Choice, LinearMap, encoded, least_squares, ridge_solve
 
 Repair = Literal["none", "mean", "least_squares", "least_squares_symmetric"]
 REPAIRS: tuple[str, ...] = get_args(Repair)
@@ -78,10 +78,10 @@ def repaired_writer(
 
 def taken_over(
     w_XU: Tensor, kept_S: Tensor, known: Moments, owner: str, ridge: float = RIDGE
-) -> Solution:
+) -> LinearMap:
     """The map of kept units that gives best what `w_XU` gives from all of them: (X, S) and (X,)."""
-    problem = encoded(known, kept_S, w_XU)
-    return least_squares(problem, owner, prior_DS=w_XU[:, kept_S], ridges=(ridge,), steps=2)
+    choice, prior_XS = Choice(ridge=ridge), w_XU[:, kept_S]
+    return least_squares(encoded(known, kept_S, w_XU), owner, choice, prior_DS=prior_XS, steps=2)
 
 
 def logit_map(

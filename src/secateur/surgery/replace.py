@@ -34,7 +34,7 @@ from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Evidence, Sums
 from secateur.statistics.gaps import HELD
 from secateur.statistics.moments import joint_moments
-from secateur.surgery.solve import Solution, least_squares
+from secateur.surgery.solve import Choice, LinearMap, choose, least_squares
 
 Replacement = Literal["nothing", "mean", "scalar", "affine", "linear", "merge"]
 REPLACEMENTS: tuple[str, ...] = get_args(Replacement)
@@ -156,7 +156,7 @@ def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
     return sums["update_sum"] / sums["count"]
 
 
-def affine_map(sums: Sums, owner: str) -> Solution:
+def affine_map(sums: Sums, owner: str) -> LinearMap:
     """A (D, D) and c (D,) of y = A x + c with the least squared error, slightly ridged.
 
     `sums` are those of `secateur.statistics.anchors` for one run.
@@ -164,7 +164,7 @@ def affine_map(sums: Sums, owner: str) -> Solution:
     return least_squares(joint_moments(sums), owner, steps=2)
 
 
-def linear_map(sums: Sums, owner: str) -> Solution:
+def linear_map(sums: Sums, owner: str) -> LinearMap:
     """A (D, D) and c (D,) that map best what a gap reads to what it adds to the stream.
 
     `sums` are those of `secateur.statistics.gaps` for one gap.
@@ -172,8 +172,10 @@ def linear_map(sums: Sums, owner: str) -> Solution:
     fit = {name: value for name, value in sums.items() if not name.startswith(HELD)}
     held = {name.removeprefix(HELD): sums[name] for name in sums if name.startswith(HELD)}
     if not held or not fit:
-        return least_squares(joint_moments(fit or held), owner, ridges=(LINEAR_RIDGE,))
-    return least_squares(joint_moments(fit), owner, held=joint_moments(held), ridges=LINEAR_RIDGES)
+        return least_squares(joint_moments(fit or held), owner, Choice(ridge=LINEAR_RIDGE))
+    choice = choose(joint_moments(fit), joint_moments(held), owner, LINEAR_RIDGES)
+    both = {name: fit[name] + held[name] for name in fit}
+    return least_squares(joint_moments(both), owner, choice)
 
 
 def _fold_(model: nn.Module, family: Family, anchor: Branch, sums: Sums) -> None:

@@ -259,8 +259,7 @@ def _joint(
         elif local is not None:
             next(local)
     fit = moments(fit_sums, centred=centred)
-    held = moments(held_sums, centred=centred) if held_sums else None
-    return fit, held
+    return fit, moments(held_sums, centred=centred) if held_sums else None
 
 
 def _add_corrections_(

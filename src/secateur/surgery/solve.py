@@ -8,18 +8,19 @@ From inputs z (S) a map A (D, S) and a constant a (D,) are to give a target y (D
 with C the covariances, P a prior (zero unless given) and r a ridge relative to the mean of the
 diagonal of C_zz (Hoerl & Kennard 1970). Means that count as zero give maps without a constant.
 
-Where a layer y = W x + t (U inputs x) is to be given from fewer dims z = E^T x, `encoded` makes the
-moments of z with that target from those of x with t. For a subset of inputs, E is a 0/1 matrix
-and P = W E, so that the ridge holds the weights that stay where they were; dims of a rotation are
-new, so P = 0.
+A second target, the lack d, is what should be added to y but is partly due to chance in few images.
+So its map has a ridge of its own, which may be much stronger, and counts by a share:
 
-Two targets may be blended. With t_0 the local one and t_1 that of the stream,
+    A = A_0 + beta A_1,      A_1 = argmin E||d - A z - a||^2 + r_1 ||A||^2
 
-    A = A_0 + beta A_1,      A_1 = argmin E||(t_1 - t_0) - A z - a||^2 + r_1 ||A||^2
+Both ridges and beta in [0, 1] are chosen by the error against y + d on moments held out from the
+fit; in beta that error is a parabola. The blend is derived here.
 
-where what is missing from the stream (the lack) is partly due to chance in few images, so its own
-ridge may be much stronger. Both ridges and beta in [0, 1] are chosen by the error against t_1 on
-moments held out from the fit; in beta that error is a parabola. The blend is derived here.
+Where a layer W x (U inputs x) is to be given from fewer dims z = E^T x, `encoded` makes the moments
+of z with that target. For a subset of inputs, E is a 0/1 matrix and P = W E, so that the ridge
+holds the weights that stay where they were; dims of a rotation are new, so P = 0.
+
+Legend: U inputs before, S inputs of the map, D outputs, T right sides.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.statistics.moments import Moments, merged
+from secateur.statistics.moments import Moments
 
 RIDGE = 1e-5
 """Ridge relative to the mean of the covariance's diagonal."""
@@ -72,14 +73,18 @@ def ridge_solve(
 
 
 def encoded(known: Moments, encode: Tensor | None, w_DU: Tensor) -> Moments:
-    """Moments of z = E^T x with targets W x + t_k, from those of x with targets t_k (none: zero).
+    """Moments of z = E^T x with what a layer W x should give from it.
 
     `encode` holds the indices (S,) of kept inputs or a matrix E (U, S); None keeps all as they are.
+    Targets of `known`, where it has such, are corrections of W x: t_0 on its own and t_1 in its
+    place. The target then is W x + t_0 and the lack t_1 - t_0.
     """
-    own_D, own_UD = w_DU @ known.mean_U, known.cov_UU @ w_DU.T
-    cross_KSD = _rows(own_UD, encode)[None]
-    if known.cross_KUD is not None:
-        cross_KSD = cross_KSD + _rows(known.cross_KUD, encode)
+    mean_KD = (w_DU @ known.mean_U)[None]
+    cross_KSD = _rows(known.cov_UU @ w_DU.T, encode)[None]
+    if known.mean_KD is not None and known.cross_KUD is not None:
+        more_KD, more_KSD = known.mean_KD, _rows(known.cross_KUD, encode)
+        mean_KD = torch.cat([mean_KD + more_KD[:1], more_KD[1:] - more_KD[:1]])
+        cross_KSD = torch.cat([cross_KSD + more_KSD[:1], more_KSD[1:] - more_KSD[:1]])
     cov_SS = known.cov_UU
     if encode is not None and encode.dtype == torch.long:
         cov_SS = cov_SS[encode[:, None], encode]
@@ -89,7 +94,7 @@ def encoded(known: Moments, encode: Tensor | None, w_DU: Tensor) -> Moments:
         mean_U=_rows(known.mean_U[:, None], encode)[:, 0],
         cov_UU=cov_SS,
         count=known.count,
-        mean_KD=own_D[None] if known.mean_KD is None else own_D + known.mean_KD,
+        mean_KD=mean_KD,
         cross_KUD=cross_KSD,
     )
 
@@ -102,71 +107,116 @@ def _rows(x_UD: Tensor, encode: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """The map (D, S) and its constant (D,), fp64, with the ridges and the blend behind them.
+class Choice:
+    """Relative ridges of the target's and the lack's map, and the share of the latter.
 
-    `held_error` is the squared error on held-out moments less the variance of the target: below
-    zero where the map is better than a constant; NaN where nothing was held out.
+    `held_error` is the squared error on held-out moments less the variance of y + d: below zero
+    where the map is better than a constant; NaN where nothing was held out.
     """
 
-    w_DS: Tensor
-    b_D: Tensor
-    ridge: float
-    lack_ridge: float
-    blend: float
-    held_error: float
-
-
-def least_squares(
-    fit: Moments,
-    owner: str,
-    *,
-    held: Moments | None = None,
-    prior_DS: Tensor | None = None,
-    ridges: tuple[float, ...] = (RIDGE,),
-    lack_ridges: tuple[float, ...] = (RIDGE,),
-    blend: float | None = None,
-    steps: int = 1,
-) -> Solution:
-    """The map from z to its target, or to a blend of its two targets; `owner` is named in errors.
-
-    `fit` and `held` are moments of z with one or two targets. Ridges and blend (if None) are chosen
-    on `held`, then both sets are solved together. Without `held` the first ridges are taken, and
-    the blend given or 0. `steps`: see `ridge_solve`.
-    """
-    choice = _Choice(ridges[0], lack_ridges[0], blend or 0.0)
-    if held is not None:
-        maps, more = _candidates(fit, prior_DS, ridges, lack_ridges, owner, steps)
-        choice = _chosen(held, maps, more, lack_ridges[0], blend)
-        del maps, more
-        fit = merged(fit, held)
-    solve = factored(fit.cov_UU, choice.ridge, owner)
-    found = _map(fit, _local(fit), prior_DS, solve, steps)
-    w_DS, b_D = found.w_DS, found.b_D
-    if choice.blend != 0 and (lack := _lack(fit)) is not None:
-        if choice.lack_ridge != choice.ridge:
-            del solve
-            solve = factored(fit.cov_UU, choice.lack_ridge, owner)
-        extra = _map(fit, lack, None, solve, steps)
-        w_DS, b_D = w_DS + choice.blend * extra.w_DS, b_D + choice.blend * extra.b_D
-    return Solution(
-        w_DS=w_DS,
-        b_D=b_D,
-        ridge=choice.ridge,
-        lack_ridge=choice.lack_ridge,
-        blend=choice.blend,
-        held_error=choice.error,
-    )
+    ridge: float = RIDGE
+    lack_ridge: float = RIDGE
+    blend: float = 0.0
+    held_error: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """A candidate and its error on held-out moments."""
+class LinearMap:
+    """A map (D, S) and its constant (D,), fp64."""
 
-    ridge: float
-    lack_ridge: float
-    blend: float
-    error: float = float("nan")
+    w_DS: Tensor
+    b_D: Tensor
+
+
+def least_squares(
+    known: Moments,
+    owner: str,
+    choice: Choice | None = None,
+    *,
+    prior_DS: Tensor | None = None,
+    steps: int = 1,
+) -> LinearMap:
+    """The map from z to its target and a share of its lack; `owner` is named in errors.
+
+    `known` are moments of z with the target and, where there is one, the lack. `steps`: see
+    `ridge_solve`.
+    """
+    choice = choice or Choice()
+    target, lack = _targets(known)
+    solve = factored(known.cov_UU, choice.ridge, owner)
+    found = _map(known, target, prior_DS, solve, steps)
+    if lack is None or choice.blend == 0:
+        return found
+    if choice.lack_ridge != choice.ridge:
+        del solve
+        solve = factored(known.cov_UU, choice.lack_ridge, owner)
+    more = _map(known, lack, None, solve, steps)
+    return LinearMap(found.w_DS + choice.blend * more.w_DS, found.b_D + choice.blend * more.b_D)
+
+
+def choose(
+    fit: Moments,
+    held: Moments,
+    owner: str,
+    ridges: tuple[float, ...],
+    lack_ridges: tuple[float, ...] = (RIDGE,),
+    blend: float | None = None,
+    *,
+    prior_DS: Tensor | None = None,
+    steps: int = 1,
+) -> Choice:
+    """The ridges, and the blend unless given, whose map from `fit` has the least error on `held`.
+
+    Both are moments of z as `least_squares` takes them.
+    """
+    maps, more = _candidates(fit, owner, ridges, lack_ridges, prior_DS, steps)
+    assert held.mean_KD is not None and held.cross_KUD is not None
+    target_D, linear_DS = held.mean_KD.sum(0), held.cross_KUD.sum(0).T
+    gains = {ridge: lack.w_DS @ held.mean_U + lack.b_D for ridge, lack in more.items()}
+    bends = {
+        ridge: float((lack.w_DS @ held.cov_UU * lack.w_DS).sum() + gains[ridge].square().sum())
+        for ridge, lack in more.items()
+    }
+    found: list[Choice] = []
+    for ridge, local in maps.items():
+        seen_DS = local.w_DS @ held.cov_UU
+        miss_D = target_D - local.w_DS @ held.mean_U - local.b_D
+        level = float((seen_DS * local.w_DS).sum() - 2 * (local.w_DS * linear_DS).sum())
+        level += float(miss_D.square().sum())
+        if not more:
+            found.append(Choice(ridge=ridge, held_error=level))
+        for other, lack in more.items():
+            slope = 2 * float((lack.w_DS * (seen_DS - linear_DS)).sum())
+            slope -= 2 * float((miss_D * gains[other]).sum())
+            bend = bends[other]
+            best = min(max(-slope / (2 * bend), 0.0), 1.0) if bend > 0 else 0.0
+            share = best if blend is None else blend
+            error = level + share * slope + share**2 * bend
+            found.append(Choice(ridge=ridge, lack_ridge=other, blend=share, held_error=error))
+    return min(found, key=lambda choice: choice.held_error)
+
+
+def _candidates(
+    fit: Moments,
+    owner: str,
+    ridges: tuple[float, ...],
+    lack_ridges: tuple[float, ...],
+    prior_DS: Tensor | None,
+    steps: int,
+) -> tuple[dict[float, LinearMap], dict[float, LinearMap]]:
+    """The maps to the target by ridge, and those to the lack, if any."""
+    target, lack = _targets(fit)
+    maps: dict[float, LinearMap] = {}
+    more: dict[float, LinearMap] = {}
+    for ridge in dict.fromkeys(ridges if lack is None else (*ridges, *lack_ridges)):
+        # WHY: one factorisation serves both targets; it is freed before the next one.
+        solve = factored(fit.cov_UU, ridge, owner)
+        if ridge in ridges:
+            maps[ridge] = _map(fit, target, prior_DS, solve, steps)
+        if lack is not None and ridge in lack_ridges:
+            more[ridge] = _map(fit, lack, None, solve, steps)
+        del solve
+    return maps, more
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,40 +227,23 @@ class _Target:
     cross_SD: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Map:
-    """A map (D, S) and its constant (D,)."""
-
-    w_DS: Tensor
-    b_D: Tensor
-
-
-def _target(known: Moments, number: int) -> _Target:
+def _targets(known: Moments) -> tuple[_Target, _Target | None]:
+    """The target and the lack, None without one."""
     assert known.mean_KD is not None and known.cross_KUD is not None
-    return _Target(known.mean_KD[number], known.cross_KUD[number])
-
-
-def _local(known: Moments) -> _Target:
-    return _target(known, 0)
-
-
-def _lack(known: Moments) -> _Target | None:
-    """What the second target has beyond the first; None without a second one."""
-    if known.mean_KD is None or len(known.mean_KD) == 1:
-        return None
-    first, second = _target(known, 0), _target(known, 1)
-    return _Target(second.mean_D - first.mean_D, second.cross_SD - first.cross_SD)
+    pairs = zip(known.mean_KD, known.cross_KUD, strict=True)
+    target, *more = [_Target(mean_D, cross_SD) for mean_D, cross_SD in pairs]
+    return target, more[0] if more else None
 
 
 def _map(
     known: Moments, target: _Target, prior_DS: Tensor | None, solve: Solve, steps: int
-) -> _Map:
+) -> LinearMap:
     right_SD = target.cross_SD
     if prior_DS is not None:
         right_SD = right_SD - known.cov_UU @ prior_DS.T
     w_DS = _stepped(solve, known.cov_UU, right_SD, steps).T
     w_DS = w_DS if prior_DS is None else prior_DS + w_DS
-    return _Map(w_DS, target.mean_D - w_DS @ known.mean_U)
+    return LinearMap(w_DS, target.mean_D - w_DS @ known.mean_U)
 
 
 def _stepped(solve: Solve, gram_SS: Tensor, right_ST: Tensor, steps: int) -> Tensor:
@@ -218,60 +251,3 @@ def _stepped(solve: Solve, gram_SS: Tensor, right_ST: Tensor, steps: int) -> Ten
     for _ in range(steps - 1):
         solved_ST = solved_ST + solve(right_ST - gram_SS @ solved_ST)
     return solved_ST
-
-
-def _candidates(
-    fit: Moments,
-    prior_DS: Tensor | None,
-    ridges: tuple[float, ...],
-    lack_ridges: tuple[float, ...],
-    owner: str,
-    steps: int,
-) -> tuple[dict[float, _Map], dict[float, _Map]]:
-    """The maps to the first target by ridge, and those to the lack, if any."""
-    local, lack = _local(fit), _lack(fit)
-    maps: dict[float, _Map] = {}
-    more: dict[float, _Map] = {}
-    for ridge in dict.fromkeys(ridges if lack is None else (*ridges, *lack_ridges)):
-        # WHY: one factorisation serves both targets; it is freed before the next one.
-        solve = factored(fit.cov_UU, ridge, owner)
-        if ridge in ridges:
-            maps[ridge] = _map(fit, local, prior_DS, solve, steps)
-        if lack is not None and ridge in lack_ridges:
-            more[ridge] = _map(fit, lack, None, solve, steps)
-        del solve
-    return maps, more
-
-
-def _chosen(
-    held: Moments,
-    maps: dict[float, _Map],
-    more: dict[float, _Map],
-    lack_ridge: float,
-    blend: float | None,
-) -> _Choice:
-    """The ridges and the blend with the least error against the last target on held-out moments."""
-    target = _target(held, -1)
-    linear_DS = target.cross_SD.T
-    gains = {other: lack.w_DS @ held.mean_U + lack.b_D for other, lack in more.items()}
-    bends = {
-        other: float((lack.w_DS @ held.cov_UU * lack.w_DS).sum() + gains[other].square().sum())
-        for other, lack in more.items()
-    }
-    found: list[_Choice] = []
-    for ridge, local in maps.items():
-        seen_DS = local.w_DS @ held.cov_UU
-        miss_D = target.mean_D - local.w_DS @ held.mean_U - local.b_D
-        level = float((seen_DS * local.w_DS).sum() - 2 * (local.w_DS * linear_DS).sum())
-        level += float(miss_D.square().sum())
-        if not more:
-            found.append(_Choice(ridge, lack_ridge, blend or 0.0, level))
-        for other, lack in more.items():
-            slope = 2 * float((lack.w_DS * (seen_DS - linear_DS)).sum())
-            slope -= 2 * float((miss_D * gains[other]).sum())
-            bend = bends[other]
-            best = min(max(-slope / (2 * bend), 0.0), 1.0) if bend > 0 else 0.0
-            share = best if blend is None else blend
-            error = level + share * slope + share**2 * bend
-            found.append(_Choice(ridge, other, share, error))
-    return min(found, key=lambda choice: choice.error)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from secateur.errors import UserError
 from secateur.statistics.moments import moments
 from secateur.statistics.registry import Sums, add_
-from secateur.surgery.solve import least_squares
+from secateur.surgery.solve import Choice, least_squares
 from secateur.training.held_out import HeldOut
 from secateur.training.stream import Items
 from secateur.training.teacher import Teacher, logits_of
@@ -36,7 +36,7 @@ def refit_head_(
     best, best_ridge = _value(judge, model), None
     kept = weight, bias
     for ridge in RIDGES:
-        change_CF = least_squares(known, "the classifier", ridges=(ridge,)).w_DS
+        change_CF = least_squares(known, "the classifier", Choice(ridge=ridge)).w_DS
         with torch.no_grad():
             head.weight.copy_(weight + change_CF[:, :-1].to(weight))
             head.bias.copy_(bias + change_CF[:, -1].to(bias))
