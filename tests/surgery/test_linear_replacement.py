@@ -28,7 +28,8 @@ from secateur.storage.save import save
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
 from secateur.surgery.replace import LINEAR_RIDGES, gaps_of, linear_map
-from secateur.verbs import inspect, prune
+from secateur.verbs.inspect import inspect
+from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 from tests.storage.tiny import host as storable

@@ -29,7 +29,7 @@ def take_over(
 ) -> BranchWeights:
     """The weights, inputs of the writer in `before` but not in `after` folded into those in both.
 
-    `sums` are the hidden or context moments of the branch while units are live as `before_U` says.
+    Columns of all others stay. `sums` are the hidden or context moments of the branch while units are live as `before_U` says.
     A writer without bias keeps none, so its inputs are not centred.
     """
     if isinstance(weights, AttentionWeights):
@@ -38,8 +38,8 @@ def take_over(
         w_DU, b_D = weights.w2_DF, weights.b2_D
     on_site = {name: value.to(w_DU.device) for name, value in sums.items()}
     known = moments(on_site, centred=b_D is not None)
-    before_U, after_U = before_U.to(w_DU.device), (before_U & after_U).to(w_DU.device)
-    ((folded_DU, constant_D),) = _folded([w_DU * before_U], after_U, known, owner)
+    before_U, after_U = before_U.to(w_DU.device), after_U.to(w_DU.device)
+    ((folded_DU, constant_D),) = _folded([w_DU], before_U, after_U, known, owner)
     bias_D = None if b_D is None else b_D.double() + constant_D
     if isinstance(weights, AttentionWeights):
         o_DHV = folded_DU.unflatten(1, weights.v_HVD.shape[:2])
@@ -62,13 +62,14 @@ def take_over_(
             "observe the uncut model with the kinds in repair_needs(), or use repair 'mean'."
         )
     known = moments(sums["input_moments"])
-    stays_D = torch.zeros_like(known.mean_U, dtype=torch.bool)
+    all_D = torch.ones_like(known.mean_U, dtype=torch.bool)
+    stays_D = torch.zeros_like(all_D)
     stays_D[kept_S.to(stays_D.device)] = True
     old = family.weights(model, branch)
     new: BranchWeights
     if isinstance(old, AttentionWeights):
         readers = [old.q_HKD, old.k_HKD, old.v_HVD]
-        (q, qb), (k, kb), (v, vb) = _folded(readers, stays_D, known, branch.id)
+        (q, qb), (k, kb), (v, vb) = _folded(readers, all_D, stays_D, known, branch.id)
         new = replace(
             old,
             q_HKD=q,
@@ -79,7 +80,7 @@ def take_over_(
             vb_HV=_shifted(old.vb_HV, vb),
         )
     else:
-        found = _folded(old.readers_FD, stays_D, known, branch.id)
+        found = _folded(old.readers_FD, all_D, stays_D, known, branch.id)
         biases = zip(old.reader_biases_F, found, strict=True)
         new = replace(
             old,
@@ -90,13 +91,13 @@ def take_over_(
 
 
 def _folded(
-    maps_XU: Sequence[Tensor], stays_U: Tensor, known: Moments, owner: str
+    maps_XU: Sequence[Tensor], before_U: Tensor, after_U: Tensor, known: Moments, owner: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Each map (..., U) with zeros for what goes, and its constant (...); solved for together."""
-    kept_S = stays_U.nonzero()[:, 0]
-    whole_XU = torch.cat([w_XU.double().flatten(0, -2) for w_XU in maps_XU])
-    found = taken_over(whole_XU, kept_S, known, owner)
-    folded_XU = torch.zeros_like(whole_XU)
+    kept_S = (before_U & after_U).nonzero()[:, 0]
+    folded_XU = torch.cat([w_XU.double().flatten(0, -2) for w_XU in maps_XU])
+    found = taken_over(folded_XU * before_U, kept_S, known, owner)
+    folded_XU[:, before_U & ~after_U] = 0
     folded_XU[:, kept_S] = found.w_DS
     sizes = [w_XU[..., 0].numel() for w_XU in maps_XU]
     parts = zip(maps_XU, folded_XU.split(sizes), found.b_D.split(sizes), strict=True)
