@@ -5,9 +5,9 @@ A writer computes y = W x + b from units x. With the kept units S and the remove
 - `none`: y = W_S x_S + b.
 - `mean`: b + W_P mu_P: removed units are replaced by their mean (VBP, arXiv 2507.12988; FLAP,
   AAAI 2024, which overwrites the bias where we add).
-- `least_squares`: W_S and b are fitted to W x + b by ridge regression on x_S, with the present W_S
-  as the prior, iterated once. This adds W_P B with B = C_PS (C_SS + r I)^-1, the prediction of x_P
-  from x_S (CORP, arXiv 2602.05243; equal to the refit of OBS-type methods).
+- `least_squares`: what the removed units give, W_P x_P, is fitted by ridge regression on x_S,
+  iterated once, and added: W_S + W_P B with B = C_PS (C_SS + r I)^-1, and b + W_P (mu_P - B mu_S)
+  (CORP, arXiv 2602.05243; equal to the refit of OBS-type methods).
 - `least_squares_symmetric`: the same for writers; for attention logits the symmetrised variant.
 
 Attention logits: with kept query/key dims S, the bilinear form q_S A k_S^T nearest to the logits
@@ -72,7 +72,7 @@ def repaired_writer(
         found = taken_over(w_DU, kept_S, moments, owner, ridge)
         w_DS, constant_D = found.w_DS, found.b_D
     else:
-        constant_D = w_DU @ moments.mean_U - w_DS @ moments.mean_U[kept_S]
+        constant_D = _without(w_DU, kept_S) @ moments.mean_U
     return w_DS, constant_D if bias_D is None else bias_D + constant_D
 
 
@@ -80,8 +80,17 @@ def taken_over(
     w_XU: Tensor, kept_S: Tensor, known: Moments, owner: str, ridge: float = RIDGE
 ) -> LinearMap:
     """The map of kept units that gives best what `w_XU` gives from all of them: (X, S) and (X,)."""
-    choice, prior_XS = Choice(ridge=ridge), w_XU[:, kept_S]
-    return least_squares(encoded(known, kept_S, w_XU), owner, choice, prior_DS=prior_XS, steps=2)
+    # WHY: what is lost is fitted, not the whole, whose larger numbers would leave more rounding.
+    problem = encoded(known, kept_S, _without(w_XU, kept_S))
+    found = least_squares(problem, owner, Choice(ridge=ridge), steps=2)
+    return LinearMap(w_XU[:, kept_S] + found.w_DS, found.b_D)
+
+
+def _without(w_XU: Tensor, kept_S: Tensor) -> Tensor:
+    """The part of a map that reads removed units, zero elsewhere."""
+    lost_XU = w_XU.clone()
+    lost_XU[:, kept_S] = 0
+    return lost_XU
 
 
 def logit_map(

@@ -29,8 +29,8 @@ def take_over(
 ) -> BranchWeights:
     """The weights, inputs of the writer in `before` but not in `after` folded into those in both.
 
-    Columns of all others stay. `sums` are the hidden or context moments of the branch while units are live as `before_U` says.
-    A writer without bias keeps none, so its inputs are not centred.
+    Columns of all others stay. `sums` are the hidden or context moments of the branch while units
+    are live as `before_U` says. A writer without bias keeps none, so its inputs are not centred.
     """
     if isinstance(weights, AttentionWeights):
         w_DU, b_D = weights.o_DHV.flatten(1), weights.ob_D
