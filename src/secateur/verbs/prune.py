@@ -26,7 +26,7 @@ from secateur.presets import DEFAULT
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits
 from secateur.storage.weights import refuse_not_finite
-from secateur.surgery.stand_in import check_stand_in
+from secateur.surgery.replace import check_replacement
 from secateur.training.budget import parse_polish
 from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.verbs.evaluate import measure_
@@ -159,7 +159,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
     method_of(task).needs(task)
     check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:
-        check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
+        check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
         rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
