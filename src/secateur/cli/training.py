@@ -169,10 +169,9 @@ class Speaker:
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Of several processes, let only the first answer; end their group when all is done."""
-    from secateur.training.machine import processes, require_accelerate
-
-    require_accelerate()
     import torch
+
+    from secateur.training.machine import processes
 
     try:
         yield

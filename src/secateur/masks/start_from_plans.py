@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.menus import Limits
 from secateur.criteria.elimination import eliminate
 from secateur.data.batches import Batches
 from secateur.errors import UserError
@@ -20,8 +21,7 @@ from secateur.masks.gates import Gate
 from secateur.masks.pricing import Pricing
 from secateur.masks.starting import average
 from secateur.methods.decide import Target
-from secateur.methods.spectral import plan_spectral, prepare
-from secateur.methods.task import Options, resolve
+from secateur.methods.spectral import measure_menus, plan_within
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
@@ -89,16 +89,13 @@ def _least_shares(
     groups = tuple(g for g in PLANNED if g in asked)
     if not groups:
         return {}
-    options = Options(
-        budget="100% params", preset=SPECTRAL, groups=groups, protect=pricing.limits.protect
-    )
-    task = resolve(options, anatomy)
-    prepared = prepare(model, family, anatomy, task, batches, progress)
+    limits = Limits(protect=pricing.limits.protect)
+    menus = measure_menus(model, family, anatomy, groups, limits, batches, progress=progress).menus
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
         target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense)
         try:
-            plans.append((share, plan_spectral(anatomy, task, prepared.menus, target).shapes))
+            plans.append((share, plan_within(anatomy, menus, target).shapes))
         except UserError:  # out of reach, as are all that are smaller
             break
     return _nested(anatomy, groups, plans)

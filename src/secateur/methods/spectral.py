@@ -12,16 +12,17 @@ from secateur.ablation.bench import held_images
 from secateur.ablation.probe import FULL, QUICK, Effort, Probe, Probed, probe_menus
 from secateur.ablation.probe import probe_needs as needs_of
 from secateur.allocation.budget import ShapeBudget, SizesBudget
-from secateur.allocation.menus import allowed_sizes
+from secateur.allocation.knapsack import solve_knapsack
+from secateur.allocation.menus import Limits, allowed_sizes
 from secateur.allocation.solvers import cost_function
-from secateur.allocation.types import Menu, Plan, shapes_of
+from secateur.allocation.types import Menu, Plan, Sizes, shapes_of
 from secateur.data.batches import Batches, some_batches
 from secateur.errors import UserError
 from secateur.measurement.memory import return_freed_memory
 from secateur.methods.decide import Target, cost_limit, decide
 from secateur.methods.task import Task
 from secateur.models.family import Family
-from secateur.models.types import Anatomy, Branch
+from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
 from secateur.statistics import Evidence, observe
 from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
@@ -58,12 +59,40 @@ def prepare(
     progress: Progress | None = None,
 ) -> Prepared:
     """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
-    _require_images(anatomy, task, batches)
-    weights = token_weights(model, anatomy, batches, task.options.seed)
     plain = plain_menus(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
+        _require_images(anatomy, task.groups, batches)
+        weights = token_weights(model, anatomy, batches, task.options.seed)
         return Prepared(token_weights=weights, menus=plain, probes=[])
+    effort: Effort = FULL if task.options.effort == "full" else QUICK
+    return measure_menus(
+        model,
+        family,
+        anatomy,
+        task.groups,
+        task.limits,
+        batches,
+        seed=task.options.seed,
+        effort=effort,
+        progress=progress,
+    )
 
+
+def measure_menus(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    groups: tuple[GroupName, ...],
+    limits: Limits,
+    batches: Batches,
+    *,
+    seed: int = 0,
+    effort: Effort = FULL,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Weigh tokens by one backward pass and measure a menu for each group of each branch."""
+    _require_images(anatomy, groups, batches)
+    weights = token_weights(model, anatomy, batches, seed)
     # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
     # single tokens count; so the images that menus are measured on give no evidence.
     fitted = _fitted(batches)
@@ -72,8 +101,8 @@ def prepare(
         if progress is not None:
             progress("observe", done, fitted.images)
 
-    evidence = observe(model, fitted, needs_of(task.groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, task, batches, evidence, progress)
+    evidence = observe(model, fitted, needs_of(groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, groups, limits, batches, evidence, effort, progress)
     return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
 
 
@@ -81,7 +110,17 @@ def plan_spectral(
     anatomy: Anatomy, task: Task, menus: list[Menu], target: Target | None = None
 ) -> Plan:
     """One size per menu within the budget; queries, keys and values are rotated, not selected."""
-    sizes = decide(anatomy, _weighed(menus, task), task, target)
+    weighed = compounded(menus) if task.preset.allocation == "knapsack" else menus
+    return _plan(anatomy, menus, decide(anatomy, weighed, task, target))
+
+
+def plan_within(anatomy: Anatomy, menus: list[Menu], target: Target) -> Plan:
+    """The plan with the least compounded damage within a target; UserError if out of reach."""
+    sizes = solve_knapsack(anatomy, compounded(menus), target.cost_of, target.limit)
+    return _plan(anatomy, menus, sizes)
+
+
+def _plan(anatomy: Anatomy, menus: list[Menu], sizes: Sizes) -> Plan:
     return Plan(
         shapes=shapes_of(anatomy, sizes),
         reductions={"qk": "rotate", "vo": "rotate"},
@@ -89,10 +128,8 @@ def plan_spectral(
     )
 
 
-def _weighed(menus: list[Menu], task: Task) -> list[Menu]:
-    """The menus as the solver should add them up."""
-    if task.preset.allocation != "knapsack":
-        return menus
+def compounded(menus: list[Menu]) -> list[Menu]:
+    """The menus as the knapsack should add them up."""
     return [replace(m, losses=tuple(loss**COMPOUND for loss in m.losses)) for m in menus]
 
 
@@ -171,12 +208,13 @@ def _probe(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
-    task: Task,
+    groups: tuple[GroupName, ...],
+    limits: Limits,
     batches: Batches,
     evidence: Evidence,
+    effort: Effort,
     progress: Progress | None,
 ) -> Probed:
-    effort: Effort = FULL if task.options.effort == "full" else QUICK
     images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
     if images_PCHW.numel() == 0:
         images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
@@ -190,8 +228,8 @@ def _probe(
         model,
         family,
         anatomy,
-        task.groups,
-        task.limits,
+        groups,
+        limits,
         evidence,
         images_PCHW,
         effort.shares,
@@ -223,16 +261,16 @@ def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
     return menus
 
 
-def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
+def _require_images(anatomy: Anatomy, groups: tuple[GroupName, ...], batches: Batches) -> None:
     """Refuse fewer images than make a solve determined."""
 
     def images_for(branch: Branch) -> int:
-        return -(-_solved_units(branch, task) // branch.tokens)
+        return -(-_solved_units(branch, groups) // branch.tokens)
 
     hardest = max(anatomy.branches, key=images_for, default=None)
     needed = 2 if hardest is None else max(2, images_for(hardest))
     if hardest is not None and batches.images < needed:
-        units, tokens = _solved_units(hardest, task), hardest.tokens
+        units, tokens = _solved_units(hardest, groups), hardest.tokens
         raise UserError(
             f"{batches.images} calibration images are too few: the largest solve has {units} "
             f"unknowns per output, so at least {needed} images of {tokens} tokens are "
@@ -240,10 +278,10 @@ def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
         )
 
 
-def _solved_units(branch: Branch, task: Task) -> int:
+def _solved_units(branch: Branch, groups: tuple[GroupName, ...]) -> int:
     if branch.kind == "mlp":
-        return branch.shape.size("hidden") if "hidden" in task.groups else 0
-    if not {"vo", "heads"} & set(task.groups):
+        return branch.shape.size("hidden") if "hidden" in groups else 0
+    if not {"vo", "heads"} & set(groups):
         return 0
     return branch.shape.size("heads") * branch.shape.size("vo")
 

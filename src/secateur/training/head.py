@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from secateur.errors import UserError
 from secateur.surgery.moments import ridge_solve
 from secateur.training.held_out import HeldOut
-from secateur.training.stream import Items
+from secateur.training.sampler import Items
 from secateur.training.teacher import Teacher, logits_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
