@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.allocation.types import Plan
 from secateur.surgery.cut import cut_
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.contract.cases import plan_of_units
 from tests.hosts import build, images_for
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from secateur.allocation.target import Target
 from secateur.data.batches import Batches, as_batches
 from secateur.masks.settings import Phase
 from secateur.masks.task import LearnTask
 from secateur.measurement.modes import evaluating
-from secateur.methods.decide import Target
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.statistics import Evidence, observe

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.target import Target
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
 from secateur.masks.axes import axes_needs, turn_attention_
@@ -23,7 +24,6 @@ from secateur.masks.strategy import Way, ways
 from secateur.masks.summary import Compression, compression
 from secateur.masks.takeover import Takeover
 from secateur.masks.task import NO_CRITERION, pricing_of
-from secateur.methods.decide import Target
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
 from secateur.models.caches import copy_of
 from secateur.progress import timed

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocation.menus import Limits
+from secateur.allocation.target import Target
 from secateur.criteria.elimination import eliminate
 from secateur.data.batches import Batches
-from secateur.errors import UserError
+from secateur.errors import OutOfReach
 from secateur.masks.gates import Gate
 from secateur.masks.pricing import Pricing
 from secateur.masks.starting import average
-from secateur.methods.decide import Target
+from secateur.methods.images import Images
 from secateur.methods.spectral import measure_menus, plan_within
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName, Shapes
@@ -90,13 +91,14 @@ def _least_shares(
     if not groups:
         return {}
     limits = Limits(protect=pricing.limits.protect)
-    menus = measure_menus(model, family, anatomy, groups, limits, batches, progress=progress).menus
+    images = Images(batches=batches, progress=progress)
+    menus = measure_menus(model, family, anatomy, groups, limits, images).menus
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
         target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense)
         try:
             plans.append((share, plan_within(anatomy, menus, target).shapes))
-        except UserError:  # out of reach, as are all that are smaller
+        except OutOfReach:  # as are all that are smaller
             break
     return _nested(anatomy, groups, plans)
 

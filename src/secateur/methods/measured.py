@@ -19,7 +19,7 @@ from secateur.allocation.curves import menu_from_probes
 from secateur.allocation.menus import block_menu, drop_menu, kept_units, unit_menu, width_menu
 from secateur.allocation.types import Key, Menu, Plan
 from secateur.data.batches import Batches
-from secateur.methods.by_score import Weighed
+from secateur.methods.scored import Weighed
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
 from secateur.models.family import Family

@@ -1,4 +1,4 @@
-"""The spectral engine: weigh tokens, measure menus, plan, cut front to back.
+"""The spectral method: weigh tokens, measure candidates, plan, cut front to back.
 
 Legend: N tokens, P probe images.
 """
@@ -9,18 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from secateur.ablation.bench import held_images
-from secateur.ablation.probe import FULL, QUICK, Effort, Probe, Probed, probe_menus
+from secateur.ablation.probe import FULL, QUICK, Effort, Probe, probe_menus
+from secateur.ablation.probe import Probed as Measured
 from secateur.ablation.probe import probe_needs as needs_of
 from secateur.allocation.budget import ShapeBudget, SizesBudget
 from secateur.allocation.knapsack import solve_knapsack
-from secateur.allocation.menus import Limits, allowed_sizes
+from secateur.allocation.menus import Limits
 from secateur.allocation.solvers import cost_function
+from secateur.allocation.target import Target, cost_limit, decide, unweighed
 from secateur.allocation.types import Menu, Plan, Sizes, shapes_of
 from secateur.data.batches import Batches, some_batches
 from secateur.errors import UserError
 from secateur.measurement.memory import return_freed_memory
-from secateur.methods.decide import Target, cost_limit, decide
+from secateur.methods.images import Images
+from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
+from secateur.models.caches import shell_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
@@ -42,39 +46,59 @@ STREAM_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """All that a plan rests on: token weights by branch, menus, and the probes behind them."""
+class Probed(Prepared):
+    """Token weights by branch, and the probes behind the candidates."""
 
     token_weights: dict[str, Tensor]
-    menus: list[Menu]
     probes: list[Probe]
 
 
-def prepare(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    progress: Progress | None = None,
-) -> Prepared:
+class Spectral:
+    """Weigh tokens, measure candidates on held-out images, plan, cut front to back with refits."""
+
+    def needs(self, task: Task) -> set[str]:
+        """Nothing before the tokens are weighed."""
+        return set()
+
+    def prepare(self, job: Job) -> Probed:
+        """Weigh tokens and, where a choice depends on losses, measure candidates."""
+        with job.timed("weigh"):
+            return prepare(job)
+
+    def plan(self, job: Job, prepared: Probed, target: Target | None = None) -> Plan:
+        """One size per group; queries, keys and values are rotated, not selected."""
+        with job.timed("plan"):
+            return plan_spectral(job.anatomy, job.task, prepared.menus, target)
+
+    def cut(self, job: Job, prepared: Probed, plan: Plan) -> nn.Module:
+        """Reduce branch after branch, each refitted to the dense stream."""
+        smaller = shell_of(job.model)
+        with job.timed("cut"):
+            cut_spectral_(
+                smaller,
+                job.model,
+                job.anatomy,
+                plan,
+                prepared,
+                job.images.batches,
+                job.images.progress,
+                stand_in=job.task.preset.stand_in == "affine",
+            )
+        return smaller
+
+
+def prepare(job: Job) -> Probed:
     """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
+    model, anatomy, task, batches = job.model, job.anatomy, job.task, job.images.batches
     plain = plain_menus(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         _require_images(anatomy, task.groups, batches)
         weights = token_weights(model, anatomy, batches, task.options.seed)
-        return Prepared(token_weights=weights, menus=plain, probes=[])
+        return Probed(menus=plain, dense=model, token_weights=weights, probes=[])
     effort: Effort = FULL if task.options.effort == "full" else QUICK
+    seed, limits = task.options.seed, task.limits
     return measure_menus(
-        model,
-        family,
-        anatomy,
-        task.groups,
-        task.limits,
-        batches,
-        seed=task.options.seed,
-        effort=effort,
-        progress=progress,
+        model, job.family, anatomy, task.groups, limits, job.images, seed=seed, effort=effort
     )
 
 
@@ -84,13 +108,13 @@ def measure_menus(
     anatomy: Anatomy,
     groups: tuple[GroupName, ...],
     limits: Limits,
-    batches: Batches,
+    images: Images,
     *,
     seed: int = 0,
     effort: Effort = FULL,
-    progress: Progress | None = None,
-) -> Prepared:
-    """Weigh tokens by one backward pass and measure a menu for each group of each branch."""
+) -> Probed:
+    """Weigh tokens and measure a menu for each of the groups of each branch."""
+    batches = images.batches
     _require_images(anatomy, groups, batches)
     weights = token_weights(model, anatomy, batches, seed)
     # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
@@ -98,12 +122,11 @@ def measure_menus(
     fitted = _fitted(batches)
 
     def seen(done: int) -> None:
-        if progress is not None:
-            progress("observe", done, fitted.images)
+        images.say("observe", done, fitted.images)
 
     evidence = observe(model, fitted, needs_of(groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, groups, limits, batches, evidence, effort, progress)
-    return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
+    probed = _probe(model, family, anatomy, groups, limits, images, evidence, effort)
+    return Probed(menus=probed.menus, dense=model, token_weights=weights, probes=probed.probes)
 
 
 def plan_spectral(
@@ -111,11 +134,11 @@ def plan_spectral(
 ) -> Plan:
     """One size per menu within the budget; queries, keys and values are rotated, not selected."""
     weighed = compounded(menus) if task.preset.allocation == "knapsack" else menus
-    return _plan(anatomy, menus, decide(anatomy, weighed, task, target))
+    return _plan(anatomy, menus, decide(anatomy, weighed, task.demand, target))
 
 
 def plan_within(anatomy: Anatomy, menus: list[Menu], target: Target) -> Plan:
-    """The plan with the least compounded damage within a target; UserError if out of reach."""
+    """The plan of least compounded loss within a target; OutOfReach where there is none."""
     sizes = solve_knapsack(anatomy, compounded(menus), target.cost_of, target.limit)
     return _plan(anatomy, menus, sizes)
 
@@ -138,7 +161,7 @@ def cut_spectral_(
     dense: nn.Module,
     anatomy: Anatomy,
     plan: Plan,
-    prepared: Prepared,
+    prepared: Probed,
     batches: Batches,
     progress: Progress | None = None,
     *,
@@ -210,11 +233,11 @@ def _probe(
     anatomy: Anatomy,
     groups: tuple[GroupName, ...],
     limits: Limits,
-    batches: Batches,
+    images: Images,
     evidence: Evidence,
     effort: Effort,
-    progress: Progress | None,
-) -> Probed:
+) -> Measured:
+    batches, progress = images.batches, images.progress
     images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
     if images_PCHW.numel() == 0:
         images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
@@ -251,14 +274,8 @@ def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bo
 
 def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
     """Menus without losses, for budgets that fix every size."""
-    menus = []
-    for branch in anatomy.branches:
-        for group in [group for group in task.groups if group in branch.groups]:
-            sizes = allowed_sizes(branch, group, task.limits)
-            menus.append(
-                Menu(owner=branch.id, group=group, sizes=sizes, losses=(0.0,) * len(sizes))
-            )
-    return menus
+    whole = ("branch", "block")
+    return [menu for menu in unweighed(anatomy, task.demand) if menu.group not in whole]
 
 
 def _require_images(anatomy: Anatomy, groups: tuple[GroupName, ...], batches: Batches) -> None:

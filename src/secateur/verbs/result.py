@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.allocation.target import BudgetUse, budget_use
 from secateur.allocation.types import Menu, Plan
 from secateur.measurement.accuracy import Accuracy
-from secateur.methods.decide import BudgetUse, budget_use
 from secateur.methods.task import Task
 from secateur.methods.to_latency import LatencyRound
 from secateur.models.types import Anatomy, AttentionShape, Cost, Shape
