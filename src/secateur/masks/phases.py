@@ -24,6 +24,7 @@ from secateur.masks.strategy import Way, ways
 from secateur.masks.summary import Compression, compression
 from secateur.masks.takeover import Takeover
 from secateur.masks.task import NO_CRITERION, pricing_of
+from secateur.measurement.within import require_within
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
 from secateur.models.caches import copy_of
 from secateur.progress import timed
@@ -68,6 +69,8 @@ def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     way = _search(job, student, teacher, bank)
     with timed(job.seconds, "cut"):
         shrunk = shrink(job, dense, student, way)
+    task = job.task.task
+    require_within(shrunk.model, job.anatomy, task.budget, task.options.goal)
     smaller = shrunk.model.requires_grad_(True)
     _phase(job, "tune", smaller, _distil(job, teacher_for(smaller, teaches)), teacher)
     return dense.to(home), replace(shrunk, model=smaller.to(home).eval())
