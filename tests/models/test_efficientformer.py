@@ -142,8 +142,8 @@ def test_a_polish_sees_the_position_biases_it_trains() -> None:
         for parameter in student.parameters():
             parameter.mul_(0.9)
     batches = as_batches(images_for(model, 32), 8)
-    report = polish_(student, model, batches, parse_run_length("10 steps"), settings=FAST)
-    assert report.steps == 10 and report.kl_after < report.kl_before
+    report = polish_(student, model, batches, parse_run_length("20 steps"), settings=FAST)
+    assert report.steps == 20 and report.kl_after < 0.8 * report.kl_before
     x = images_for(model)
     fresh = build("efficientformer")
     fresh.load_state_dict(student.state_dict())
