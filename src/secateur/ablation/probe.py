@@ -179,7 +179,7 @@ def _refitted_heads(
         joint.cov_UU, weights.o_DHV.flatten(1), weights.shape.heads, PROBE_REFIT.select_ridge
     )
     kept_H = order.kept(size)
-    kept_S = (kept_H[:, None] * dims + torch.arange(dims)).flatten()
+    kept_S = (kept_H[:, None] * dims + torch.arange(dims, device=kept_H.device)).flatten()
     done = refit(
         weights.o_DHV.flatten(1),
         weights.ob_D,

@@ -57,7 +57,7 @@ def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     """The dense model as it was after warm-up, and the smaller one; `model` stays as it is."""
     home = next(model.parameters()).device
     # WHY: times count on the device where the model was when its layers were timed.
-    device = training_device() if job.target is None else home
+    device = training_device(home, job.session.device) if job.target is None else home
     dense = copy_of(model).to(device)
     _phase(job, "warmup", dense, supervised(job.task.options.settings.label_smoothing), None)
     student = copy_of(dense)

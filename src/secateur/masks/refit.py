@@ -20,8 +20,9 @@ from secateur.surgery.sequential import SequentialSettings, refit_front_to_back_
 def refit_(smaller: nn.Module, dense: nn.Module, plan: Plan, batches: Batches, seed: int) -> None:
     """Refit in place the writers of `smaller`, which `plan` cut out of a model like `dense`."""
     anatomy = family_of(dense).read(dense)
+    device = next(dense.parameters()).device
     channels = {
-        stream.id: torch.tensor(plan.units[stream.id]["width"])
+        stream.id: torch.tensor(plan.units[stream.id]["width"], device=device)
         for stream in anatomy.streams
         if stream.id in plan.units
     }

@@ -101,11 +101,12 @@ def narrow_streams_(
     left by the repairs that solve.
     """
     rotated = plan.reductions.get("width") == "rotate"
+    device = next(model.parameters()).device
     for stream in anatomy.streams:
         if "width" in (units := plan.units.get(stream.id, {})):
-            kept_D = torch.tensor(units["width"], dtype=torch.long)
+            kept_D = torch.tensor(units["width"], dtype=torch.long, device=device)
             if repair == "none":
-                held = _zeros(anatomy, stream) if rotated else {}
+                held = _zeros(anatomy, stream, device) if rotated else {}
             else:
                 held = _held(anatomy, stream, evidence)
             if rotated and repair in SOLVED:
@@ -114,9 +115,9 @@ def narrow_streams_(
             narrowable(family).narrow_(model, stream, kept_D, held)
 
 
-def _zeros(anatomy: Anatomy, stream: Stream) -> dict[str, Held]:
+def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, Held]:
     """Channels that carry nothing, everywhere."""
-    nothing_D = torch.zeros(stream.width, dtype=torch.float64)
+    nothing_D = torch.zeros(stream.width, dtype=torch.float64, device=device)
     held = Held(mean_D=nothing_D, square_D=nothing_D)
     return {branch.id: held for branch in anatomy.branches} | {END: held}
 

@@ -89,8 +89,9 @@ def reduce_value(
     The dense size keeps the basis and only refits.
     """
     heads, dims = weights.v_HVD.shape[:2]
-    encode_HVR = torch.eye(dims, dtype=torch.float64).expand(heads, dims, dims)
-    encode = torch.arange(heads * dims)
+    device = weights.v_HVD.device
+    encode_HVR = torch.eye(dims, dtype=torch.float64, device=device).expand(heads, dims, dims)
+    encode = torch.arange(heads * dims, device=device)
     if size < dims:
         both = fit if held is None else merge(fit, held)
         encode_HVR, _ = value_basis(
@@ -132,7 +133,7 @@ def reduce_hidden(
     `order` is the elimination on these very moments, where it is known already.
     """
     hidden = weights.w2_DF.shape[1]
-    kept_S = torch.arange(hidden)
+    kept_S = torch.arange(hidden, device=weights.w2_DF.device)
     if size < hidden:
         kept_S = (order or _elimination(weights, fit, held, settings)).kept(size)
     done = refit(

@@ -178,7 +178,7 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
         else:
             count += lack_BND.shape[0] * lack_BND.shape[1]
         total += lack_BND.sum((0, 1), dtype=torch.float64).cpu()
-    constant_D = total / count
+    constant_D = (total / count).to(run.streams[0].device)
     for place, x_BND in enumerate(run.streams):
         run.streams[place] = x_BND + constant_D.to(x_BND)
     return constant_D

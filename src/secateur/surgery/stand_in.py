@@ -213,8 +213,8 @@ def _shorten_(
         elif longer != 1.0:
             weights = family.weights(model, branch)
             bias_D = bias_of(weights)
-            shorter = torch.eye(branch.width, dtype=torch.float64) / longer
-            shorter = shorter.to(weights_device(weights))
+            device = weights_device(weights)
+            shorter = torch.eye(branch.width, dtype=torch.float64, device=device) / longer
             less_D = None if bias_D is None else bias_D.double() / longer
             family.assign_(model, branch, rewritten(weights, shorter, less_D))
 

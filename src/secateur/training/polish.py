@@ -25,10 +25,10 @@ from secateur.surgery.sequential import HOLD_EVERY
 from secateur.training.lesson import Hook, Moment, NotFinite
 from secateur.training.loop import FitReport
 from secateur.training.losses import walk_of
-from secateur.training.machine import processes
+from secateur.training.machine import processes, training_device
 from secateur.training.objectives import DistilSettings
 from secateur.training.run_length import RunLength
-from secateur.training.session import Session, on_training_device
+from secateur.training.session import Session, on_device
 from secateur.training.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 from secateur.training.teacher import Teacher
 
@@ -152,7 +152,8 @@ def polish_(
     settings = settings or PolishSettings()
     require_polishable(student, batches.images)
     train_nCHW, held_nCHW = split(batches)
-    shared = processes().num_processes
+    shared, home = processes().num_processes, next(student.parameters()).device
+    device = training_device(home, home if shared == 1 else None)
     batch_size = max(shared, min(settings.batch_size, len(train_nCHW)) // shared * shared)
 
     def told(_stage: str, done: int, total: int) -> None:
@@ -165,6 +166,7 @@ def polish_(
         held=TensorDataset(held_nCHW),
         labels=False,
         classes=0,
+        device=device,
         progress=told,
     )
     distil = DistilSettings(
@@ -173,7 +175,7 @@ def polish_(
         layerwise=settings.layerwise,
     )
     how = settings.to_train(length, batch_size, seed)
-    with frozen(teacher, gradient=True), _trainable(student), on_training_device(teacher):
+    with frozen(teacher, gradient=True), _trainable(student), on_device(device, teacher):
         dense = Teacher(model=teacher, view=None, walk=walk_of(teacher, channels))
         try:
             report = session.fit_(

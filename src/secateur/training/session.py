@@ -21,7 +21,6 @@ from secateur.training.held_out import HeldOut, part_of
 from secateur.training.judging import Judge
 from secateur.training.lesson import Hook, Objective
 from secateur.training.loop import FitReport, fit_
-from secateur.training.machine import training_device
 from secateur.training.objectives import Distil, DistilSettings
 from secateur.training.run import OnLog
 from secateur.training.sampler import Items, items_of
@@ -34,6 +33,7 @@ class Session:
     """Training and held-out images, with `labels` for a head of `classes` or without.
 
     With a `folder`, a run that was stopped resumes from its checkpoint there, unless `restart`.
+    Training takes place on `device`, see `secateur.training.machine.training_device`.
     """
 
     train: object
@@ -42,6 +42,7 @@ class Session:
     classes: int
     folder: Path | None = None
     restart: bool = False
+    device: torch.device | str | None = None
     progress: Progress | None = None
     on_log: OnLog | None = None
 
@@ -104,6 +105,7 @@ class Session:
             hooks=hooks,
             judge=judge,
             about=about,
+            device=self.device,
             progress=self.progress,
             on_log=self.on_log,
         )
@@ -133,14 +135,13 @@ def require_labels(images: object) -> None:
 
 
 @contextmanager
-def on_training_device(*models: nn.Module) -> Iterator[torch.device]:
+def on_device(device: torch.device, *models: nn.Module) -> Iterator[None]:
     """Models on the device that trains; afterwards each is back on the device it came from."""
     homes = [next(model.parameters()).device for model in models]
-    device = training_device()
     for model in models:
         model.to(device)
     try:
-        yield device
+        yield
     finally:
         for model, home in zip(models, homes, strict=True):
             model.to(home)

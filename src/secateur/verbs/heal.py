@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.progress import Progress, timed
@@ -17,9 +18,10 @@ from secateur.training.head import refit_head_
 from secateur.training.identity import digest
 from secateur.training.loop import FitReport
 from secateur.training.lora import attach_, merge_
+from secateur.training.machine import training_device
 from secateur.training.objectives import Distil, require_streams
 from secateur.training.run import OnLog
-from secateur.training.session import Session, on_training_device, plain_items
+from secateur.training.session import Session, on_device, plain_items
 from secateur.training.teacher import teacher_for
 from secateur.training.verbs import HealSettings
 from secateur.verbs.load import give_preprocessing_, load
@@ -40,6 +42,7 @@ def heal(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> Trained:
@@ -50,11 +53,16 @@ def heal(
     images in its own way; then only its outputs can be learned. `images` are a path or data
     string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
     or a `label_weight` in the settings, says so. With a `folder`, the run can be stopped and goes
-    on from its checkpoint there; see `secateur.training.loop.fit_`. Everything that can be wrong
-    with the request raises UserError before training begins.
+    on from its checkpoint there; see `secateur.training.loop.fit_`.
+    `device` is where to train: unless given, where the model is, or on the accelerator found
+    for a model on the CPU; the model that comes out is where the one given was. Everything that can
+    be wrong with the request raises UserError before training begins.
     """
     settings = with_labels(settings or HealSettings(), labels)
     student, base, earlier = copy_to_train(model)
+    device = training_device(next(student.parameters()).device, device)
+    if settings.refit_head:
+        require_double(device, "refit_head")
     notes: list[str] = []
     dense = _reference(student, reference, notes)
     teacher = teacher_for(student, dense)
@@ -71,12 +79,13 @@ def heal(
         skip_unreadable=skip_unreadable,
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )
     objective = session.distillation(teacher, settings.distil, settings)
     seconds: dict[str, float] = {}
-    with on_training_device(student, dense):
+    with on_device(device, student, dense):
         models = {"dense": dense, "own": student}
         evaluation = Evaluation(models, eval_images, skip_unreadable, progress)
         with timed(seconds, "measure"):

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.masks.job import LearnJob
 from secateur.masks.phases import Shrunk, run
@@ -21,6 +23,7 @@ from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.cached_logits import LOGITS
+from secateur.training.machine import training_device
 from secateur.training.objectives import require_streams
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, plain_items
@@ -57,6 +60,7 @@ def learn(
     latency: bool = False,
     runtime: str = "eager",
     latency_batch: int = 1,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
     on_note: OnNote | None = None,
@@ -68,8 +72,9 @@ def learn(
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
-    `restart`. `on_note` is told before training what the strategy can remove. Everything that can
-    be wrong with the request raises UserError before training begins.
+    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
+    training what the strategy can remove. Everything that can be wrong with the request raises
+    UserError before training begins.
     """
     options = LearnOptions(
         budget=budget,
@@ -84,6 +89,8 @@ def learn(
         latency_batch=latency_batch,
         settings=settings or LearnSettings(),
     )
+    device = training_device(next(model.parameters()).device, device)
+    require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
     family = family_of(model)
     anatomy = family.read(model)
@@ -99,6 +106,7 @@ def learn(
         skip_unreadable=skip_unreadable,
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )

@@ -10,6 +10,7 @@ from torch import nn
 from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
 from secateur.data.batches import Batches
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
 from secateur.methods.by_preset import method_of
@@ -154,6 +155,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
             "a polish compares the streams of both models, which it cannot do where several stages "
             "become narrower; leave out the polish, or 'width'."
         )
+    require_double(next(model.parameters()).device, "pruning")
     method_of(task).needs(task)
     check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from secateur.data.images import ImageSet
@@ -10,9 +11,10 @@ from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.progress import Progress, timed
 from secateur.storage.adapt import load_to_train
+from secateur.training.machine import training_device
 from secateur.training.objectives import supervised
 from secateur.training.run import OnLog
-from secateur.training.session import on_training_device, require_labels
+from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
 from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
 from secateur.verbs.training_inputs import (
@@ -34,16 +36,18 @@ def train(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> Trained:
     """Return a copy of `model` that has learned the labels of `images`.
 
     The model must have a head for their classes: `open_to_train` makes one ready. For images,
-    `folder`, and errors see `secateur.heal`.
+    `folder`, `device` and errors see `secateur.heal`.
     """
     settings = settings or FineTuneSettings()
     student, base, earlier = copy_to_train(model)
+    device = training_device(next(student.parameters()).device, device)
     session, used, notes = open_session(
         student.requires_grad_(True),
         images,
@@ -55,11 +59,12 @@ def train(
         skip_unreadable=skip_unreadable,
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )
     seconds: dict[str, float] = {}
-    with on_training_device(student):
+    with on_device(device, student):
         evaluation = Evaluation({"own": student}, eval_images, skip_unreadable, progress)
         report = session.fit_(
             student,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 from torch import nn
 
@@ -61,6 +62,7 @@ def open_session(
     skip_unreadable: bool = False,
     folder: Path | None = None,
     restart: bool = False,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> tuple[Session, DataUsed, list[str]]:
@@ -89,6 +91,7 @@ def open_session(
         classes=classes,
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )

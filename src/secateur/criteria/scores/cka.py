@@ -30,6 +30,6 @@ def cka(question: Question) -> Tensor:
     cov_xy = centred(sums, "xy_gram", "x_sum", "y_sum")
     below = torch.linalg.norm(cov_xx) * torch.linalg.norm(cov_yy)
     if float(below) <= 0:
-        return torch.zeros(())
+        return torch.zeros((), device=cov_xx.device)
     worth: Tensor = (1 - cov_xy.square().sum() / below).clamp(min=0)
     return worth

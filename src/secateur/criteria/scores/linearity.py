@@ -38,7 +38,7 @@ def nonlinearity(question: Question) -> Tensor:
     cov_xy = centred(sums, "xy_gram", "x_sum", "y_sum")
     variance = centred(sums, "y_gram", "y_sum", "y_sum").diagonal().sum()
     if float(variance) <= 0:
-        return torch.zeros(())
+        return torch.zeros((), device=cov_xx.device)
     level = RIDGE * float(cov_xx.diagonal().mean()) + torch.finfo(torch.float64).tiny
     eye = torch.eye(cov_xx.shape[0], dtype=torch.float64, device=cov_xx.device)
     explained = (cov_xy * torch.linalg.solve(cov_xx + level * eye, cov_xy)).sum()
