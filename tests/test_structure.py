@@ -16,6 +16,7 @@ ORDER = [
     "errors",
     "registry",
     "whole",
+    "devices",
     "progress",
     "data",
     "zoo",

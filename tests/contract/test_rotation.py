@@ -119,9 +119,9 @@ def flatten_(model: nn.Module, rank: int) -> None:
     conv.weight.copy_((onto_DD @ conv.weight.flatten(1)).view_as(conv.weight))
     writers = [w for block in model.blocks for w in (block.attn.proj, block.mlp.fc2)]
     for block in model.blocks:
-        for scale in (getattr(block, "ls1", None), getattr(block, "ls2", None)):
-            if hasattr(scale, "gamma"):
-                scale.gamma.fill_(0.7)
+        for name, scale in block.named_parameters():
+            if name in ("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2"):
+                scale.fill_(0.7)
     for writer in writers:
         writer.weight.copy_(onto_DD @ writer.weight)
     for writer in [conv, *writers]:

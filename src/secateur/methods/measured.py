@@ -144,7 +144,8 @@ def _probed(menu: Menu) -> list[int]:
 def _left(run: _Run, branch: Branch) -> Tensor:
     """What stays of a dropped branch's update (D,)."""
     if run.task.preset.repair == "none":
-        return torch.zeros(branch.width, dtype=torch.float64)
+        device = next(run.model.parameters()).device
+        return torch.zeros(branch.width, dtype=torch.float64, device=device)
     return mean_update(run.evidence.about(branch.id))
 
 

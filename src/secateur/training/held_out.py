@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from secateur.data.images import ImageSet
 from secateur.errors import UserError
 from secateur.training.judging import Sums
-from secateur.training.stream import Items
+from secateur.training.sampler import Items
 from secateur.training.teacher import Teacher, logits_of
 
 MOST = 2000

@@ -51,17 +51,20 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A frozen model in eval mode; `walk` is None where it can only be asked for its outputs."""
+    """A frozen model in eval mode that sees images through `view`, as they are without one.
+
+    `walk` is None where only its outputs are known.
+    """
 
     model: nn.Module
-    view: View
+    view: View | None
     walk: Walk | None
     mismatch: str = ""
 
     def _take(self, images_BCHW: Tensor) -> Tensor:
         if next(self.model.parameters()).device != images_BCHW.device:
             self.model.to(images_BCHW.device)
-        return self.view(images_BCHW)
+        return images_BCHW if self.view is None else self.view(images_BCHW)
 
     @torch.no_grad()
     def logits(self, images_BCHW: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from secateur.analysis.scores import (
     score_branches,
 )
 from secateur.data.batches import Batch, Batches
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.divergence import unit_of
 from secateur.measurement.modes import evaluating
@@ -135,6 +136,7 @@ def analyze(
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
         model = separated(model)
     anatomy = family.read(model)
+    require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
     require_walk(model)

@@ -45,6 +45,7 @@ def add_to_step_(step: Step, constant_D: Tensor) -> None:
         add_to_bias_(carrier, constant_D)
         return
     weight = carrier.get_parameter("weight")
+    constant_D = constant_D.to(scale_D.device)
     unscaled_D = (constant_D / scale_D).to(weight.dtype)
     # WHY: a scale of (almost) zero cannot carry a constant; it then moves into the carrier's
     # weights, where it belongs just as well.
@@ -70,7 +71,7 @@ def add_behind_stem_(stated: Statement, model: nn.Module, constant_D: Tensor) ->
         return
     covered = 0
     if (positions := parameter(model, stem.positions)) is not None:
-        positions.add_(constant_D.to(positions.dtype))
+        positions.add_(constant_D.to(positions))
         rows, columns = stated.grid(model)
         covered = positions.numel() // positions.shape[-1] - rows * columns
     else:
@@ -79,7 +80,7 @@ def add_behind_stem_(stated: Statement, model: nn.Module, constant_D: Tensor) ->
     for table in tokens:
         covered -= table.numel() // table.shape[-1]
         if covered < 0:
-            table.add_(constant_D.to(table.dtype))
+            table.add_(constant_D.to(table))
 
 
 def _add_behind_activation_(model: nn.Module, path: str, constant_D: Tensor) -> None:
@@ -128,7 +129,7 @@ def add_to_bias_(module: nn.Module, constant_D: Tensor) -> None:
         weight = module.weight
         zeros_D = torch.zeros_like(constant_D, dtype=weight.dtype, device=weight.device)
         module.bias = nn.Parameter(zeros_D, requires_grad=weight.requires_grad)
-    module.bias.add_(constant_D.to(module.bias.dtype))
+    module.bias.add_(constant_D.to(module.bias))
 
 
 def writer_scale(step: Step) -> Tensor | None:
