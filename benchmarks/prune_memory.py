@@ -66,8 +66,8 @@ def measure(images: int) -> Row:
     import torch
 
     import secateur
-    from secateur.ablation.probe import Effort
-    from secateur.verbs import spectral
+    from secateur.ablation.candidates import Effort
+    from secateur.methods import spectral
 
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -14,12 +14,12 @@ from secateur.allocation.menus import (
 )
 from secateur.allocation.normalise import normalised
 from secateur.allocation.types import Key, Menu, Plan, Sizes, Units, shapes_of, widths_of
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question, needs_of
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import needs_of
 from secateur.methods.task import Task
 from secateur.models.family import Family
-from secateur.models.stream import stream_weights
-from secateur.models.types import ALL_GROUPS, Anatomy, Branch, GroupName
+from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.statistics import Evidence
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
@@ -46,27 +46,24 @@ def weigh(
     model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
 ) -> Weighed:
     """Score every unit, branch and block that may go, and turn the scores into menus."""
-    scores: dict[Key, Tensor] = {}
-    for number, branch in enumerate(anatomy.branches):
-        weights = family.weights(model, branch)
-        for group in _groups_of(branch, task.groups):
-            question = Question(
-                group=group,
-                owner=branch.id,
-                weights=weights,
-                sums=evidence.about(branch.id),
-                images=evidence.images,
-                seed=task.options.seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
-                settings=task.preset.settings_for(group),
-            )
-            value = score(criteria.get(task.preset.criterion_for(group)), question)
-            scores[branch.id, group] = value
+
+    def worth_of(group: GroupName, owner: str) -> Tensor:
+        which = criteria.get(task.preset.criterion_for(group))
+        settings, seed = task.preset.settings_for(group), task.options.seed
+        return ask(
+            which, model, family, anatomy, group, owner, evidence, seed=seed, settings=settings
+        )
+
+    keys: list[Key] = [(b.id, g) for b in anatomy.branches for g in _groups_of(b, task.groups)]
     if "width" in task.groups:
-        scores |= _stream_scores(model, family, anatomy, task, evidence)
+        keys += [(stream.id, "width") for stream in anatomy.streams]
+    scores = {(owner, group): worth_of(group, owner) for owner, group in keys}
     worth = normalised(scores, task.preset.normalise, anatomy)
     menus = [_menu(anatomy, key, value, task.limits) for key, value in worth.items()]
     if "block" in task.groups:
-        menus += _block_menus(anatomy, task, evidence, scores)
+        for block in [block for block in anatomy.blocks if block.branches]:
+            scores[block.id, "block"] = worth_of("block", block.id)
+            menus.append(block_menu(block, float(scores[block.id, "block"]), task.limits))
     return Weighed(menus=menus, scores=scores)
 
 
@@ -78,49 +75,6 @@ def _menu(anatomy: Anatomy, key: Key, worth: Tensor, limits: Limits) -> Menu:
         stream = next(stream for stream in anatomy.streams if stream.id == owner)
         return width_menu(stream, worth, limits)
     return unit_menu(anatomy.branch(owner), group, worth, limits)
-
-
-def _stream_scores(
-    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
-) -> dict[Key, Tensor]:
-    chosen = criteria.get(task.preset.criterion_for("width"))
-    scores: dict[Key, Tensor] = {}
-    for number, stream in enumerate(anatomy.streams):
-        question = Question(
-            group="width",
-            owner=stream.id,
-            weights=None,
-            sums=evidence.about(stream.id),
-            images=evidence.images,
-            seed=task.options.seed * 100_003 + 70_001 + number,
-            stream=stream_weights(model, family, anatomy, stream),
-            settings=task.preset.settings_for("width"),
-        )
-        scores[stream.id, "width"] = score(chosen, question)
-    return scores
-
-
-def _block_menus(
-    anatomy: Anatomy, task: Task, evidence: Evidence, scores: dict[Key, Tensor]
-) -> list[Menu]:
-    chosen = criteria.get(task.preset.criterion_for("block"))
-    menus = []
-    for block in anatomy.blocks:
-        if not block.branches:
-            continue
-        question = Question(
-            group="block",
-            owner=block.id,
-            weights=None,
-            sums=evidence.about(block.id),
-            images=evidence.images,
-            seed=task.options.seed * 100_003 + 50_021 + block.index,
-            settings=task.preset.settings_for("block"),
-        )
-        value = score(chosen, question)
-        scores[block.id, "block"] = value
-        menus.append(block_menu(block, float(value), task.limits))
-    return menus
 
 
 def plan_of(anatomy: Anatomy, weighed: Weighed, sizes: Sizes) -> Plan:

@@ -13,9 +13,10 @@ from torch import nn
 
 from secateur.allocation.types import Plan
 from secateur.data.batches import Batches
+from secateur.data.split import fit_and_held
 from secateur.methods.by_score import criteria_needs, plan_of, weigh
 from secateur.methods.decide import Target, decide
-from secateur.methods.layer_search.run import search, search_needs
+from secateur.methods.layer_search.search import search, search_needs
 from secateur.methods.measured import measure_menus, wants_measuring
 from secateur.methods.spectral import cut_spectral_, plan_spectral, prepare
 from secateur.methods.task import Task
@@ -119,21 +120,27 @@ def _spectral(job: Job) -> Engine:
 
 def _by_criteria(job: Job) -> Engine:
     model, family, anatomy, task = job.model, job.family, job.anatomy, job.task
-    evidence = job.observe(evidence_needs(task))
+    needs, batches = evidence_needs(task), job.batches
+    fit, held = fit_and_held(batches) if wants_measuring(task) else (batches, None)
+    evidence = replace(job, batches=fit).observe(needs)
     with job.timed("weigh"):
         weighed = weigh(model, family, anatomy, task, evidence)
-    if wants_measuring(task):
+    if held is not None:
         with job.timed("probe"):
-            weighed = measure_menus(
+            menus = measure_menus(
                 model,
                 family,
                 anatomy,
                 task,
                 weighed,
                 evidence,
-                job.batches,
+                held,
                 partial(job.say, "probe"),
             )
+        # WHY: only measurements need images that are held out; units and repair rest on all.
+        evidence = evidence.plus(replace(job, batches=held).observe(needs))
+        with job.timed("weigh"):
+            weighed = replace(weigh(model, family, anatomy, task, evidence), menus=menus)
 
     def plan_for(target: Target | None) -> Plan:
         with job.timed("plan"):

@@ -8,14 +8,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.ablation.bench import held_images
-from secateur.ablation.probe import FULL, QUICK, Effort, Probe, Probed, probe_menus
-from secateur.ablation.probe import probe_needs as needs_of
+from secateur.ablation.candidates import (
+    FULL,
+    QUICK,
+    Effort,
+    Probe,
+    Probed,
+    measure_candidates,
+)
+from secateur.ablation.probe_runner import ProbeRunner
+from secateur.ablation.refitted import Refitted, refit_needs
 from secateur.allocation.budget import ShapeBudget, SizesBudget
 from secateur.allocation.menus import allowed_sizes
 from secateur.allocation.solvers import cost_function
 from secateur.allocation.types import Menu, Plan, shapes_of
-from secateur.data.batches import Batches, some_batches
+from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, all_images, first_batches, first_images, fit_and_held
 from secateur.errors import UserError
 from secateur.measurement.memory import return_freed_memory
 from secateur.methods.decide import Target, cost_limit, decide
@@ -24,7 +32,7 @@ from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch
 from secateur.progress import Progress
 from secateur.statistics import Evidence, observe
-from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
+from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 
 SENSE_IMAGES = 64
 """Images of the backward pass that weighs tokens."""
@@ -64,16 +72,14 @@ def prepare(
     if _sizes_need_no_losses(anatomy, task, plain):
         return Prepared(token_weights=weights, menus=plain, probes=[])
 
-    # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
-    # single tokens count; so the images that menus are measured on give no evidence.
-    fitted = _fitted(batches)
+    fit, held = fit_and_held(batches)
 
     def seen(done: int) -> None:
         if progress is not None:
-            progress("observe", done, fitted.images)
+            progress("observe", done, fit.images)
 
-    evidence = observe(model, fitted, needs_of(task.groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, task, batches, evidence, progress)
+    evidence = observe(model, fit, refit_needs(task.groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, task, held, evidence, progress)
     return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
 
 
@@ -127,7 +133,7 @@ def cut_spectral_(
 def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
     """As many of the batches as have room when the streams of two models are kept."""
     floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
-    return _first(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
+    return first_batches(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
 
 
 def token_weights(
@@ -146,7 +152,7 @@ def sensitivities(
     Labels are drawn from the model's own distribution. Positions after the prefix tokens share
     their mean, since single patches differ by chance.
     """
-    some = _first(batches, SENSE_IMAGES)
+    some = first_batches(batches, SENSE_IMAGES)
     evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
     # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
     return_freed_memory()
@@ -172,30 +178,22 @@ def _probe(
     family: Family,
     anatomy: Anatomy,
     task: Task,
-    batches: Batches,
+    held: Batches,
     evidence: Evidence,
     progress: Progress | None,
 ) -> Probed:
     effort: Effort = FULL if task.options.effort == "full" else QUICK
-    images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
-    if images_PCHW.numel() == 0:
-        images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
+    images_PCHW = all_images(first_images(held, effort.images))
+    probe = ProbeRunner.of(model, family, anatomy, images_PCHW)
 
     def probed_so_far(done: int, total: int) -> None:
         return_freed_memory()
         if progress is not None:
             progress("probe", done, total)
 
-    return probe_menus(
-        model,
-        family,
-        anatomy,
-        task.groups,
-        task.limits,
-        evidence,
-        images_PCHW,
-        effort.shares,
-        probed_so_far,
+    reducer = Refitted(evidence, task.limits)
+    return measure_candidates(
+        probe, reducer, task.groups, task.limits, effort.shares, probed_so_far
     )
 
 
@@ -246,19 +244,3 @@ def _solved_units(branch: Branch, task: Task) -> int:
     if not {"vo", "heads"} & set(task.groups):
         return 0
     return branch.shape.size("heads") * branch.shape.size("vo")
-
-
-def _first(batches: Batches, images: int) -> Batches:
-    """The first batches with about this many images."""
-    if batches.images <= images:
-        return batches
-    size = -(-batches.images // len(batches))
-    count = max(1, images // size)
-    return some_batches(batches, lambda number: number < count)
-
-
-def _fitted(batches: Batches) -> Batches:
-    """The batches without those that are held out, as far as there are any to spare."""
-    if len(batches) < HOLD_EVERY:
-        return batches
-    return some_batches(batches, lambda number: number % HOLD_EVERY != HOLD_EVERY - 1)

@@ -12,7 +12,7 @@ from secateur.allocation.types import Plan
 from secateur.errors import UserError
 from secateur.methods.by_score import plan_of, weigh
 from secateur.methods.decide import check_reachable, decide
-from secateur.methods.layer_search.run import search
+from secateur.methods.layer_search.search import search
 from secateur.methods.task import Task
 from secateur.statistics.anchors import Run
 from secateur.study.bench import Bench, finish

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, is_held
 from secateur.errors import UserError
-from secateur.surgery.sequential import HOLD_EVERY
 
 IMAGE_BYTES = 1_500_000_000
 """Memory for images that are kept, so that nothing is decoded twice; later ones are left out."""
@@ -43,8 +43,8 @@ def split(batches: Batches, most_bytes: int = IMAGE_BYTES) -> tuple[Tensor, Tens
         kept.append(images_BCHW)
     if len(kept) < HOLD_EVERY:
         kept = list(torch.cat(kept).split(1))
-    held = [images for i, images in enumerate(kept) if i % HOLD_EVERY == HOLD_EVERY - 1]
-    train = [images for i, images in enumerate(kept) if i % HOLD_EVERY != HOLD_EVERY - 1]
+    held = [images for i, images in enumerate(kept) if is_held(i, len(kept))]
+    train = [images for i, images in enumerate(kept) if not is_held(i, len(kept))]
     return torch.cat(train), torch.cat(held)
 
 

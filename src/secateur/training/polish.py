@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
+from secateur.models.runner import Runner, Trace
 from secateur.statistics.observe import frozen
 from secateur.training.budget import PolishBudget
 from secateur.training.images import augment, require_images, shuffled, split
-from secateur.training.losses import Seen, Walk, branch_loss, divergence, output_loss, see, walk_of
+from secateur.training.losses import branch_loss, divergence, output_loss
 
 TICKS = 1000
 """The schedule counts thousandths of the budget, so that steps and time are the same to it."""
@@ -135,7 +137,9 @@ def polish_(
         before = judge(student)
         run = _Run(budget=budget, settings=settings, started=started, kl=before)
         run.state = _copy(student)
-        _train(run, walk_of(student), walk_of(teacher, channels), train_nCHW, judge, seed, on_step)
+        kept = None if channels is None else torch.tensor(channels)
+        look = partial(Runner.of(teacher).trace, channels=kept)
+        _train(run, Runner.of(student), look, train_nCHW, judge, seed, on_step)
         student.load_state_dict(run.state)
     return PolishReport(
         budget=budget.text,
@@ -172,8 +176,8 @@ class _Run:
 
 def _train(
     run: _Run,
-    student: Walk,
-    teacher: Walk,
+    student: Runner,
+    teacher: Callable[[Tensor], Trace],
     train_nCHW: Tensor,
     judge: Judge,
     seed: int,
@@ -201,7 +205,7 @@ def _train(
         schedule.step_update(int(share * TICKS))
         images_BCHW = augment(images_BCHW, settings.least_area, generator, flip=settings.flip)
         with torch.no_grad():
-            target = see(teacher, images_BCHW)
+            target = teacher(images_BCHW)
         loss = _loss(student, images_BCHW, target, share < settings.layerwise, settings)
         _descend(student.model, optimizer, loss, run)
         run.step += 1
@@ -215,14 +219,14 @@ def _train(
 
 
 def _loss(
-    student: Walk, images_BCHW: Tensor, target: Seen, layerwise: bool, settings: PolishSettings
+    student: Runner, images_BCHW: Tensor, target: Trace, layerwise: bool, settings: PolishSettings
 ) -> Tensor:
-    if layerwise and student.branches:
+    if layerwise and len(student):
         return branch_loss(student, images_BCHW, target)
     return output_loss(
-        see(student, images_BCHW),
+        student.trace(images_BCHW),
         target,
-        student.prefix_tokens,
+        student.anatomy.prefix_tokens,
         settings.temperature,
         settings.token_weight,
     )

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from secateur.ablation.removal import removal
+from secateur.ablation.layers import removal
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.quota import Quota, dropped_sizes, quota, units_of
 from secateur.allocation.types import Menu, Plan, shapes_of
 from secateur.data.batches import Batches
 from secateur.methods.decide import Target, counted_target, unweighed
-from secateur.methods.layer_search.greedy import Found, evolutionary, greedy
-from secateur.methods.layer_search.iterative import best_window, iterative
+from secateur.methods.layer_search.drops import Found
+from secateur.methods.layer_search.evolution import evolutionary
+from secateur.methods.layer_search.greedy import greedy
+from secateur.methods.layer_search.iterative import iterative
+from secateur.methods.layer_search.window import best_window
 from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
