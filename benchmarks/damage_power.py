@@ -14,10 +14,12 @@ from _common import Row, Store, command, parser, table, versions, write_page
 from token_weights import JUDGED, Split, compared, divergences
 
 from secateur.data.batches import as_batches
+from secateur.methods import spectral
+from secateur.methods.images import Images
+from secateur.methods.method import Job
 from secateur.methods.task import Options, resolve
 from secateur.models.caches import shell_of
 from secateur.models.family import family_of
-from secateur.verbs import spectral
 
 BUDGETS = ("80% macs", "60% macs")
 POWERS = (0.7, 1.0, 1.5, 2.0, 3.0)
@@ -27,16 +29,23 @@ USED = spectral.COMPOUND
 class Judge(Split):
     """Menus are measured once for all budgets and powers."""
 
-    _prepared: spectral.Prepared | None = None
+    _prepared: spectral.Probed | None = None
 
-    def prepared(self) -> spectral.Prepared:
+    def prepared(self) -> spectral.Probed:
         """Menus and token weights from the images to cut with."""
         if self._prepared is None:
             family = family_of(self.model)
             anatomy = family.read(self.model)
             task = resolve(Options(budget=BUDGETS[0], seed=self.seed), anatomy)
             fit = as_batches(self.parts[0])
-            self._prepared = spectral.prepare(self.model, family, anatomy, task, fit)
+            job = Job(
+                model=self.model,
+                family=family,
+                anatomy=anatomy,
+                task=task,
+                images=Images(batches=fit),
+            )
+            self._prepared = spectral.prepare(job)
         return self._prepared
 
 

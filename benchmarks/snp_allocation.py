@@ -19,7 +19,7 @@ from _common import Bench, Row, Store, command, parser, table, versions, write_p
 from torch import Tensor, nn
 
 from secateur.models.types import AttentionShape, GroupName
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from secateur.verbs.result import Result
 
 WAYS = {

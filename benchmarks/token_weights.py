@@ -16,14 +16,14 @@ import torch
 from _common import Bench, Row, Store, command, parser, table, versions, write_page
 from torch import Tensor, nn
 
+from secateur.allocation.target import decide
 from secateur.allocation.types import shapes_of
 from secateur.data.batches import as_batches
-from secateur.methods.decide import decide
+from secateur.methods import spectral
 from secateur.methods.task import Options, resolve
 from secateur.models.family import family_of
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 from secateur.training.losses import divergence
-from secateur.verbs import spectral
 
 BUDGETS = ("50% hidden", "25% qk", "50% vo")
 POWERS = {
@@ -78,7 +78,7 @@ def cell(bench: Split, budget: str, power: float) -> Row:
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(Options(budget=budget), anatomy)
-    shapes = shapes_of(anatomy, decide(anatomy, spectral.plain_menus(anatomy, task), task))
+    shapes = shapes_of(anatomy, decide(anatomy, spectral.plain_menus(anatomy, task), task.demand))
     weights = {
         name: spectral.softened(square_N, power) for name, square_N in bench.sensitivities.items()
     }

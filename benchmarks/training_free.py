@@ -15,12 +15,13 @@ from torch import nn
 
 import secateur
 from secateur.allocation.budget import CostBudget, parse_budget
+from secateur.allocation.target import check_reachable, counted_target
 from secateur.data.batches import as_batches
-from secateur.methods.decide import check_reachable, counted_target
-from secateur.methods.method import Engine, Job, start
-from secateur.methods.task import Options, Task, resolve
+from secateur.methods.by_preset import method_of
+from secateur.methods.images import Images
+from secateur.methods.method import Job, Prepared
+from secateur.methods.task import Options, resolve
 from secateur.models.family import family_of
-from secateur.models.types import Anatomy
 
 SHAPES = ("50% qk", "25% qk", "50% vo", "50% hidden")
 COSTS = ("80% macs", "70% macs", "60% macs", "50% macs")
@@ -132,25 +133,24 @@ def _alone(bench: Bench, method: Method, budget: str) -> Callable[[], nn.Module]
 class Started:
     """A method after its look at the images, which serves all budgets, and how long that took."""
 
-    anatomy: Anatomy
-    task: Task
-    engine: Engine
+    job: Job
+    prepared: Prepared
     seconds: float
 
     def cut(self, budget: str) -> nn.Module:
         """The model within a budget in MACs."""
         parsed = parse_budget(budget)
         assert isinstance(parsed, CostBudget)
-        return self.engine.cut(
-            self.engine.plan_for(counted_target(self.anatomy, self.task, parsed))
-        )
+        job, method = self.job, method_of(self.job.task)
+        target = counted_target(job.anatomy, job.task.demand, parsed)
+        return method.cut(job, self.prepared, method.plan(job, self.prepared, target))
 
 
 _kept: dict[str, Started] = {}
 
 
 def _started(bench: Bench, method: Method, budget: str) -> Started:
-    """The method's engine; `budget` is only checked here. The last one is kept."""
+    """What the method prepares; `budget` is only checked here. The last one is kept."""
     family = family_of(bench.model)
     anatomy = family.read(bench.model)
     options = Options(
@@ -160,23 +160,21 @@ def _started(bench: Bench, method: Method, budget: str) -> Started:
         **method.changes,  # type: ignore[arg-type]
     )
     task = resolve(options, anatomy)
-    check_reachable(anatomy, task)
+    check_reachable(anatomy, task.demand)
     if method.name not in _kept:
         begin = time.process_time()
-        batches = as_batches(bench.calibration)
+        images = Images(batches=as_batches(bench.calibration))
         job = Job(
             model=bench.model,
             family=family,
             anatomy=anatomy,
             task=task,
-            batches=batches,
-            seconds={},
-            progress=None,
+            images=images,
         )
-        engine = start(job)
+        prepared = method_of(task).prepare(job)
         _kept.clear()
         _kept[method.name] = Started(
-            anatomy=anatomy, task=task, engine=engine, seconds=time.process_time() - begin
+            job=job, prepared=prepared, seconds=time.process_time() - begin
         )
     return _kept[method.name]
 

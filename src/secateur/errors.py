@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+class OutOfReach(UserError):
+    """A budget that no choice of sizes meets; the sentence names the smallest reachable one."""
+
+
 class Advice(UserWarning):
     """Something worth knowing before long work goes on; the command line shows it as a note."""

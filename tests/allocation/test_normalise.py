@@ -3,7 +3,7 @@
 import torch
 
 from secateur.allocation.normalise import normalised
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
 SMALL = {"qk": 1, "vo": 1, "hidden": 1}

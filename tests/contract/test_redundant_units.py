@@ -15,7 +15,7 @@ from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.statistics import observe
 from secateur.surgery.cut import cut_, repair_needs
 from secateur.surgery.repair import Repair
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.contract.cases import UNIT_GROUPS, offered, plan_of_units
 from tests.hosts import HOSTS, anatomy_of, build, images_for, shared
 

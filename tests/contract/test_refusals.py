@@ -8,7 +8,7 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.models.types import GroupName
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.contract.cases import UNIT_GROUPS, offered
 from tests.hosts import HOSTS, anatomy_of, build, gated, vit
 

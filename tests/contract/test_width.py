@@ -21,7 +21,7 @@ from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.contract.cases import NARROW_CASES, plan_for
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for

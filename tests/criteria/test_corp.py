@@ -11,7 +11,7 @@ from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
 from secateur.statistics import evidence_kinds, observe
 from secateur.surgery.cut import repair_needs
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import build, images_for
 
 

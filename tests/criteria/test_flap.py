@@ -15,7 +15,7 @@ from secateur.models.weights import MlpWeights
 from secateur.presets import load_preset
 from secateur.statistics import observe
 from secateur.statistics.kinds.moments import add_energies_, add_moments_
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
 X_TF = torch.tensor([[1.0, 0.0, 5.0], [3.0, 0.0, 5.0]])

@@ -23,8 +23,8 @@ from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.presets import parse_preset
 from secateur.statistics import evidence_kinds, observe
 from secateur.statistics.kinds.snp import alignment, leading
-from secateur.verbs import prune
 from secateur.verbs.load import load, open_data
+from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import build, images_for
 

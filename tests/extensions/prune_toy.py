@@ -9,7 +9,7 @@ import secateur
 from secateur.criteria import criteria
 from secateur.models.family import read
 from secateur.presets import preset_names
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 
 torch.manual_seed(0)
 model = Toy().eval()

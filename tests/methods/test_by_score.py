@@ -6,7 +6,7 @@ from secateur.allocation.types import Plan
 from secateur.errors import UserError
 from secateur.methods.by_score import criteria_needs
 from secateur.methods.task import Options, resolve
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
 FINE = {"hidden": 1, "qk": 1, "vo": 1, "heads": 1}

@@ -19,7 +19,7 @@ from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.statistics import observe
 from secateur.surgery.stand_in import mean_update
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 
 IMAGES, LABELS = images_for(build("vit"), 6), torch.arange(6)

@@ -17,7 +17,7 @@ from secateur.data.batches import as_batches
 from secateur.models.family import family_of
 from secateur.statistics import observe
 from secateur.surgery.cut import cut_
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.contract.cases import plan_of_units
 from tests.hosts import anatomy_of, build, images_for
 

@@ -11,7 +11,7 @@ from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 
 SMALL = {"qk": 2, "vo": 2, "hidden": 4}

@@ -2,24 +2,28 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from secateur.allocation.menus import Limits
+from secateur.allocation.target import Target, decide, unweighed
 from secateur.allocation.types import Plan, shapes_of
+from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.methods.decide import decide, unweighed
+from secateur.methods.images import Images
+from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Options, Task, resolve
-from secateur.methods.two_stage import Stage, staged
+from secateur.methods.two_stage import TwoStage
 from secateur.models.family import family_of, read
 from secateur.models.types import Anatomy, AttentionShape
 from secateur.presets import load_preset, parse_preset
 from secateur.storage.shapes import resize_
 from secateur.surgery.cut import cut_
-from secateur.verbs import prune
 from secateur.verbs.load import load_shape
+from secateur.verbs.prune import prune
 from secateur.verbs.result import Result
 from tests.hosts import build, images_for
 
@@ -70,49 +74,49 @@ def test_the_first_stage_takes_its_share_of_the_saving() -> None:
     assert heads == sorted(heads, reverse=True) and heads[0] > heads[-1]
 
 
+class Blind:
+    """A method that looks at no image: candidates without losses, shapes without weights."""
+
+    def needs(self, task: Task) -> set[str]:
+        return set()
+
+    def prepare(self, job: Job) -> Prepared:
+        return Prepared(menus=unweighed(job.anatomy, job.task.demand), dense=job.model)
+
+    def plan(self, job: Job, prepared: Prepared, target: Target | None = None) -> Plan:
+        sizes = decide(job.anatomy, prepared.menus, job.task.demand, target)
+        return Plan(shapes=shapes_of(job.anatomy, sizes))
+
+    def cut(self, job: Job, prepared: Prepared, plan: Plan) -> nn.Module:
+        smaller = copy.deepcopy(job.model)
+        resize_(smaller, job.family, job.anatomy, plan.shapes, plan.widths)
+        return smaller
+
+
+def _blind_job(model: nn.Module, task: Task) -> Job:
+    family = family_of(model)
+    images = Images(batches=as_batches(torch.zeros(1, 3, 8, 8)))
+    return Job(model=model, family=family, anatomy=family.read(model), task=task, images=images)
+
+
 def _plan(anatomy: Anatomy, task: Task, **changes: object) -> Plan:
-    """A staged plan on a meta model, from menus without losses."""
-    from dataclasses import replace
-
-    def begin(through: nn.Module, seen: Anatomy, part: Task) -> Stage:
-        def cut(plan: Plan) -> nn.Module:
-            smaller = copy.deepcopy(through)
-            resize_(smaller, family_of(smaller), seen, plan.shapes, plan.widths)
-            return smaller
-
-        def plan_for(target: object) -> Plan:
-            menus = unweighed(seen, part)
-            return Plan(shapes=shapes_of(seen, decide(seen, menus, part, target)))  # type: ignore[arg-type]
-
-        return Stage(menus=unweighed(seen, part), plan_for=plan_for, cut=cut)
-
+    """A plan in two stages on a meta model, from candidates without losses."""
     task = replace(task, limits=Limits(align=FINE, minimum=FINE), **changes)  # type: ignore[arg-type]
-    model = build("vit").to("meta")
-    return staged(model, family_of(model), anatomy, task, begin).plan_for(None)
+    job, method = _blind_job(build("vit").to("meta"), task), TwoStage(Blind())
+    assert job.anatomy == anatomy
+    return method.plan(job, method.prepare(job))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_deit_b_reaches_a_fifth(preset: str) -> None:
     model = load_shape("timm:deit_base_patch16_224", device="meta")
-    family = family_of(model)
-    anatomy = family.read(model)
+    anatomy = read(model)
     task = resolve(Options(budget="3.5 GMACs", preset=preset, allocation="uniform"), anatomy)
 
-    def begin(through: nn.Module, seen: Anatomy, part: Task) -> Stage:
-        def cut(plan: Plan) -> nn.Module:
-            smaller = copy.deepcopy(through)
-            resize_(smaller, family, seen, plan.shapes, plan.widths)
-            return smaller
-
-        def plan_for(target: object) -> Plan:
-            sizes = decide(seen, unweighed(seen, part), part, target)  # type: ignore[arg-type]
-            return Plan(shapes=shapes_of(seen, sizes))
-
-        return Stage(menus=unweighed(seen, part), plan_for=plan_for, cut=cut)
-
-    stage = staged(model, family, anatomy, task, begin)
-    plan = stage.plan_for(None)
-    reached = read(stage.cut(plan)).cost()
+    job, method = _blind_job(model, task), TwoStage(Blind())
+    prepared = method.prepare(job)
+    plan = method.plan(job, prepared)
+    reached = read(method.cut(job, prepared, plan)).cost()
     assert reached == anatomy.cost(plan.shapes)
     assert 0.97 * 3.5e9 < reached.macs <= 3.5e9
     assert reached.macs / anatomy.cost().macs < 0.2

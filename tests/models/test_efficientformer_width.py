@@ -18,7 +18,7 @@ from secateur.statistics import Evidence, observe
 from secateur.storage.load import load
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, efficientformer, images_for
 from tests.storage.test_efficientformer import images, small
 

@@ -16,8 +16,8 @@ from secateur.models.family import family_of, read
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.recipes import load_recipe, parse_recipe, recipe_names, recipe_sizes
 from secateur.storage.shapes import resize_
-from secateur.verbs import prune
 from secateur.verbs.load import load, load_shape
+from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import anatomy_of, build, images_for
 from tests.storage.tiny import host as storable

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 
 Record = dict[str, Any]
 

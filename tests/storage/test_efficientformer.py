@@ -11,7 +11,7 @@ from secateur.measurement.counting import counted
 from secateur.storage.base import base_of
 from secateur.storage.load import load
 from secateur.storage.spec import read_spec
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 
 SMALL = {"qk": 8, "vo": 8, "hidden": 8}
 

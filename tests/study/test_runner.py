@@ -16,7 +16,9 @@ from secateur.criteria.registry import criteria
 from secateur.errors import UserError
 from secateur.study.runner import run_study
 from secateur.study.worker import Worker
-from secateur.verbs import evaluate, load, prune
+from secateur.verbs.evaluate import evaluate
+from secateur.verbs.load import load
+from secateur.verbs.prune import prune
 from tests.study.conftest import Write
 
 
@@ -222,3 +224,33 @@ def test_no_cluster_is_said_so(write: Write, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (pip install 'secateur[study]')")
     with pytest.raises(UserError, match=r"no Ray cluster at '127\.0\.0\.1:9'"):
         run_study(write(), tmp_path / "out", ray="127.0.0.1:9")
+
+
+def test_presets_are_rows_that_prune_as_prune_does(write: Write, tmp_path: Path) -> None:
+    """Also those that measure, search, rotate or go in two stages."""
+    presets = ["spectral", "snp+block", "sleb", "slicegpt"]
+    study = write(structures=["hidden"], scores=["energy"], presets=presets, budgets=["80% macs"])
+    run_study(study, tmp_path / "out")
+    columns = "score, seed, status, reason, json_extract(result, '$.kl')"
+    found = {row[:2]: row[2:] for row in rows(tmp_path / "out", columns)}
+    model = load("digits_vit")
+    for preset in presets:
+        for seed in (0, 1):
+            status, reason, kl = found[preset, seed]
+            assert status == "ok", reason
+            smaller = prune(model, "digits/train", "80% macs", seed=seed, limit=24, preset=preset)
+            scored = evaluate(smaller.model, "digits/test", reference=model, limit=40)
+            assert kl == pytest.approx(scored.kl, rel=1e-4), preset
+    assert "own" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_study_of_presets_alone_needs_no_scores(write: Write, tmp_path: Path) -> None:
+    path = write(structures=["hidden"], scores=["energy"], presets=["energy"])
+    text = path.read_text(encoding="utf-8")
+    for name in ("structures:\n- hidden\n", "scores:\n- energy\n"):
+        assert name in text
+        text = text.replace(name, "")
+    path.write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    run_study(path, out)
+    assert {row[0] for row in rows(out, "structure")} == {"own"}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secateur.study import bench, run_cell
+from secateur.study import bench, run_cell, shared_images
 from secateur.study.bench import Bench, open_host
 from secateur.study.runner import run_study
 from secateur.study.spec import read_study
@@ -47,13 +47,13 @@ def test_one_pass_gives_the_moments_of_all_affine_stand_ins_of_a_draw(
 ) -> None:
     study = read_study(write(**WHOLE | {"repair": ["least_squares"]}))
     passes: list[int] = []
-    collect = bench.run_moments
+    collect = shared_images.run_moments
 
     def counted(model: Any, batches: Any, runs: Any) -> Any:
         passes.append(len(runs))
         return collect(model, batches, runs)
 
-    monkeypatch.setattr(bench, "run_moments", counted)
+    monkeypatch.setattr(shared_images, "run_moments", counted)
     table = Bench(open_host(study, "digits"), 0)
     for cell in run_cell.cells_of(study):
         if cell.seed == 0:

@@ -29,7 +29,8 @@ from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
 from secateur.surgery.linear_map import RIDGES, linear_map
 from secateur.surgery.stand_in import gaps_of
-from secateur.verbs import inspect, prune
+from secateur.verbs.inspect import inspect
+from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 from tests.storage.tiny import host as storable

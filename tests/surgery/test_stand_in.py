@@ -17,7 +17,7 @@ from secateur.statistics import observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import StandIn, check_stand_in, runs_of
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 
 LINEAR_HOSTS = [name for name in HOSTS if name != "vit_post_norm"]

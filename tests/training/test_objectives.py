@@ -14,7 +14,7 @@ from secateur.training.lesson import Lesson, Moment, total
 from secateur.training.losses import token_error
 from secateur.training.objectives import Distil, DistilSettings, logit_loss, supervised
 from secateur.training.teacher import teacher_for
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import SIZES, build, images_for, vit
 
 START = Moment(step=0, share=0.0)

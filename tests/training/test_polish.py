@@ -11,7 +11,7 @@ from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
 from secateur.training import PolishReport, PolishSettings, parse_polish, polish_
 from secateur.training.losses import divergence
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import build, images_for
 
 SETTINGS = PolishSettings(learning_rate=1e-3, batch_size=16)

@@ -195,8 +195,11 @@ def test_time_is_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_saving_is_whole_or_not_at_all(tmp_path: Path) -> None:
     found = of_digits()
-    found.save(tmp_path / "a" / "page")
-    found.save(tmp_path / "a" / "page")
+    assert found.save(tmp_path / "a" / "page") is None
+    with pytest.raises(UserError, match=r"holds an analysis, saved on .*--overwrite"):
+        found.save(tmp_path / "a" / "page")
+    replaced = found.save(tmp_path / "a" / "page", overwrite=True)
+    assert replaced is not None and replaced.startswith("an analysis, saved on ")
     assert {path.name for path in (tmp_path / "a" / "page").iterdir()} == {
         "analysis.html",
         "analysis.json",

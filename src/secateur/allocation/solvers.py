@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from secateur.allocation.costs import CostOf, cost_function
 from secateur.allocation.types import Key, Menu, Sizes
-from secateur.errors import UserError
+from secateur.errors import OutOfReach
 from secateur.models.types import Anatomy
 
 ROUNDING = 1e-9
@@ -167,7 +167,7 @@ def require_reachable(menus: list[Menu], cost_of: CostOf, limit: float) -> None:
     """UserError naming the smallest reachable cost when it lies above `limit`."""
     least, dense = cost_of({menu.key: menu.sizes[0] for menu in menus}), cost_of({})
     if least > limit:
-        raise UserError(
+        raise OutOfReach(
             f"the budget of {cost_of.text(limit)} is out of reach: with these groups, widths and "
             f"protected layers the smallest reachable is {cost_of.text(least)} "
             f"({math.ceil(1000 * least / dense) / 10:.1f} % of the dense model); raise the budget "

@@ -58,14 +58,14 @@ def heal(
     from secateur.verbs.load import load
     from secateur.verbs.training_result import training_folder
 
-    check_out(out)
+    check_out(out, overwrite=options.overwrite)
     settings = with_labels(read_settings(HealSettings, options.config, options.changes()), labels)
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
     opened = load(model)
     name, checkpoint = dense.name, dense.reference_checkpoint
     reference = None if name is None else open_reference(opened, name, checkpoint)
-    with one_voice():
+    with one_voice(out):
         with progress_bar() as progress:
             result = run(
                 opened,
@@ -80,4 +80,4 @@ def heal(
                 progress=progress,
                 on_log=Speaker(),
             )
-        return finish(result, out)
+        return finish(result, out, options.overwrite)

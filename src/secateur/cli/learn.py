@@ -81,7 +81,7 @@ def learn(
     from secateur.verbs.learn import learn as run
     from secateur.verbs.training_result import training_folder
 
-    check_out(out)
+    check_out(out, overwrite=options.overwrite)
     align, minimum = widths("--align", masks.align), widths("--min-width", masks.min_width)
     groups = names(masks.groups)
     parse_groups([*(groups or []), *align, *minimum])
@@ -101,7 +101,7 @@ def learn(
     use_threads(machine)
     teacher, weights = dense.name, dense.reference_checkpoint
     opened, images = _open(model, host, data, from_scratch, settings.seed, lesson)
-    with one_voice():
+    with one_voice(out):
         with progress_bar() as progress:
             result = run(
                 opened,
@@ -128,7 +128,7 @@ def learn(
                 on_log=Speaker(),
                 on_note=lambda text: typer.echo(text, err=True),
             )
-        return _finish(result, out)
+        return _finish(result, out, options.overwrite)
 
 
 def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
@@ -181,22 +181,23 @@ def _open(
     )
 
 
-def _finish(result: "Learned", out: Path) -> Answer:
+def _finish(result: "Learned", out: Path, overwrite: bool) -> Answer:
     """Save in the first process, remove the checkpoints, and answer."""
     from accelerate import PartialState
 
     from secateur.cli.prune import answer
     from secateur.masks.phases import AXES
-    from secateur.training.checkpoint import FILE
+    from secateur.training import checkpoint
     from secateur.verbs.training_result import training_folder
 
     result.result.command = "secateur " + shlex.join(sys.argv[1:])
+    replaced = None
     if PartialState().is_main_process:
-        result.save(out)
+        replaced = result.save(out, overwrite=overwrite)
         for part in (*result.phases, AXES):
-            (training_folder(out) / part / FILE).unlink(missing_ok=True)
+            checkpoint.remove(training_folder(out) / part)
     told: dict[str, Any] = result.record()["learning"]
-    plain = answer(result.result, out, learning=told)
+    plain = answer(result.result, out, replaced, learning=told)
 
     def show(console: "Console") -> None:
         plain.show(console)

@@ -26,6 +26,15 @@ Model = Annotated[
 ]
 
 
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what secateur wrote to the place of the output; other files stay.",
+    ),
+]
+
+
 SkipUnreadable = Annotated[
     bool,
     typer.Option(

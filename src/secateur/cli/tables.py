@@ -37,6 +37,12 @@ def share(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1f} %"
 
 
+def show_replaced(console: "Console", what: str | None) -> None:
+    """What a result took the place of, if anything."""
+    if what is not None:
+        console.print(f"Replaced {what}.", markup=False)
+
+
 def show_result(console: "Console", result: "Result") -> None:
     """Dense beside pruned: costs, accuracy, latency; then the budget and the time it took."""
     before, after = result.cost_dense, result.cost

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.target import Target
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
 from secateur.data.batches import Batches, as_batches
@@ -26,7 +27,6 @@ from secateur.masks.summary import Compression, compression
 from secateur.masks.takeover import Takeover
 from secateur.masks.task import NO_CRITERION, LearnTask, pricing_of
 from secateur.measurement.modes import evaluating
-from secateur.methods.decide import Target
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
 from secateur.models.caches import copy_of
 from secateur.models.family import Family

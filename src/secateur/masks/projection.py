@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from secateur.errors import UserError
+from secateur.errors import OutOfReach
 from secateur.masks.gates import Gate, allowed, count_above, keep
 from secateur.masks.masks import (
     Left,
@@ -44,7 +44,7 @@ def check_reachable(gates: Sequence[Gate], pricing: Pricing, budget: str) -> Non
     least, dense, unit = least_cost(gates, pricing), pricing.dense, pricing.cost_of.unit
     if least > pricing.limit:
         text = pricing.cost_of.text
-        raise UserError(
+        raise OutOfReach(
             f"budget '{budget}' is out of reach: with everything masked that may be, "
             f"{100 * least / dense:.1f}% {unit} are left ({text(least)} of {text(dense)}); raise "
             "the budget, take another --sharing such as mixed, or allow smaller widths with "

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.target import Target
 from secateur.criteria.elimination import eliminate
 from secateur.data.batches import Batches
-from secateur.errors import UserError
+from secateur.errors import OutOfReach
 from secateur.masks.gates import Gate
 from secateur.masks.pricing import Pricing
 from secateur.masks.starting import average
-from secateur.methods.decide import Target
+from secateur.methods.images import Images
+from secateur.methods.method import Job
 from secateur.methods.spectral import plan_spectral, prepare
 from secateur.methods.task import Options, resolve
 from secateur.models.family import Family
@@ -93,13 +95,15 @@ def _least_shares(
         budget="100% params", preset=SPECTRAL, groups=groups, protect=pricing.limits.protect
     )
     task = resolve(options, anatomy)
-    prepared = prepare(model, family, anatomy, task, batches, progress)
+    images = Images(batches=batches, progress=progress)
+    job = Job(model=model, family=family, anatomy=anatomy, task=task, images=images)
+    prepared = prepare(job)
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
         target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense)
         try:
             plans.append((share, plan_spectral(anatomy, task, prepared.menus, target).shapes))
-        except UserError:  # out of reach, as are all that are smaller
+        except OutOfReach:  # as are all that are smaller
             break
     return _nested(anatomy, groups, plans)
 

@@ -8,6 +8,7 @@ from torch import nn
 from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.allocation.costs import cost_function
 from secateur.allocation.menus import Limits, check_protected
+from secateur.allocation.target import Target, cost_limit
 from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.masks.estimator import forms
@@ -19,7 +20,6 @@ from secateur.masks.schedule import LearnSettings
 from secateur.masks.start_from_plans import SPECTRAL
 from secateur.masks.starting import start_needs
 from secateur.masks.strategy import ways
-from secateur.methods.decide import Target, cost_limit
 from secateur.methods.task import Options, Task, check_groups, check_words
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName

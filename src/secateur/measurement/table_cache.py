@@ -10,16 +10,19 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 
+from secateur.whole import sweep_all, writing
+
 FORMAT = "1"
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
+DAY = 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -47,11 +50,14 @@ def remember(key: Mapping[str, str], times: Sequence[float]) -> None:
     path = _path(whole)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            json.dump({"key": whole, "ms": list(times)}, file, indent=1)
-        os.replace(file.name, path)
+        sweep_all(path.parent)
+        for left in path.parent.glob("tmp*.part"):
+            # Earlier versions wrote, for a moment, to such names.
+            if time.time() - left.stat().st_mtime > DAY:
+                left.unlink(missing_ok=True)
+        with writing(path) as fresh:
+            text = json.dumps({"key": whole, "ms": list(times)}, indent=1)
+            fresh.write_text(text, encoding="utf-8")
 
 
 def _path(whole: Mapping[str, str]) -> Path:

@@ -1,6 +1,7 @@
-"""From evidence to menus by a preset's criteria, and from chosen sizes to a plan."""
+"""Prune by scores: a criterion ranks the units of each group, a solver chooses the sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -13,24 +14,83 @@ from secateur.allocation.menus import (
     width_menu,
 )
 from secateur.allocation.normalise import normalised
+from secateur.allocation.target import Target, decide
 from secateur.allocation.types import Key, Menu, Plan, Sizes, Units, shapes_of, widths_of
 from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.criteria.registry import needs_of
+from secateur.data.split import fit_and_held
+from secateur.methods.cutting import cut_copy
+from secateur.methods.measured import measure_menus, wants_measuring
+from secateur.methods.method import Job, Prepared
+from secateur.methods.scored import Weighed
 from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.statistics import Evidence
+from secateur.surgery.cut import repair_needs
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighed:
-    """Menus of all groups that may change, and the unit scores behind them."""
+class Scored(Prepared):
+    """Candidates with the unit scores behind them, and the statistics that repairs rest on."""
 
-    menus: list[Menu]
     scores: dict[Key, Tensor]
+    evidence: Evidence
+
+
+class ByScore:
+    """Score units from one pass over the images, choose sizes, select units, repair writers."""
+
+    def needs(self, task: Task) -> set[str]:
+        """The statistics that the task's criteria and repair ask for."""
+        preset = task.preset
+        return criteria_needs(task) | repair_needs(
+            preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+        )
+
+    def prepare(self, job: Job) -> Scored:
+        """Score every unit; measure candidates on the output where the preset says so."""
+        model, task, images = job.model, job.task, job.images
+        measured, needs = wants_measuring(task), self.needs(task)
+        fit, held = fit_and_held(images.batches) if measured else (None, None)
+        evidence = images.observe(model, needs, fit)
+        weighed = self._weighed(job, evidence)
+        if held is not None:
+            with job.timed("probe"):
+                menus = measure_menus(
+                    model,
+                    job.family,
+                    job.anatomy,
+                    task,
+                    weighed,
+                    evidence,
+                    held,
+                    partial(images.say, "probe"),
+                )
+            # WHY: only measurements need images that are held out; units and repair rest on all.
+            evidence = evidence.plus(images.observe(model, needs, held))
+            weighed = replace(self._weighed(job, evidence), menus=menus)
+        return Scored(menus=weighed.menus, dense=model, scores=weighed.scores, evidence=evidence)
+
+    def _weighed(self, job: Job, evidence: Evidence) -> Weighed:
+        with job.timed("weigh"):
+            return weigh(job.model, job.family, job.anatomy, job.task, evidence)
+
+    def plan(self, job: Job, prepared: Scored, target: Target | None = None) -> Plan:
+        """The solver's sizes, and in every group the units of highest score."""
+        with job.timed("plan"):
+            sizes = decide(job.anatomy, prepared.menus, job.task.demand, target)
+            weighed = Weighed(menus=prepared.menus, scores=prepared.scores)
+            plan = plan_of(job.anatomy, weighed, sizes)
+            rotate = job.task.preset.rotate
+            return replace(plan, reductions={"width": "rotate"}) if rotate else plan
+
+    def cut(self, job: Job, prepared: Scored, plan: Plan) -> nn.Module:
+        """A copy with these units, repaired from the statistics."""
+        return cut_copy(job, prepared.evidence, plan)
 
 
 def criteria_needs(task: Task) -> set[str]:

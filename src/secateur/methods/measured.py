@@ -17,7 +17,7 @@ from secateur.allocation.budget import CostBudget
 from secateur.allocation.types import Menu
 from secateur.data.batches import Batches
 from secateur.data.split import all_images, first_images
-from secateur.methods.by_score import Weighed
+from secateur.methods.scored import Weighed
 from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy

@@ -1,4 +1,4 @@
-"""The spectral engine: weigh tokens, measure menus, plan, cut front to back.
+"""The spectral method: weigh tokens, measure candidates, plan, cut front to back.
 
 Legend: N tokens, P probe images.
 """
@@ -8,26 +8,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.ablation.candidates import (
-    FULL,
-    QUICK,
-    Effort,
-    Probe,
-    Probed,
-    measure_candidates,
-)
+from secateur.ablation.candidates import FULL, QUICK, Effort, Probe, measure_candidates
+from secateur.ablation.candidates import Probed as Measured
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, refit_needs
 from secateur.allocation.budget import ShapeBudget, SizesBudget
-from secateur.allocation.menus import allowed_sizes
 from secateur.allocation.solvers import cost_function
+from secateur.allocation.target import Target, cost_limit, decide, unweighed
 from secateur.allocation.types import Menu, Plan, shapes_of
 from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY, all_images, first_batches, first_images, fit_and_held
 from secateur.errors import UserError
 from secateur.measurement.memory import return_freed_memory
-from secateur.methods.decide import Target, cost_limit, decide
+from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
+from secateur.models.caches import shell_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch
 from secateur.progress import Progress
@@ -49,45 +44,71 @@ STREAM_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """All that a plan rests on: token weights by branch, menus, and the probes behind them."""
+class Probed(Prepared):
+    """Token weights by branch, and the probes behind the candidates."""
 
     token_weights: dict[str, Tensor]
-    menus: list[Menu]
     probes: list[Probe]
 
 
-def prepare(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
-    progress: Progress | None = None,
-) -> Prepared:
+class Spectral:
+    """Weigh tokens, measure candidates on held-out images, plan, cut front to back with refits."""
+
+    def needs(self, task: Task) -> set[str]:
+        """Nothing before the tokens are weighed."""
+        return set()
+
+    def prepare(self, job: Job) -> Probed:
+        """Weigh tokens and, where a choice depends on losses, measure candidates."""
+        with job.timed("weigh"):
+            return prepare(job)
+
+    def plan(self, job: Job, prepared: Probed, target: Target | None = None) -> Plan:
+        """One size per group; queries, keys and values are rotated, not selected."""
+        with job.timed("plan"):
+            return plan_spectral(job.anatomy, job.task, prepared.menus, target)
+
+    def cut(self, job: Job, prepared: Probed, plan: Plan) -> nn.Module:
+        """Reduce branch after branch, each refitted to the dense stream."""
+        smaller = shell_of(job.model)
+        with job.timed("cut"):
+            cut_spectral_(
+                smaller,
+                job.model,
+                job.anatomy,
+                plan,
+                prepared,
+                job.images.batches,
+                job.images.progress,
+                stand_in=job.task.preset.stand_in == "affine",
+            )
+        return smaller
+
+
+def prepare(job: Job) -> Probed:
     """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
+    model, anatomy, task, batches = job.model, job.anatomy, job.task, job.images.batches
     _require_images(anatomy, task, batches)
     weights = token_weights(model, anatomy, batches, task.options.seed)
     plain = plain_menus(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
-        return Prepared(token_weights=weights, menus=plain, probes=[])
+        return Probed(menus=plain, dense=model, token_weights=weights, probes=[])
 
     fit, held = fit_and_held(batches)
 
     def seen(done: int) -> None:
-        if progress is not None:
-            progress("observe", done, fit.images)
+        job.images.say("observe", done, fit.images)
 
     evidence = observe(model, fit, refit_needs(task.groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, task, held, evidence, progress)
-    return Prepared(token_weights=weights, menus=probed.menus, probes=probed.probes)
+    probed = _probe(model, job.family, anatomy, task, held, evidence, job.images.progress)
+    return Probed(menus=probed.menus, dense=model, token_weights=weights, probes=probed.probes)
 
 
 def plan_spectral(
     anatomy: Anatomy, task: Task, menus: list[Menu], target: Target | None = None
 ) -> Plan:
     """One size per menu within the budget; queries, keys and values are rotated, not selected."""
-    sizes = decide(anatomy, _weighed(menus, task), task, target)
+    sizes = decide(anatomy, _weighed(menus, task), task.demand, target)
     return Plan(
         shapes=shapes_of(anatomy, sizes),
         reductions={"qk": "rotate", "vo": "rotate"},
@@ -107,7 +128,7 @@ def cut_spectral_(
     dense: nn.Module,
     anatomy: Anatomy,
     plan: Plan,
-    prepared: Prepared,
+    prepared: Probed,
     batches: Batches,
     progress: Progress | None = None,
     *,
@@ -181,7 +202,7 @@ def _probe(
     held: Batches,
     evidence: Evidence,
     progress: Progress | None,
-) -> Probed:
+) -> Measured:
     effort: Effort = FULL if task.options.effort == "full" else QUICK
     images_PCHW = all_images(first_images(held, effort.images))
     probe = ProbeRunner.of(model, family, anatomy, images_PCHW)
@@ -211,14 +232,8 @@ def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bo
 
 def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
     """Menus without losses, for budgets that fix every size."""
-    menus = []
-    for branch in anatomy.branches:
-        for group in [group for group in task.groups if group in branch.groups]:
-            sizes = allowed_sizes(branch, group, task.limits)
-            menus.append(
-                Menu(owner=branch.id, group=group, sizes=sizes, losses=(0.0,) * len(sizes))
-            )
-    return menus
+    whole = ("branch", "block")
+    return [menu for menu in unweighed(anatomy, task.demand) if menu.group not in whole]
 
 
 def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:

@@ -15,6 +15,7 @@ from secateur.allocation.budget import (
     parse_budget,
 )
 from secateur.allocation.menus import Limits, check_protected
+from secateur.allocation.target import Demand
 from secateur.allocation.types import dense_sizes
 from secateur.criteria import criteria
 from secateur.errors import UserError
@@ -77,6 +78,22 @@ class Task:
     budget: Budget
     groups: tuple[GroupName, ...]
     limits: Limits
+
+    @property
+    def demand(self) -> Demand:
+        """The part of the task that a solver answers."""
+        preset = self.preset
+        repairs = preset.engine == "spectral" or preset.repair != "none"
+        return Demand(
+            budget=self.budget,
+            goal=self.options.goal,
+            groups=self.groups,
+            limits=self.limits,
+            solver=preset.allocation,
+            per_cost=preset.per_cost,
+            repaired=repairs or preset.stand_in == "affine",
+            replaced=preset.stand_in == "linear",
+        )
 
 
 def resolve(options: Options, anatomy: Anatomy) -> Task:

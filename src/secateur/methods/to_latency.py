@@ -14,10 +14,10 @@ from torch import nn
 
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.menus import least_sizes
+from secateur.allocation.target import Target, check_reachable, unweighed
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes
 from secateur.measurement.latency import Row, bench
 from secateur.measurement.layer_table import Setting, latency_cost, layer_table
-from secateur.methods.decide import Target, check_reachable, unweighed
 from secateur.methods.task import Options, Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Shapes
@@ -96,12 +96,12 @@ def latency_target(
     budget = task.budget
     if not isinstance(budget, CostBudget) or not times_count(task):
         return None
-    sizes = {menu.key: menu.sizes for menu in unweighed(anatomy, task)}
+    sizes = {menu.key: menu.sizes for menu in unweighed(anatomy, task.demand)}
     setting = setting_of(model, task.options)
     table = layer_table(model, family, anatomy, setting, sizes, progress=progress)
     limit = limit_ms(budget, dense_ms=table.dense_ms)
     target = Target(cost_of=latency_cost(anatomy, table), limit=limit)
-    check_reachable(anatomy, task, target)
+    check_reachable(anatomy, task.demand, target)
     return target
 
 
@@ -124,7 +124,7 @@ def cut_to_latency(
     with a note that says by how much it misses.
     """
     setting = setting_of(dense, task.options)
-    least = target.cost_of(least_sizes(unweighed(anatomy, task)))
+    least = target.cost_of(least_sizes(unweighed(anatomy, task.demand)))
     rounds: list[LatencyRound] = []
     tried: list[Shapes] = []
     kept: tuple[LatencyRound, nn.Module, Plan, list[Row]] | None = None

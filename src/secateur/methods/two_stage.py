@@ -3,35 +3,22 @@
 Each stage looks at the images anew, the second through the model that the first one leaves.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.costs import with_fixed
 from secateur.allocation.menus import least_sizes
-from secateur.allocation.types import GROUPS_OF, Menu, Plan, Sizes, Units
-from secateur.methods.decide import Target, counted_target, unweighed
+from secateur.allocation.target import Target, counted_target, unweighed
+from secateur.allocation.types import GROUPS_OF, Plan, Sizes, Units
+from secateur.methods.method import Job, Method, Prepared
 from secateur.methods.task import Task
-from secateur.models.family import Family
 from secateur.models.types import Anatomy, AttentionShape, GroupName
 
 STEPS = 10
 """How often the first stage may go further where the second alone could not meet the budget."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """What one stage learnt: its menus, how it plans for a target, and how it cuts to a plan."""
-
-    menus: list[Menu]
-    plan_for: Callable[[Target | None], Plan]
-    cut: Callable[[Plan], nn.Module]
-
-
-Begin = Callable[[nn.Module, Anatomy, Task], Stage]
-"""Look at the images through a model, for the groups of a task."""
 
 
 def is_staged(task: Task) -> bool:
@@ -40,53 +27,97 @@ def is_staged(task: Task) -> bool:
     return first is not None and isinstance(task.budget, CostBudget) and first.group in task.groups
 
 
-def staged(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, begin: Begin) -> Stage:
-    """Both stages as one: the second begins when the first has a plan."""
-    first, budget = task.preset.first, task.budget
-    if first is None or not isinstance(budget, CostBudget):
-        raise TypeError("only presets with a first stage, under a cost budget, go in two")
-    front = replace(task, groups=(first.group,))
-    rest = replace(task, groups=tuple(group for group in task.groups if group != first.group))
-    opening = begin(model, anatomy, front)
-    menus = list(opening.menus)
-    made: list[tuple[Plan, Stage, Plan]] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A whole plan, and the second stage that it ends with."""
 
-    def plan_for(target: Target | None) -> Plan:
-        goal = target or counted_target(anatomy, task, budget)
-        before = _first_plan(anatomy, rest, opening, goal, first.share)
+    whole: Plan
+    job: Job
+    prepared: Prepared
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened(Prepared):
+    """What the first stage learnt, and the second stages of the plans made so far."""
+
+    first: Prepared
+    made: list[Made] = field(default_factory=list)
+
+
+class TwoStage:
+    """A method twice: for the group of the first stage, then through the model it leaves."""
+
+    def __init__(self, method: Method[Any]) -> None:
+        self.method = method
+
+    def needs(self, task: Task) -> set[str]:
+        """The statistics of the first stage; UserError where either stage cannot work."""
+        self.method.needs(task)
+        return self.method.needs(_stages(task)[0])
+
+    def prepare(self, job: Job) -> Opened:
+        """Prepare the first stage; the second begins when the first has a plan."""
+        opening = self.method.prepare(replace(job, task=_stages(job.task)[0]))
+        return Opened(menus=list(opening.menus), dense=job.model, first=opening)
+
+    def plan(self, job: Job, prepared: Opened, target: Target | None = None) -> Plan:
+        """Both plans as one on the dense model."""
+        first, budget = job.task.preset.first, job.task.budget
+        if first is None or not isinstance(budget, CostBudget):
+            raise TypeError("only presets with a first stage, under a cost budget, go in two")
+        front, rest = _stages(job.task)
+        opening, anatomy = replace(job, task=front), job.anatomy
+        goal = target or counted_target(anatomy, job.task.demand, budget)
+        before = self._first_plan(opening, prepared.first, rest, goal, first.share)
         fixed = _settled(anatomy, before, first.group)
-        opened = opening.cut(before)
-        closing = begin(opened, family.read(opened), rest)
+        opened = self.method.cut(opening, prepared.first, before)
+        closing = replace(job, model=opened, anatomy=job.family.read(opened), task=rest)
+        ready = self.method.prepare(closing)
         left = Target(cost_of=with_fixed(goal.cost_of, fixed), limit=goal.limit)
-        after = closing.plan_for(left)
-        menus[:] = [*opening.menus, *closing.menus]
+        after = self.method.plan(closing, ready, left)
+        prepared.menus[:] = [*prepared.first.menus, *ready.menus]
         whole = _joined(anatomy, before, after)
-        made.append((whole, closing, after))
+        prepared.made.append(Made(whole=whole, job=closing, prepared=ready, plan=after))
         return whole
 
-    def cut(plan: Plan) -> nn.Module:
-        closing, after = next((stage, own) for whole, stage, own in made if whole is plan)
-        return closing.cut(after)
+    def cut(self, job: Job, prepared: Opened, plan: Plan) -> nn.Module:
+        """The second stage's cut of the model that the first one left."""
+        made = next(made for made in prepared.made if made.whole is plan)
+        return self.method.cut(made.job, made.prepared, made.plan)
 
-    return Stage(menus=menus, plan_for=plan_for, cut=cut)
+    def _first_plan(
+        self, opening: Job, prepared: Prepared, rest: Task, goal: Target, share: float
+    ) -> Plan:
+        """The first stage's plan: its share of the saving, or more if the rest could not do it.
+
+        Where even the smallest step would save more than is asked, and the rest can do alone,
+        nothing.
+        """
+        anatomy, menus = opening.anatomy, prepared.menus
+
+        def at(limit: float) -> Plan:
+            return self.method.plan(opening, prepared, replace(goal, limit=limit))
+
+        dense, least = goal.cost_of({}), goal.cost_of(least_sizes(menus))
+        others = least_sizes(unweighed(anatomy, rest.demand))
+        for step in range(STEPS + 1):
+            part = share + (1 - share) * step / STEPS
+            plan = at(max(dense - part * (dense - goal.limit), least))
+            fixed = _settled(anatomy, plan, menus[0].group) if menus else {}
+            if goal.cost_of(others | fixed) <= goal.limit:
+                too_much = goal.cost_of(fixed) < goal.limit and goal.cost_of(others) <= goal.limit
+                return at(dense) if too_much else plan
+        return at(least)
 
 
-def _first_plan(anatomy: Anatomy, rest: Task, opening: Stage, goal: Target, share: float) -> Plan:
-    """The first stage's plan: its share of the saving, or more if the rest could not do it.
-
-    Where even the smallest step would save more than is asked, and the rest can do alone, nothing.
-    """
-    dense, least = goal.cost_of({}), goal.cost_of(least_sizes(opening.menus))
-    others = least_sizes(unweighed(anatomy, rest))
-    for step in range(STEPS + 1):
-        part = share + (1 - share) * step / STEPS
-        limit = max(dense - part * (dense - goal.limit), least)
-        plan = opening.plan_for(replace(goal, limit=limit))
-        fixed = _settled(anatomy, plan, opening.menus[0].group) if opening.menus else {}
-        if goal.cost_of(others | fixed) <= goal.limit:
-            too_much = goal.cost_of(fixed) < goal.limit and goal.cost_of(others) <= goal.limit
-            return opening.plan_for(replace(goal, limit=dense)) if too_much else plan
-    return opening.plan_for(replace(goal, limit=least))
+def _stages(task: Task) -> tuple[Task, Task]:
+    """The task of the first stage, and that of the second."""
+    first = task.preset.first
+    if first is None:
+        raise TypeError("only presets with a first stage go in two")
+    rest = tuple(group for group in task.groups if group != first.group)
+    return replace(task, groups=(first.group,)), replace(task, groups=rest)
 
 
 def _settled(anatomy: Anatomy, plan: Plan, group: GroupName) -> Sizes:

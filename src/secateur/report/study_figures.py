@@ -17,6 +17,7 @@ STRUCTURES = {
     "qk": ("qk", "triangle-up", "solid"),
     "vo": ("vo", "triangle-down", "solid"),
     "hidden": ("hidden", "star", "solid"),
+    "own": ("ink", "circle", "longdash"),
 }
 """Colour, marker and dash by structure."""
 NAMES = {
@@ -28,6 +29,7 @@ NAMES = {
     "qk": "query/key dims",
     "vo": "value dims",
     "hidden": "MLP neurons",
+    "own": "presets",
 }
 PALETTE = ("qk", "vo", "hidden", "heads", "attention", "dropped", "stem", "ink")
 DASHES = ("solid", "dash", "dashdot")

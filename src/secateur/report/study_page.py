@@ -18,7 +18,12 @@ from secateur.report.words import count, milliseconds, percent
 
 SURE = 0.05
 """A corrected p-value below this counts as a difference."""
-REPAIRS = {"none": "without repair", "mean": "mean repair", "least_squares": "least-squares repair"}
+REPAIRS = {
+    "none": "without repair",
+    "mean": "mean repair",
+    "least_squares": "least-squares repair",
+    "own": "each with its own groups and repair",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

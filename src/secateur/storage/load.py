@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.storage.base import build, identify
+from secateur.storage.existing import mend_model
 from secateur.storage.hub import download
 from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta
@@ -140,6 +141,8 @@ def _saved_directory(source: str | Path) -> Path | None:
     path = Path(source)
     if named and not (path / SPEC).is_file():
         return None
+    if not path.exists():
+        mend_model(path)
     if isinstance(source, Path) or path.exists() or "/" in text or "\\" in text:
         if path.is_file():
             raise UserError(

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,16 +15,22 @@ from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.data.batches import Batches, as_batches
 from secateur.measurement.accuracy import Predictions, predict, summarize
+from secateur.methods.by_preset import method_of
+from secateur.methods.method import Job, Prepared
+from secateur.methods.task import Task
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
-from secateur.statistics import Evidence, Sums, observe
-from secateur.statistics.anchors import Run, run_moments
+from secateur.statistics import Evidence, observe
+from secateur.study.shared_images import SharedImages
 from secateur.study.spec import Study
 from secateur.study.store import OK, Outcome
 from secateur.study.streams import Streams, keep_streams
 from secateur.study.structures import BY_NAME, can_score
 from secateur.study.tasks import needs_of_study
 from secateur.verbs.load import load, open_data
+
+KEPT = 4
+"""Preparations of methods that are kept at a time."""
 
 
 @dataclass(slots=True)
@@ -97,15 +103,11 @@ def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
 
 @dataclass
 class Bench:
-    """A host and one draw of calibration images.
-
-    `known_runs` are joint moments for affine stand-ins: cells that leave out the same layers
-    behind the same kept one share them.
-    """
+    """A host and one draw of calibration images."""
 
     host: Host
     seed: int
-    known_runs: dict[Run, Sums] = field(default_factory=dict)
+    _prepared: dict[str, Prepared] = field(default_factory=dict)
 
     @cached_property
     def calibration(self) -> Batches:
@@ -128,16 +130,35 @@ class Bench:
             return Evidence(images=0, tokens=0)
         return observe(self.host.model, self.calibration, needs)
 
-    def anchors(self, runs: Mapping[str, tuple[str, ...]]) -> dict[str, Sums]:
-        """Joint moments of kept layers with the dropped ones behind each, see `anchor_moments`."""
-        self.learn_runs(runs.items())
-        return {anchor: self.known_runs[anchor, run] for anchor, run in runs.items()}
+    @cached_property
+    def images(self) -> SharedImages:
+        """The calibration images with what passes over them have found."""
+        return SharedImages(
+            batches=self.calibration, dense=self.host.model, evidence=lambda: self.evidence
+        )
 
-    def learn_runs(self, runs: Iterable[Run]) -> None:
-        """Collect the moments of those runs that are not known yet, in one pass."""
-        missing = set(runs) - self.known_runs.keys()
-        if missing:
-            self.known_runs |= run_moments(self.host.model, self.calibration, sorted(missing))
+    def job(self, task: Task) -> Job:
+        """What a method needs to carry out a task on this host."""
+        host = self.host
+        return Job(
+            model=host.model,
+            family=host.family,
+            anatomy=host.anatomy,
+            task=task,
+            images=self.images,
+        )
+
+    def prepared(self, job: Job) -> Prepared:
+        """What the task's method prepares, which serves all its budgets; the last few are kept."""
+        task = job.task
+        goal = (type(task.budget).__name__, getattr(task.budget, "unit", None))
+        options = replace(task.options, budget=None)
+        key = repr((options, task.preset, goal, task.groups, task.limits))
+        if key not in self._prepared:
+            while len(self._prepared) >= KEPT:
+                del self._prepared[next(iter(self._prepared))]
+            self._prepared[key] = method_of(task).prepare(job)
+        return self._prepared[key]
 
     def layer_scores(self, name: str) -> list[tuple[str, int, str, str, str, float]]:
         """A criterion's score of every layer or block that may go: rows of the store's table."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from secateur.errors import UserError
 from secateur.study.spec import Study
-from secateur.study.structures import BY_NAME, SEARCHES, can_score
+from secateur.study.structures import BY_NAME, OWN, SEARCHES, can_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +41,32 @@ def cells_of(study: Study) -> list[Cell]:
 
 
 def _cells(study: Study) -> Iterator[Cell]:
-    quick = [score for score in study.scores if score not in SEARCHES]
-    slow = [score for score in study.scores if score in SEARCHES]
     for seed in study.seeds:
         for model in study.models:
-            for score in [*quick, *slow]:
-                for structure in study.structures:
-                    if not can_score(score, BY_NAME[structure]):
-                        continue
-                    for budget in study.budgets:
-                        for repair in study.repair:
-                            yield Cell(
-                                model=model,
-                                structure=structure,
-                                score=score,
-                                budget=budget,
-                                repair=repair,
-                                seed=seed,
-                            )
+            for structure, score, repairs in _rows(study):
+                for budget in study.budgets:
+                    for repair in repairs:
+                        yield Cell(
+                            model=model,
+                            structure=structure,
+                            score=score,
+                            budget=budget,
+                            repair=repair,
+                            seed=seed,
+                        )
+
+
+def _rows(study: Study) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Structure, score and repairs of every row that makes sense; slow searches come last."""
+    for score in [score for score in study.scores if score not in SEARCHES]:
+        yield from _row(study, score)
+    for preset in study.presets:
+        yield OWN, preset, (OWN,)
+    for score in [score for score in study.scores if score in SEARCHES]:
+        yield from _row(study, score)
+
+
+def _row(study: Study, score: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    for structure in study.structures:
+        if can_score(score, BY_NAME[structure]):
+            yield structure, score, study.repair

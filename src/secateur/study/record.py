@@ -18,6 +18,7 @@ from secateur.study.cells import cells_of
 from secateur.study.spec import Study
 from secateur.study.statistics import holm, spearman
 from secateur.study.store import FAILED, UNREACHABLE, Known, Outcome, Store
+from secateur.study.structures import OWN
 from secateur.study.table import CONTROL, Table
 
 ORACLE = "delta_kl"
@@ -82,10 +83,13 @@ def _model(
 
 
 def _best(study: Study, curves: Sequence[Curve]) -> list[Curve]:
-    """Per structure the curve of least mean KL under the study's last repair, chance left out."""
+    """Per structure the curve of least mean KL under the study's last repair, chance left out.
+
+    Presets, which bring their own repair, are one structure here.
+    """
     by_structure: dict[str, list[Curve]] = defaultdict(list)
     for curve in curves:
-        if curve.repair == study.repair[-1] and curve.score != CONTROL:
+        if curve.repair in (study.repair[-1], OWN) and curve.score != CONTROL:
             by_structure[curve.structure].append(curve)
     best = []
     for own in by_structure.values():

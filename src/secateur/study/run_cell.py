@@ -1,25 +1,21 @@
 """From a cell to its outcome; whatever goes wrong becomes a row with its reason."""
 
-import copy
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from torch import nn
-
+from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
-from secateur.errors import UserError
-from secateur.methods.by_score import plan_of, weigh
-from secateur.methods.decide import check_reachable, decide
-from secateur.methods.layer_search.search import search
+from secateur.errors import OutOfReach, UserError
+from secateur.methods.by_preset import method_of
 from secateur.methods.task import Task
 from secateur.statistics.anchors import Run
 from secateur.study.bench import Bench, finish
 from secateur.study.cells import Cell, cells_of
 from secateur.study.store import FAILED, UNREACHABLE, Outcome
+from secateur.study.structures import OWN
 from secateur.study.tasks import task_of
-from secateur.surgery.cut import cut_
 from secateur.surgery.stand_in import runs_of
 
 
@@ -30,9 +26,10 @@ def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -
     """
     try:
         return _run(bench, cell, known)
+    except OutOfReach as error:
+        return Outcome(status=UNREACHABLE, reason=str(error))
     except UserError as error:
-        status = UNREACHABLE if "out of reach" in str(error) else FAILED
-        return Outcome(status=status, reason=str(error))
+        return Outcome(status=FAILED, reason=str(error))
     except Exception as error:  # one broken cell must not stop the others
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.name}, line {place.lineno}"
@@ -42,34 +39,21 @@ def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -
 def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:
     host = bench.host
     task = task_of(cell, host.family, host.model, host.anatomy)
-    check_reachable(host.anatomy, task)
+    method_of(task).needs(task)
+    check_reachable(host.anatomy, task.demand)
     _ = bench.evidence
     started = time.perf_counter()
     plan = _plan(bench, task)
-    smaller = _cut(bench, task, plan)
+    if task.preset.stand_in == "affine" and not bench.images.known_runs:
+        bench.images.learn_runs(set(_expected_runs(bench)))
+    job = bench.job(task)
+    smaller = method_of(task).cut(job, bench.prepared(job), plan)
     return finish(bench, smaller, plan.predicted_loss, started, known)
 
 
 def _plan(bench: Bench, task: Task) -> Plan:
-    host = bench.host
-    if task.preset.search != "one_shot":
-        searched = search(
-            host.model, host.family, host.anatomy, task, bench.calibration, bench.evidence, None
-        )
-        return searched.plan_for(None)
-    weighed = weigh(host.model, host.family, host.anatomy, task, bench.evidence)
-    return plan_of(host.anatomy, weighed, decide(host.anatomy, weighed.menus, task))
-
-
-def _cut(bench: Bench, task: Task, plan: Plan) -> nn.Module:
-    smaller = copy.deepcopy(bench.host.model)
-    anchors = {}
-    if task.preset.stand_in == "affine":
-        if not bench.known_runs:
-            bench.learn_runs(set(_expected_runs(bench)))
-        anchors = bench.anchors(runs_of(bench.host.anatomy, plan.shapes))
-    cut_(smaller, plan, bench.evidence, task.preset.repair, task.preset.stand_in, anchors)
-    return smaller
+    job = bench.job(task)
+    return method_of(task).plan(job, bench.prepared(job))
 
 
 def _expected_runs(bench: Bench) -> Iterator[Run]:
@@ -80,10 +64,10 @@ def _expected_runs(bench: Bench) -> Iterator[Run]:
     """
     host = bench.host
     for cell in cells_of(host.study):
-        if (cell.model, cell.seed) != (host.name, bench.seed):
+        if (cell.model, cell.seed) != (host.name, bench.seed) or cell.structure == OWN:
             continue
         task = task_of(cell, host.family, host.model, host.anatomy)
         if task.preset.stand_in == "affine" and task.preset.search == "one_shot":
             with suppress(Exception):
-                check_reachable(host.anatomy, task)
+                check_reachable(host.anatomy, task.demand)
                 yield from runs_of(host.anatomy, _plan(bench, task).shapes).items()

@@ -13,6 +13,7 @@ from secateur.errors import UserError
 from secateur.measurement.latency import Clock
 from secateur.measurement.runtimes import require
 from secateur.methods.task import known_values
+from secateur.presets import load_preset
 from secateur.registry import unknown
 from secateur.study.structures import StructureName, score_names
 from secateur.surgery.repair import Repair
@@ -64,6 +65,8 @@ class LatencySpec(_Strict):
 class Study(_Strict):
     """A grid. Every list is one factor; a model may name images of its own.
 
+    `presets` are rows beside the grid of `structures` and `scores`: each prunes as
+    `secateur.prune` would, with the groups, the method and the repair of the preset.
     `repair` of dropped layers: `none`, their `mean`, and for `least_squares` the affine stand-in
     (the mean where that is refused). Every cell runs on `threads` CPU threads.
     """
@@ -72,8 +75,9 @@ class Study(_Strict):
     models: dict[str, ModelSpec] = Field(min_length=1)
     calibration: ImagesSpec = ImagesSpec(limit=256)
     evaluation: ImagesSpec = ImagesSpec()
-    structures: tuple[StructureName, ...] = Field(min_length=1)
-    scores: tuple[str, ...] = Field(min_length=1)
+    structures: tuple[StructureName, ...] = Field(default=(), min_length=1)
+    scores: tuple[str, ...] = Field(default=(), min_length=1)
+    presets: tuple[str, ...] = Field(default=(), min_length=1)
     budgets: tuple[str, ...] = Field(min_length=1)
     repair: tuple[Repair, ...] = Field(default=("none",), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -189,6 +193,15 @@ def _model_at(place: Place) -> type[BaseModel]:
 
 def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
     """What can be wrong beyond types: unknown scores, budgets, runtimes, missing images, twins."""
+    if not study.presets or study.scores or study.structures:
+        for key in ("structures", "scores"):
+            if not getattr(study, key):
+                raise UserError(f"{path}: the key '{key}' is missing.")
+    for number, preset in enumerate(study.presets):
+        try:
+            load_preset(preset)
+        except UserError as error:
+            raise UserError(f"{at(path, lines, 'presets', number)}: {error}") from error
     known = score_names()
     for number, score in enumerate(study.scores):
         if score not in known:
@@ -206,7 +219,7 @@ def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
                 f"{where}: budget '{budget}' does not fit every structure; the budgets of a study "
                 "are costs such as '80% macs' or '3M params'."
             )
-    for factor in ("structures", "scores", "budgets", "repair", "seeds"):
+    for factor in ("structures", "scores", "presets", "budgets", "repair", "seeds"):
         values = getattr(study, factor)
         for number, value in enumerate(values):
             if value in values[:number]:

@@ -8,6 +8,8 @@ from secateur.models.types import BranchKind, GroupName
 
 StructureName = Literal["attention", "mlp", "joint", "block", "heads", "qk", "vo", "hidden"]
 STRUCTURES: tuple[str, ...] = get_args(StructureName)
+OWN = "own"
+"""Structure and repair of a row that is a preset: its groups and its repair are its own."""
 SEARCHES = ("greedy", "evolutionary")
 """Scores of a study that are no criteria: searches by the divergence of the output."""
 

@@ -5,6 +5,7 @@ Legend: S calibration draws (seeds), N evaluation images.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 
 import numpy as np
@@ -13,6 +14,7 @@ from secateur.report.study_record import Curve, Point, RepairRow, ScoreRow, Span
 from secateur.study.spec import Study
 from secateur.study.statistics import Array, Interval, bootstrap, signed_rank
 from secateur.study.store import OK, Known, Outcome
+from secateur.study.structures import OWN
 
 CONTROL = "random"
 
@@ -41,25 +43,22 @@ class Table:
 
     def curves(self) -> list[Curve]:
         """Every structure, score and repair with at least one point."""
+        study = self.study
+        places: list[tuple[str, str, str]] = [
+            *product(study.structures, study.scores, study.repair)
+        ]
+        places += [(OWN, preset, OWN) for preset in study.presets]
         found = []
-        for structure in self.study.structures:
-            for score in self.study.scores:
-                for repair in self.study.repair:
-                    points = [
-                        self._point(budget, draws)
-                        for budget in self.study.budgets
-                        if (draws := self.draws(structure, score, budget, repair))
-                    ]
-                    if points:
-                        points.sort(key=lambda point: -point.macs)
-                        found.append(
-                            Curve(
-                                structure=structure,
-                                score=score,
-                                repair=repair,
-                                points=tuple(points),
-                            )
-                        )
+        for structure, score, repair in places:
+            points = [
+                self._point(budget, draws)
+                for budget in study.budgets
+                if (draws := self.draws(structure, score, budget, repair))
+            ]
+            if points:
+                points.sort(key=lambda point: -point.macs)
+                curve = Curve(structure=structure, score=score, repair=repair, points=tuple(points))
+                found.append(curve)
         return found
 
     def _point(self, budget: str, draws: list[Outcome]) -> Point:

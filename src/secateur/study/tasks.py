@@ -1,28 +1,31 @@
 """What a cell asks of the pruning pipeline."""
 
+from contextlib import suppress
+
 from torch import nn
 
 from secateur.allocation.budget import parse_budget
 from secateur.allocation.menus import Limits
-from secateur.criteria import criteria
-from secateur.criteria.registry import needs_of
-from secateur.methods.task import Options, Task
+from secateur.errors import UserError
+from secateur.methods.by_preset import method_of
+from secateur.methods.task import Options, Task, resolve
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.presets import Preset
 from secateur.study.cells import Cell, cells_of
 from secateur.study.spec import Study
-from secateur.study.structures import BY_NAME, SEARCHES, Structure
-from secateur.surgery.cut import repair_needs
+from secateur.study.structures import BY_NAME, OWN, SEARCHES, Structure
 from secateur.surgery.stand_in import StandIn
 
 
 def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> Task:
-    """The task of a cell.
+    """The task of a cell: that of `prune` for a preset, else of one score on one structure.
 
     Units go in equal shares from every layer, so that the score decides which and nothing else;
     whole layers go by the least score per cost saved.
     """
+    if cell.structure == OWN:
+        return resolve(Options(budget=cell.budget, preset=cell.score, seed=cell.seed), anatomy)
     structure = BY_NAME[cell.structure]
     search = cell.score if cell.score in SEARCHES else "one_shot"
     preset = Preset.model_validate(
@@ -61,13 +64,14 @@ def stand_in_for(
 
 
 def needs_of_study(study: Study, family: Family, model: nn.Module) -> set[str]:
-    """The kinds of evidence that some cell of a study reads."""
+    """The statistics of the dense model that some cell of a study reads.
+
+    What a cell that cannot work would need is left out: it says so when its turn comes.
+    """
     anatomy = family.read(model)
     needs: set[str] = set()
     for cell in cells_of(study):
-        structure = BY_NAME[cell.structure]
-        if cell.score not in SEARCHES:
-            needs.update(needs_of(criteria.get(cell.score), structure.group))
-        task = task_of(cell, family, model, anatomy)
-        needs |= repair_needs(task.preset.repair, {structure.group}, task.preset.stand_in)
+        with suppress(UserError):
+            task = task_of(cell, family, model, anatomy)
+            needs |= method_of(task).needs(task)
     return needs

@@ -27,6 +27,7 @@ from secateur.training.machine import Machine, emulates_bf16, machine_for
 from secateur.training.muon import muon_in_fp32
 from secateur.training.run import OnLog, Run
 from secateur.training.settings import TrainSettings
+from secateur.training.signals import Pending, deferred_signals
 from secateur.training.stream import Items, Prepare, items_of, loader_of, preparer, seed_for
 
 
@@ -85,7 +86,8 @@ def fit_(
     goes on, one that was finished gives its weights at once, and one whose settings, images,
     starting weights or `about` differ is refused, unless `restart` begins anew. A `judge` looks at
     the weights now and then; which of them come out is `keep` in the settings, without a judge
-    the last ones. If training fails or is interrupted the model has its old weights.
+    the last ones. If training fails or is interrupted the model has its old weights; with a
+    folder, an interrupt waits for the end of the step and leaves a checkpoint.
 
     Raises UserError, besides, for a batch that processes cannot share, weights in half precision,
     and a loss or gradient that is not finite: it names the step, and the last checkpoint stays.
@@ -121,16 +123,19 @@ def fit_(
             run.restore_(state)
         machine.require_same_step(run.step)
         machine.track(settings)
-        if not run.finished:
-            prepare = preparer(settings, classes, labelled, machine.process)
-            _train(run, items, prepare, judge)
-        run.choose_(judge is not None)
+        with deferred_signals(folder is not None) as pending:
+            if not run.finished:
+                prepare = preparer(settings, classes, labelled, machine.process)
+                _train(run, items, prepare, judge, pending)
+            run.choose_(judge is not None)
+            if pending.waits:
+                pending.deliver()
     machine.close()
     return _report(run, len(items))
 
 
-def _train(run: Run, items: Items, prepare: Prepare, judge: Judge | None) -> None:
-    """Step until the budget is used up."""
+def _train(run: Run, items: Items, prepare: Prepare, judge: Judge | None, pending: Pending) -> None:
+    """Step until the budget is used up, or a signal is pending: then with a checkpoint."""
     settings, machine = run.settings, run.machine
     if judge is not None and not run.scores:
         run.scored_(judged(judge, run.model, machine, run.step, 0.0, averaged=False), run.model)
@@ -161,6 +166,9 @@ def _train(run: Run, items: Items, prepare: Prepare, judge: Judge | None) -> Non
         if judge is not None and run.due():
             _judge_(run, judge)
         run.keep_()
+        if machine.any(pending.waits, exact=run.step % settings.log_every == 0):
+            run.write_()
+            pending.deliver()
     if judge is not None and run.scores[-1].step < run.step:
         _judge_(run, judge)
 

@@ -41,6 +41,20 @@ class Machine:
                 "output directory must be on a file system that all machines share."
             )
 
+    def any(self, flag: bool, *, exact: bool) -> bool:
+        """Whether the flag is set in any process; of several, they only ask each other if `exact`.
+
+        WHY not always: asking makes an accelerator wait.
+        """
+        if self.processes == 1:
+            return flag
+        if not exact:
+            return False
+        found = self.accelerator.reduce(
+            torch.tensor([float(flag)], device=self.accelerator.device), "sum"
+        )
+        return bool(found.item())
+
     def track(self, settings: TrainSettings) -> None:
         """Open the trackers; `close` finishes them."""
         if self.accelerator.log_with:

@@ -76,13 +76,15 @@ class Analysis:
         """The page: one file that opens offline."""
         return render_analysis(self.record)
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write analysis.html and analysis.json into `out`, both or none.
 
-        An earlier analysis there is replaced; UserError for a directory with anything else.
+        An earlier analysis there is replaced only with `overwrite`, and returned in words; files
+        beside it stay. UserError for a directory with anything but an analysis.
         """
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_files(out, {PAGE: self.html(), DATA: text + "\n"})
+        files = {PAGE: self.html(), DATA: text + "\n"}
+        return write_files(out, files, overwrite=overwrite, what="an analysis")
 
 
 def check_words(
@@ -91,6 +93,7 @@ def check_words(
     latency_batch: int = 1,
     tolerance: float | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """UserError for options that cannot work, before anything is opened."""
     if effort not in EFFORTS:
@@ -99,7 +102,7 @@ def check_words(
     if tolerance is not None and not tolerance >= 0:
         raise UserError(f"the tolerance must be a damage of at least 0, not {tolerance:g}.")
     if out is not None:
-        check_files(out, (PAGE, DATA))
+        check_files(out, (PAGE, DATA), overwrite=overwrite, what="an analysis")
 
 
 def analyze(

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
+from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
-from secateur.methods.decide import check_reachable
-from secateur.methods.method import Job, evidence_needs, start
-from secateur.methods.rotated import rotated
+from secateur.methods.by_preset import method_of
+from secateur.methods.images import Images
+from secateur.methods.method import Job
 from secateur.methods.task import LIMIT, Options, Task, parse_groups, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
@@ -137,9 +138,7 @@ def run(
         family=family,
         anatomy=anatomy,
         task=task,
-        batches=batches,
-        seconds={},
-        progress=progress,
+        images=Images(batches=batches, progress=progress),
     )
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
@@ -153,8 +152,8 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
             "a polish compares the streams of both models, which it cannot do where several stages "
             "become narrower; leave out the polish, or 'width'."
         )
-    evidence_needs(task)
-    check_reachable(anatomy, task)
+    method_of(task).needs(task)
+    check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:
         check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
@@ -163,23 +162,21 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
 
 
 def _carried_out(job: Job, data: DataUsed) -> Result:
-    """Rotate, learn from the images, plan, cut and polish, as the task asks."""
-    source, options, task = job.model, job.task.options, job.task
+    """Prepare, plan, cut and polish, as the task asks."""
+    source, options, task, images = job.model, job.task.options, job.task, job.images
     with job.timed("time") if times_count(task) else nullcontext():
-        target = latency_target(source, job.family, job.anatomy, task, job.progress)
-    if task.preset.rotate:
-        with job.timed("rotate"):
-            turned = rotated(source, job.family, job.anatomy, job.batches, job.progress)
-        job = replace(job, model=turned)
-    engine = start(job)
+        target = latency_target(source, job.family, job.anatomy, task, images.progress)
+    method = method_of(task)
+    prepared = method.prepare(job)
+    plan_for, cut = partial(method.plan, job, prepared), partial(method.cut, job, prepared)
     if target is None:
-        found, plan = None, engine.plan_for(None)
-        smaller = engine.cut(plan)
+        found, plan = None, plan_for()
+        smaller = cut(plan)
     else:
-        found = cut_to_latency(job.model, job.anatomy, task, target, engine.plan_for, engine.cut)
+        found = cut_to_latency(prepared.dense, job.anatomy, task, target, plan_for, cut)
         smaller, plan = found.model, found.plan
     with job.timed("polish") if options.polish else nullcontext():
-        report = _polish(smaller, job.model, job.batches, options, plan, job.progress)
+        report = _polish(smaller, prepared.dense, images.batches, options, plan, images.progress)
     after = job.family.read(smaller)
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
@@ -187,10 +184,10 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
         before=job.anatomy,
         after=after,
         plan=plan,
-        menus=engine.menus,
+        menus=prepared.menus,
         task=task,
         data=data,
-        seconds=job.seconds,
+        seconds=images.seconds,
         base=base_or_reason(source),
         dense_logits=logits(source),
         latency=[] if found is None else found.rows,

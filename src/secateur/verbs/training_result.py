@@ -90,10 +90,12 @@ class Trained:
             "notes": self.notes,
         }
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write the model and training.json into `out`, whole or not at all.
 
-        The spec tells the settings that are not the defaults, training.json everything.
+        The spec tells the settings that are not the defaults, training.json everything. A model
+        saved there is replaced only with `overwrite`; what it was is returned in words, and files
+        beside it stay.
 
         UserError when `out` cannot be written or holds something else, and when the model cannot
         be rebuilt.
@@ -110,13 +112,14 @@ class Trained:
             "device": record["environment"]["device"],
             "command": self.command,
         }
-        save(
+        return save(
             self.model,
             out,
             base=self.base,
             provenance={**self.earlier, self.verb: told},
             results=_results(record, self.verb),
             extra_files={"training.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n"},
+            overwrite=overwrite,
         )
 
 

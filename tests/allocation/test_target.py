@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from secateur.allocation.menus import block_menu, drop_menu, unit_menu
+from secateur.allocation.target import check_reachable, decide
 from secateur.allocation.types import Menu, Shapes, shapes_of
 from secateur.errors import UserError
-from secateur.methods.decide import check_reachable, decide
 from secateur.methods.task import Options, resolve
 from secateur.models.types import AttentionShape, MlpShape
-from secateur.verbs import prune
+from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
 FINE = {"hidden": 1, "qk": 1, "vo": 1, "heads": 1}
@@ -34,8 +34,8 @@ def shapes(budget: str, drops: dict[str, float] | None = None, **options: object
             menus.append(drop_menu(branch.id, "branch", loss, task.limits))
     if "block" in task.groups:
         menus += [block_menu(b, losses.get(b.id, 9.0), task.limits) for b in anatomy.blocks]
-    check_reachable(anatomy, task)
-    return shapes_of(anatomy, decide(anatomy, menus, task))
+    check_reachable(anatomy, task.demand)
+    return shapes_of(anatomy, decide(anatomy, menus, task.demand))
 
 
 def dropped(budget: str, losses: dict[str, float], **options: object) -> set[str]:

@@ -1,11 +1,18 @@
-"""From menus and a budget to one size per group."""
+"""From candidates and a budget to one size per group: what is asked, and the answer within it."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from secateur.allocation.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget, SizesBudget
 from secateur.allocation.knapsack import solve_knapsack
-from secateur.allocation.menus import allowed_sizes, allowed_widths, block_menu, drop_menu
+from secateur.allocation.menus import (
+    Limits,
+    allowed_sizes,
+    allowed_widths,
+    block_menu,
+    drop_menu,
+)
 from secateur.allocation.solvers import (
     CostOf,
     cost_function,
@@ -14,9 +21,29 @@ from secateur.allocation.solvers import (
     uniform_sizes,
 )
 from secateur.allocation.types import Menu, Sizes, shapes_of
-from secateur.errors import UserError
-from secateur.methods.task import Task
-from secateur.models.types import Anatomy, Cost
+from secateur.errors import OutOfReach, UserError
+from secateur.models.types import Anatomy, Cost, GroupName
+
+Solver = Literal["uniform", "ranking", "knapsack"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """The question put to a solver: a budget over some groups, within limits.
+
+    `goal` is the budget in the user's words. `per_cost` ranks by loss over cost saved. Costs count
+    the biases that a repair adds (`repaired`) and the linear layers that stand in for dropped
+    branches (`replaced`).
+    """
+
+    budget: Budget
+    goal: str
+    groups: tuple[GroupName, ...]
+    limits: Limits
+    solver: Solver = "uniform"
+    per_cost: bool = True
+    repaired: bool = False
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,27 +54,29 @@ class Target:
     limit: float
 
 
-def counted_target(anatomy: Anatomy, task: Task, budget: CostBudget) -> Target:
+def counted_target(anatomy: Anatomy, demand: Demand, budget: CostBudget) -> Target:
     """The target of a budget in MACs or parameters."""
-    repaired = task.preset.engine == "spectral" or (
-        task.preset.repair != "none" or task.preset.stand_in == "affine"
+    cost_of = cost_function(
+        anatomy, budget.unit, repaired=demand.repaired, replaced=demand.replaced
     )
-    replaced = task.preset.stand_in == "linear"
-    cost_of = cost_function(anatomy, budget.unit, repaired=repaired, replaced=replaced)
     return Target(cost_of=cost_of, limit=cost_limit(anatomy, budget))
 
 
-def decide(anatomy: Anatomy, menus: list[Menu], task: Task, target: Target | None = None) -> Sizes:
+def decide(
+    anatomy: Anatomy, menus: list[Menu], demand: Demand, target: Target | None = None
+) -> Sizes:
     """One size for every menu, within the budget; UserError when it is out of reach.
 
     A budget in milliseconds needs a `target`, since times must be measured; one in MACs or
     parameters is counted.
     """
-    if isinstance(task.budget, ShapeBudget):
-        return _by_shape(anatomy, menus, task.budget)
-    if isinstance(task.budget, SizesBudget):
-        return {menu.key: menu.sizes[-1] for menu in menus} | task.budget.sizes
-    return _by_cost(anatomy, menus, task, target or counted_target(anatomy, task, task.budget))
+    if isinstance(demand.budget, ShapeBudget):
+        return _by_shape(anatomy, menus, demand.budget)
+    if isinstance(demand.budget, SizesBudget):
+        return {menu.key: menu.sizes[-1] for menu in menus} | demand.budget.sizes
+    return _by_cost(
+        anatomy, menus, demand, target or counted_target(anatomy, demand, demand.budget)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,52 +103,54 @@ def budget_use(before: Anatomy, after: Cost, budget: Budget) -> BudgetUse | None
     )
 
 
-def check_reachable(anatomy: Anatomy, task: Task, target: Target | None = None) -> None:
+def check_reachable(anatomy: Anatomy, demand: Demand, target: Target | None = None) -> None:
     """UserError when no choice of sizes meets the budget, found without looking at an image.
 
     Which sizes a group may take does not depend on what its units are worth. A budget in
     milliseconds can be checked only with a `target`, once times have been measured.
     """
-    menus = unweighed(anatomy, task)
-    if isinstance(task.budget, SizesBudget):
+    menus = unweighed(anatomy, demand)
+    if isinstance(demand.budget, SizesBudget):
         return
-    if isinstance(task.budget, ShapeBudget):
-        _check_shares(menus, task, task.budget)
-        _drops(anatomy, menus, task.budget)
+    if isinstance(demand.budget, ShapeBudget):
+        _check_shares(menus, demand, demand.budget)
+        _drops(anatomy, menus, demand.budget)
         return
-    if task.budget.unit == "ms" and target is None:
+    if demand.budget.unit == "ms" and target is None:
         return
-    target = target or counted_target(anatomy, task, task.budget)
-    cost_of, unit = target.cost_of, task.budget.unit
+    target = target or counted_target(anatomy, demand, demand.budget)
+    cost_of, unit = target.cost_of, demand.budget.unit
     least, dense = cost_of({menu.key: menu.sizes[0] for menu in menus}), cost_of({})
     if least > target.limit:
-        raise UserError(
-            f"budget '{task.options.goal}' is out of reach: with the groups "
-            f"{', '.join(task.groups)}, their smallest widths and the protected layers, the "
+        raise OutOfReach(
+            f"budget '{demand.goal}' is out of reach: with the groups "
+            f"{', '.join(demand.groups)}, their smallest widths and the protected layers, the "
             f"smallest reachable is {math.ceil(1000 * least / dense) / 10:.1f}% {unit} "
             f"({cost_of.text(least)} of {cost_of.text(dense)}); raise the budget, or allow more "
             "groups with --groups or smaller widths with --align and --min-width."
         )
 
 
-def unweighed(anatomy: Anatomy, task: Task) -> list[Menu]:
-    """The menus of a task, all losses 0."""
+def unweighed(anatomy: Anatomy, demand: Demand) -> list[Menu]:
+    """The candidates of all groups asked for, all losses 0."""
     menus = []
     for branch in anatomy.branches:
-        for group in task.groups:
+        for group in demand.groups:
             if group in branch.groups:
-                sizes = allowed_sizes(branch, group, task.limits)
+                sizes = allowed_sizes(branch, group, demand.limits)
                 losses = (0.0,) * len(sizes)
                 menus.append(Menu(owner=branch.id, group=group, sizes=sizes, losses=losses))
-        if "branch" in task.groups:
-            menus.append(drop_menu(branch.id, "branch", 0.0, task.limits))
-    if "width" in task.groups:
+        if "branch" in demand.groups:
+            menus.append(drop_menu(branch.id, "branch", 0.0, demand.limits))
+    if "width" in demand.groups:
         for stream in anatomy.streams:
-            sizes = allowed_widths(stream, task.limits)
+            sizes = allowed_widths(stream, demand.limits)
             losses = (0.0,) * len(sizes)
             menus.append(Menu(owner=stream.id, group="width", sizes=sizes, losses=losses))
-    if "block" in task.groups:
-        menus += [block_menu(block, 0.0, task.limits) for block in anatomy.blocks if block.branches]
+    if "block" in demand.groups:
+        menus += [
+            block_menu(block, 0.0, demand.limits) for block in anatomy.blocks if block.branches
+        ]
     return menus
 
 
@@ -130,13 +161,13 @@ def cost_limit(anatomy: Anatomy, budget: CostBudget) -> float:
     return budget.amount * whole if budget.relative else budget.amount
 
 
-def _by_cost(anatomy: Anatomy, menus: list[Menu], task: Task, target: Target) -> Sizes:
+def _by_cost(anatomy: Anatomy, menus: list[Menu], demand: Demand, target: Target) -> Sizes:
     cost_of, limit = target.cost_of, target.limit
-    if task.preset.allocation == "uniform":
+    if demand.solver == "uniform":
         return solve_uniform(anatomy, menus, cost_of, limit)
-    if task.preset.allocation == "knapsack":
+    if demand.solver == "knapsack":
         return solve_knapsack(anatomy, menus, cost_of, limit)
-    return solve_ranking(anatomy, menus, cost_of, limit, per_cost=task.preset.per_cost)
+    return solve_ranking(anatomy, menus, cost_of, limit, per_cost=demand.per_cost)
 
 
 def _by_shape(anatomy: Anatomy, menus: list[Menu], budget: ShapeBudget) -> Sizes:
@@ -149,14 +180,14 @@ def _by_shape(anatomy: Anatomy, menus: list[Menu], budget: ShapeBudget) -> Sizes
     return sizes | _drops(anatomy, menus, budget)
 
 
-def _check_shares(menus: list[Menu], task: Task, budget: ShapeBudget) -> None:
+def _check_shares(menus: list[Menu], demand: Demand, budget: ShapeBudget) -> None:
     """UserError when some layer cannot become as small as its share."""
     for group, share in budget.shares.items():
-        own = [m for m in menus if m.group == group and not task.limits.protects(m.owner)]
+        own = [m for m in menus if m.group == group and not demand.limits.protects(m.owner)]
         least = max((menu.sizes[0] / menu.sizes[-1] for menu in own), default=0.0)
         if least > share + 1e-9:
-            raise UserError(
-                f"budget '{task.options.goal}' is out of reach: the smallest reachable is "
+            raise OutOfReach(
+                f"budget '{demand.goal}' is out of reach: the smallest reachable is "
                 f"{math.ceil(1000 * least - 1e-9) / 10:g}% {group} at the widths allowed; raise "
                 "the budget, or allow smaller widths with --align and --min-width."
             )
