@@ -27,6 +27,7 @@ from secateur.masks.summary import Compression, compression
 from secateur.masks.takeover import Takeover
 from secateur.masks.task import NO_CRITERION, LearnTask, pricing_of
 from secateur.measurement.modes import evaluating
+from secateur.measurement.within import require_within
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
@@ -105,6 +106,8 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     way = _search(course, student, teacher, bank)
     with timed(course.seconds, "cut"):
         shrunk = shrink(course, dense, student, way)
+    task = course.task.task
+    require_within(shrunk.model, course.anatomy, task.budget, task.options.goal)
     smaller = shrunk.model.requires_grad_(True)
     _phase(course, "tune", smaller, _objective(course, smaller, teaches), teacher)
     return dense.to(home), replace(shrunk, model=smaller.to(home).eval())

@@ -29,6 +29,7 @@ from secateur.models.linear import linearisable
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Evidence, Sums
+from secateur.statistics.kinds.similarity import TINY
 from secateur.surgery.linear_map import linear_map
 from secateur.surgery.moments import RIDGE, iterated_solve
 
@@ -203,7 +204,12 @@ def _shorten_(
     for branch in anatomy.branches:
         if branch.id in dropped:
             sums = {} if evidence is None else evidence.about(branch.id)["branch_similarity"]
-            longer *= float(sums["after_norm"] / sums["stream_norm"])
+            before, after = (
+                float(sums[f"{when}_norm"] / sums["count"]) for when in ("stream", "after")
+            )
+            # WHY: a stream of zeros has no direction to keep, so there is nothing to lengthen.
+            if min(before, after) > TINY:
+                longer *= after / before
         elif longer != 1.0:
             weights = family.weights(model, branch)
             bias_D = bias_of(weights)

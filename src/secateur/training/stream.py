@@ -19,6 +19,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
+from secateur.data.batches import refuse_not_finite_images
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing, Transform
 from secateur.errors import UserError
@@ -48,12 +49,15 @@ def items_of(images: object, augment: AugmentSettings) -> Items:
     if isinstance(images, ImageSet):
         return replace(in_memory(images), transform=training_transform(images, augment))
     if isinstance(images, Tensor) and images.ndim == 4:
+        refuse_not_finite_images(images, 0)
         return TensorDataset(images)
     if (
         isinstance(images, tuple)
         and len(images) == 2
         and all(isinstance(part, Tensor) for part in images)
     ):
+        if images[0].ndim >= 3:
+            refuse_not_finite_images(images[0], 0)
         return TensorDataset(*images)
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
         return images  # type: ignore[return-value]

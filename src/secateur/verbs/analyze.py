@@ -29,6 +29,7 @@ from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
 from secateur.measurement.timing import Times, check_timing, time_branches
 from secateur.models.family import Family, family_of
+from secateur.models.sharing import has_shared, separated
 from secateur.models.types import Anatomy
 from secateur.progress import Progress, timed
 from secateur.registry import unknown
@@ -130,6 +131,9 @@ def analyze(
     """
     check_words(effort, runtime, latency_batch, tolerance)
     family = family_of(model)
+    if has_shared(model):
+        # WHY: hooks on a module that is used twice cannot tell one use from the other.
+        model = separated(model)
     anatomy = family.read(model)
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")

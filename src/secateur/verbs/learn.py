@@ -17,6 +17,7 @@ from secateur.masks.task import LearnOptions, LearnTask, resolve_learn
 from secateur.methods.task import parse_groups
 from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
+from secateur.models.sharing import refuse_shared
 from secateur.models.types import Anatomy, GroupName
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
@@ -92,6 +93,7 @@ def learn(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve_learn(options, model, family, anatomy)
+    refuse_shared(model, family, anatomy, task.task.groups)
     scored = None if eval_images is None else open_data(model, eval_images)[0]
     opened = _open(model, anatomy, images, task, limit, skip_unreadable)
     if options.settings.distil.answers is not None:

@@ -18,6 +18,7 @@ from secateur.methods.method import Job
 from secateur.methods.task import LIMIT, Options, Task, parse_groups, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
+from secateur.models.sharing import refuse_shared
 from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost, GroupName
 from secateur.presets import DEFAULT
@@ -147,6 +148,7 @@ def run(
 
 def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> None:
     """UserError for what cannot be done, before any image is read."""
+    refuse_shared(model, family, anatomy, task.groups)
     if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
         raise UserError(
             "a polish compares the streams of both models, which it cannot do where several stages "

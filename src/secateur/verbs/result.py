@@ -13,6 +13,7 @@ from torch import nn
 from secateur.allocation.target import BudgetUse, budget_use
 from secateur.allocation.types import Menu, Plan
 from secateur.measurement.accuracy import Accuracy
+from secateur.measurement.within import require_within
 from secateur.methods.task import Task
 from secateur.methods.to_latency import LatencyRound
 from secateur.models.types import Anatomy, AttentionShape, Cost, Shape
@@ -50,6 +51,10 @@ class Result:
     polish: PolishReport | None = None
     command: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """OverBudgetError for a model above its budget: no way of pruning hands one over."""
+        require_within(self.model, self.before, self.task.budget, self.task.options.goal)
 
     @property
     def cost_dense(self) -> Cost:
