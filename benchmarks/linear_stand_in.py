@@ -38,11 +38,11 @@ from secateur.statistics import Evidence, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.statistics.gaps import gap_moments
 from secateur.surgery.cut import cut_
-from secateur.surgery.stand_in import StandIn, gaps_of, runs_of
+from secateur.surgery.replace import Replacement, gaps_of, runs_of
 from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
-STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "affine", "linear")
+REPLACEMENTS: tuple[Replacement, ...] = ("nothing", "mean", "affine", "linear")
 DROPS = ("3 attention", "6 attention", "3 mlp", "2 blocks")
 BUDGETS = ("90% macs", "80% macs")
 NEEDS = ("branch_similarity", "update_mean", "window_similarity", "stream_moments")
@@ -66,7 +66,7 @@ def main() -> None:
 
     rows: dict[tuple[str, str], Row] = {}
     for drop in DROPS:
-        for how in STAND_INS:
+        for how in REPLACEMENTS:
             rows[drop, how] = store.run(
                 (drop, how), lambda drop=drop, how=how: _dropped(bench, evidence(), drop, how)
             )
@@ -76,7 +76,7 @@ def main() -> None:
                 lambda drop=drop: _dropped(bench, evidence(), drop, "linear", "cca"),
             )
     for budget in BUDGETS:
-        for how in STAND_INS:
+        for how in REPLACEMENTS:
             rows[budget, how] = store.run(
                 (budget, how), lambda budget=budget, how=how: _pruned(bench, budget, how)
             )
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _dropped(
-    bench: Bench, evidence: Evidence, drop: str, how: StandIn, criterion: str = "cosine"
+    bench: Bench, evidence: Evidence, drop: str, how: Replacement, criterion: str = "cosine"
 ) -> Row:
     model, batches = bench.model, as_batches(bench.calibration)
     anatomy = read(model)
@@ -128,7 +128,7 @@ def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[st
     return set(sorted(scores, key=scores.__getitem__)[: int(count)])
 
 
-def _pruned(bench: Bench, budget: str, how: StandIn) -> Row:
+def _pruned(bench: Bench, budget: str, how: Replacement) -> Row:
     images_NCHW = torch.cat([images for images, _ in bench.calibration])
     result = prune(bench.model, images_NCHW, budget, preset="layer_drop", stand_in=how)
     gone = sorted(key for key, shape in result.plan.shapes.items() if shape is None)

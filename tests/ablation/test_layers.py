@@ -15,7 +15,7 @@ from secateur.models.family import family_of
 from secateur.models.taps import attached
 from secateur.statistics import observe
 from secateur.statistics.divergence import damage
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.replace import mean_update
 from tests.hosts import anatomy_of, build, images_for
 
 HOSTS = ("vit", "deit3", "vit_post_norm")

@@ -18,7 +18,7 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.statistics import observe
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.replace import mean_update
 from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 

@@ -68,8 +68,9 @@ class Reducer(Protocol):
         """The smaller forms of a group of a branch."""
         ...
 
-    def remainder(self, branch: Branch) -> Tensor:
-        """The constant (D,) that is left of the update of a dropped branch."""
+    def remainder(self, branch: Branch, like: Tensor) -> Tensor:
+        """The constant (D,) that is left of the update of a dropped branch, fp64 on the device of
+        the stream `like`."""
         ...
 
 
@@ -103,12 +104,12 @@ def measure_candidates(
             menus.append(menu)
             probes += found
         if "branch" in groups:
-            rest_D = reducer.remainder(branch).to(arrived_PND)
+            rest_D = reducer.remainder(branch, stream_PND).to(arrived_PND)
             loss = drop(branch.id, "branch", place, arrived_PND + rest_D)
             menus.append(drop_menu(branch.id, "branch", loss, limits))
         stream_PND = probe.advanced(place, stream_PND)
         if "block" in groups and branch.id == block.branches[-1]:
-            own = [reducer.remainder(anatomy.branch(name)) for name in block.branches]
+            own = [reducer.remainder(anatomy.branch(name), stream_PND) for name in block.branches]
             rest_D = torch.stack(own).sum(0).to(stream_PND)
             loss = drop(block.id, "block", place, block_start_PND + rest_D)
             menus.append(block_menu(block, loss, limits))

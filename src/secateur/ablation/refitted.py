@@ -16,16 +16,17 @@ from secateur.criteria.elimination import Elimination, eliminate, eliminate_head
 from secateur.models.types import Branch, GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.statistics import Evidence, Sums
+from secateur.statistics.moments import Moments, moments
 from secateur.surgery.reduce import (
     RefitSettings,
     reduce_heads,
     reduce_hidden,
     reduce_query_key,
     reduce_value,
+    refit,
 )
-from secateur.surgery.refit import Joint, joint_moments, refit
+from secateur.surgery.replace import mean_update
 from secateur.surgery.rotate import query_key_basis, value_basis
-from secateur.surgery.stand_in import mean_update
 
 PROBE_REFIT = RefitSettings(ridges=(1e-3,), lack_ridges=(1e-3,), blend=0.0)
 """Probes repair with one fixed ridge and the local target: there is nothing to choose."""
@@ -45,9 +46,9 @@ class Refitted:
         at = partial(reduced, weights, group, about=about, owner=branch.id, order=curve.order)
         return Reductions(errors=curve.errors, at=at)
 
-    def remainder(self, branch: Branch) -> Tensor:
+    def remainder(self, branch: Branch, like: Tensor) -> Tensor:
         """The mean update of a dropped branch (D,)."""
-        return mean_update(self.evidence, branch)
+        return mean_update(self.evidence, branch).to(like.device)
 
 
 def refit_needs(groups: tuple[GroupName, ...]) -> set[str]:
@@ -77,7 +78,7 @@ def error_curve(
 ) -> Curve:
     """Squared error of the layer's logits or output when a group has each of the sizes."""
     if isinstance(weights, MlpWeights):
-        joint = joint_moments(about["hidden_moments"], weights.w2_DF.shape[0])
+        joint = moments(about["hidden_moments"])
         order = eliminate(joint.cov_UU, weights.w2_DF, PROBE_REFIT.select_ridge)
         return Curve({size: float(order.errors[size]) for size in sizes}, order)
     if group == "qk":
@@ -85,7 +86,7 @@ def error_curve(
         basis = query_key_basis(sums["q_gram"] / sums["count"], sums["k_gram"] / sums["count"])
         return Curve({size: float(basis.spectrum_HK[:, size:].sum()) for size in sizes})
     w_DU = weights.o_DHV.flatten(1)
-    joint = joint_moments(about["context_moments"], w_DU.shape[0])
+    joint = moments(about["context_moments"])
     heads = weights.shape.heads
     if group == "heads":
         errors_H = eliminate_heads(joint.cov_UU, w_DU, heads, PROBE_REFIT.select_ridge).errors
@@ -109,20 +110,20 @@ def reduced(
     `order` is the elimination of its hidden neurons, where it is known already.
     """
     if isinstance(weights, MlpWeights):
-        joint = joint_moments(about["hidden_moments"], weights.w2_DF.shape[0])
+        joint = moments(about["hidden_moments"])
         return reduce_hidden(weights, size, joint, None, PROBE_REFIT, owner, order)
     if group == "qk":
         sums = about["attention_moments"]
         count = sums["count"]
         return reduce_query_key(weights, size, sums["q_gram"] / count, sums["k_gram"] / count)
-    joint = joint_moments(about["context_moments"], weights.o_DHV.shape[0])
+    joint = moments(about["context_moments"])
     if group == "vo":
         return reduce_value(weights, size, joint, None, PROBE_REFIT, owner)
     return _refitted_heads(weights, size, joint, owner)
 
 
 def _refitted_heads(
-    weights: AttentionWeights, size: int, joint: Joint, owner: str
+    weights: AttentionWeights, size: int, joint: Moments, owner: str
 ) -> AttentionWeights:
     """Keep the best heads and let the projection make up for the others from the old contexts."""
     dims = weights.shape.vo
@@ -130,17 +131,8 @@ def _refitted_heads(
         joint.cov_UU, weights.o_DHV.flatten(1), weights.shape.heads, PROBE_REFIT.select_ridge
     )
     kept_H = order.kept(size)
-    kept_S = (kept_H[:, None] * dims + torch.arange(dims)).flatten()
-    done = refit(
-        weights.o_DHV.flatten(1),
-        weights.ob_D,
-        kept_S,
-        joint,
-        None,
-        ridges=PROBE_REFIT.ridges,
-        lack_ridges=PROBE_REFIT.lack_ridges,
-        blend=PROBE_REFIT.blend,
-        owner=owner,
-    )
+    kept_S = (kept_H[:, None] * dims + torch.arange(dims, device=kept_H.device)).flatten()
+    kept_S = kept_S.to(weights.o_DHV.device)
+    done = refit(weights.o_DHV.flatten(1), weights.ob_D, kept_S, joint, None, PROBE_REFIT, owner)
     fewer = reduce_heads(weights, size, joint, PROBE_REFIT)
     return replace(fewer, o_DHV=done.w_DS.unflatten(1, (size, dims)), ob_D=done.b_D)

@@ -21,8 +21,8 @@ from secateur.models.weights import BranchWeights
 from secateur.statistics import Evidence
 from secateur.surgery.cut import moments_of, narrow_streams_
 from secateur.surgery.repair import Repair
+from secateur.surgery.replace import mean_update
 from secateur.surgery.select import select
-from secateur.surgery.stand_in import mean_update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +47,11 @@ class Selected:
 
         return Reductions(errors=dict(zip(plain.sizes, plain.losses, strict=True)), at=at)
 
-    def remainder(self, branch: Branch) -> Tensor:
+    def remainder(self, branch: Branch, like: Tensor) -> Tensor:
         """The mean update of a dropped branch (D,), zero without a repair."""
         if self.repair == "none":
-            return torch.zeros(branch.width, dtype=torch.float64)
-        return mean_update(self.evidence, branch)
+            return torch.zeros(branch.width, dtype=torch.float64, device=like.device)
+        return mean_update(self.evidence, branch).to(like.device)
 
 
 def width_menus(

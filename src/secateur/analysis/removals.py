@@ -18,7 +18,7 @@ from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
 from secateur.progress import Progress
 from secateur.statistics import Evidence
 from secateur.statistics.divergence import Damage
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.replace import mean_update
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden")
 POINTS = 8

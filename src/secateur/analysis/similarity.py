@@ -57,7 +57,8 @@ def unbiased_cka(sums: Sums, part: str, points: tuple[int, ...]) -> Tensor:
     follows from sums over examples; see docs/methods/analysis.md.
     """
     size = len(points)
-    hsic_QQ = torch.full((size, size), torch.nan, dtype=torch.float64)
+    like = sums[f"{part}.sum.{points[0]}"]
+    hsic_QQ = torch.full((size, size), torch.nan, dtype=torch.float64, device=like.device)
     n = float(sums[f"{part}.count"])
     if n < LEAST:
         return hsic_QQ

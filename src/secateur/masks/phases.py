@@ -70,6 +70,7 @@ class Course:
     target: Target | None = None
     folder: Path | None = None
     restart: bool = False
+    device: torch.device | str | None = None
     progress: Progress | None = None
     on_log: OnLog | None = None
     reports: dict[Phase, FitReport] = field(default_factory=dict)
@@ -94,7 +95,7 @@ def run(course: Course, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     """The dense model as it was after warm-up, and the smaller one; `model` stays as it is."""
     home = next(model.parameters()).device
     # WHY: times count on the device where the model was when its layers were timed.
-    device = training_device() if course.target is None else home
+    device = training_device(home, course.device) if course.target is None else home
     dense = copy_of(model).to(device)
     _phase(course, "warmup", dense, supervised(course.task.options.settings.label_smoothing), None)
     student = copy_of(dense)
@@ -310,6 +311,7 @@ def _phase(
             hooks=hooks,
             judge=judge,
             about=about,
+            device=course.device,
             progress=progress,
             on_log=course.on_log,
         )

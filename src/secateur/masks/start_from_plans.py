@@ -29,7 +29,8 @@ from secateur.models.types import Anatomy, GroupName, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.progress import Progress
 from secateur.statistics import Evidence
-from secateur.surgery.moments import RIDGE, moments
+from secateur.statistics.moments import moments
+from secateur.surgery.solve import RIDGE
 
 SPECTRAL = "spectral"
 """The name of this start, in place of a criterion's."""

@@ -71,6 +71,7 @@ def open_host(study: Study, name: str) -> Host:
         std=spec.std,
         crop_pct=spec.crop_pct,
         interpolation=spec.interpolation,
+        device=study.device,
     )
     batches, _ = open_data(
         model,
@@ -96,7 +97,8 @@ def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
     for batch in batches:
         labels_B = batch.labels_B
         if labels_B is None:
-            labels_B = torch.full((len(batch.images_BCHW),), -1)
+            count, device = len(batch.images_BCHW), batch.images_BCHW.device
+            labels_B = torch.full((count,), -1, device=device)
         pairs.append((batch.images_BCHW, labels_B))
     return pairs
 

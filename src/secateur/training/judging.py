@@ -59,7 +59,7 @@ def judged(
     # WHY float32: not every device that processes talk through has double precision.
     if machine.processes > 1:
         device = machine.accelerator.device
-        flat = machine.accelerator.reduce(flat.float().to(device), "sum").double().cpu()
+        flat = machine.accelerator.reduce(flat.float().to(device), "sum").cpu().double()
     values = {name: float(flat[i, 0] / flat[i, 1]) for i, name in enumerate(sums)}
     if not all(torch.tensor(list(values.values())).isfinite()):
         listed = ", ".join(f"{name} {value:.3g}" for name, value in values.items())

@@ -23,7 +23,7 @@ from secateur.training.depth import stochastic_depth
 from secateur.training.identity import identity_of, refuse_other_run
 from secateur.training.judging import Judge, Scores, judged
 from secateur.training.lesson import Classroom, Hook, Moment, Objective, total
-from secateur.training.machine import Machine, emulates_bf16, machine_for
+from secateur.training.machine import Machine, emulates_bf16, machine_for, training_device
 from secateur.training.muon import muon_in_fp32
 from secateur.training.run import OnLog, Run
 from secateur.training.settings import TrainSettings
@@ -76,6 +76,7 @@ def fit_(
     hooks: Sequence[Hook] = (),
     judge: Judge | None = None,
     about: Mapping[str, object] | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> FitReport:
@@ -86,15 +87,17 @@ def fit_(
     goes on, one that was finished gives its weights at once, and one whose settings, images,
     starting weights or `about` differ is refused, unless `restart` begins anew. A `judge` looks at
     the weights now and then; which of them come out is `keep` in the settings, without a judge
-    the last ones. If training fails or is interrupted the model has its old weights; with a
-    folder, an interrupt waits for the end of the step and leaves a checkpoint.
+    the last ones. For `device` see `secateur.training.machine.training_device`. If training fails
+    or is interrupted the model has its old weights; with a folder, an interrupt waits for the end
+    of the step and leaves a checkpoint.
 
     Raises UserError, besides, for a batch that processes cannot share, weights in half precision,
     and a loss or gradient that is not finite: it names the step, and the last checkpoint stays.
     """
     items = items_of(images, settings.augment)
     _check(model, items, settings)
-    machine = machine_for(settings, folder)
+    home = next(model.parameters()).device
+    machine = machine_for(settings, folder, training_device(home, device))
     _check_parts(settings, machine.processes)
     known = identity_of(model, images, len(items), settings, about or {})
     state = None if folder is None or restart else checkpoint.read(folder)

@@ -25,6 +25,7 @@ from secateur.analysis.scores import (
 )
 from secateur.data.batches import Batches
 from secateur.data.split import keep_evenly
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
 from secateur.measurement.timing import Times, check_timing, time_branches
@@ -135,6 +136,7 @@ def analyze(
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
         model = separated(model)
     anatomy = family.read(model)
+    require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
     batches, used = open_data(

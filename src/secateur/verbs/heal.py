@@ -1,13 +1,15 @@
 """Heal a pruned model: it learns from the dense one, with or without labels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
@@ -47,6 +49,7 @@ def heal(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> Trained:
@@ -57,12 +60,18 @@ def heal(
     images in its own way; then only its outputs can be learned. `images` are a path or data
     string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
     or a `label_weight` in the settings, says so. With a `folder`, the run can be stopped and goes
-    on from its checkpoint there; see `secateur.training.loop.fit_`. Everything that can be wrong
-    with the request raises UserError before training begins.
+    on from its checkpoint there; see `secateur.training.loop.fit_`.
+    `device` is where to train: unless given, where the model is, or on the accelerator found
+    for a model on the CPU; the model that comes out is where the one given was. Everything that can
+    be wrong with the request raises UserError before training begins.
     """
     settings = with_labels(settings or HealSettings(), labels)
     require_accelerate()
     student, base, earlier = origin(model)
+    home = next(student.parameters()).device
+    device = training_device(home, device)
+    if settings.refit_head:
+        require_double(device, "refit_head")
     refuse_not_finite(student.state_dict(), "the model")
     seconds: dict[str, float] = {}
     notes: list[str] = []
@@ -85,13 +94,15 @@ def heal(
     train, held = hold_out(images, used.images, settings.held_out)
     objective.answers = answers_for(teacher, train, settings, settings.distil.answers, classes)
     task = _Task(settings=settings, teacher=teacher, objective=objective, classes=classes)
-    home, device = next(student.parameters()).device, training_device()
     student.to(device), dense.to(device)
     scoring = Scoring({"dense": dense, "own": student}, eval_images, skip_unreadable, progress)
     with timed(seconds, "measure"):
         accuracy = scoring("dense", "dense", dense) | scoring("before", "own", student)
     about = {"teacher": digest(dense)}
-    report, ridge = _fit(task, student, train, held, about, folder, restart, progress, on_log)
+    how = partial(
+        fit_, folder=folder, restart=restart, device=device, progress=progress, on_log=on_log
+    )
+    report, ridge = _fit(task, student, train, held, about, how)
     seconds["heal"] = report.seconds
     with timed(seconds, "measure"):
         accuracy |= scoring("pruned", "own", student)
@@ -129,10 +140,7 @@ def _fit(
     train: object,
     held: object | None,
     about: Mapping[str, object],
-    folder: Path | None,
-    restart: bool,
-    progress: Progress | None,
-    on_log: OnLog | None,
+    fit: Callable[..., FitReport],
 ) -> tuple[FitReport, float | None]:
     """Refit the head if wanted, then train; returns the ridge that was chosen for the head."""
     settings, ridge = task.settings, None
@@ -153,19 +161,15 @@ def _fit(
     if not layers:
         student.requires_grad_(True)
     try:
-        report = fit_(
+        report = fit(
             student,
             train,
             task.objective,
             settings,
             classes=task.classes,
             labelled=task.supervised,
-            folder=folder,
-            restart=restart,
             judge=judge,
             about=about,
-            progress=progress,
-            on_log=on_log,
         )
     finally:
         merge_(layers)

@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.masks.phases import Course, Shrunk, plain_items, run
 from secateur.masks.schedule import LearnSettings, phases
@@ -24,7 +25,7 @@ from secateur.storage.reference import base_or_reason, logits, name_of_reference
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.answers import ANSWERS
 from secateur.training.held_out import hold_out
-from secateur.training.machine import require_accelerate
+from secateur.training.machine import require_accelerate, training_device
 from secateur.training.objectives import Distil
 from secateur.training.run import OnLog
 from secateur.training.teacher import teacher_for
@@ -61,6 +62,7 @@ def learn(
     latency: bool = False,
     runtime: str = "eager",
     latency_batch: int = 1,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
     on_note: OnNote | None = None,
@@ -72,8 +74,9 @@ def learn(
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
-    `restart`. `on_note` is told before training what the strategy can remove. Everything that can
-    be wrong with the request raises UserError before training begins.
+    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
+    training what the strategy can remove. Everything that can be wrong with the request raises
+    UserError before training begins.
     """
     options = LearnOptions(
         budget=budget,
@@ -89,6 +92,8 @@ def learn(
         settings=settings or LearnSettings(),
     )
     require_accelerate()
+    device = training_device(next(model.parameters()).device, device)
+    require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
     family = family_of(model)
     anatomy = family.read(model)
@@ -118,6 +123,7 @@ def learn(
         target=latency_target(model, family, anatomy, task.task, progress),
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from secateur.data.images import ImageSet
@@ -35,13 +36,14 @@ def train(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> Trained:
     """Return a copy of `model` that has learned the labels of `images`.
 
     The model must have a head for their classes: `open_to_train` makes one ready. For images,
-    `folder`, and errors see `secateur.heal`.
+    `folder`, `device` and errors see `secateur.heal`.
     """
     settings = settings or FineTuneSettings()
     require_accelerate()
@@ -71,7 +73,8 @@ def train(
             workers=settings.workers,
         )
     home = next(student.parameters()).device
-    student.to(training_device())
+    device = training_device(home, device)
+    student.to(device)
     scoring = Scoring({"own": student}, eval_images, skip_unreadable, progress)
     report = fit_(
         student,
@@ -83,6 +86,7 @@ def train(
         folder=folder,
         restart=restart,
         judge=judge,
+        device=device,
         progress=progress,
         on_log=on_log,
     )

@@ -28,7 +28,7 @@ class _Pair:
         """Take in tokens (B, N, D) of both; CKA compares their means over tokens."""
         if own_BND.shape == other_BND.shape:
             cosine_BN = F.cosine_similarity(own_BND.float(), other_BND.float(), dim=-1)
-            self.cosine += float(cosine_BN.double().sum())
+            self.cosine += float(cosine_BN.cpu().double().sum())
             self.count += cosine_BN.numel()
         self.own.append(own_BND.float().mean(1).cpu())
         self.other.append(other_BND.float().mean(1).cpu())

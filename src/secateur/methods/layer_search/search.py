@@ -18,8 +18,8 @@ from secateur.methods.layer_search.window import best_window
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.statistics import Evidence
-from secateur.surgery.cut import default_stand_in, repair_needs
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.cut import default_replacement, repair_needs
+from secateur.surgery.replace import mean_update
 
 IMAGES = {"quick": 32, "full": 128}
 """Images on which damages are measured, by effort."""
@@ -54,7 +54,7 @@ class LayerSearch:
         evidence = job.images.observe(job.model, self.needs(job.task))
         menus = unweighed(anatomy, job.task.demand)
         fills: dict[str, Tensor] = {}
-        if (preset.stand_in or default_stand_in(preset.repair)) in FILLED:
+        if (preset.stand_in or default_replacement(preset.repair)) in FILLED:
             fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
         return Searchable(
             menus=menus,

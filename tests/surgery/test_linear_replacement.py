@@ -27,8 +27,7 @@ from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
-from secateur.surgery.linear_map import RIDGES, linear_map
-from secateur.surgery.stand_in import gaps_of
+from secateur.surgery.replace import LINEAR_RIDGES, gaps_of, linear_map
 from secateur.verbs.inspect import inspect
 from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
@@ -131,13 +130,13 @@ def test_the_ridge_is_what_images_held_out_ask_for() -> None:
         held = joint(x_TD[40:], y_TD[40:])
         return joint(x_TD[:40], y_TD[:40]) | {f"{HELD}{name}": v for name, v in held.items()}
 
-    exact_DD, constant_D = linear_map(sums(x_TD @ true_DD.T + 3), "b")
-    assert torch.allclose(exact_DD.float(), true_DD, atol=1e-3)
-    assert torch.allclose(constant_D, torch.full((16,), 3.0, dtype=torch.float64), atol=1e-3)
-    of_noise_DD, _ = linear_map(sums(noise_TD), "b")
+    exact = linear_map(sums(x_TD @ true_DD.T + 3), "b")
+    assert torch.allclose(exact.w_DS.float(), true_DD, atol=1e-3)
+    assert torch.allclose(exact.b_D, torch.full((16,), 3.0, dtype=torch.float64), atol=1e-3)
+    of_noise_DD = linear_map(sums(noise_TD), "b").w_DS
     centred_TD = (x_TD - x_TD.mean(0)).double()
     cov_DD = centred_TD.T @ centred_TD / 60
-    level = RIDGES[-1] * float(cov_DD.diagonal().mean())
+    level = LINEAR_RIDGES[-1] * float(cov_DD.diagonal().mean())
     cross_DD = centred_TD.T @ (noise_TD - noise_TD.mean(0)).double() / 60
     largest = torch.linalg.solve(cov_DD + level * torch.eye(16, dtype=torch.float64), cross_DD).T
     assert torch.allclose(of_noise_DD, largest, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What stands in for dropped branches; all but `linear` is folded into weights that stay.
+"""Replacements of dropped layers; all but `linear` are folded into weights that stay.
 
 - `nothing`: the stream passes.
 - `mean`: the mean update stays, in an earlier bias.
@@ -8,7 +8,10 @@
 - `affine`: the kept branch before them, the anchor, gives with its own update m also the best
   affine guess of what they would have added: m <- m + A m + c, by ridge regression, into its
   writer (ReplaceMe, NeurIPS 2025, arXiv 2505.02819, which has no intercept c).
-- `linear`: a linear layer in their place, see `secateur.surgery.linear_map`, at its own cost.
+- `linear`: a linear layer in their place, at its own cost: the map that guesses best what they add,
+  from what the first of them reads behind its norm. NBL (NeurIPS 2025, arXiv 2505.21077) for one
+  attention layer, in the manner of TOAST (which maps the stream before a window of blocks to that
+  behind it) for more. Its ridge is chosen on images held out, then all images are fitted.
 - `merge`: the kept block before dropped ones takes theta + sum_k (theta_k - theta), theta_k the
   parameters of the dropped blocks (LaCo, arXiv 2402.11187; its code subtracts the sum so far in
   place of theta, which leaves just the last block).
@@ -29,16 +32,22 @@ from secateur.models.linear import linearisable
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Evidence, Sums
+from secateur.statistics.gaps import HELD
 from secateur.statistics.kinds.similarity import TINY
-from secateur.surgery.linear_map import linear_map
-from secateur.surgery.moments import RIDGE, iterated_solve
+from secateur.statistics.moments import joint_moments
+from secateur.surgery.solve import Choice, LinearMap, choose, least_squares
 
-StandIn = Literal["nothing", "mean", "scalar", "affine", "linear", "merge"]
-STAND_INS: tuple[str, ...] = get_args(StandIn)
+Replacement = Literal["nothing", "mean", "scalar", "affine", "linear", "merge"]
+REPLACEMENTS: tuple[str, ...] = get_args(Replacement)
+
+LINEAR_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Candidates for the ridge of `linear`."""
+LINEAR_RIDGE = 1e-3
+"""The ridge of `linear` where too few images were given to hold any out."""
 
 
-def stand_in_needs(stand_in: StandIn) -> set[str]:
-    """The kinds of evidence that a stand-in asks of the uncut model.
+def replacement_needs(stand_in: Replacement) -> set[str]:
+    """The kinds of evidence that a replacement asks of the uncut model.
 
     `affine` and `linear` also take a pass of their own once the plan is known. Where there is no
     branch before the dropped ones, `affine` falls back on the mean; searches take the mean for
@@ -74,10 +83,10 @@ def gaps_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
     return gaps
 
 
-def check_stand_in(
-    model: nn.Module, family: Family, anatomy: Anatomy, stand_in: StandIn, groups: set[str]
+def check_replacement(
+    model: nn.Module, family: Family, anatomy: Anatomy, stand_in: Replacement, groups: set[str]
 ) -> None:
-    """UserError where a stand-in cannot work on this model or with these groups."""
+    """UserError where a replacement cannot work on this model or with these groups."""
     if stand_in == "merge" and groups != {"block"}:
         raise UserError(
             "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
@@ -104,11 +113,11 @@ def drop_(
     family: Family,
     anatomy: Anatomy,
     shapes: Shapes,
-    stand_in: StandIn,
+    stand_in: Replacement,
     evidence: Evidence | None,
     anchors: Mapping[str, Sums],
 ) -> None:
-    """Remove the branches whose shape is None from `model` and put the stand-in in place.
+    """Remove the branches whose shape is None from `model` and put the replacement in place.
 
     `anchors` are the moments of `secateur.statistics.anchors` for the runs of this plan, or of
     `secateur.statistics.gaps` for its gaps.
@@ -120,8 +129,8 @@ def drop_(
     gaps = {} if linear is None else gaps_of(anatomy, shapes)
     for first in gaps:
         if linear is not None:
-            map_DD, constant_D = linear_map(anchors[first], first)
-            linear.put_linear_(model, anatomy.branch(first), map_DD, constant_D)
+            found = linear_map(anchors[first], first)
+            linear.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
     family.drop_(model, dropped - set(gaps))
     if stand_in == "scalar":
         _shorten_(model, family, anatomy, dropped, evidence)
@@ -148,19 +157,32 @@ def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
     return sums["update_sum"] / sums["count"]
 
 
-def affine_guess(sums: Sums, owner: str) -> tuple[Tensor, Tensor]:
-    """A (D, D) and c (D,), fp64, of y = A x + c with the least squared error, slightly ridged."""
-    count = sums["count"]
-    x_D, y_D = sums["x_sum"] / count, sums["y_sum"] / count
-    cov_xx = sums["x_gram"].double() / count - torch.outer(x_D, x_D)
-    cov_xy = sums["xy_gram"].double() / count - torch.outer(x_D, y_D)
-    map_DD = iterated_solve((cov_xx + cov_xx.T) / 2, cov_xy, RIDGE, owner).T
-    return map_DD, y_D - map_DD @ x_D
+def affine_map(sums: Sums, owner: str) -> LinearMap:
+    """A (D, D) and c (D,) of y = A x + c with the least squared error, slightly ridged.
+
+    `sums` are those of `secateur.statistics.anchors` for one run.
+    """
+    return least_squares(joint_moments(sums), owner, steps=2)
+
+
+def linear_map(sums: Sums, owner: str) -> LinearMap:
+    """A (D, D) and c (D,) that map best what a gap reads to what it adds to the stream.
+
+    `sums` are those of `secateur.statistics.gaps` for one gap.
+    """
+    fit = {name: value for name, value in sums.items() if not name.startswith(HELD)}
+    held = {name.removeprefix(HELD): sums[name] for name in sums if name.startswith(HELD)}
+    if not held or not fit:
+        return least_squares(joint_moments(fit or held), owner, Choice(ridge=LINEAR_RIDGE))
+    choice = choose(joint_moments(fit), joint_moments(held), owner, LINEAR_RIDGES)
+    both = {name: fit[name] + held[name] for name in fit}
+    return least_squares(joint_moments(both), owner, choice)
 
 
 def _fold_(model: nn.Module, family: Family, anchor: Branch, sums: Sums) -> None:
     """Let the anchor's update m become m + A m + c."""
-    map_DD, constant_D = affine_guess(sums, anchor.id)
+    found = affine_map(sums, anchor.id)
+    map_DD, constant_D = found.w_DS, found.b_D
     behind_D = family.writer_shift(model, anchor)
     if behind_D is not None:
         # WHY: what is added behind the writer is part of m, but no part of what it writes.
@@ -213,8 +235,8 @@ def _shorten_(
         elif longer != 1.0:
             weights = family.weights(model, branch)
             bias_D = bias_of(weights)
-            shorter = torch.eye(branch.width, dtype=torch.float64) / longer
-            shorter = shorter.to(weights_device(weights))
+            device = weights_device(weights)
+            shorter = torch.eye(branch.width, dtype=torch.float64, device=device) / longer
             less_D = None if bias_D is None else bias_D.double() / longer
             family.assign_(model, branch, rewritten(weights, shorter, less_D))
 

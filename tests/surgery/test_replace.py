@@ -16,14 +16,14 @@ from secateur.models.weights import MlpWeights
 from secateur.statistics import observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.surgery.cut import cut_
-from secateur.surgery.stand_in import StandIn, check_stand_in, runs_of
+from secateur.surgery.replace import Replacement, check_replacement, runs_of
 from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 
 LINEAR_HOSTS = [name for name in HOSTS if name != "vit_post_norm"]
 
 
-def cut_with(model: nn.Module, gone: set[str], stand_in: StandIn, images: Tensor) -> nn.Module:
+def cut_with(model: nn.Module, gone: set[str], stand_in: Replacement, images: Tensor) -> nn.Module:
     """A copy without these branches, through the same steps as a run."""
     anatomy = read(model)
     shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
@@ -177,7 +177,7 @@ def test_equal_blocks_merge_into_themselves() -> None:
 
 
 @pytest.mark.parametrize("stand_in", ["nothing", "mean", "scalar", "affine", "merge"])
-def test_stand_ins_cost_nothing(stand_in: StandIn) -> None:
+def test_stand_ins_cost_nothing(stand_in: Replacement) -> None:
     model = build("vit")
     result = prune(
         model,
@@ -194,10 +194,10 @@ def test_stand_ins_cost_nothing(stand_in: StandIn) -> None:
 
 
 @pytest.mark.parametrize("stand_in", ["scalar", "affine"])
-def test_norms_behind_the_writer_are_refused(stand_in: StandIn) -> None:
+def test_norms_behind_the_writer_are_refused(stand_in: Replacement) -> None:
     model = build("vit_post_norm")
     with pytest.raises(UserError, match="a norm stands behind"):
-        check_stand_in(model, family_of(model), read(model), stand_in, {"block"})
+        check_replacement(model, family_of(model), read(model), stand_in, {"block"})
     with pytest.raises(UserError, match="a norm stands behind"):
         prune(model, images_for(model), "drop 1 blocks", preset="shortgpt", stand_in=stand_in)
 
