@@ -14,7 +14,8 @@ def usable_device(name: torch.device | str) -> torch.device:
         found = torch.device(name)
     except RuntimeError as error:
         raise UserError(
-            f"'{name}' is no device; write for example cpu, cuda, cuda:1 or mps."
+            f"device '{name}' cannot be used: '{name}' is no device; write for example cpu, cuda, "
+            "cuda:1 or mps."
         ) from error
     try:
         torch.empty(1, device=found)

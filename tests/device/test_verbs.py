@@ -13,7 +13,7 @@ from secateur.devices import present_devices
 from secateur.errors import UserError
 from secateur.masks.estimator import forms
 from secateur.masks.granularity import sharings
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.masks.strategy import ways
 from secateur.surgery.repair import Repair
 from secateur.training.verbs import FineTuneSettings, HealSettings

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
     from secateur.verbs.learned_result import Learned
 
 FROM_SCRATCH_WARMUP = 0.4
@@ -134,7 +134,7 @@ def learn(
 
 
 def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
     from secateur.training.settings import read_settings
 
     changes = {

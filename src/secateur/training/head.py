@@ -13,7 +13,7 @@ from secateur.statistics.moments import moments
 from secateur.statistics.registry import Sums, add_
 from secateur.surgery.solve import Choice, least_squares
 from secateur.training.held_out import HeldOut
-from secateur.training.stream import Items
+from secateur.training.sampler import Items
 from secateur.training.teacher import Teacher, logits_of
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)

@@ -16,7 +16,7 @@ from secateur.data.images import ImageSet
 from secateur.errors import UserError
 from secateur.statistics.divergence import divergence
 from secateur.training.judging import Sums
-from secateur.training.stream import Items
+from secateur.training.sampler import Items
 from secateur.training.teacher import Teacher, logits_of
 
 MOST = 2000

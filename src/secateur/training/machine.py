@@ -69,16 +69,6 @@ class Machine:
         self.trackers.clear()
 
 
-def require_accelerate() -> None:
-    """UserError where the training extra is not installed."""
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "training needs accelerate, which is missing: pip install 'secateur[train]'."
-        ) from error
-
-
 def processes() -> Any:
     """What accelerate knows of this process and its fellows: `device`, `is_main_process`, ....
 
@@ -120,7 +110,6 @@ def machine_for(settings: TrainSettings, folder: Path | None, device: torch.devi
     UserError when a tracker is wanted whose library is missing (TensorBoard, the default, is left
     out silently then). Warns where bf16 would be slow.
     """
-    require_accelerate()
     if settings.precision == "bf16" and emulates_bf16(device):
         warnings.warn(
             "this processor has no instructions for bf16, which can make training many times "

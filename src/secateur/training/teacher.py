@@ -51,17 +51,22 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A frozen model in eval mode; `runner` is None where it can only be asked for its outputs."""
+    """A frozen model in eval mode that sees images through `view`, as they are without one.
+
+    `runner` is None where only its outputs are known; `channels` are those of its stream that a
+    narrower student has too, None for all.
+    """
 
     model: nn.Module
-    view: View
+    view: View | None
     runner: Runner | None
+    channels: Tensor | None = None
     mismatch: str = ""
 
     def _take(self, images_BCHW: Tensor) -> Tensor:
         if next(self.model.parameters()).device != images_BCHW.device:
             self.model.to(images_BCHW.device)
-        return self.view(images_BCHW)
+        return images_BCHW if self.view is None else self.view(images_BCHW)
 
     @torch.no_grad()
     def logits(self, images_BCHW: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ class Teacher:
     def see(self, images_BCHW: Tensor) -> Trace:
         """The same with its streams; only where it has a `runner`."""
         assert self.runner is not None
-        return self.runner.trace(self._take(images_BCHW))
+        return self.runner.trace(self._take(images_BCHW), self.channels)
 
 
 def teacher_for(student: nn.Module, model: nn.Module) -> Teacher:

@@ -27,8 +27,8 @@ from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits
 from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.replace import check_replacement
-from secateur.training.budget import parse_polish
 from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
+from secateur.training.run_length import parse_run_length
 from secateur.verbs.evaluate import measure_
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
@@ -217,7 +217,7 @@ def _polish(
         if progress is not None:
             progress("polish", done, total)
 
-    budget = parse_polish(options.polish)
+    budget = parse_run_length(options.polish)
     kept = [units["width"] for units in plan.units.values() if "width" in units]
     channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
     return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)

@@ -1,4 +1,4 @@
-"""What a teacher answered, kept by view, so that it is asked once about every view of an image.
+"""Teacher logits cached on disk by view, so that the teacher runs once on every view of an image.
 
 Where images are seen in a fixed number of views, a teacher costs that many passes over the images
 at most, however long one trains and however many runs share the folder; after Shen & Xing, A Fast
@@ -23,11 +23,11 @@ from secateur.training.settings import TrainSettings
 from secateur.training.teacher import Teacher
 from secateur.training.views import views_of
 
-ANSWERS = ("distil.answers", "the teacher's answers")
+LOGITS = ("distil.answers", "the teacher's logits")
 """The setting that keeps them, and what it keeps."""
 
 
-class Answers:
+class CachedLogits:
     """A file of (R, C + 1) numbers in fp32: the logits of each view, then 1, or 0 if not known yet.
 
     The 1 comes last, so that a row that was begun only does not count.
@@ -35,7 +35,7 @@ class Answers:
 
     def __init__(self, file: Path, views: int, classes: int) -> None:
         self.file = file
-        self.rows = RowFile(file, views, (classes + 1) * 4, ANSWERS[1])
+        self.rows = RowFile(file, views, (classes + 1) * 4, LOGITS[1])
 
     def __call__(
         self, images_BCHW: Tensor, rows_B: Tensor, ask: Callable[[Tensor], Tensor]
@@ -51,15 +51,15 @@ class Answers:
             asked_BC = ask(images_BCHW[new_B.to(images_BCHW.device)])
             known_BC[new_B] = asked_BC.float().cpu()
             for place in new_B.nonzero().flatten().tolist():
-                answer = np.append(known_BC[place].numpy(), np.float32(1))
-                self.rows[rows[place]] = answer.tobytes()
+                row = np.append(known_BC[place].numpy(), np.float32(1))
+                self.rows[rows[place]] = row.tobytes()
         return known_BC.to(images_BCHW.device)
 
 
-def answers_for(
+def cached_logits_for(
     teacher: Teacher, images: object, settings: TrainSettings, folder: Path | None, classes: int
-) -> Answers | None:
-    """The kept answers of `teacher` about the views of `images`; None without a folder.
+) -> CachedLogits | None:
+    """The cached logits of `teacher` for the views of `images`; None without a folder.
 
     The file is named after all that decides what the teacher sees: another teacher, seed,
     augmentation, precision or choice of images has a file of its own. Raises UserError as
@@ -67,14 +67,15 @@ def answers_for(
     """
     if folder is None:
         return None
-    images, views = views_of(images, settings, ANSWERS)
+    images, views = views_of(images, settings, LOGITS)
+    view = teacher.view
     known = {
         "teacher": digest(teacher.model),
-        "shown": [asdict(teacher.view.before), asdict(teacher.view.after)],
+        "shown": [] if view is None else [asdict(view.before), asdict(view.after)],
         "images": [images.source, images.fingerprint, images.names],
         "augment": settings.augment.model_dump(mode="json"),
         "seed": settings.seed,
         "precision": settings.precision,
     }
     mark = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:16]
-    return Answers(folder / f"{mark}.logits", len(images) * views, classes)
+    return CachedLogits(folder / f"{mark}.logits", len(images) * views, classes)

@@ -61,7 +61,7 @@ def phases(settings: LearnSettings, images: int) -> dict[Phase, TrainSettings]:
         "search": settings.search_share,
     }
     shares["tune"] = 1 - sum(shares.values())
-    whole = settings.budget(images)
+    whole = settings.length(images)
     found: dict[Phase, TrainSettings] = {}
     done = 0.0
     for phase, share in shares.items():

@@ -1,14 +1,16 @@
 """What a polish trains on, what it holds out, and what it does to the former."""
 
-from itertools import islice
+import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.training.images import augment, shuffled, split
+from secateur.training import PolishSettings, parse_run_length, polish_
+from secateur.training.polish import Augmented, require_polishable, split
+from tests.hosts import build, images_for
 
 
 def numbered(count: int) -> Tensor:
@@ -38,17 +40,27 @@ def test_images_beyond_the_memory_are_left_out() -> None:
 
 def test_too_few_images() -> None:
     with pytest.raises(UserError, match="4 calibration images are too few"):
-        split(as_batches(numbered(4), 1))
+        require_polishable(nn.Identity(), 4)
 
 
-def test_a_pass_shows_no_image_twice_and_a_seed_repeats() -> None:
-    def passes(seed: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(seed)
-        return [numbers(b) for b in islice(shuffled(numbered(10), 4, generator), 4)]
+def test_fewer_images_than_a_batch_come_once_each_step() -> None:
+    dense = build("vit")
+    student, images, seen = copy.deepcopy(dense), images_for(dense, 6), []
 
-    first = passes(0)
-    assert len({*first[0], *first[1]}) == 8
-    assert first == passes(0) != passes(1)
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            seen.append(inputs[0])
+
+    student.patch_embed.register_forward_pre_hook(watch)
+    whole = PolishSettings(least_area=1.0, flip=False)
+    report = polish_(
+        student, dense, as_batches(images, 1), parse_run_length("3 steps"), settings=whole
+    )
+    assert (report.images, report.held_out, len(seen)) == (5, 1, 3)
+    for batch in seen:
+        assert len(batch) == 5
+        gaps = (batch[:, None] - images[[0, 1, 2, 3, 5]]).abs().amax((2, 3, 4))
+        assert sorted(gaps.argmin(1).tolist()) == [0, 1, 2, 3, 4] and gaps.amin(1).max() < 1e-5
 
 
 def gradient_image(count: int) -> Tensor:
@@ -58,7 +70,8 @@ def gradient_image(count: int) -> Tensor:
 
 
 def test_crops_lie_inside_and_keep_their_shape() -> None:
-    seen = augment(gradient_image(200), 0.5, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    seen = torch.stack(list(Augmented(gradient_image(200), 0.5, flip=True)))
     assert seen.shape == (200, 2, 64, 64)
     across = seen[:, 0, 0, -1] - seen[:, 0, 0, 0]
     down = seen[:, 1, -1, 0] - seen[:, 1, 0, 0]
@@ -73,10 +86,15 @@ def test_crops_lie_inside_and_keep_their_shape() -> None:
 
 def test_whole_images_stay_as_they_are() -> None:
     images = torch.randn(5, 3, 16, 16)
-    same = augment(images, 1.0, torch.Generator().manual_seed(0), flip=False)
+    same = torch.stack(list(Augmented(images, 1.0, flip=False)))
     assert torch.allclose(same, images, atol=1e-5)
-    mirrored = augment(images, 1.0, torch.Generator().manual_seed(0))
+    mirrored = list(Augmented(images, 1.0, flip=True))
     for image, original in zip(mirrored, images, strict=True):
         assert torch.allclose(image, original, atol=1e-5) or torch.allclose(
             image, original.flip(-1), atol=1e-5
         )
+
+
+def test_crops_of_oblong_images_keep_their_shape() -> None:
+    images = torch.randn(4, 3, 16, 24)
+    assert torch.stack(list(Augmented(images, 0.5, flip=True))).shape == images.shape

@@ -1,4 +1,4 @@
-"""How long a polish may take: a number of steps, or a time on the clock."""
+"""How long a training run takes: a number of steps, or a time on the clock."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _SECONDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolishBudget:
+class RunLength:
     """`steps` of the optimizer, or `seconds` of wall time; exactly one is given."""
 
     text: str
@@ -22,21 +22,21 @@ class PolishBudget:
     seconds: float | None = None
 
     def share(self, steps: int, seconds: float) -> float:
-        """The part of the budget that is used up; the polish ends at 1."""
+        """The part of the run that is over; training ends at 1."""
         if self.steps is not None:
             return steps / self.steps
         return seconds / (self.seconds or 1.0)
 
 
-def parse_polish(text: str) -> PolishBudget:
-    """Read '30s', '5min', '1.5 h' or '200 steps'; UserError for anything else."""
+def parse_run_length(text: str, name: str = "polish") -> RunLength:
+    """Read '30s', '5min', '1.5 h' or '200 steps'; UserError for anything else, under `name`."""
     found = _FORM.fullmatch(text.strip().lower())
     number, unit = (float(found[1]), found[2]) if found else (0.0, "")
     if unit in ("step", "steps") and number >= 1 and number == int(number):
-        return PolishBudget(text=text.strip(), steps=int(number))
+        return RunLength(text=text.strip(), steps=int(number))
     if unit in _SECONDS and number > 0:
-        return PolishBudget(text=text.strip(), seconds=number * _SECONDS[unit])
+        return RunLength(text=text.strip(), seconds=number * _SECONDS[unit])
     raise UserError(
-        f"polish '{text}' is neither a time nor a number of steps above zero; write for example "
+        f"{name} '{text}' is neither a time nor a number of steps above zero; write for example "
         "'30s', '5min' or '200 steps'."
     )

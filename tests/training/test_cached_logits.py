@@ -11,8 +11,8 @@ import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
-from secateur.training.answers import Answers, answers_for
+from secateur.masks.settings import LearnSettings
+from secateur.training.cached_logits import CachedLogits, cached_logits_for
 from secateur.training.held_out import part_of
 from secateur.training.objectives import DistilSettings
 from secateur.training.settings import AugmentSettings
@@ -46,7 +46,7 @@ def settings(folder: Path | None, views: int | None = 2, **changes: object) -> H
 
 def test_a_view_is_asked_about_once_by_all_who_share_the_file(tmp_path: Path) -> None:
     images_BCHW, asked = torch.randn(4, 1, 1, 3), Asked()
-    mine, other = (Answers(tmp_path / "new" / "file", views=6, classes=3) for _ in range(2))
+    mine, other = (CachedLogits(tmp_path / "new" / "file", views=6, classes=3) for _ in range(2))
     rows_B = torch.tensor([5, 0, 2, 3])
     assert torch.equal(mine(images_BCHW, rows_B, asked), images_BCHW.flatten(1))
     assert asked.images == 4
@@ -56,14 +56,14 @@ def test_a_view_is_asked_about_once_by_all_who_share_the_file(tmp_path: Path) ->
     assert asked.images == 5
     assert torch.equal(some[0], images_BCHW[0].flatten())
     assert torch.equal(some[1], images_BCHW[0].flatten())
-    later = Answers(tmp_path / "new" / "file", views=6, classes=3)
+    later = CachedLogits(tmp_path / "new" / "file", views=6, classes=3)
     assert torch.equal(later(images_BCHW, rows_B, asked), images_BCHW.flatten(1))
     assert asked.images == 5
 
 
 def test_an_answer_that_was_only_begun_does_not_count(tmp_path: Path) -> None:
     images_BCHW, asked = torch.randn(2, 1, 1, 3), Asked()
-    kept = Answers(tmp_path / "file", views=2, classes=3)
+    kept = CachedLogits(tmp_path / "file", views=2, classes=3)
     kept(images_BCHW, torch.tensor([0, 1]), asked)
     with (tmp_path / "file").open("r+b") as file:
         file.seek(16)
@@ -82,7 +82,7 @@ def test_what_the_teacher_sees_names_the_file(tmp_path: Path, digits: ImageSet) 
     smaller = plain.augment.model_copy(update={"least_area": 0.5})
 
     def file(teacher: nn.Module = model, images: object = digits, it: HealSettings = plain) -> str:
-        found = answers_for(teacher_for(model, teacher), images, it, tmp_path, 10)
+        found = cached_logits_for(teacher_for(model, teacher), images, it, tmp_path, 10)
         assert found is not None
         return found.file.name
 
@@ -159,7 +159,7 @@ def test_bad_input_is_refused_before_training(tmp_path: Path, digits: ImageSet) 
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Answers(tmp_path / "file", views=2, classes=3)
+    kept = CachedLogits(tmp_path / "file", views=2, classes=3)
     monkeypatch.setattr(os, "pwrite", lambda file, data, place: len(data) // 2)
     with pytest.raises(UserError, match="No space left"):
         kept(torch.randn(1, 1, 1, 3), torch.tensor([0]), Asked())
