@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from secateur.models.walk import Walk
 from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
 from secateur.models.family import Family, family_of
+from secateur.models.runner import Runner
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
 """Largest difference of outputs, as a share of the largest output; coarser types get 5 %."""
@@ -35,7 +35,7 @@ def require_walk(model: nn.Module) -> None:
     images_BCHW = noise.to(like.device, like.dtype)
     with _evaluating(model):
         own = _outputs_of(model, images_BCHW)
-        walk = Walk.of(model, family, anatomy)
+        walk = Runner.of(model, family, anatomy)
         walked = walk.finish(walk.embed(images_BCHW))
     if walked.shape != own.shape:
         shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
