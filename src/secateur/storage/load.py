@@ -11,7 +11,7 @@ from secateur.devices import usable_device
 from secateur.errors import UserError
 from secateur.models.family import stated_names
 from secateur.storage.base import build, identify
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.hub import download
 from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta

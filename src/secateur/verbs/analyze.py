@@ -39,7 +39,7 @@ from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import findings
 from secateur.statistics.divergence import unit_of
-from secateur.storage.files import check_files, write_files
+from secateur.storage.directories.files import check_files, write_files
 from secateur.verbs.load import open_data, unreadable_note
 
 LIMIT = 256

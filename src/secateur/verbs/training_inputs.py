@@ -18,7 +18,7 @@ from secateur.progress import Progress
 from secateur.storage.base import Base, base_of
 from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
-from secateur.training.held_out import hold_out
+from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, require_labels
 from secateur.verbs.evaluate import score
