@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from secateur.ablation.removal import removal
+from secateur.ablation.layers import removal
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.quota import Quota, Unit, dropped_sizes, quota, units_of
 from secateur.allocation.target import Target, counted_target, unweighed
 from secateur.allocation.types import Plan, shapes_of
 from secateur.methods.cutting import cut_copy
-from secateur.methods.layer_search.greedy import Found, evolutionary, greedy
-from secateur.methods.layer_search.iterative import best_window, iterative
+from secateur.methods.layer_search.drops import Found
+from secateur.methods.layer_search.evolution import evolutionary
+from secateur.methods.layer_search.greedy import greedy
+from secateur.methods.layer_search.iterative import iterative
+from secateur.methods.layer_search.window import best_window
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.statistics import Evidence
