@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
 from secateur.models.family import Family, family_of
-from secateur.models.walk import Walk
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
 """Largest difference of outputs, as a share of the largest output; coarser types get 5 %."""
@@ -35,8 +34,10 @@ def require_walk(model: nn.Module) -> None:
     images_BCHW = noise.to(like.device, like.dtype)
     with _evaluating(model):
         own = _outputs_of(model, images_BCHW)
-        walk = Walk.of(model, family, anatomy)
-        walked = walk.finish(walk.embed(images_BCHW))
+        stream_BND = family.embed(model, images_BCHW)
+        for branch in anatomy.branches:
+            stream_BND = family.through(model, branch)(stream_BND)
+        walked = family.head(model, stream_BND)
     if walked.shape != own.shape:
         shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
         _refuse(model, family, f"it gives outputs of {shapes}")
