@@ -239,9 +239,9 @@ def as_tokens(grid_BDHW: Tensor) -> Tensor:
 class ShiftedReLU(nn.ReLU):
     """relu(x) + bias on a grid: it carries a constant of the stream that nothing earlier can."""
 
-    def __init__(self, width: int, device: torch.device | None = None) -> None:
+    def __init__(self, bias_D: Tensor) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width, device=device))
+        self.bias = nn.Parameter(bias_D)
 
     def forward(self, grid_BDHW: Tensor) -> Tensor:
         """The sum of both."""

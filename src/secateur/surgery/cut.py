@@ -8,7 +8,7 @@ from torch import nn
 from secateur.allocation.types import Plan
 from secateur.errors import UserError
 from secateur.models.family import Family, family_of
-from secateur.models.stream import END, Held, narrowable
+from secateur.models.stream import END, Held
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.statistics import Evidence, Sums
 from secateur.statistics.moments import Moments, moments, variances
@@ -112,7 +112,7 @@ def narrow_streams_(
             if rotated and repair in SOLVED:
                 for branch in family.read(model).branches:
                     take_over_(model, family, branch, kept_D, evidence)
-            narrowable(family).narrow_(model, stream, kept_D, held)
+            family.narrow_(model, stream, kept_D, held)
 
 
 def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, Held]:

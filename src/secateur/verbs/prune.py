@@ -20,7 +20,6 @@ from secateur.methods.task import LIMIT, Options, Task, parse_groups, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
 from secateur.models.sharing import refuse_shared
-from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost, GroupName
 from secateur.models.walk_check import require_walk
 from secateur.presets import DEFAULT
@@ -162,7 +161,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
     if task.preset.stand_in is not None:
         check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
-        rotatable(model, family)
+        family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
     require_walk(model)
 
