@@ -217,6 +217,10 @@ class Anatomy:
                 return branch
         raise KeyError(branch_id)
 
+    def stage_of(self, block: Block) -> int:
+        """The stage of a block that has branches."""
+        return self.branch(block.branches[0]).stage
+
     @property
     def shapes(self) -> "Shapes":
         """The present shape of every branch."""

@@ -58,14 +58,14 @@ def replacement_needs(stand_in: Replacement) -> set[str]:
 
 
 def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """Each kept branch that has dropped ones right behind it, with those."""
+    """Each kept branch that has dropped ones of its stage right behind it, with those."""
     runs: dict[str, tuple[str, ...]] = {}
     anchor = None
     for branch in anatomy.branches:
         if shapes.get(branch.id) is not None:
-            anchor = branch.id
-        elif anchor is not None:
-            runs[anchor] = (*runs.get(anchor, ()), branch.id)
+            anchor = branch
+        elif anchor is not None and anchor.stage == branch.stage:
+            runs[anchor.id] = (*runs.get(anchor.id, ()), branch.id)
     return runs
 
 
