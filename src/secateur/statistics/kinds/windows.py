@@ -20,8 +20,9 @@ def window_similarity(sums_of: Callable[[str], Sums], model: nn.Module, batch: B
     """For each block, sums over tokens by length of the window that begins there.
 
     `cosine` and `angle` (windows,): entry n - 1 compares the stream at the block with that after n
-    blocks of the same stage; streams of different stages differ in their channels and tokens. UIDL, arXiv 2403.17887, looks at the last token only, which in a vision
-    transformer is a patch like any other; here all tokens count.
+    blocks of the same stage; streams of different stages differ in channels and tokens. UIDL, arXiv
+    2403.17887, looks at the last token only, which in a vision transformer is a patch like any
+    other; here all tokens count.
     """
     runner = Runner.of(model)
     embedded_BND = runner.embed(batch.images_BCHW)
