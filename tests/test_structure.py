@@ -15,6 +15,7 @@ ORDER = [
     "whole",
     "devices",
     "progress",
+    "request",
     "data",
     "zoo",
     "models",

@@ -59,7 +59,7 @@ def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     # WHY: times count on the device where the model was when its layers were timed.
     device = training_device(home, job.session.device) if job.target is None else home
     dense = copy_of(model).to(device)
-    _phase(job, "warmup", dense, supervised(job.task.options.settings.label_smoothing), None)
+    _phase(job, "warmup", dense, supervised(job.task.settings.label_smoothing), None)
     student = copy_of(dense)
     teaches = dense if job.reference is None else job.reference.to(device)
     teacher = teacher_for(student, teaches)
@@ -78,7 +78,7 @@ def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
 
 def turn_(job: LearnJob, student: nn.Module) -> None:
     """Turn the dims of attention into principal axes, if the settings say so; outputs stay."""
-    if job.task.options.settings.axes == "given":
+    if job.task.settings.axes == "given":
         return
     session = job.session.stage(AXES)
     folder = session.folder
@@ -111,7 +111,7 @@ def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
         evidence = job.observe(model, spectral_needs(gates))
         batches, progress = job.batches(model), job.session.progress
         return spectral_worths(model, family, gates, pricing, evidence, batches, progress)
-    which, seed = criteria.get(task.options.criterion), task.options.settings.seed
+    which, seed = criteria.get(task.options.criterion), task.settings.seed
     evidence = job.observe(model, start_needs(which, gates))
     return starting_worths(model, family, gates, pricing, evidence, which, seed)
 
@@ -119,7 +119,7 @@ def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
 def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank) -> Way:
     """Let masks and weights learn; without a search phase the scores stay those at the start."""
     pricing = pricing_of(job.task, job.anatomy, job.target)
-    settings = job.task.options.settings
+    settings = job.task.settings
     way = ways.get(settings.search).make(bank, pricing, settings.way())
     if settings.takeover:
         way.takeover = Takeover(
@@ -151,8 +151,8 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: Way) -> Shr
             way.close(last)
         masks = masks_of(bank.gates, last)
         smaller, plan = remove(student, masks, limits)
-        if job.task.options.settings.refit:
-            seed = job.task.options.settings.seed
+        if job.task.settings.refit:
+            seed = job.task.settings.seed
             refit_(smaller, dense, plan, job.batches(dense), seed)
         kept = compression(job.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
@@ -184,7 +184,7 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: Way) -> Shr
 
 def _distil(job: LearnJob, teacher: Teacher) -> Distil:
     """What a student learns from the teacher; from it alone where there are no labels."""
-    settings = job.task.options.settings
+    settings = job.task.settings
     distil = settings.distil
     if not job.session.labels:
         weight = distil.logit_weight or 1.0

@@ -73,6 +73,6 @@ class Learned:
             "removed_percent": self.compression.removed_percent,
             "compression": self.compression.to_json(),
             "steps": {phase: report.steps for phase, report in self.phases.items()},
-            "settings": options.settings.model_dump(mode="json"),
+            "settings": self.task.settings.model_dump(mode="json"),
             "phases": {phase: report.to_json() for phase, report in self.phases.items()},
         }
