@@ -22,7 +22,7 @@ from _common import (
     write_page,
 )
 
-from secateur.ablation.removal import removal
+from secateur.ablation.layers import removal
 from secateur.allocation.budget import parse_budget
 from secateur.allocation.menus import Limits, drop_menu
 from secateur.allocation.quota import quota, units_of

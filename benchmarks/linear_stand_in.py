@@ -28,10 +28,10 @@ from secateur.allocation.budget import parse_budget
 from secateur.allocation.menus import Limits, block_menu
 from secateur.allocation.quota import quota, units_of
 from secateur.allocation.types import Plan
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
 from secateur.data.batches import as_batches
-from secateur.methods.layer_search.iterative import best_window
+from secateur.methods.layer_search.window import best_window
 from secateur.models.family import family_of, read
 from secateur.models.types import Shapes
 from secateur.statistics import Evidence, observe
@@ -111,23 +111,20 @@ def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[st
         found = best_window(anatomy, evidence, criterion, units, wanted)
         return {branch for unit in found.units for branch in unit.branches}
     family = family_of(bench.model)
-    scores = {
-        branch.id: float(
-            score(
-                criteria.get(criterion),
-                Question(
-                    group="branch",
-                    owner=branch.id,
-                    weights=family.weights(bench.model, branch),
-                    sums=evidence.about(branch.id),
-                    images=evidence.images,
-                    seed=0,
-                ),
-            )
+    which, scores = criteria.get(criterion), {}
+    for branch in [branch for branch in anatomy.branches if branch.kind == kind]:
+        worth = ask(
+            which,
+            bench.model,
+            family,
+            anatomy,
+            "branch",
+            branch.id,
+            evidence,
+            seed=0,
+            settings=None,
         )
-        for branch in anatomy.branches
-        if branch.kind == kind
-    }
+        scores[branch.id] = float(worth)
     return set(sorted(scores, key=scores.__getitem__)[: int(count)])
 
 

@@ -15,7 +15,7 @@ from secateur.masks.pricing import exact_cost, left_of_masks
 from secateur.masks.projection import project
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
-from secateur.masks.start_from_plans import spectral_needs, spectral_worths
+from secateur.masks.start.from_plans import spectral_needs, spectral_worths
 from secateur.masks.task import check_learning, pricing_of, resolve_learn
 from secateur.measurement.accuracy import predict, summarize
 from secateur.models.family import family_of, read

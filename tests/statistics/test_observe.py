@@ -50,11 +50,12 @@ def test_sums_add_up_over_sets_of_images(kind: str) -> None:
     model = build("vit")
     images, labels = labelled(model, 6)
     whole = everything(observe(model, as_batches((images, labels), 6), [kind]))
-    first = everything(observe(model, as_batches((images[:2], labels[:2]), 2), [kind]))
-    rest = everything(observe(model, as_batches((images[2:], labels[2:]), 4), [kind]))
+    first = observe(model, as_batches((images[:2], labels[:2]), 2), [kind])
+    both = first.plus(observe(model, as_batches((images[2:], labels[2:]), 4), [kind]))
+    assert both.images == 6 and everything(both).keys() == whole.keys()
     for key, value in whole.items():
         scale = float(value.abs().max())
-        assert torch.allclose(first[key] + rest[key], value, rtol=1e-4, atol=1e-4 * scale), key
+        assert torch.allclose(everything(both)[key], value, rtol=1e-4, atol=1e-4 * scale), key
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
@@ -148,8 +149,9 @@ def test_modes_and_flags_return_also_after_an_error() -> None:
 @pytest.mark.parametrize("kind", ["hidden_energies", "context_moments", "mlp_gates"])
 def test_activations_that_are_not_finite_are_refused(kind: str) -> None:
     model = build("vit")
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[0] = float("nan")
     images = images_for(model)
-    images[2, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=rf"blocks\.\d\.(attn|mlp) gives values .*{kind}"):
         observe(model, as_batches((images, torch.zeros(4, dtype=torch.long)), 2), [kind])
 

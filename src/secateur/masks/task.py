@@ -19,8 +19,8 @@ from secateur.masks.pricing import Pricing
 from secateur.masks.projection import check_reachable
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
-from secateur.masks.start_from_plans import SPECTRAL
-from secateur.masks.starting import start_needs
+from secateur.masks.start.by_criterion import start_needs
+from secateur.masks.start.from_plans import SPECTRAL
 from secateur.masks.strategy import ways
 from secateur.methods.checked import Units, check_units
 from secateur.methods.request import PruneRequest

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.ablation.bench import held_images
-from secateur.ablation.probe import FULL, QUICK, Effort, Probe, probe_menus
-from secateur.ablation.probe import Probed as Measured
-from secateur.ablation.probe import probe_needs as needs_of
+from secateur.ablation.candidates import FULL, QUICK, Effort, Probe, measure_candidates
+from secateur.ablation.candidates import Probed as Measured
+from secateur.ablation.probe_runner import ProbeRunner
+from secateur.ablation.refitted import Refitted, refit_needs
 from secateur.allocation.budget import ShapeBudget, SizesBudget
 from secateur.allocation.knapsack import solve_knapsack
 from secateur.allocation.menus import Limits
 from secateur.allocation.solvers import cost_function
 from secateur.allocation.target import Target, cost_limit, decide, unweighed
 from secateur.allocation.types import Menu, Plan, Sizes, shapes_of
-from secateur.data.batches import Batches, some_batches
+from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, all_images, first_batches, first_images, fit_and_held
 from secateur.errors import UserError
 from secateur.measurement.memory import return_freed_memory
 from secateur.methods.images import Images
@@ -29,7 +30,7 @@ from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
 from secateur.statistics import Evidence, observe
-from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
+from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 
 SENSE_IMAGES = 64
 """Images of the backward pass that weighs tokens."""
@@ -117,15 +118,13 @@ def measure_menus(
     batches = images.batches
     _require_images(anatomy, groups, batches)
     weights = token_weights(model, anatomy, batches, seed)
-    # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
-    # single tokens count; so the images that menus are measured on give no evidence.
-    fitted = _fitted(batches)
+    fit, held = fit_and_held(batches)
 
     def seen(done: int) -> None:
-        images.say("observe", done, fitted.images)
+        images.say("observe", done, fit.images)
 
-    evidence = observe(model, fitted, needs_of(groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, groups, limits, images, evidence, effort)
+    evidence = observe(model, fit, refit_needs(groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, groups, limits, held, evidence, effort, images.progress)
     return Probed(menus=probed.menus, dense=model, token_weights=weights, probes=probed.probes)
 
 
@@ -187,7 +186,7 @@ def cut_spectral_(
 def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
     """As many of the batches as have room when the streams of two models are kept."""
     floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
-    return _first(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
+    return first_batches(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
 
 
 def token_weights(
@@ -206,7 +205,7 @@ def sensitivities(
     Labels are drawn from the model's own distribution. Positions after the prefix tokens share
     their mean, since single patches differ by chance.
     """
-    some = _first(batches, SENSE_IMAGES)
+    some = first_batches(batches, SENSE_IMAGES)
     evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
     # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
     return_freed_memory()
@@ -233,31 +232,21 @@ def _probe(
     anatomy: Anatomy,
     groups: tuple[GroupName, ...],
     limits: Limits,
-    images: Images,
+    held: Batches,
     evidence: Evidence,
     effort: Effort,
+    progress: Progress | None,
 ) -> Measured:
-    batches, progress = images.batches, images.progress
-    images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
-    if images_PCHW.numel() == 0:
-        images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
+    images_PCHW = all_images(first_images(held, effort.images))
+    probe = ProbeRunner.of(model, family, anatomy, images_PCHW)
 
     def probed_so_far(done: int, total: int) -> None:
         return_freed_memory()
         if progress is not None:
             progress("probe", done, total)
 
-    return probe_menus(
-        model,
-        family,
-        anatomy,
-        groups,
-        limits,
-        evidence,
-        images_PCHW,
-        effort.shares,
-        probed_so_far,
-    )
+    reducer = Refitted(evidence, limits)
+    return measure_candidates(probe, reducer, groups, limits, effort.shares, probed_so_far)
 
 
 def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bool:
@@ -301,19 +290,3 @@ def _solved_units(branch: Branch, groups: tuple[GroupName, ...]) -> int:
     if not {"vo", "heads"} & set(groups):
         return 0
     return branch.shape.size("heads") * branch.shape.size("vo")
-
-
-def _first(batches: Batches, images: int) -> Batches:
-    """The first batches with about this many images."""
-    if batches.images <= images:
-        return batches
-    size = -(-batches.images // len(batches))
-    count = max(1, images // size)
-    return some_batches(batches, lambda number: number < count)
-
-
-def _fitted(batches: Batches) -> Batches:
-    """The batches without those that are held out, as far as there are any to spare."""
-    if len(batches) < HOLD_EVERY:
-        return batches
-    return some_batches(batches, lambda number: number % HOLD_EVERY != HOLD_EVERY - 1)

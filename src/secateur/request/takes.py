@@ -1,6 +1,7 @@
 """The Python signature of a verb, from the fields of its request."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING
 from functools import wraps
@@ -39,12 +40,11 @@ def takes(request: Callable[P, R]) -> Taking[P, R]:
     in the docstring follow from the fields. TypeError for an argument that is none, with the
     nearest name.
     """
-
     make: Any = request
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         first = list(inspect.signature(function).parameters.values())[:-1]
-        signature = inspect.Signature([*first, *_parameters(request)])
+        signature = inspect.Signature([*first, *_parameters(request, _names(function, request))])
 
         @wraps(function)
         def called(*args: Any, **given: Any) -> Any:
@@ -69,27 +69,38 @@ def takes(request: Callable[P, R]) -> Taking[P, R]:
     return decorate
 
 
-def _parameters(request: Any) -> list[inspect.Parameter]:
+def _parameters(request: Any, names: dict[str, Any]) -> list[inspect.Parameter]:
     """Those of the dataclass's constructor, its own fields before those of its parts."""
     found = []
     for field in own_first(request):
-        default = field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
         found.append(
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY
                 if field.kw_only
                 else inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=inspect.Parameter.empty if default is MISSING else default,
-                annotation=_plain(field.type),
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=_plain(field.type, names),
             )
         )
     return sorted(found, key=lambda one: one.kind)
 
 
-def _plain(annotation: Any) -> Any:
+def _names(function: Callable[..., Any], request: Any) -> dict[str, Any]:
+    """What annotations in quotes may speak of.
+
+    Requests import torch for type checkers only, but whoever defines a verb has imported it.
+    """
+    torch = sys.modules.get("torch")
+    found = {"torch": torch, "nn": getattr(torch, "nn", None)}
+    for part in reversed(request.__mro__):
+        found |= vars(sys.modules[part.__module__])
+    return found | function.__globals__
+
+
+def _plain(annotation: Any, names: dict[str, Any]) -> Any:
+    if isinstance(annotation, str):
+        return eval(annotation, names)
     return annotation if said(annotation) is None else get_args(annotation)[0]
 
 

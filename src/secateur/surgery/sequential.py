@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, is_held
 from secateur.models.caches import own_
 from secateur.models.family import Family, family_of
+from secateur.models.runner import Streams, advance, advance_, advance_seen, embed_all
 from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import Sums, evidence_kinds
@@ -29,10 +31,6 @@ from secateur.surgery.reduce import (
     reduce_value,
 )
 from secateur.surgery.replace import runs_of
-from secateur.surgery.streams import Streams, advance, advance_, advance_seen, embed_all
-
-HOLD_EVERY = 5
-"""Every fifth batch is held out from fitting and used to choose blend and ridge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +245,8 @@ def _joint(
     now = advance_seen(run.model, run.family, branch, run.streams, (site,))
     pairs = zip(now, run.aims(), strict=True)
     for number, ((after_BND, seen), dense_BND) in enumerate(pairs):
-        is_held = number % HOLD_EVERY == min(HOLD_EVERY, len(run.streams)) - 1 and number > 0
-        sums = held_sums if is_held else fit_sums
+        # WHY: held-out batches choose blend and ridge.
+        sums = held_sums if is_held(number, len(run.streams)) else fit_sums
         x_BNU = seen[site].flatten(2)
         weights_N = run.weights_N(branch)
         add_moments_(sums, x_BNU, weights_N)

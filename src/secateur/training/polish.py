@@ -18,19 +18,19 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, is_held
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
+from secateur.models.runner import Runner
 from secateur.statistics.observe import frozen
-from secateur.surgery.sequential import HOLD_EVERY
+from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.distillation.teacher import Teacher
 from secateur.training.lesson import Hook, Moment, NotFinite
 from secateur.training.loop import FitReport
-from secateur.training.losses import walk_of
 from secateur.training.machine import processes, training_device
-from secateur.training.objectives import DistilSettings
 from secateur.training.run_length import RunLength
 from secateur.training.session import Session, on_device
 from secateur.training.settings import OptimizerSettings, ScheduleSettings, TrainSettings
-from secateur.training.teacher import Teacher
 
 IMAGE_BYTES = 1_500_000_000
 """Memory for images that are kept, so that nothing is decoded twice; later ones are left out."""
@@ -175,8 +175,9 @@ def polish_(
         layerwise=settings.layerwise,
     )
     how = settings.to_train(length, batch_size, seed)
+    kept = None if channels is None else torch.tensor(channels)
     with frozen(teacher, gradient=True), _trainable(student), on_device(device, teacher):
-        dense = Teacher(model=teacher, view=None, walk=walk_of(teacher, channels))
+        dense = Teacher(model=teacher, view=None, runner=Runner.of(teacher), channels=kept)
         try:
             report = session.fit_(
                 student,
@@ -230,8 +231,8 @@ def split(batches: Batches, most_bytes: int = IMAGE_BYTES) -> tuple[Tensor, Tens
         kept.append(images_BCHW)
     if len(kept) < HOLD_EVERY:
         kept = list(torch.cat(kept).split(1))
-    held = kept[HOLD_EVERY - 1 :: HOLD_EVERY]
-    train = [images for i, images in enumerate(kept) if i % HOLD_EVERY != HOLD_EVERY - 1]
+    held = [images for i, images in enumerate(kept) if is_held(i, len(kept))]
+    train = [images for i, images in enumerate(kept) if not is_held(i, len(kept))]
     return torch.cat(train), torch.cat(held)
 
 

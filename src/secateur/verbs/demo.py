@@ -12,7 +12,7 @@ from secateur.measurement.accuracy import Accuracy
 from secateur.measurement.latency import using_threads
 from secateur.methods.request import DEFAULT, LIMIT
 from secateur.progress import Progress
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.save import check_out
 from secateur.storage.spec import read_spec
 from secateur.verbs.evaluate import score

@@ -8,23 +8,24 @@ from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.masks.job import LearnJob
 from secateur.masks.phases import Shrunk, run
+from secateur.masks.removal.summary import removability
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
-from secateur.masks.summary import removability
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
 from secateur.models.sharing import refuse_shared
+from secateur.models.walk_check import require_walk
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
 from secateur.storage.weights import refuse_not_finite
-from secateur.training.cached_logits import LOGITS
+from secateur.training.distillation.cached_logits import LOGITS
+from secateur.training.distillation.objectives import require_streams
+from secateur.training.distillation.teacher import teacher_for
+from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
-from secateur.training.objectives import require_streams
 from secateur.training.session import Session, has_labels, plain_items
-from secateur.training.teacher import teacher_for
-from secateur.training.views import VIEWS, views_of
 from secateur.verbs.evaluate import measure_
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
@@ -58,6 +59,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     anatomy = family.read(model)
     task = resolve_learn(asked, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
+    require_walk(model)
     scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
     session, used, notes = _open(model, images, settings, device=device, **request.session())
     reference = request.reference

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from secateur.masks.removal.summary import Compression, Removability
 from secateur.masks.settings import Phase
-from secateur.masks.summary import Compression, Removability
 from secateur.masks.task import LearnTask
 from secateur.training.loop import FitReport
 from secateur.verbs.result import Result

@@ -11,8 +11,8 @@ from secateur.models.family import family_of
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
+from secateur.training.distillation.objectives import supervised
 from secateur.training.machine import training_device
-from secateur.training.objectives import supervised
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
 from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
