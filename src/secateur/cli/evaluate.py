@@ -139,7 +139,7 @@ def _reference(
     """The model to compare with, and what to say about it."""
     from secateur.storage.reference import dense_of
 
-    if (name := other.name) is not None:
+    if (name := other.reference) is not None:
         own = replace(host, checkpoint=other.reference_checkpoint, num_classes=None)
         return open_model(name, own, device), f"reference: {name}."
     return dense_of(model)

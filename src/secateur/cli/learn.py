@@ -94,10 +94,9 @@ def learn(
         )
     )
     refuse_missing_images(data, request.eval_images)
-    device, _ = machine.use(), dense.name
-    opened, images = _open(model, host, device, data, from_scratch, settings.seed, request)
-    asked = replace(asked, request=replace(asked.request, reference=dense.opened(opened)))
+    opened, images = _open(model, host, machine.use(), data, from_scratch, settings.seed, request)
     with one_voice(out):
+        asked = replace(asked, request=replace(asked.request, reference=dense.opened(opened)))
         return _finish(learn_checked(opened, images, asked), out, overwrite)
 
 

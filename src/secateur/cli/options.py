@@ -123,19 +123,18 @@ class ReferenceOptions:
         Path | None, Say("Weights of the reference.", REFERENCE, metavar="FILE")
     ] = None
 
-    @property
-    def name(self) -> str | None:
-        """The model named; UserError for weights without a model."""
+    def __post_init__(self) -> None:
+        """UserError for weights without a model."""
         if self.reference is None and self.reference_checkpoint is not None:
             raise UserError("--reference-checkpoint needs the name of its model: --reference.")
-        return self.reference
 
     def opened(self, model: "nn.Module") -> "nn.Module | None":
         """The model to learn from, built as `model` was where it is its base."""
         from secateur.verbs.heal import open_reference
 
-        name = self.name
-        return None if name is None else open_reference(model, name, self.reference_checkpoint)
+        if self.reference is None:
+            return None
+        return open_reference(model, self.reference, self.reference_checkpoint)
 
 
 def open_model(source: str, host: HostOptions, device: str = "cpu") -> "nn.Module":
