@@ -73,7 +73,7 @@ def _lead(record: StudyRecord) -> str:
         f"{record.cells} cells: {counts}{rest}. Calibration: "
         f"{_named(setting['calibration'])}. Evaluation: {_named(setting['evaluation'])}, the same "
         f"for every cell. Scores: {setting['scores']}. Budgets: {setting['budgets']}. Repair: "
-        f"{setting['repair']} (for whole layers `least_squares` is the affine stand-in). "
+        f"{setting['repair']} (for whole layers, `least_squares` is the affine replacement). "
         "Intervals are 95 % bootstrap over images and draws; p-values are of Wilcoxon's "
         "signed-rank test over images, given the draws, Holm-corrected for all tests of the study."
     )
@@ -94,16 +94,22 @@ def _model(model: ModelRecord, own: Table, *, time: bool) -> list[str]:
         )
     if model.dense_ms is not None:
         parts.append(
-            f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model ran "
+            f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model "
+            "ran "
             "in turns."
         )
     parts += ["## Findings", claims(own, model)]
-    parts += ["## Which structure is most redundant", *_rates(model, own)]
+    parts += ["## Redundancy by structure", *_rates(model, own)]
     parts.append(_structures(model, time=time))
     if model.oracle:
-        parts += ["## Which score predicts damage", _oracle(model), _beside(own), _scores(model)]
+        parts += [
+            "## Prediction of the degradation by scores",
+            _oracle(model),
+            _beside(own),
+            _scores(model),
+        ]
     if model.repairs:
-        parts += ["## What repair changes", _repairs(model)]
+        parts += ["## Effect of the repair", _repairs(model)]
     return parts
 
 
