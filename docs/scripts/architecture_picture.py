@@ -122,13 +122,7 @@ def picture() -> str:
     SubElement(root, "style").text = _style()
     _draw(root, "rect", "paper", x=-16, y=0, width=width + 32, height=height)
     _text(root, "ink", 0, 30, "The rooms of secateur", size=17, weight=600)
-    _text(
-        root,
-        "muted",
-        0,
-        50,
-        "in order: a room imports only rooms above it, so every dot lies below the diagonal",
-    )
+    _text(root, "muted", 0, 50, ORDERED)
     _text(root, "hidden-text", NAMES, 74, "● imports the room of the column", weight=600)
     _text(root, "qk-text", lane - 4, 74, "one run of secateur prune", weight=600)
     _rows(root, rooms, width)

@@ -1,15 +1,18 @@
 """Hooks of MkDocs that make one site of files in and above docs/, each kept in one place only.
 
 README.md is the first page, and the changelog and the license are pages. Links from a page to
-other files of the repository, such as a study in benchmarks/, lead to copies in the site.
+other files of the repository, such as a study in benchmarks/, lead to copies in the site. Formulas
+become MathML, so that the site needs no script from elsewhere.
 """
 
+import html
 import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +20,8 @@ PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "LICENSE": "li
 """Pages of the site that are files above docs/, by their path there."""
 COPIES = "repository"
 """Folder of the site for other files of the repository."""
+FORMULA = re.compile(r'(class="arithmatex">)\\([(\[])(.*?)\\[)\]](<)', re.DOTALL)
+"""A formula as pymdownx.arithmatex leaves it, between "\\(" and "\\)", or square brackets."""
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 
 
@@ -43,6 +48,16 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     if uri in PAGES.values():
         return markdown
     return relinked(markdown, f"docs/{uri}", uri)
+
+
+def on_page_content(content: str, **_: object) -> str:
+    """Formulas as MathML."""
+    return FORMULA.sub(_drawn, content)
+
+
+def _drawn(match: re.Match[str]) -> str:
+    display = "block" if match[2] == "[" else "inline"
+    return match[1] + convert(html.unescape(match[3]), display=display) + match[4]
 
 
 def outside(target: str, path: str) -> str | None:
