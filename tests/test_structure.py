@@ -12,6 +12,8 @@ ROOT = Path(secateur.registry.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "whole",
+    "devices",
     "progress",
     "data",
     "zoo",

@@ -102,7 +102,10 @@ def test_a_run_with_other_settings_is_refused_until_restarted(
     # What was trained is not lost, and need not be trained again.
     ended = run(*given, "--json")
     assert ended.code == 0 and ended.json["training"]["resumed_at"] == 6
-    assert run(*given, "--learning-rate", "0.5", "--restart").code == 0
+    changed = [*given, "--learning-rate", "0.5", "--restart"]
+    ended = run(*changed)
+    assert ended.code == 2 and "healed (6 steps), saved on" in ended.err
+    assert run(*changed, "--overwrite").code == 0
 
 
 def full(*_: object, **__: object) -> None:

@@ -63,6 +63,7 @@ def test_analyze(run: Run, tmp_path: Path) -> None:
     assert len(told["findings"]) >= 3 and len(told["layers"]) == 12
     assert (told["data"]["images"], told["probe_images"], told["unit"]) == (48, 32, "nats")
     saved = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert told.pop("replaced") is None
     assert saved == {key: value for key, value in told.items() if key != "out"}
     assert "digits_vit: what it could do without" in (out / "analysis.html").read_text("utf-8")
     text = " ".join(run(*arguments).out.split())

@@ -68,13 +68,29 @@ def test_only_finished_files_remain(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
 
 
+def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
+    path, beside = tmp_path / "model.xml", tmp_path / "model.bin"
+    beside.write_text("of something else")
+    with pytest.raises(UserError, match=r"there is a file .*model\.bin, saved on .*--overwrite"):
+        export(host(depth=1), "openvino", path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.bin"]
+    beside.rename(tmp_path / "mine.bin")
+    export(host(depth=1), "openvino", path)
+    with pytest.raises(UserError, match=r"there is a file .*model\.xml, saved on "):
+        export(host(depth=1), "openvino", path)
+    first = beside.read_bytes()
+    export(host(depth=2), "openvino", path, overwrite=True)
+    assert beside.read_bytes() != first
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.bin", "model.bin", "model.xml"}
+
+
 def onnx_nodes(model: nn.Module, folder: Path) -> Counter[str]:
-    export(model, "onnx", folder / "model.onnx")
+    export(model, "onnx", folder / "model.onnx", overwrite=True)
     return Counter(node.op_type for node in onnx.load(folder / "model.onnx").graph.node)
 
 
 def torch_nodes(model: nn.Module, folder: Path) -> Counter[str]:
-    export(model, "torch", folder / "model.pt2")
+    export(model, "torch", folder / "model.pt2", overwrite=True)
     graph = torch.export.load(folder / "model.pt2").graph
     return Counter(str(node.target) for node in graph.nodes if node.op == "call_function")
 

@@ -1,7 +1,7 @@
 """What is recorded: one host, one preset and one budget at a time, through the public functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from tests.golden.hosts import build, images_for, labels_for
 PRESETS = Path(__file__).parent / "presets"
 FINE = {"qk": 2, "vo": 2, "hidden": 8, "heads": 1, "width": 4}
 """Sizes are multiples of these, so that hosts of 32 channels leave a choice."""
-MENUS = "candidates are measured on the images of the fit"
-SEEDS = "a random search drops the same layers for every seed"
+MENUS = "candidates were measured on the images of the fit"
+SEEDS = "a random search dropped the same layers for every seed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,18 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A run to record. `expected_to_change` is the defect whose repair will change its outcome.
+    """A run to record. `expected_to_change` is the defect whose repair changed its outcome since
+    the first record.
 
-    `trained`: gradient descent carries rounding on, so that its logits differ more between
-    processors.
+    `tolerance` is the largest deviation of logits between processors, as a share of the largest
+    logit; it is larger where a solve is nearly singular. Where rounding decides between units of
+    equal worth, the plan is the same on one processor only: such a case is not `portable`.
     """
 
     run: Callable[[], Outcome]
     expected_to_change: str | None = None
-    trained: bool = False
+    tolerance: float = 1e-5
+    portable: bool = True
 
 
 def outputs(model: nn.Module, host: str) -> Tensor:
@@ -80,7 +83,10 @@ def pruned(host: str, preset: str, budget: str | None, **options: Any) -> Outcom
     return Outcome(adapter.plan_json(found), logits_BC, adapter.numbers(found))
 
 
+SGD = {"name": "sgd", "learning_rate": 0.005}
+"""Plain descent: steps of Adam have one length, also along gradients that are rounding alone."""
 LEARN: dict[str, object] = {
+    "optimizer": SGD,
     "steps": 12,
     "batch_size": 16,
     "checks": 1,
@@ -118,6 +124,7 @@ def heal(host: str, preset: str, budget: str, settings: dict[str, object]) -> An
     model, images = model_and_images(host, 48, labelled=False)
     smaller = prune(host, preset, budget)
     chosen = {"steps": 6, "batch_size": 16, "checks": 1, "trackers": (), "checkpoint_seconds": 0}
+    chosen["optimizer"] = SGD
     torch.manual_seed(0)
     return secateur.heal(
         smaller,
@@ -206,6 +213,13 @@ PRUNED: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("vit", "energy", "60% macs", {"polish": "8 steps"}),
     ("vit", "spectral", "60% macs", {"polish": "4 steps", "effort": "quick"}),
 ]
+SINGULAR = {
+    ("digits", "energy"): 1e-3,
+    ("dinov2", "nbl"): 1e-3,
+    ("vit_post_norm", "spectral"): 1e-4,
+    ("efficientformer", "spectral"): 1e-4,
+}
+"""Tolerances of nearly singular solves: ten times what two instruction sets were seen to differ."""
 MEASURED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("vit", "snp", "60% macs", {}),
     ("vit", "measured_repaired", "50% macs", {}),
@@ -225,7 +239,8 @@ def _name(host: str, preset: str, budget: str | None, options: dict[str, Any]) -
 CASES: dict[str, Case] = {}
 for _host, _preset, _budget, _options in PRUNED:
     CASES[_name(_host, _preset, _budget, _options)] = Case(
-        partial(pruned, _host, _preset, _budget, **_options), trained="polish" in _options
+        partial(pruned, _host, _preset, _budget, **_options),
+        tolerance=SINGULAR.get((_host, _preset), 1e-5),
     )
 for _host, _preset, _budget, _options in MEASURED:
     CASES[_name(_host, _preset, _budget, _options)] = Case(
@@ -236,16 +251,23 @@ for _seed in range(3):
         partial(pruned, "vit", "random_iterative", "drop 4 layers", seed=_seed),
         expected_to_change=SEEDS,
     )
+PLAIN: dict[str, object] = {"axes": "given", "takeover": False, "refit": False}
+"""Without solves in axes of no variance, of which images of digits have many."""
 LEARNED: dict[str, Callable[[], Outcome]] = {
     "digits | learn | 40% params": partial(learned, "digits", "40% params", {}),
-    "digits | learn per_head hard_concrete | 50% macs": partial(
-        learned, "digits", "50% macs", {}, sharing="per_head", gates="hard_concrete"
+    "digits | learn plain | 40% params": partial(learned, "digits", "40% params", PLAIN),
+    "digits | learn plain per_head hard_concrete | 50% macs": partial(
+        learned, "digits", "50% macs", PLAIN, sharing="per_head", gates="hard_concrete"
     ),
-    "digits | learn mixed progressive | 50% params": partial(
-        learned, "digits", "50% params", {"search": "progressive"}, sharing="mixed"
+    "digits | learn plain one shot | 40% params": partial(
+        learned, "digits", "40% params", PLAIN | {"search_share": 0.0}, criterion="energy"
     ),
-    "digits | learn one shot, given axes | 40% params": partial(
-        learned, "digits", "40% params", {"search_share": 0.0, "axes": "given"}, criterion="energy"
+    "vit | learn | 50% params": partial(learned, "vit", "50% params", {}),
+    "vit | learn mixed progressive | 60% params": partial(
+        learned, "vit", "60% params", {"search": "progressive"}, sharing="mixed"
+    ),
+    "vit | learn lagrangian threshold | 60% macs": partial(
+        learned, "vit", "60% macs", {"search": "lagrangian"}, sharing="per_block", gates="threshold"
     ),
     "efficientformer | learn | 60% params": partial(learned, "efficientformer", "60% params", {}),
     "vit | heal | energy 50% macs": partial(healed, "vit", "energy", "50% macs", {}),
@@ -257,7 +279,26 @@ LEARNED: dict[str, Callable[[], Outcome]] = {
     ),
     "digits | heal | spectral 40% macs": partial(healed, "digits", "spectral", "40% macs", {}),
 }
+NOT_PORTABLE = {
+    "digits | learn | 40% params",
+    "digits | learn plain | 40% params",
+    "digits | learn plain per_head hard_concrete | 50% macs",
+}
 for _title, _run in LEARNED.items():
-    CASES[_title] = Case(_run, trained=True)
+    CASES[_title] = Case(
+        _run,
+        tolerance=5e-3 if _title.startswith("digits | heal") else 1e-4,
+        portable=_title not in NOT_PORTABLE,
+    )
 for _host in ("vit", "dinov2", "digits", "efficientformer"):
     CASES[f"{_host} | analyze"] = Case(partial(analysed, _host))
+FEW_BATCHES = (
+    "digits | spectral | 50% macs",
+    "efficientformer | spectral | 70% macs",
+    "digits | learn | 40% params",
+    "digits | learn plain | 40% params",
+    "digits | learn plain per_head hard_concrete | 50% macs",
+)
+"""Cases of fewer than five batches, of which `spectral` held no image out."""
+for _title in FEW_BATCHES:
+    CASES[_title] = replace(CASES[_title], expected_to_change=MENUS)

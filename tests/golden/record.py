@@ -74,6 +74,7 @@ def write() -> None:
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plans.items()]
     PLANS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     save_file(logits, LOGITS)
+    LOGITS.chmod(0o644)
 
 
 def compare() -> int:

@@ -19,7 +19,7 @@ def test_all_files_appear_and_are_replaced(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "page"
     write_files(out, FILES)
     assert contents(out) == FILES
-    write_files(out, FILES | {"a.txt": "new"})
+    write_files(out, FILES | {"a.txt": "new"}, overwrite=True)
     assert contents(out)["a.txt"] == "new"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page"]
 
@@ -46,7 +46,7 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, monkeypatch: pytest.M
         real(source, target)
 
     monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(UserError, match="no space left on device; nothing was changed"):
-        write_files(out, {"a.txt": "new", "b.txt": "new"})
+    with pytest.raises(UserError, match="the disk is full; nothing was changed"):
+        write_files(out, {"a.txt": "new", "b.txt": "new"}, overwrite=True)
     assert contents(out) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["page"]

@@ -176,7 +176,7 @@ def test_replacing_our_own(saved: Path, small: tuple[nn.Module, Base]) -> None:
     (saved / "report.html").write_text("old")
     with torch.no_grad():
         small[0].head.bias += 1
-    _save(small, saved)
+    _save(small, saved, overwrite=True)
     assert [p.name for p in saved.parent.iterdir()] == ["small"]
     assert not (saved / "report.html").exists()
     x = images(small[0])
@@ -190,7 +190,7 @@ def test_a_link_to_our_own_keeps_linking(
     link.symlink_to(saved)
     with torch.no_grad():
         small[0].head.bias += 1
-    _save(small, link)
+    _save(small, link, overwrite=True)
     assert link.is_symlink()
     x = images(small[0])
     assert torch.equal(load(saved)(x), small[0](x))
@@ -216,7 +216,7 @@ def test_disk_full(
     else:
         monkeypatch.setattr(saving, broken, _full)
     with pytest.raises(UserError, match="the disk is full; nothing was written"):
-        _save(small, out)
+        _save(small, out, overwrite=there)
     assert _contents(saved.parent) == before
     assert [p.name for p in saved.parent.iterdir()] == ["small"]
 
@@ -248,7 +248,7 @@ def test_failure_of_the_last_step_restores_the_old(
 
     monkeypatch.setattr(os, "rename", fail_on_unfinished)
     with pytest.raises(UserError, match="unchanged"):
-        _save(small, saved)
+        _save(small, saved, overwrite=True)
     assert _contents(saved.parent) == before
     assert [p.name for p in saved.parent.iterdir()] == ["small"]
 

@@ -15,6 +15,7 @@ from secateur.cli.options import (
     HostOptions,
     MachineOptions,
     Model,
+    Overwrite,
     open_model,
     use_threads,
 )
@@ -71,6 +72,7 @@ def analyze(
     limit: Annotated[
         int, typer.Option(help="Images to use; 0 for all.", rich_help_panel=IMAGES)
     ] = 256,
+    overwrite: Overwrite = False,
 ) -> Answer:
     """Show what a model could do without: every layer, head and dim, measured.
 
@@ -80,10 +82,11 @@ def analyze(
     from secateur.verbs.analyze import check_words
     from secateur.verbs.load import refuse_missing
 
-    check_words(effort, runtime, latency_batch, tolerance, out)
+    check_words(effort, runtime, latency_batch, tolerance, out, overwrite)
     refuse_missing(data)
     use_threads(machine)
-    opened = open_model(model, host)
+    device = machine.check()
+    opened = open_model(model, host, device)
     with progress_bar() as progress:
         found = run(
             opened,
@@ -101,16 +104,17 @@ def analyze(
             progress=progress,
         )
     found.record |= {"model": model, "command": "secateur " + shlex.join(sys.argv[1:])}
+    replaced = None
     if out is not None and is_first_process():
-        found.save(out)
+        replaced = found.save(out, overwrite=overwrite)
     return Answer(
-        data={"out": None if out is None else str(out), **found.to_json()},
-        show=lambda console: _show(console, found, out),
+        data={"out": None if out is None else str(out), "replaced": replaced, **found.to_json()},
+        show=lambda console: _show(console, found, out, replaced),
     )
 
 
-def _show(console: "Console", found: "Analysis", out: Path | None) -> None:
-    from secateur.cli.tables import plain_table, share
+def _show(console: "Console", found: "Analysis", out: Path | None, replaced: str | None) -> None:
+    from secateur.cli.tables import plain_table, share, show_replaced
     from secateur.report.analysis_record import AnalysisRecord
     from secateur.report.analysis_words import damage_words
     from secateur.report.words import milliseconds, percent
@@ -134,6 +138,7 @@ def _show(console: "Console", found: "Analysis", out: Path | None) -> None:
     console.print(f"{passes:.0f} forward passes over {record.data.images} images.")
     for note in record.notes:
         console.print(f"Note: {note}")
+    show_replaced(console, replaced)
     if out is not None:
         console.print(f"Saved to {out}; open {out / 'analysis.html'}.")
 

@@ -3,7 +3,9 @@
 import inspect
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +22,12 @@ from secateur.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 """Exit codes; typer's own for a mistyped option is WRONG_INPUT too."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run in the same way as an interrupt from the keyboard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,7 @@ def verb(function: Callable[..., Answer]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         output = _take(OutputOptions, values)
         arguments = {name: _take(bundle, values) for name, bundle in bundles.items()}
-        with _errors_as_sentences(output.debug):
+        with _errors_as_sentences(output.debug), _terminating():
             with redirect_stdout(sys.stderr) if output.json else nullcontext():
                 answer = function(**arguments, **values)
             _print(answer, output)
@@ -150,9 +156,11 @@ def _errors_as_sentences(debug: bool) -> Iterator[None]:
     except UserError as error:
         _complain(str(error), debug)
         raise typer.Exit(WRONG_INPUT) from None
-    except KeyboardInterrupt:
-        _complain("interrupted.", debug=False)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        told = "; ".join(["terminated" if ended else "interrupted", *_notes(error)])
+        _complain(f"{told}.", debug=False)
+        raise typer.Exit(TERMINATED if ended else INTERRUPTED) from None
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:
@@ -160,6 +168,33 @@ def _errors_as_sentences(debug: bool) -> Iterator[None]:
         hint = "" if debug else " (not your input's fault; --debug shows where it happened)"
         _complain(f"{type(error).__name__}: {first}{hint}", debug)
         raise typer.Exit(FAILED) from None
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Make SIGTERM an exception in the main thread, unless the process ignores it."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() == own:
+            raise Terminated
+        # A forked child ends as it would have without this.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _advise(message: Warning | str, *_: object, **__: object) -> None:

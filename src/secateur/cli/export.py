@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.common import Answer, verb
-from secateur.cli.options import HostOptions, Model, open_model
+from secateur.cli.options import HostOptions, Model, Overwrite, open_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,17 +20,26 @@ def export(
     to: Annotated[str, typer.Option(help="onnx, openvino or torch.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
     host: HostOptions,
+    overwrite: Overwrite = False,
 ) -> Answer:
     """Write a model for another runtime, and compare its outputs with the model's."""
     from secateur.export import export as write
     from secateur.export import exporters
+    from secateur.export.parity import check_file
 
     exporters.get(to)
-    parity = write(open_model(model, host), to, out)
-    return Answer(data={"to": to, **parity.to_json()}, show=lambda console: _show(console, parity))
+    replaced = check_file(out, overwrite=overwrite)
+    parity = write(open_model(model, host), to, out, overwrite=overwrite)
+    return Answer(
+        data={"to": to, "replaced": replaced, **parity.to_json()},
+        show=lambda console: _show(console, parity, replaced),
+    )
 
 
-def _show(console: "Console", parity: "Parity") -> None:
+def _show(console: "Console", parity: "Parity", replaced: str | None) -> None:
+    from secateur.cli.tables import show_replaced
+
+    show_replaced(console, replaced)
     batch = "any number of images" if parity.any_batch else "one image at a time"
     console.print(
         f"Wrote {parity.path}, for {batch}; its outputs differ from the model's by at most "

@@ -58,14 +58,15 @@ def heal(
     from secateur.verbs.load import load
     from secateur.verbs.training_result import training_folder
 
-    check_out(out)
+    check_out(out, overwrite=options.overwrite)
     settings = with_labels(read_settings(HealSettings, options.config, options.changes()), labels)
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
-    opened = load(model)
+    device = machine.check()
+    opened = load(model, device=device)
     name, checkpoint = dense.name, dense.reference_checkpoint
     reference = None if name is None else open_reference(opened, name, checkpoint)
-    with one_voice():
+    with one_voice(out):
         with progress_bar() as progress:
             result = run(
                 opened,
@@ -77,7 +78,8 @@ def heal(
                 limit=lesson.limit or None,
                 skip_unreadable=lesson.skip_unreadable,
                 eval_images=lesson.eval_data,
+                device=machine.device,
                 progress=progress,
                 on_log=Speaker(),
             )
-        return finish(result, out)
+        return finish(result, out, options.overwrite)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
     from secateur.verbs.learned_result import Learned
 
 FROM_SCRATCH_WARMUP = 0.4
@@ -81,7 +81,7 @@ def learn(
     from secateur.verbs.learn import learn as run
     from secateur.verbs.training_result import training_folder
 
-    check_out(out)
+    check_out(out, overwrite=options.overwrite)
     align, minimum = widths("--align", masks.align), widths("--min-width", masks.min_width)
     groups = names(masks.groups)
     parse_groups([*(groups or []), *align, *minimum])
@@ -99,9 +99,10 @@ def learn(
     )
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
+    device = machine.check()
     teacher, weights = dense.name, dense.reference_checkpoint
-    opened, images = _open(model, host, data, from_scratch, settings.seed, lesson)
-    with one_voice():
+    opened, images = _open(model, host, device, data, from_scratch, settings.seed, lesson)
+    with one_voice(out):
         with progress_bar() as progress:
             result = run(
                 opened,
@@ -121,6 +122,7 @@ def learn(
                 limit=lesson.limit or None,
                 skip_unreadable=lesson.skip_unreadable,
                 eval_images=lesson.eval_data,
+                device=machine.device,
                 latency=latency,
                 runtime=masks.runtime,
                 latency_batch=masks.latency_batch,
@@ -128,11 +130,11 @@ def learn(
                 on_log=Speaker(),
                 on_note=lambda text: typer.echo(text, err=True),
             )
-        return _finish(result, out)
+        return _finish(result, out, options.overwrite)
 
 
 def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
     from secateur.training.settings import read_settings
 
     changes = {
@@ -150,6 +152,7 @@ def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) 
 def _open(
     model: str,
     host: HostOptions,
+    device: str,
     data: str,
     from_scratch: bool,
     seed: int,
@@ -157,7 +160,7 @@ def _open(
 ) -> "tuple[nn.Module, object]":
     """The model, and the images as named, or opened where their classes make the head."""
     if not from_scratch:
-        return open_model(model, host), data
+        return open_model(model, host, device), data
     from dataclasses import asdict
 
     import torch
@@ -168,7 +171,7 @@ def _open(
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
     torch.manual_seed(seed)
-    return open_to_train(
+    opened, images = open_to_train(
         model,
         data,
         from_scratch=True,
@@ -179,24 +182,26 @@ def _open(
         skip_unreadable=lesson.skip_unreadable,
         **given,
     )
+    return opened.to(device), images
 
 
-def _finish(result: "Learned", out: Path) -> Answer:
+def _finish(result: "Learned", out: Path, overwrite: bool) -> Answer:
     """Save in the first process, remove the checkpoints, and answer."""
     from accelerate import PartialState
 
     from secateur.cli.prune import answer
     from secateur.masks.phases import AXES
-    from secateur.training.checkpoint import FILE
+    from secateur.training import checkpoint
     from secateur.verbs.training_result import training_folder
 
     result.result.command = "secateur " + shlex.join(sys.argv[1:])
+    replaced = None
     if PartialState().is_main_process:
-        result.save(out)
+        replaced = result.save(out, overwrite=overwrite)
         for part in (*result.phases, AXES):
-            (training_folder(out) / part / FILE).unlink(missing_ok=True)
+            checkpoint.remove(training_folder(out) / part)
     told: dict[str, Any] = result.record()["learning"]
-    plain = answer(result.result, out, learning=told)
+    plain = answer(result.result, out, replaced, learning=told)
 
     def show(console: "Console") -> None:
         plain.show(console)

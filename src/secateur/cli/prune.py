@@ -17,6 +17,7 @@ from secateur.cli.options import (
     HostOptions,
     MachineOptions,
     Model,
+    Overwrite,
     UnitOptions,
     names,
     open_model,
@@ -133,6 +134,7 @@ def prune(
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", help="Time dense and pruned model in turns.")
     ] = True,
+    overwrite: Overwrite = False,
 ) -> Answer:
     """Make a model smaller, within a budget, and save it with a report.
 
@@ -143,7 +145,7 @@ def prune(
     from secateur.storage.save import check_out
     from secateur.verbs.prune import prune as run
 
-    check_out(out)
+    check_out(out, overwrite=overwrite)
     align, minimum = widths("--align", options.align), widths("--min-width", options.min_width)
     preset, groups = options.preset or DEFAULT, names(options.groups)
     parse_groups(groups or [])
@@ -165,7 +167,8 @@ def prune(
     )
     refuse_missing_images(data, eval_data)
     use_threads(machine)
-    opened = open_model(model, host)
+    device = machine.check()
+    opened = open_model(model, host, device)
     with progress_bar() as progress:
         result = run(
             opened,
@@ -194,20 +197,20 @@ def prune(
             progress=progress,
         )
     result.command = "secateur " + shlex.join(sys.argv[1:])
-    if is_first_process():
-        result.save(out)
-    return answer(result, out)
+    replaced = result.save(out, overwrite=overwrite) if is_first_process() else None
+    return answer(result, out, replaced)
 
 
-def answer(result: "Result", out: Path, **more: object) -> Answer:
-    """A saved result, for machines and for people."""
+def answer(result: "Result", out: Path, replaced: str | None, **more: object) -> Answer:
+    """A saved result and what it replaced, for machines and for people."""
     from rich.console import Console
 
-    from secateur.cli.tables import show_result
+    from secateur.cli.tables import show_replaced, show_result
 
     record = result.record()
     data = {
         "out": str(out),
+        "replaced": replaced,
         "preset": record["preset"],
         "budget": record["budget"],
         "target": record["target"],
@@ -226,6 +229,7 @@ def answer(result: "Result", out: Path, **more: object) -> Answer:
 
     def show(console: Console) -> None:
         show_result(console, result)
+        show_replaced(console, replaced)
         console.print(f"Saved to {out}; open {out / 'report.html'}.")
 
     return Answer(data=data, show=show)

@@ -60,16 +60,22 @@ def study(
     from secateur.study.runner import run_study
 
     directory = Path(file.stem) if out is None else out
-    with progress_bar() as progress:
-        run = run_study(
-            file,
-            directory,
-            ray=ray,
-            jobs=jobs,
-            only_page=page,
-            models=None if models is None else [name for name in models.split(",") if name],
-            progress=progress,
+    try:
+        with progress_bar() as progress:
+            run = run_study(
+                file,
+                directory,
+                ray=ray,
+                jobs=jobs,
+                only_page=page,
+                models=None if models is None else [name for name in models.split(",") if name],
+                progress=progress,
+            )
+    except KeyboardInterrupt as error:
+        error.add_note(
+            f"finished cells are kept in {directory}; give the same command again to go on"
         )
+        raise
     return Answer(
         data=run.to_json(),
         show=lambda console: _show(console, run),

@@ -37,6 +37,12 @@ def share(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1f} %"
 
 
+def show_replaced(console: "Console", what: str | None) -> None:
+    """What a result took the place of, if anything."""
+    if what is not None:
+        console.print(f"Replaced {what}.", markup=False)
+
+
 def show_result(console: "Console", result: "Result") -> None:
     """Dense beside pruned: costs, accuracy, latency; then the budget and the time it took."""
     before, after = result.cost_dense, result.cost
@@ -56,7 +62,7 @@ def show_result(console: "Console", result: "Result") -> None:
         said = milliseconds if use.unit == "ms" else count
         console.print(
             f"Budget {result.task.options.goal}: target {said(use.limit)}, reached "
-            f"{said(use.reached)}, {use.shortfall_percent:.1f} % of it unused."
+            f"{said(use.reached)}, {_use(use.shortfall_percent)}."
         )
     else:
         console.print(f"Budget {result.task.options.goal}: met layer by layer.")
@@ -64,6 +70,12 @@ def show_result(console: "Console", result: "Result") -> None:
     console.print(f"{result.data.images} calibration images; {stages}.")
     for note in result.notes:
         console.print(f"Note: {note}")
+
+
+def _use(shortfall_percent: float) -> str:
+    if shortfall_percent >= 0:
+        return f"{shortfall_percent:.1f} % of it unused"
+    return f"missed by {-shortfall_percent:.1f} %, within the tolerance for measured times"
 
 
 def _add_accuracy(table: Table, result: "Result") -> None:

@@ -46,13 +46,14 @@ def train(
     from secateur.verbs.train import train as run
     from secateur.verbs.training_result import training_folder
 
-    check_out(out)
+    check_out(out, overwrite=options.overwrite)
     settings = read_settings(FineTuneSettings, options.config, options.changes())
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
+    machine.check()
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
-    with one_voice():
+    with one_voice(out):
         opened, images = open_to_train(
             model,
             data,
@@ -72,7 +73,8 @@ def train(
                 folder=training_folder(out),
                 restart=options.restart,
                 eval_images=lesson.eval_data,
+                device=machine.device,
                 progress=progress,
                 on_log=Speaker(),
             )
-        return finish(result, out)
+        return finish(result, out, options.overwrite)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.common import DONE, Answer
-from secateur.cli.options import IMAGES, SkipUnreadable
+from secateur.cli.options import IMAGES, Overwrite, SkipUnreadable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,6 +96,7 @@ class TrainingOptions:
             rich_help_panel=TRAINING,
         ),
     ] = False
+    overwrite: Overwrite = False
 
     def changes(self) -> dict[str, Any]:
         """As changes of settings."""
@@ -167,12 +168,14 @@ class Speaker:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
-    """Of several processes, let only the first answer; end their group when all is done."""
-    from secateur.training.machine import processes, require_accelerate
+def one_voice(out: Path) -> Iterator[None]:
+    """Of several processes, let only the first answer; end their group when all is done.
 
-    require_accelerate()
+    An interrupted run says what of it is kept.
+    """
     import torch
+
+    from secateur.training.machine import processes
 
     try:
         yield
@@ -180,27 +183,44 @@ def one_voice() -> Iterator[None]:
         state.wait_for_everyone()
         if not state.is_main_process:
             raise typer.Exit(DONE)
+    except KeyboardInterrupt as error:
+        error.add_note(_kept(out))
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-def finish(result: "Trained", out: Path) -> Answer:
-    """Save in the first process, remove the checkpoint, and answer."""
+def _kept(out: Path) -> str:
+    """What an interrupted run left, and how to go on."""
     from secateur.training.checkpoint import FILE
+    from secateur.verbs.training_result import training_folder
+
+    folder = training_folder(out)
+    # A file in a hidden directory is the half-written one of a run that was killed.
+    if any(not path.parent.name.startswith(".") for path in folder.rglob(FILE)):
+        again = "without --restart" if "--restart" in sys.argv else "to go on from there"
+        return f"the last checkpoint is kept in {folder}; give the same command again, {again}"
+    return "there is no checkpoint yet; give the same command again to begin anew"
+
+
+def finish(result: "Trained", out: Path, overwrite: bool) -> Answer:
+    """Save in the first process, remove the checkpoint, and answer."""
+    from secateur.training import checkpoint
     from secateur.training.machine import processes
     from secateur.verbs.training_result import training_folder
 
     result.command = "secateur " + shlex.join(sys.argv[1:])
+    replaced = None
     if processes().is_main_process:
-        result.save(out)
-        (training_folder(out) / FILE).unlink(missing_ok=True)
-    data = {"out": str(out), **result.record()}
-    return Answer(data=data, show=lambda console: _show(console, result, out))
+        replaced = result.save(out, overwrite=overwrite)
+        checkpoint.remove(training_folder(out))
+    data = {"out": str(out), "replaced": replaced, **result.record()}
+    return Answer(data=data, show=lambda console: _show(console, result, out, replaced))
 
 
-def _show(console: "Console", result: "Trained", out: Path) -> None:
-    from secateur.cli.tables import plain_table, top1
+def _show(console: "Console", result: "Trained", out: Path, replaced: str | None) -> None:
+    from secateur.cli.tables import plain_table, show_replaced, top1
     from secateur.verbs.training_result import training_folder
 
     report, record = result.report, result.record()
@@ -221,4 +241,5 @@ def _show(console: "Console", result: "Trained", out: Path) -> None:
     console.print(table)
     for note in result.notes:
         console.print(note)
+    show_replaced(console, replaced)
     console.print(f"Saved to {out}; the log is in {training_folder(out) / 'secateur_logs'}.")

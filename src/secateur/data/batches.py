@@ -142,6 +142,10 @@ def _from_list(items: Sequence[object], batch_size: int, device: _Device) -> Bat
     """Batches as they are, or single images stacked."""
     _refuse_none(len(items))
     pairs = [_split(item) for item in items]
+    number = 0
+    for images, _ in pairs:
+        refuse_not_finite_images(images, number)
+        number += 1 if images.ndim == 3 else len(images)
     if len({(images.ndim, labels is None) for images, labels in pairs}) > 1:
         raise UserError(
             "a list of images must not mix single images with batches, nor labelled with "
@@ -257,12 +261,25 @@ def _labelled(labels: Tensor | None) -> bool:
 
 def _batch(item: object, labelled: bool, device: _Device) -> Batch:
     images_BCHW, labels_B = _split(item)
+    refuse_not_finite_images(images_BCHW)
     if labelled and not _labelled(labels_B):
         raise UserError("only some images have a label; give all a label or none.")
     return Batch(
         images_BCHW.to(device),
         labels_B.to(device, torch.int64) if labelled and labels_B is not None else None,
     )
+
+
+def refuse_not_finite_images(images: Tensor, first: int | None = None) -> None:
+    """UserError for an image, or a batch from number `first` on, with NaN or infinite pixels."""
+    fine = images.isfinite().flatten(-3).all(-1)
+    if not bool(fine.all()):
+        number = int((~fine).flatten().nonzero()[0])
+        which = f"number {number} of a batch" if first is None else f"number {first + number}"
+        raise UserError(
+            f"image {which}, counted from 0, has NaN or infinite pixels; leave it out, or mend how "
+            "the images are read and normalised."
+        )
 
 
 def _refuse_none(count: int) -> None:

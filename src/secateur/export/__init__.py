@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from secateur.export.parity import Parity
+from secateur.export.parity import Parity, check_file
 from secateur.models.family import read
 from secateur.registry import Registry
 
@@ -19,13 +19,19 @@ exporters: Registry[Exporter] = Registry("export target", "secateur.export")
 
 
 def export(
-    model: nn.Module, to: str, out: Path, input_size: tuple[int, int, int] | None = None
+    model: nn.Module,
+    to: str,
+    out: Path,
+    input_size: tuple[int, int, int] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Parity:
     """Write `model` to the file `out` for the target `to` and say how near its outputs are.
 
-    `input_size` (C, H, W) is needed only for models of no known family. UserError for an unknown
-    target, a missing package or a place that cannot be written; RuntimeError, and no file, if
-    the outputs differ.
+    `input_size` (C, H, W) is needed only for models of no known family. A file that is there is
+    replaced only with `overwrite`. UserError for an unknown target, a missing package or a place
+    that cannot be written; RuntimeError, and no file, if the outputs differ.
     """
     exporter = exporters.get(to)
+    check_file(Path(out), overwrite=overwrite)
     return exporter(model, Path(out), input_size or read(model).input_size)

@@ -1,11 +1,9 @@
 """A file is given out only if what it computes is what the model computes."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +11,17 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, example_images, logits_of
 from secateur.measurement.runtimes import Run
+from secateur.storage.existing import saved_on
+from secateur.whole import complete_file, sweep, writing
 
 IMAGES = 3
 """Another number than any that graphs are traced with."""
 
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference, as a share of the largest output; 1e-4 for the types not named."""
+
+BESIDE = {".xml": (".bin",)}
+"""Endings of the further files of a target, by the ending of the one that is named."""
 
 Write = Callable[[nn.Module, Tensor, Path], bool]
 """Writes a model to a file and returns whether that takes any number of images."""
@@ -63,7 +66,7 @@ def written(
         count = IMAGES if any_batch else 1
         expected_BC = _outputs(model, images_BCHW[:count])
         with torch.inference_mode():
-            got_BC = load(unfinished)(images_BCHW[:count]).double().cpu()
+            got_BC = load(unfinished)(images_BCHW[:count]).cpu().double()
         max_abs = (got_BC - expected_BC).abs().max().item()
         max_rel = max_abs / max(expected_BC.abs().max().item(), torch.finfo(torch.float32).tiny)
         # WHY negated: a NaN is no agreement either.
@@ -80,7 +83,32 @@ def written(
 def _outputs(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Logits in fp64 on the CPU."""
     with evaluating(model), torch.inference_mode():
-        return logits_of(model(images_BCHW)).double().cpu()
+        return logits_of(model(images_BCHW)).cpu().double()
+
+
+def check_file(out: Path, *, overwrite: bool) -> str | None:
+    """Refuse, before any long work, a file that is there, or one of those written beside it.
+
+    With `overwrite` it is returned in words. Completes and removes what killed runs left.
+    """
+    if not out.parent.is_dir():
+        return None
+    try:
+        complete_file(out)
+    except OSError as error:
+        raise _refusal(out, error) from error
+    sweep(out)
+    beside = [out.with_suffix(suffix) for suffix in BESIDE.get(out.suffix, ())]
+    present = [path for path in (out, *beside) if path.exists()]
+    if not present or out.is_dir():
+        return None
+    told = f"{present[0]}, {saved_on(present[0])}"
+    if not overwrite:
+        raise UserError(
+            f"there is a file {told}; name another file, or replace it with --overwrite "
+            "(overwrite=True in Python)."
+        )
+    return told
 
 
 @contextmanager
@@ -93,13 +121,13 @@ def _whole(out: Path, suffix: str) -> Iterator[Path]:
     if not out.parent.is_dir():
         raise UserError(f"cannot export to {out}: there is no folder {out.parent}; create it.")
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
-            unfinished = Path(folder) / out.name
+        with writing(out) as unfinished:
             yield unfinished
-            beside = [path for path in unfinished.parent.iterdir() if path != unfinished]
-            for path in [*beside, unfinished]:
-                os.replace(path, out.parent / path.name)
     except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror or error}; free the disk or choose another place."
-        ) from error
+        raise _refusal(out, error) from error
+
+
+def _refusal(out: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {out}: {error.strerror or error}; free the disk or choose another place."
+    )

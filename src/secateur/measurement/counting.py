@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.measurement.modes import evaluating, example_images
+from secateur.models.caches import forget_cached_
 from secateur.models.modules import SlimAttention
 from secateur.models.types import Cost
 
@@ -30,6 +31,33 @@ def counted(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
         params=sum(p.numel() for p in model.parameters()),
         macs=counter.get_total_flops() // 2,
     )
+
+
+def counted_anywhere(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
+    """The same from shapes alone, which takes neither time nor memory.
+
+    Models that need numbers to decide what they do next are run in earnest.
+    """
+    on_meta = {name: t.detach().to("meta") for name, t in _tensors(model)}
+    image_BCHW = example_images(model, input_size, batch=1).to("meta")
+    counter = FlopCounterMode(display=False)
+    forget_cached_(model)
+    try:
+        with evaluating(model), torch.no_grad(), _plain_attention(model), counter:
+            functional_call(model, on_meta, (image_BCHW,))
+    except (RuntimeError, NotImplementedError):
+        return counted(model, input_size)
+    finally:
+        forget_cached_(model)
+    return Cost(
+        params=sum(p.numel() for p in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+    )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ Legend: B batch, N tokens, D residual width.
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,13 +71,14 @@ class Grid:
 class LayerTable:
     """Milliseconds of every shape on each grid, and of the dense model.
 
-    `kinds` says which grid prices a branch.
+    `kinds` says which grid prices a branch; `recalled`, whether the times are from an earlier run.
     """
 
     kinds: Mapping[str, int]
     grids: tuple[Grid, ...]
     ms: tuple[tuple[float, ...], ...]
     dense_ms: float
+    recalled: bool = field(default=False, compare=False)
 
 
 def layer_table(
@@ -89,9 +90,11 @@ def layer_table(
     *,
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> LayerTable:
-    """Time the branches of `model` in the shapes that `sizes` allows, or recall it from disk.
+    """Time the branches of `model` in the shapes that `sizes` allows, or recall it from disk,
+    unless it must be `fresh`.
 
     Raises UserError when the runtime is unknown or not installed. See `table_cache` for where
     tables are kept and when one is measured again.
@@ -100,7 +103,8 @@ def layer_table(
     kinds, grids = _grids(model, anatomy, sizes)
     key = _key(model, anatomy, setting, kinds, grids)
     counts = [len(grid.shapes) for grid in grids]
-    times = recall(key, counts)
+    times = None if fresh else recall(key, counts)
+    recalled = times is not None
     if times is None:
         times = _measure(model, family, anatomy, setting, grids, rounds, seconds, progress)
         remember(key, times)
@@ -109,7 +113,7 @@ def layer_table(
     for count in counts:
         ms.append(tuple(rest[:count]))
         rest = rest[count:]
-    return LayerTable(kinds=kinds, grids=grids, ms=tuple(ms), dense_ms=dense_ms)
+    return LayerTable(kinds=kinds, grids=grids, ms=tuple(ms), dense_ms=dense_ms, recalled=recalled)
 
 
 def latency_cost(anatomy: Anatomy, table: LayerTable) -> CostOf:

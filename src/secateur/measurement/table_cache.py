@@ -7,19 +7,26 @@ again; where nothing can be written, nothing is kept.
 
 import hashlib
 import json
-import math
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 
+from secateur.whole import sweep_all, writing
+
 FORMAT = "1"
+LEAST, MOST = 1e-6, 1e8
+"""Times in ms outside of which a table is measured again: below one step of the clock, a day."""
+PART = 100.0
+"""So many times that of the whole model a branch alone never takes; then a table is measured
+again."""
 PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
+DAY = 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -33,12 +40,23 @@ def recall(key: Mapping[str, str], counts: Sequence[int]) -> list[float] | None:
     whole = _whole(key)
     try:
         kept = json.loads(_path(whole).read_text(encoding="utf-8"))
-        times = [float(ms) for ms in kept["ms"]]
+        times = [_time(ms) for ms in kept["ms"]]
         if kept["key"] != whole or len(times) != 1 + sum(counts):
             return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return times if all(math.isfinite(ms) and ms > 0 for ms in times) else None
+    dense, *parts = times
+    return None if any(ms > PART * dense for ms in parts) else times
+
+
+def _time(ms: object) -> float:
+    """A time in ms as JSON has it; ValueError for what no pass of a model can take."""
+    if isinstance(ms, bool) or not isinstance(ms, int | float):
+        raise ValueError("a time is a number")
+    found = float(ms)
+    if not LEAST < found < MOST:  # also false for NaN
+        raise ValueError("no time that a pass can take")
+    return found
 
 
 def remember(key: Mapping[str, str], times: Sequence[float]) -> None:
@@ -47,11 +65,14 @@ def remember(key: Mapping[str, str], times: Sequence[float]) -> None:
     path = _path(whole)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False
-        ) as file:
-            json.dump({"key": whole, "ms": list(times)}, file, indent=1)
-        os.replace(file.name, path)
+        sweep_all(path.parent)
+        for left in path.parent.glob("tmp*.part"):
+            # Earlier versions wrote, for a moment, to such names.
+            if time.time() - left.stat().st_mtime > DAY:
+                left.unlink(missing_ok=True)
+        with writing(path) as fresh:
+            text = json.dumps({"key": whole, "ms": list(times)}, indent=1)
+            fresh.write_text(text, encoding="utf-8")
 
 
 def _path(whole: Mapping[str, str]) -> Path:

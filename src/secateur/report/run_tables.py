@@ -119,6 +119,12 @@ def _top(accuracy: AccuracyRecord | None, value: float, with_error: bool) -> str
     return percent(value / 100) + ("" if error is None else f" ±{NBSP}{error:.1f}")
 
 
+def _use(shortfall_percent: float) -> str:
+    if shortfall_percent >= 0:
+        return f"{shortfall_percent:.2f}{NBSP}% unused"
+    return f"missed by {-shortfall_percent:.2f}{NBSP}%, within the tolerance for measured times"
+
+
 def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
     """Everything needed to do the run again, as names and values."""
     yield "Preset", f"{run.preset}: {run.preset_title}"
@@ -129,8 +135,7 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield (
             "Reached",
             f"{_amount(run.target.reached, unit)} of at most {_amount(run.target.limit, unit)} "
-            f"{unit}; "
-            f"{run.target.shortfall_percent:.2f}{NBSP}% unused",
+            f"{unit}; {_use(run.target.shortfall_percent)}",
         )
     yield "Groups", listed([f"{GROUP_NAMES.get(group, group)} ({group})" for group in run.groups])
     yield "Allocation", f"{run.allocation}: {ALLOCATIONS.get(run.allocation, run.allocation)}"

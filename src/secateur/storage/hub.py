@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from secateur.errors import UserError
+from secateur.storage.existing import mend_model
 from secateur.storage.network import hub_is_out_of_reach
 from secateur.storage.spec import CARD, SPEC, WEIGHTS, read_spec
 
@@ -18,6 +19,7 @@ def push_to_hub(directory: str | Path, repo_id: str, *, private: bool = False) -
     saved model or the hub refuses.
     """
     directory = Path(directory)
+    mend_model(directory)
     read_spec(directory)
     if not (directory / WEIGHTS).is_file():
         raise UserError(f"{directory / WEIGHTS} is missing; the directory is not complete.")

@@ -1,12 +1,8 @@
 """Write a pruned model: spec.json, model.safetensors and README.md, whole or not at all."""
 
-import errno
 import json
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,40 +17,49 @@ from secateur.models.family import family_of
 from secateur.models.norms import held_norms, uncentred_norms
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
+from secateur.storage.existing import (
+    MODEL_FILES,
+    clear,
+    described,
+    mend_model,
+    refuse_replacing,
+    require_place,
+)
 from secateur.storage.fingerprint import SEED, agree, probe, tolerance
 from secateur.storage.saved import complete_, sha256
 from secateur.storage.shapes import added_biases, resize_, shapes_of, widths_of
 from secateur.storage.spec import CARD, SPEC, WEIGHTS, BaseSpec, Spec, present_versions, read_spec
 from secateur.storage.weights import common_dtype, refuse_not_finite
+from secateur.whole import reason_of, replacing
 
 OTHER_DEVICE = 0.02
 """Largest difference between the CPU and another device, as a share of the largest logit."""
 
 
-def check_out(out: str | Path) -> None:
+def check_out(out: str | Path, *, overwrite: bool = False) -> str | None:
     """Refuse, before any long work, an output directory that could not be written.
 
-    Free names, empty directories, and directories saved by secateur, which will be replaced, are
-    allowed. Creates nothing. Raises UserError for all others, and without write permission.
+    Free names and empty directories are allowed; with `overwrite` also directories with a model
+    saved by secateur, which is returned in words. Other files beside that model stay. Completes
+    and removes what killed runs left there, and creates nothing. Raises UserError for all others,
+    and without write permission.
     """
     out = Path(out)
-    if out.is_dir():
-        _refuse_foreign(out)
-    elif out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists and is no directory; choose another output directory.")
-    parent = out.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise UserError(f"{out} cannot be made: {parent} is no directory.")
-    trial = parent / f".secateur-{secrets.token_hex(4)}"
+    mend_model(out)
+    require_place(out)
+    clear(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return None
     try:
-        trial.mkdir()
-        trial.rmdir()
-    except OSError as error:
+        what = described(out)
+    except UserError as error:
         raise UserError(
-            f"cannot write to {parent} ({_reason(error)}); choose another output directory."
+            f"{out} exists and was not written by secateur; choose another output directory, or "
+            "remove it yourself."
         ) from error
+    if not overwrite:
+        raise refuse_replacing(out, what)
+    return what
 
 
 def save(
@@ -65,17 +70,19 @@ def save(
     provenance: Mapping[str, object],
     results: Mapping[str, object],
     extra_files: Mapping[str, str | bytes] | None = None,
-) -> None:
+    overwrite: bool = False,
+) -> str | None:
     """Write `model`, pruned from `base`, into the directory `out`, atomically.
 
-    The files are written beside `out`, the model is rebuilt from them and must give the outputs
-    of `model`; only then they take the place of `out`, which may hold an earlier saved model.
-    `provenance` and `results` are made plain JSON; `extra_files` maps further file names, such as
-    report.html, to their contents. Raises UserError, leaving all as it was, when the directory
-    cannot be written, the disk is full, weights are not finite, or the rebuild differs.
+    The files are written to a hidden directory, the model is rebuilt from them and must give the
+    outputs of `model`; only then they take their places in `out`. A model saved there is replaced
+    only with `overwrite`, and returned in words; files of others beside it stay. `provenance` and
+    `results` are made plain JSON; `extra_files` maps further file names, such as report.html, to
+    their contents. Raises UserError, leaving all as it was, when the directory cannot be written,
+    the disk is full, weights are not finite, or the rebuild differs.
     """
     out = Path(out)
-    check_out(out)
+    replaced = check_out(out, overwrite=overwrite)
     extra = dict(extra_files or {})
     for name in extra:
         if Path(name).name != name or name in ("", "..", SPEC, WEIGHTS, CARD):
@@ -83,7 +90,7 @@ def save(
     tensors = _separate(model.state_dict())
     refuse_not_finite(tensors, "nothing was saved")
     out = out.resolve()
-    with _whole(out) as folder:
+    with _whole(out, extra) as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         # WHY: safetensors makes files that only their owner can read, unlike those beside it.
         (folder / WEIGHTS).chmod(0o666 & ~_umask())
@@ -94,6 +101,7 @@ def save(
             data = content.encode("utf-8") if isinstance(content, str) else content
             (folder / name).write_bytes(data)
         read_spec(folder)
+    return replaced
 
 
 def _umask() -> int:
@@ -195,55 +203,13 @@ def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its place when all went well, and else vanishes."""
-    unfinished = out.with_name(f".{out.name}.unfinished-{secrets.token_hex(4)}")
+def _whole(out: Path, extra: Collection[str]) -> Iterator[Path]:
+    """A directory whose files take their places in `out` when all went well, and else vanish."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.mkdir()
-        yield unfinished
-        _take_place(unfinished, out)
+        with replacing(out, MODEL_FILES.union(extra)) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot save to {out}: {_reason(error)}; nothing was written, and what was there is "
+            f"cannot save to {out}: {reason_of(error)}; nothing was written, and what was there is "
             "unchanged."
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _take_place(unfinished: Path, out: Path) -> None:
-    if not out.exists():
-        os.rename(unfinished, out)
-        return
-    _refuse_foreign(out)
-    old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
-    os.rename(out, old)
-    try:
-        os.rename(unfinished, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _refuse_foreign(out: Path) -> None:
-    if not any(out.iterdir()):
-        return
-    try:
-        read_spec(out)
-    except UserError as error:
-        raise UserError(
-            f"{out} exists and was not written by secateur; choose another output directory, or "
-            "remove it yourself."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Why the system refused, in words; safetensors reports the number in its text only."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
-    if number == errno.ENOSPC:
-        return "the disk is full"
-    return str(error).rstrip(".") if number is None else os.strerror(number).lower()

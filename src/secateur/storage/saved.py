@@ -14,6 +14,7 @@ from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.norms import hold_norms_
 from secateur.storage.base import Base, build
+from secateur.storage.existing import mend_model
 from secateur.storage.fingerprint import agree, probe
 from secateur.storage.shapes import add_biases_, resize_
 from secateur.storage.spec import WEIGHTS, Spec, read_spec
@@ -23,10 +24,12 @@ from secateur.storage.weights import common_dtype, fill_, misfit
 def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
     """The model of a directory written by `secateur.storage.save`, in eval mode.
 
-    Only `spec.json` and `model.safetensors` are opened. It carries `secateur_base` and
+    Only `spec.json` and `model.safetensors` are opened, once a replacement that was cut short is
+    complete (Advice tells of it). It carries `secateur_base` and
     `secateur_spec`. Raises UserError, naming the file and the reason, when anything is missing,
     damaged, of another version, or does not give the outputs that the model had when saved.
     """
+    mend_model(directory)
     spec = read_spec(directory)
     path = directory / WEIGHTS
     tensors = _read_weights(path, spec)

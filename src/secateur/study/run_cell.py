@@ -8,15 +8,17 @@ from contextlib import suppress
 from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
 from secateur.errors import OutOfReach, UserError
+from secateur.measurement.within import require_within
 from secateur.methods.by_preset import method_of
 from secateur.methods.task import Task
+from secateur.models.sharing import refuse_shared
 from secateur.statistics.anchors import Run
 from secateur.study.bench import Bench, finish
 from secateur.study.cells import Cell, cells_of
 from secateur.study.store import FAILED, UNREACHABLE, Outcome
 from secateur.study.structures import OWN
 from secateur.study.tasks import task_of
-from secateur.surgery.stand_in import runs_of
+from secateur.surgery.replace import runs_of
 
 
 def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:
@@ -39,6 +41,7 @@ def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -
 def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:
     host = bench.host
     task = task_of(cell, host.family, host.model, host.anatomy)
+    refuse_shared(host.model, host.family, host.anatomy, task.groups)
     method_of(task).needs(task)
     check_reachable(host.anatomy, task.demand)
     _ = bench.evidence
@@ -48,6 +51,7 @@ def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Ou
         bench.images.learn_runs(set(_expected_runs(bench)))
     job = bench.job(task)
     smaller = method_of(task).cut(job, bench.prepared(job), plan)
+    require_within(smaller, host.anatomy, task.budget, cell.budget)
     return finish(bench, smaller, plan.predicted_loss, started, known)
 
 

@@ -18,6 +18,7 @@ from secateur.study.record import record_of
 from secateur.study.spec import Study, at, lines_of, read_study
 from secateur.study.store import FAILED, Store
 from secateur.study.worker import Done, Worker
+from secateur.whole import writing
 
 RESULTS, PAGE = "results.sqlite", "report.html"
 
@@ -68,6 +69,8 @@ def run_study(
         raise UserError(f"--jobs must be at least 1, not {jobs}.")
     if only_page and not (out / RESULTS).exists():
         raise UserError(f"there is no store in '{out}' to write a page from; run the study first.")
+    if (out / PAGE).exists() and not (out / RESULTS).exists():
+        raise UserError(f"{out} holds a {PAGE} that is of no study; choose another directory.")
     threads = torch.get_num_threads()
     hosts = {} if only_page else _open_hosts(path, study)
     store = Store(out / RESULTS, study.settings())
@@ -148,6 +151,5 @@ def _step(progress: Progress | None, stage: str) -> Callable[[int, int], None]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    with writing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")

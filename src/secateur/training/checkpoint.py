@@ -1,9 +1,6 @@
 """One file from which a run goes on as if it had never stopped: safetensors with JSON inside."""
 
-import errno
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import UserError
+from secateur.whole import reason_of, sweep, writing
 
 FILE = "checkpoint.safetensors"
 FORMAT = 1
@@ -24,22 +22,29 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
 
     UserError when that cannot be done, such as on a full disk; an older checkpoint stays.
     """
-    path, unfinished = folder / FILE, folder / f".{FILE}.unfinished"
+    path = folder / FILE
     tensors: dict[str, Tensor] = {}
     text = json.dumps({"format": FORMAT, "state": pack(dict(state), "", tensors)})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, unfinished, metadata={"secateur": text})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with writing(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"secateur": text})
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         kept = "the one before it is whole" if path.is_file() else "there is none before it"
         raise UserError(
-            f"cannot write the checkpoint {path}: {_reason(error)}; {kept}; free some space and "
+            f"cannot write the checkpoint {path}: {reason_of(error)}; {kept}; free some space and "
             "give the same command again."
         ) from error
+    finally:
+        # Earlier versions wrote to this name.
+        (folder / f".{FILE}.unfinished").unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoint, and what killed runs left of others, where there are any."""
+    (folder / FILE).unlink(missing_ok=True)
+    (folder / f".{FILE}.unfinished").unlink(missing_ok=True)
+    sweep(folder / FILE)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -101,13 +106,3 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 def copy_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """The weights of a model, apart from it."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _reason(error: Exception) -> str:
-    """Why the system refused, in words; safetensors tells the number in its text only."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
-    if number == errno.ENOSPC:
-        return "the disk is full"
-    return str(error).rstrip(".") if number is None else os.strerror(number).lower()

@@ -7,29 +7,33 @@ import torch
 from torch import nn
 
 from secateur.data.batches import Batches
+from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.measurement.latency import using_threads
 from secateur.methods.task import LIMIT
 from secateur.presets import DEFAULT
 from secateur.progress import Progress
+from secateur.storage.existing import mend_model
 from secateur.storage.save import check_out
+from secateur.storage.spec import read_spec
 from secateur.verbs.evaluate import score
 from secateur.verbs.load import load, open_data
 from secateur.verbs.prune import prune
 from secateur.verbs.result import Result
 
-MODEL, BUDGET = "digits_vit", "50% macs"
+MODEL, BUDGET, COMMAND = "digits_vit", "50% macs", "secateur demo"
 SAME = 1e-5
 """Largest difference between the outputs of the saved and of the loaded model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """The pruning run, and what its saved model gives once loaded again."""
+    """The pruning run, what its saved model gives once loaded again, and what that replaced."""
 
     result: Result
     reloaded: Accuracy
     largest_difference: float
+    replaced: str | None = None
 
 
 def demo(
@@ -39,17 +43,22 @@ def demo(
     limit: int | None = LIMIT,
     test_limit: int | None = None,
     latency: bool = True,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Demo:
     """Prune the bundled digits model to half its MACs, save it in `out` and load it again.
 
-    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it. Raises
-    UserError when `out` cannot be written, RuntimeError when the loaded model is another one.
+    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on
+    `device`. The model of an earlier demo in `out` is replaced, any other only with `overwrite`.
+    Raises UserError when `out` cannot be written, RuntimeError when the loaded model is another
+    one.
     """
-    check_out(out)
+    overwrite = overwrite or _is_demo(Path(out))
+    check_out(out, overwrite=overwrite)
     # WHY one thread: for so small a model more of them only wait for each other.
     with using_threads(1):
-        model = load(MODEL)
+        model = load(MODEL, device=device)
         scored, _ = open_data(model, "digits/test", limit=test_limit)
         result = prune(
             model,
@@ -61,9 +70,9 @@ def demo(
             latency=latency,
             progress=progress,
         )
-        result.command = "secateur demo"
-        result.save(out)
-        again = load(out)
+        result.command = COMMAND
+        replaced = result.save(out, overwrite=overwrite)
+        again = load(out, device=device)
         reloaded = score(again, scored, "evaluate again", progress, reference=model)
         difference = largest_difference(result.model, again, scored)
         if reloaded != result.accuracy or difference > SAME:
@@ -71,7 +80,22 @@ def demo(
                 f"the model loaded from {out} is not the one saved: outputs differ by "
                 f"{difference:.2g}"
             )
-        return Demo(result=result, reloaded=reloaded, largest_difference=difference)
+        return Demo(
+            result=result,
+            reloaded=reloaded,
+            largest_difference=difference,
+            replaced=replaced,
+        )
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether a demo made the model in `out`, and nothing was done to it since."""
+    mend_model(out)
+    try:
+        known = read_spec(out).provenance
+    except UserError:
+        return False
+    return known.get("command") == COMMAND and not {"heal", "train", "learning"} & set(known)
 
 
 @torch.inference_mode()

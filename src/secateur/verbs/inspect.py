@@ -1,12 +1,13 @@
 """Describe a model: what it costs, branch by branch, and what can be made smaller."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
 from secateur.measurement.timing import Times, time_branches
 from secateur.models.family import family_of
+from secateur.models.sharing import has_shared, parameters_outside
 from secateur.models.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
 from secateur.progress import Progress
 
@@ -97,6 +98,10 @@ def inspect(
         )
     total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
     ends = sum((layer.cost * -1 for layer in anatomy.stand_ins), ends)
+    if has_shared(model):
+        # WHY: what several branches hold is in the row of each, but counts once in the model.
+        total = replace(total, params=sum(p.numel() for p in model.parameters()))
+        ends = replace(ends, params=parameters_outside(model, anatomy))
     return Inspection(
         family=family.title,
         macs=total.macs,

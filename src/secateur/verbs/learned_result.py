@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.masks.schedule import Phase
+from secateur.masks.settings import Phase
 from secateur.masks.summary import Compression, Removability
 from secateur.masks.task import LearnTask
 from secateur.training.loop import FitReport
@@ -41,14 +41,23 @@ class Learned:
         """Everything about the run as plain JSON data; `masks` is added to what `prune` says."""
         return {**self.result.record(), "learning": self._learning()}
 
-    def save(self, out: str | Path) -> None:
-        """Write the ordinary saved form, with training.json, into `out`, or nothing."""
+    def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
+        """Write the ordinary saved form, with training.json, into `out`, or nothing.
+
+        `overwrite` and what is returned are those of `Result.save`.
+        """
         from secateur.verbs.saving import save_result
 
         learning = self._learning()
         told = {key: value for key, value in learning.items() if key != "phases"}
         text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
-        save_result(self.result, Path(out), more={"learning": told}, files={"training.json": text})
+        return save_result(
+            self.result,
+            Path(out),
+            more={"learning": told},
+            files={"training.json": text},
+            overwrite=overwrite,
+        )
 
     def _learning(self) -> dict[str, Any]:
         options = self.task.options

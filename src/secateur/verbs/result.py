@@ -13,6 +13,7 @@ from torch import nn
 from secateur.allocation.target import BudgetUse, budget_use
 from secateur.allocation.types import Menu, Plan
 from secateur.measurement.accuracy import Accuracy
+from secateur.measurement.within import require_within
 from secateur.methods.task import Task
 from secateur.methods.to_latency import LatencyRound
 from secateur.models.types import Anatomy, AttentionShape, Cost, Shape
@@ -50,6 +51,10 @@ class Result:
     polish: PolishReport | None = None
     command: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """OverBudgetError for a model above its budget: no way of pruning hands one over."""
+        require_within(self.model, self.before, self.task.budget, self.task.options.goal)
 
     @property
     def cost_dense(self) -> Cost:
@@ -129,14 +134,16 @@ class Result:
             "params": {"dense": dense_cost.params, "pruned": kept_cost.params},
         }
 
-    def save(self, out: str | Path) -> None:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write spec.json, model.safetensors, README.md and report.html into `out`, or nothing.
 
-        Raises UserError when `out` exists and was not written by secateur.
+        A model saved there is replaced only with `overwrite`; what it was is returned in words,
+        and files beside it stay. Raises UserError when `out` exists and was not written by
+        secateur.
         """
         from secateur.verbs.saving import save_result
 
-        save_result(self, Path(out))
+        return save_result(self, Path(out), overwrite=overwrite)
 
 
 def environment() -> dict[str, str]:

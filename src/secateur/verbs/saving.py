@@ -32,18 +32,20 @@ def save_result(
     base: Base | None = None,
     more: Mapping[str, object] | None = None,
     files: Mapping[str, str] | None = None,
-) -> None:
+    overwrite: bool = False,
+) -> str | None:
     """Save the pruned model and its report in `out`, whole or not at all.
 
     `base` is what the dense model can be rebuilt from, found out unless given; `more` is added to
-    the provenance, `files` are further files. UserError when the model cannot be rebuilt, and
-    where `out` cannot be written.
+    the provenance, `files` are further files. Returns in words the model that was replaced, which
+    needs `overwrite`. UserError when the model cannot be rebuilt, and where `out` cannot be
+    written.
     """
     known = base or result.base or base_of(result.model)
     if isinstance(known, str):
         raise UserError(known)
     record = result.record()
-    save(
+    return save(
         result.model,
         out,
         base=known,
@@ -51,6 +53,7 @@ def save_result(
         | {"environment": record["environment"], "command": result.command, **(more or {})},
         results=_results(record),
         extra_files={"report.html": render(record), **(files or {})},
+        overwrite=overwrite,
     )
 
 

@@ -1,0 +1,67 @@
+"""End a process, or fail a call, at the n-th change that an action makes to files."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CALLS = ("rename", "replace", "mkdir", "unlink", "rmdir", "fsync")
+"""The functions of `os` through which pathlib, shutil and secateur change what is on the disk."""
+
+KILLED = 9
+
+
+def each_kill(action: Callable[[], object], renew: Callable[[], object]) -> Iterator[int]:
+    """Kill `action`, in a child, at its 1st, 2nd, ... event; yields after each, until it ends.
+
+    `renew` is called before each. Nothing is cleaned up, as after SIGKILL; files that are being
+    written are left half-written.
+    """
+    for number in range(1, 1000):
+        renew()
+        code = _in_child(action, number)
+        assert code in (0, KILLED), "the action failed by itself"
+        yield number
+        if code == 0:
+            assert number > len(CALLS), "events were seen"
+            return
+    raise AssertionError("the action did not end")
+
+
+def _in_child(action: Callable[[], object], number: int) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with failing_at(number, lambda: os._exit(KILLED)):
+                action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def failing_at(number: int, end: Callable[[], object]) -> Iterator[list[str]]:
+    """Call `end` in place of the `number`-th event; yields the names of events so far."""
+    seen: list[str] = []
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            seen.append(name)
+            if len(seen) == number:
+                if name == "write_text":
+                    real(given[0], given[1][: len(given[1]) // 2], **more)
+                end()
+            return real(*given, **more)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(os, name, watched(name, getattr(os, name)))
+        patch.setattr(Path, "write_text", watched("write_text", Path.write_text))
+        yield seen
