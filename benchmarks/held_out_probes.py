@@ -24,7 +24,7 @@ SEEDS = range(6)
 IMAGES = (128, 512)
 BUDGETS = ("60% macs", "40% macs")
 REPAIRED = """\
-title: Activation energy, measured menus
+title: Activation energy, measured candidates
 source: a preset of this benchmark
 groups: [qk, vo, hidden]
 criterion: energy

@@ -190,7 +190,7 @@ def _table(rows: dict[tuple[str, str], Row], wanted: tuple[str, ...]) -> str:
                 "" if lead is None else f"{lead[0]:+.1f} ± {lead[1]:.1f}",
             ]
         )
-    head = ["dropped or kept", "stand-in", "layers gone", "MACs", "parameters", "top-1", "KL"]
+    head = ["dropped or kept", "replacement", "layers dropped", "MACs", "parameters", "top-1", "KL"]
     return table([*head, "lead"], lines)
 
 

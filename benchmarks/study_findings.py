@@ -41,7 +41,11 @@ def main() -> None:
         record = replace(record, models=tuple(replace(m, dense_ms=None) for m in record.models))
     picture = plot(record.models, name)
     names = ", ".join(model.name for model in record.models)
-    parts = [f"# {record.title}: {names}", _lead(record), f"![Damage by structure]({picture.name})"]
+    parts = [
+        f"# {record.title}: {names}",
+        _lead(record),
+        f"![Degradation by structure]({picture.name})",
+    ]
     for model in record.models:
         own = Table(study, model.name, store.dense()[model.name], rows, store.latency())
         parts += [f"## {model.name}"] if len(record.models) > 1 else []
