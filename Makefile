@@ -13,7 +13,8 @@ demo: $(INSTALLED)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m standin -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone and not standin' -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

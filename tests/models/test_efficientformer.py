@@ -13,7 +13,7 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.caches import copy_of, forget_cached_
 from secateur.models.family import family_of, read
-from secateur.models.metaformer_modules import ShiftedReLU
+from secateur.models.modules import ShiftedReLU
 from secateur.models.taps import attached
 from secateur.models.types import Cost
 from secateur.models.weights import AttentionWeights, MlpWeights

@@ -15,9 +15,8 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.models.family import family_of, read
-from secateur.models.linear import linearisable
 from secateur.models.modules import LinearStandIn
-from secateur.models.stream import rotatable
+from secateur.models.stream import linearisable, rotatable
 from secateur.models.types import Shapes
 from secateur.statistics import Sums, observe
 from secateur.statistics.gaps import HELD, gap_moments

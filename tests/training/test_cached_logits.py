@@ -12,11 +12,11 @@ from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.masks.settings import LearnSettings
-from secateur.training.cached_logits import CachedLogits, cached_logits_for
-from secateur.training.held_out import part_of
-from secateur.training.objectives import DistilSettings
+from secateur.training.distillation.cached_logits import CachedLogits, cached_logits_for
+from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.distillation.teacher import Teacher, teacher_for
+from secateur.training.images.held_out import part_of
 from secateur.training.settings import AugmentSettings
-from secateur.training.teacher import Teacher, teacher_for
 from secateur.training.verbs import HealSettings
 from secateur.zoo import digits_vit
 

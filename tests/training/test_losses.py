@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.models.runner import Runner
-from secateur.training.losses import branch_loss, divergence, output_loss, token_error
+from secateur.training.distillation.losses import branch_loss, divergence, output_loss, token_error
 from tests.hosts import HOSTS, build, images_for
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.runner import Runner
+from secateur.training.distillation.losses import token_error
+from secateur.training.distillation.objectives import Distil, DistilSettings, logit_loss, supervised
+from secateur.training.distillation.teacher import teacher_for
 from secateur.training.lesson import Lesson, Moment, total
-from secateur.training.losses import token_error
-from secateur.training.objectives import Distil, DistilSettings, logit_loss, supervised
-from secateur.training.teacher import teacher_for
 from secateur.verbs.prune import prune
 from tests.hosts import SIZES, build, images_for, vit
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
 from secateur.training import PolishReport, PolishSettings, parse_run_length, polish_
-from secateur.training.losses import divergence
+from secateur.training.distillation.losses import divergence
 from secateur.verbs.prune import prune
 from tests.hosts import build, images_for
 

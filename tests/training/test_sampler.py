@@ -9,8 +9,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
+from secateur.training.images.sampler import (
+    Stream,
+    in_memory,
+    items_of,
+    loader_of,
+    preparer,
+    seeded,
+)
 from secateur.training.lesson import Moment
-from secateur.training.sampler import Stream, in_memory, items_of, loader_of, preparer, seeded
 from secateur.training.settings import AugmentSettings, TrainSettings
 from secateur.zoo import digits_vit
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
+from secateur.training.distillation.objectives import supervised
 from secateur.training.loop import fit_
-from secateur.training.objectives import supervised
 from secateur.training.settings import TrainSettings
-from secateur.training.stochastic_depth import stochastic_depth
+from secateur.training.updates.stochastic_depth import stochastic_depth
 from tests.hosts import build, images_for
 
 

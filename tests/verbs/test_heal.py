@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import UserError
-from secateur.training.losses import divergence
+from secateur.training.distillation.losses import divergence
 from secateur.training.verbs import HealSettings
 from secateur.verbs.heal import open_reference
 from secateur.verbs.result import Result

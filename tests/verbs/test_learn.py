@@ -15,8 +15,8 @@ from secateur.errors import UserError
 from secateur.masks.granularity import sharings
 from secateur.masks.settings import LearnSettings, phases
 from secateur.models.family import read
+from secateur.training.distillation.teacher import Teacher
 from secateur.training.settings import OptimizerSettings
-from secateur.training.teacher import Teacher
 from secateur.verbs.learn import learn
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import give_preprocessing_

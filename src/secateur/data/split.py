@@ -50,11 +50,17 @@ def _by_image(batches: Batches, *, held: bool) -> Batches:
             rows = [n - first for n in numbers if is_held(n, count) is held]
             first = numbers.stop
             if rows:
-                labels_B = None if batch.labels_B is None else batch.labels_B[rows]
-                yield Batch(batch.images_BCHW[rows], labels_B)
+                yield Batch(
+                    _rows(batch.images_BCHW, rows),
+                    None if batch.labels_B is None else _rows(batch.labels_B, rows),
+                )
 
     images = sum(is_held(number, count) is held for number in range(count))
     return replace(batches, images=images, _start=start, _every=None)
+
+
+def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
+    return tensor.index_select(0, torch.tensor(rows, device=tensor.device))
 
 
 def first_batches(batches: Batches, images: int) -> Batches:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, example_images, logits_of
 from secateur.measurement.runtimes import Run
-from secateur.storage.existing import saved_on
+from secateur.storage.directories.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
 
 IMAGES = 3

@@ -9,31 +9,31 @@ from torch import Tensor, nn
 from secateur.allocation.target import Target
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
-from secateur.masks.axes import axes_needs, turn_attention_
 from secateur.masks.bank import GateBank
 from secateur.masks.estimator import forms
 from secateur.masks.job import LearnJob
 from secateur.masks.masks import masks_of, plan_of_masks
 from secateur.masks.projection import project
-from secateur.masks.refit import refit_
-from secateur.masks.removal import remove
+from secateur.masks.removal.refit import refit_
+from secateur.masks.removal.remove import remove
+from secateur.masks.removal.takeover import Takeover
 from secateur.masks.settings import Phase
-from secateur.masks.start_from_plans import SPECTRAL, spectral_needs, spectral_worths
-from secateur.masks.starting import start_needs, starting_worths
+from secateur.masks.start.axes import axes_needs, turn_attention_
+from secateur.masks.start.by_criterion import start_needs, starting_worths
+from secateur.masks.start.from_plans import SPECTRAL, spectral_needs, spectral_worths
 from secateur.masks.strategy import Way, ways
 from secateur.masks.summary import Compression, compression
-from secateur.masks.takeover import Takeover
 from secateur.masks.task import NO_CRITERION, pricing_of
 from secateur.measurement.within import require_within
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
 from secateur.models.caches import copy_of
 from secateur.progress import timed
 from secateur.training import checkpoint
+from secateur.training.distillation.objectives import Distil, supervised
+from secateur.training.distillation.teacher import Teacher, teacher_for
 from secateur.training.identity import digest
 from secateur.training.lesson import Hook, Objective
 from secateur.training.machine import processes, training_device
-from secateur.training.objectives import Distil, supervised
-from secateur.training.teacher import Teacher, teacher_for
 
 AXES = "axes"
 """The folder in that of a run that keeps the turned weights."""

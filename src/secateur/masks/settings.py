@@ -6,7 +6,7 @@ from pydantic import Field
 
 from secateur.masks.controller import ControllerSettings
 from secateur.masks.strategy import WaySettings
-from secateur.training.objectives import DistilSettings
+from secateur.training.distillation.objectives import DistilSettings
 from secateur.training.settings import Count, Positive, Share, TrainSettings
 from secateur.training.verbs import FineTuneSettings
 

@@ -18,8 +18,8 @@ from secateur.masks.granularity import Scope, Sharing, gates_of, sharings, silen
 from secateur.masks.pricing import Pricing
 from secateur.masks.projection import check_reachable
 from secateur.masks.settings import LearnSettings
-from secateur.masks.start_from_plans import SPECTRAL
-from secateur.masks.starting import start_needs
+from secateur.masks.start.by_criterion import start_needs
+from secateur.masks.start.from_plans import SPECTRAL
 from secateur.masks.strategy import ways
 from secateur.methods.task import Options, Task, check_offered, check_timing, check_widths
 from secateur.models.family import Family

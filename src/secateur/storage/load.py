@@ -9,8 +9,9 @@ from torch import nn
 
 from secateur.devices import usable_device
 from secateur.errors import UserError
+from secateur.models.family import stated_names
 from secateur.storage.base import build, identify
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.hub import download
 from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta
@@ -92,7 +93,8 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
         tensors = _without_classifier(model, tensors)
     _refuse_other_classes(model, tensors, path, source, sizes["num_classes"])
     if reason := misfit(model, tensors):
-        hint = "; pass the --img-size it was trained for" if reason.startswith("pos_embed") else ""
+        sized = reason.startswith(tuple(stated_names("positions")))
+        hint = "; pass the --img-size it was trained for" if sized else ""
         raise UserError(f"{path} does not fit {source}: {reason}{hint}.")
     refuse_not_finite(tensors, str(path))
     # WHY: calibration and repair need full precision, whatever a checkpoint was stored in.

@@ -14,7 +14,7 @@ from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.norms import hold_norms_
 from secateur.storage.base import Base, build
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.fingerprint import agree, probe
 from secateur.storage.shapes import add_biases_, resize_
 from secateur.storage.spec import WEIGHTS, Spec, read_spec

@@ -20,6 +20,7 @@ from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
+from secateur.models.walk_check import require_walk
 from secateur.statistics import Evidence, observe
 from secateur.study.shared_images import SharedImages
 from secateur.study.spec import Study
@@ -83,6 +84,7 @@ def open_host(study: Study, name: str) -> Host:
     evaluation = decoded(batches)
     family = family_of(model)
     anatomy = family.read(model)
+    require_walk(model)
     images = (images_BCHW for images_BCHW, _ in evaluation)
     streams, logits = keep_streams(model.eval(), family, anatomy, images)
     dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.family import Family
-from secateur.models.linear import linearisable
+from secateur.models.stream import linearisable
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Evidence, Sums

@@ -12,9 +12,9 @@ from secateur.errors import UserError
 from secateur.statistics.moments import moments
 from secateur.statistics.registry import Sums, add_
 from secateur.surgery.solve import Choice, least_squares
-from secateur.training.held_out import HeldOut
-from secateur.training.sampler import Items
-from secateur.training.teacher import Teacher, logits_of
+from secateur.training.distillation.teacher import Teacher, logits_of
+from secateur.training.images.held_out import HeldOut
+from secateur.training.images.sampler import Items
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean of the Gram's diagonal."""

@@ -18,17 +18,17 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.progress import Progress
 from secateur.training import checkpoint
-from secateur.training.attention import fast_attention
+from secateur.training.distillation.attention import fast_attention
 from secateur.training.identity import identity_of, refuse_other_run
+from secateur.training.images.sampler import Items, Prepare, items_of, loader_of, preparer, seed_for
 from secateur.training.judging import Judge, Scores, judged
 from secateur.training.lesson import Classroom, Hook, Moment, Objective, total
 from secateur.training.machine import Machine, emulates_bf16, machine_for, training_device
-from secateur.training.muon import muon_in_fp32
 from secateur.training.run import OnLog, Run
-from secateur.training.sampler import Items, Prepare, items_of, loader_of, preparer, seed_for
 from secateur.training.settings import TrainSettings
 from secateur.training.signals import Pending, deferred_signals
-from secateur.training.stochastic_depth import stochastic_depth
+from secateur.training.updates.muon import muon_in_fp32
+from secateur.training.updates.stochastic_depth import stochastic_depth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

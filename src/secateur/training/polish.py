@@ -23,14 +23,14 @@ from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
 from secateur.models.runner import Runner
 from secateur.statistics.observe import frozen
+from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.distillation.teacher import Teacher
 from secateur.training.lesson import Hook, Moment, NotFinite
 from secateur.training.loop import FitReport
 from secateur.training.machine import processes, training_device
-from secateur.training.objectives import DistilSettings
 from secateur.training.run_length import RunLength
 from secateur.training.session import Session, on_device
 from secateur.training.settings import OptimizerSettings, ScheduleSettings, TrainSettings
-from secateur.training.teacher import Teacher
 
 IMAGE_BYTES = 1_500_000_000
 """Memory for images that are kept, so that nothing is decoded twice; later ones are left out."""

@@ -16,9 +16,9 @@ from secateur.training import checkpoint
 from secateur.training.judging import Scores
 from secateur.training.lesson import Classroom, Hook, NotFinite, Terms
 from secateur.training.machine import Machine
-from secateur.training.optimizer import optimizer_for, schedule_for
 from secateur.training.run_length import RunLength
 from secateur.training.settings import TrainSettings
+from secateur.training.updates.optimizer import optimizer_for, schedule_for
 
 TICKS = 1000
 """Steps of the schedule where the budget is a time."""

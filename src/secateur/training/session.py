@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from secateur.data.images import ImageSet
 from secateur.errors import UserError
 from secateur.progress import Progress
-from secateur.training.cached_logits import cached_logits_for
-from secateur.training.held_out import HeldOut, part_of
+from secateur.training.distillation.cached_logits import cached_logits_for
+from secateur.training.distillation.objectives import Distil, DistilSettings
+from secateur.training.distillation.teacher import Teacher
+from secateur.training.images.held_out import HeldOut, part_of
+from secateur.training.images.sampler import Items, items_of
 from secateur.training.judging import Judge
 from secateur.training.lesson import Hook, Objective
 from secateur.training.loop import FitReport, fit_
-from secateur.training.objectives import Distil, DistilSettings
 from secateur.training.run import OnLog
-from secateur.training.sampler import Items, items_of
 from secateur.training.settings import AugmentSettings, TrainSettings
-from secateur.training.teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,8 +80,8 @@ class TrainSettings(Strict):
     come out, those before training among them, or the last ones (or their running average,
     whichever is judged better). `checkpoint_seconds` apart, and after each check, a checkpoint is
     written. `drop_path` is the chance of leaving out an update of the last block, see
-    `secateur.training.stochastic_depth`. `kept_views` is a folder in which the augmented images are
-    kept, to be read when a view of an image comes again, also by other runs; it needs
+    `secateur.training.updates.stochastic_depth`. `kept_views` is a folder in which the augmented
+    images are kept, to be read when a view of an image comes again, also by other runs; it needs
     `augment.views`.
     """
 

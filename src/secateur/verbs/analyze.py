@@ -32,13 +32,14 @@ from secateur.measurement.timing import Times, check_timing, time_branches
 from secateur.models.family import Family, family_of
 from secateur.models.sharing import has_shared, separated
 from secateur.models.types import Anatomy
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import findings
 from secateur.statistics.divergence import unit_of
-from secateur.storage.files import check_files, write_files
+from secateur.storage.directories.files import check_files, write_files
 from secateur.verbs.load import open_data, unreadable_note
 
 LIMIT = 256
@@ -139,6 +140,7 @@ def analyze(
     require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
+    require_walk(model)
     batches, used = open_data(
         model,
         images,

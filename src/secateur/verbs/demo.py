@@ -13,7 +13,7 @@ from secateur.measurement.latency import using_threads
 from secateur.methods.task import LIMIT
 from secateur.presets import DEFAULT
 from secateur.progress import Progress
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.save import check_out
 from secateur.storage.spec import read_spec
 from secateur.verbs.evaluate import score

@@ -9,20 +9,21 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.models.family import family_of
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
 from secateur.storage.reference import dense_of, name_of_reference, reference_of
 from secateur.storage.spec import Spec
+from secateur.training.distillation.objectives import Distil, require_streams
+from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import refit_head_
 from secateur.training.identity import digest
 from secateur.training.loop import FitReport
-from secateur.training.lora import attach_, merge_
 from secateur.training.machine import training_device
-from secateur.training.objectives import Distil, require_streams
 from secateur.training.run import OnLog
 from secateur.training.session import Session, on_device, plain_items
-from secateur.training.teacher import teacher_for
+from secateur.training.updates.lora import attach_, merge_
 from secateur.training.verbs import HealSettings
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.result import Result
@@ -65,6 +66,8 @@ def heal(
         require_double(device, "refit_head")
     notes: list[str] = []
     dense = _reference(student, reference, notes)
+    if family_of(student).matches(dense):
+        require_walk(dense)
     teacher = teacher_for(student, dense)
     require_streams(teacher, settings.distil)
     supervised = settings.distil.label_weight > 0

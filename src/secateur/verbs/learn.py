@@ -19,16 +19,17 @@ from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.types import GroupName
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
 from secateur.storage.weights import refuse_not_finite
-from secateur.training.cached_logits import LOGITS
+from secateur.training.distillation.cached_logits import LOGITS
+from secateur.training.distillation.objectives import require_streams
+from secateur.training.distillation.teacher import teacher_for
+from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
-from secateur.training.objectives import require_streams
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, plain_items
-from secateur.training.teacher import teacher_for
-from secateur.training.views import VIEWS, views_of
 from secateur.verbs.evaluate import measure_
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
@@ -96,6 +97,7 @@ def learn(
     anatomy = family.read(model)
     task = resolve_learn(options, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
+    require_walk(model)
     scored = None if eval_images is None else open_data(model, eval_images)[0]
     settings = options.settings
     session, used, notes = _open(

@@ -22,6 +22,7 @@ from secateur.models.family import Family, family_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost, GroupName
+from secateur.models.walk_check import require_walk
 from secateur.presets import DEFAULT
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits
@@ -163,6 +164,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
     if task.preset.rotate:
         rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
+    require_walk(model)
 
 
 def _carried_out(job: Job, data: DataUsed) -> Result:

@@ -11,8 +11,8 @@ from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.progress import Progress, timed
 from secateur.storage.adapt import load_to_train
+from secateur.training.distillation.objectives import supervised
 from secateur.training.machine import training_device
-from secateur.training.objectives import supervised
 from secateur.training.run import OnLog
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings

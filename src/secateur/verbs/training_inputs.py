@@ -13,11 +13,12 @@ from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
 from secateur.storage.base import Base, base_of
 from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
-from secateur.training.held_out import hold_out
+from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, require_labels
 from secateur.verbs.evaluate import score
@@ -30,10 +31,11 @@ def copy_to_train(
 ) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
     """A copy to train, what its dense original can be rebuilt from, and how it came about.
 
-    UserError for weights that are not finite.
+    UserError for weights that are not finite, and a model that its family does not describe.
     """
     found, base, earlier = _origin(model)
     refuse_not_finite(found.state_dict(), "the model")
+    require_walk(found)
     return copy_of(found), base, earlier
 
 

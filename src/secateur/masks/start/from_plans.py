@@ -20,7 +20,7 @@ from secateur.data.batches import Batches
 from secateur.errors import OutOfReach
 from secateur.masks.gates import Gate
 from secateur.masks.pricing import Pricing
-from secateur.masks.starting import average
+from secateur.masks.start.by_criterion import average
 from secateur.methods.images import Images
 from secateur.methods.spectral import measure_menus, plan_within
 from secateur.models.family import Family

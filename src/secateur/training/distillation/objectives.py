@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.runner import Runner
-from secateur.training.cached_logits import CachedLogits
+from secateur.training.distillation.cached_logits import CachedLogits
+from secateur.training.distillation.losses import branch_loss, divergence, stream_loss, token_error
+from secateur.training.distillation.teacher import Teacher, logits_of
 from secateur.training.lesson import Lesson, Moment, Terms
-from secateur.training.losses import branch_loss, divergence, stream_loss, token_error
 from secateur.training.settings import NotNegative, Positive, Share, Strict
-from secateur.training.teacher import Teacher, logits_of
 
 
 class DistilSettings(Strict):

@@ -23,9 +23,9 @@ from secateur.data.batches import refuse_not_finite_images
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing, Transform
 from secateur.errors import UserError
+from secateur.training.images.views import KeptViews, kept_views
 from secateur.training.lesson import Lesson, Moment
 from secateur.training.settings import AugmentSettings, TrainSettings
-from secateur.training.views import KeptViews, kept_views
 
 MEMORY = 1_000_000_000
 """Bytes of encoded images that are kept, so that files are read once."""

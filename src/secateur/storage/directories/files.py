@@ -4,7 +4,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from secateur.errors import UserError
-from secateur.storage.existing import clear, mend_all, refuse_replacing, require_place, saved_on
+from secateur.storage.directories.existing import (
+    clear,
+    mend_all,
+    refuse_replacing,
+    require_place,
+    saved_on,
+)
 from secateur.whole import reason_of, replacing
 
 

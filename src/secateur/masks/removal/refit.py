@@ -1,8 +1,8 @@
 """Once masks are removed, writers are refitted front to back towards the dense model's stream.
 
-The takeover (`secateur.masks.takeover`) sees every layer by itself, on the stream that it had;
-errors of all layers then add up. Here each writer also makes up for what the layers before it lack,
-as in the `spectral` engine (`secateur.surgery.sequential`), but no unit is chosen anew.
+The takeover (`secateur.masks.removal.takeover`) sees every layer by itself, on the stream that it
+had; errors of all layers then add up. Here each writer also makes up for what the layers before it
+lack, as in the `spectral` engine (`secateur.surgery.sequential`), but no unit is chosen anew.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.allocation.types import Plan
 from secateur.data.batches import Batches
-from secateur.masks.takeover import agreed
+from secateur.masks.removal.takeover import agreed
 from secateur.measurement.modes import evaluating
 from secateur.methods.spectral import batches_to_stream, token_weights
 from secateur.models.family import family_of

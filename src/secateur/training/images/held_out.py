@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from secateur.data.images import ImageSet
 from secateur.errors import UserError
 from secateur.statistics.divergence import divergence
+from secateur.training.distillation.teacher import Teacher, logits_of
+from secateur.training.images.sampler import Items
 from secateur.training.judging import Sums
-from secateur.training.sampler import Items
-from secateur.training.teacher import Teacher, logits_of
 
 MOST = 2000
 """Held-out images; more make the choice of weights no better."""

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.training.distillation.teacher import Teacher
 from secateur.training.identity import digest
-from secateur.training.rows import RowFile
+from secateur.training.images.rows import RowFile
+from secateur.training.images.views import views_of
 from secateur.training.settings import TrainSettings
-from secateur.training.teacher import Teacher
-from secateur.training.views import views_of
 
 LOGITS = ("distil.answers", "the teacher's logits")
 """The setting that keeps them, and what it keeps."""

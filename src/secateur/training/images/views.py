@@ -21,7 +21,7 @@ from torch import Tensor
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.training.rows import RowFile
+from secateur.training.images.rows import RowFile
 from secateur.training.settings import TrainSettings
 
 VIEWS = ("kept_views", "views of images")

@@ -1,4 +1,4 @@
-"""Express the residual stream of a timm VisionTransformer in another orthonormal basis.
+"""Express the residual stream in another orthonormal basis.
 
 A LayerNorm is n(x) = w (Mx / rms(Mx)) + b with M = I - 11^T / D. Rotations pass through the root
 mean square alone, so (SliceGPT, ICLR 2024, arXiv 2401.15024) everything else goes elsewhere first:
@@ -14,81 +14,78 @@ as Q^T (b / w). Legend: D residual width, F inputs of a writer, R rows of a read
 from collections.abc import Iterator
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.narrowing import HEADS, TOKENS, branch_readers, why_not
+from secateur.models.derived.anatomy import why_not_narrow
+from secateur.models.derived.names import classifiers, optional, parameter
+from secateur.models.derived.steps import start_of, steps_of
 from secateur.models.norms import HeldNorm, affine, can_hold, centres, uncentred_norm
-from secateur.models.places import PARTS, place
+from secateur.models.statement import Statement
 
-Reading = tuple[nn.Module, str, list[nn.Linear]]
-"""Where a norm hangs, under which name, and the linear layers that read what it gives."""
+Linears = list[nn.Linear | nn.Conv2d]
+Reading = tuple[nn.Module, str, Linears]
+"""What a norm belongs to, its path there, and the linear layers that read what it gives."""
 
 
-def why_not_rotate(vit: VisionTransformer) -> str | None:
+def why_not_rotate(stated: Statement, model: nn.Module) -> str | None:
     """Why the stream of this model cannot be rotated; None if it can."""
-    if reason := why_not(vit):
+    steps = steps_of(stated, model)
+    if reason := why_not_narrow(stated, model, steps):
         return reason
-    if not isinstance(vit.norm_pre, nn.Identity) or not isinstance(
-        vit.patch_embed.norm, nn.Identity
-    ):
+    if start_of(stated, model, 0).norms:
         return "a norm writes its embedding, and no weight behind a norm could rotate what it gives"
-    places = [found for block in vit.blocks for part in PARTS if (found := place(block, part))]
-    if any(found.post_norm for found in places):
+    if any(step.residual.norm_behind for step in steps):
         return "its norms stand behind the branches, where they write the stream"
-    if any(found.is_stand_in for found in places):
+    if any(step.kind == "linear" for step in steps):
         return "linear layers stand in for some of its layers; make it narrower before these go"
-    if not any(isinstance(getattr(vit, name, None), nn.Linear) for name in HEADS):
+    if not classifiers(stated, model):
         return "it has no classifier, so its features would come out rotated"
-    if all(isinstance(norm, nn.Identity) for norm in (vit.norm, vit.fc_norm)):
+    readings = list(_readings(stated, model))
+    norms = [optional(owner, path) for owner, path, _ in readings]
+    if norms[-1] is None:
         return "its classifier reads the stream without a norm"
-    norms = [getattr(parent, name) for parent, name, _ in _readings(vit)]
-    if not all(can_hold(norm) for norm in norms):
+    found = [norm for norm in norms if norm is not None and can_hold(norm)]
+    if len(found) < len(norms):
         return "one of its norms is neither a LayerNorm nor an RMS norm with a scale"
-    if any(isinstance(norm, HeldNorm) and norm.centre for norm in norms):
+    if any(isinstance(norm, HeldNorm) and norm.centre for norm in found):
         return "channels were selected from it already, which its norms count as constants"
-    if len({centres(norm) for norm in norms}) > 1:
+    if len({centres(norm) for norm in found}) > 1:
         return "some of its norms subtract the mean and some do not"
     return None
 
 
 @torch.no_grad()
-def rotate_vit_(vit: VisionTransformer, basis_DD: Tensor) -> None:
+def rotate_(stated: Statement, model: nn.Module, basis_DD: Tensor) -> None:
     """Express the stream in the basis of these orthonormal columns; outputs stay the same.
 
     The model must be one that `why_not_rotate` has nothing against. UserError where a norm has a
     shift that neither its readers nor it itself can carry.
     """
-    readings = list(_readings(vit))
-    basis_DD = basis_DD.double().to(vit.patch_embed.proj.weight.device)
+    readings, embedding = list(_readings(stated, model)), start_of(stated, model, 0).writer
+    basis_DD = basis_DD.double().to(embedding.weight.device)
     into_DD = basis_DD.T
-    if any(centres(getattr(parent, name)) for parent, name, _ in readings):
+    if any(centres(owner.get_submodule(path)) for owner, path, _ in readings):
         into_DD = into_DD - into_DD.mean(1, keepdim=True)
-    for parent, name, readers in readings:
-        _read_rotated_(parent, name, readers, basis_DD)
-    _write_(vit.patch_embed.proj, into_DD)
-    for name in TOKENS:
-        if (table := getattr(vit, name, None)) is not None:
+    for owner, path, readers in readings:
+        _read_rotated_(owner, path, readers, basis_DD)
+    _write_(embedding, into_DD)
+    for path in filter(None, (*stated.stem.tokens, stated.stem.positions)):
+        if (table := parameter(model, path)) is not None:
             table.copy_(table.double() @ into_DD.T)
-    for block in vit.blocks:
-        for part in PARTS:
-            if found := place(block, part):
-                scaled_DD = into_DD
-                if found.scale is not None:
-                    scaled_DD = into_DD * found.scale.gamma.double()
-                    found.scale.gamma.fill_(1.0)
-                _write_(found.writer, scaled_DD)
+    for step in steps_of(stated, model):
+        scaled_DD = into_DD
+        if (scale := step.scale) is not None:
+            scaled_DD = into_DD * scale.double()
+            scale.fill_(1.0)
+        _write_(step.writer, scaled_DD)
 
 
-def _readings(vit: VisionTransformer) -> Iterator[Reading]:
-    for block in vit.blocks:
-        for number, part in enumerate(PARTS, start=1):
-            if found := place(block, part):
-                yield block, f"norm{number}", branch_readers(found)
-    heads = [head for name in HEADS if isinstance(head := getattr(vit, name, None), nn.Linear)]
-    last = "norm" if isinstance(vit.fc_norm, nn.Identity) else "fc_norm"
-    yield vit, last, heads
+def _readings(stated: Statement, model: nn.Module) -> Iterator[Reading]:
+    for step in steps_of(stated, model):
+        yield step.owner, step.residual.norm or "", step.readers
+    present = [path for path in stated.tail.norms if optional(model, path) is not None]
+    yield model, (present or [""])[-1], [*classifiers(stated, model).values()]
 
 
 def _write_(writer: nn.Module, into_DD: Tensor) -> None:
@@ -100,24 +97,24 @@ def _write_(writer: nn.Module, into_DD: Tensor) -> None:
         bias.copy_(into_DD @ bias.double())
 
 
-def _read_rotated_(
-    parent: nn.Module, name: str, readers: list[nn.Linear], basis_DD: Tensor
-) -> None:
+def _read_rotated_(owner: nn.Module, path: str, readers: Linears, basis_DD: Tensor) -> None:
     """Put an RMS norm in place of a norm; scale, shift and rotation go into the readers."""
-    norm = getattr(parent, name)
+    norm = owner.get_submodule(path)
     weight_D, bias_D = affine(norm)
     new = uncentred_norm(norm)
     if carried := all(reader.bias is not None for reader in readers):
         for reader in readers:
-            reader.bias.copy_(reader.bias.double() + reader.weight.double() @ bias_D)
+            bias, weight = reader.get_parameter("bias"), reader.get_parameter("weight")
+            bias.copy_(bias.double() + weight.double() @ bias_D)
     if new.bias is not None and not carried:
         if bool(((weight_D == 0) & (bias_D != 0)).any()):
             raise UserError(
-                f"'{name}' has a shift where its scale is zero, and layers without a bias read it, "
+                f"'{path}' has a shift where its scale is zero, and layers without a bias read it, "
                 "so its stream cannot be rotated; take a preset that selects channels, such as "
                 "magnitude with --groups width."
             )
         new.bias.copy_(basis_DD.T @ torch.where(bias_D == 0, 0.0, bias_D / weight_D))
     for reader in readers:
-        reader.weight.copy_((reader.weight.double() * weight_D) @ basis_DD)
-    setattr(parent, name, new)
+        weight = reader.get_parameter("weight")
+        weight.copy_((weight.double() * weight_D) @ basis_DD)
+    owner.set_submodule(path, new)
