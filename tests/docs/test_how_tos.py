@@ -1,11 +1,14 @@
 """The code that the how-tos show runs and does what they say."""
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from secateur.presets import Preset, parse_preset
 
@@ -82,3 +85,37 @@ def test_places_in_the_glossary_exist() -> None:
     source = DOCS.parent / "src" / "secateur"
     assert len(places) > 40
     assert [place for place in places if not (source / place).is_file()] == []
+
+
+def imports(text: str) -> list[str]:
+    """Dotted names that the Python code of a page, or its commands, import from secateur."""
+    found = re.findall(r"from (secateur[\w.]*) import (\w+(?:, \w+)*)", text)
+    return [f"{module}.{name}" for module, names in found for name in names.split(", ")]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module or an attribute of one."""
+    try:
+        return bool(importlib.import_module(name))
+    except ModuleNotFoundError:
+        module, _, attribute = name.rpartition(".")
+        return (
+            bool(module) and exists(module) and hasattr(importlib.import_module(module), attribute)
+        )
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name
+)
+def test_what_pages_import_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    quoted = re.findall(r"`(secateur(?:\.\w+)+)`", text)
+    assert [name for name in [*imports(text), *quoted] if not exists(name)] == []
+
+
+def test_an_import_of_a_moved_name_is_noticed() -> None:
+    assert imports("from secateur.presets import Preset, nothing") == [
+        "secateur.presets.Preset", "secateur.presets.nothing",
+    ]  # fmt: skip
+    assert exists("secateur.presets.Preset") and not exists("secateur.presets.nothing")
+    assert exists("secateur.presets") and not exists("secateur.no_such_room.Preset")
