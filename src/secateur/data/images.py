@@ -1,7 +1,6 @@
 """Open images from wherever they are, checked, prepared for a model and in a fixed order."""
 
 import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from secateur.data.classes import class_indices, refuse_labels_beyond
+from secateur.data.decoding import decode
 from secateur.data.folders import open_folder
 from secateur.data.named import is_named, open_named
 from secateur.data.parquet import open_parquet
@@ -59,9 +59,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name, label = self.names[index], self.labels[index]
         try:
-            with Image.open(io.BytesIO(self.read(index))) as image:
-                pixels = image.convert(self.preprocessing.image_mode)
-        except OSError as error:
+            pixels = decode(self.read(index), self.preprocessing.image_mode)
+        # Decoders fail on damaged files with errors of every kind.
+        except Exception as error:
             raise UserError(
                 f"image '{name}' of {self.source} could be read before but cannot be now: "
                 f"{error}; leave the images alone while they are in use."
@@ -230,10 +230,7 @@ def _check(read: Callable[[int], bytes], mode: str, index: int) -> int | str:
     """The size of an image in bytes, or why it cannot be read."""
     try:
         content = read(index)
-        with Image.open(io.BytesIO(content)) as image:
-            # JPEG: decoded at an eighth of its size, which still reads the whole file.
-            image.draft(image.mode, (1, 1))
-            image.convert(mode)
+        decode(content, mode, small=True)
     # Decoders fail on damaged files with errors of every kind.
     except Exception as error:
         return f"{type(error).__name__}: {error}"

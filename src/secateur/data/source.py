@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from secateur.data.decoding import to_mode
 from secateur.errors import UserError
 
 _SPLIT = re.compile(r"(train|training|test|val|valid|validation|dev|eval)(?![a-z])")
@@ -61,6 +62,6 @@ def refuse_mixed_splits(files: Sequence[Path], where: str) -> None:
 def encode_lossless(image: Image.Image) -> bytes:
     """Return a decoded image as an uncompressed PPM or PGM file, the same on every machine."""
     buffer = io.BytesIO()
-    converted = image if image.mode in ("L", "RGB") else image.convert("RGB")
-    converted.save(buffer, "PPM")
+    grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+    to_mode(image, "L" if grey else "RGB").save(buffer, "PPM")
     return buffer.getvalue()
