@@ -4,6 +4,9 @@ Shape suffixes: H height, W width.
 """
 
 import io
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,20 @@ def decode(content: bytes, mode: str, *, small: bool = False) -> Image.Image:
     into colours. With `small`, a JPEG is read whole but decoded at an eighth of its size.
     Raises whatever Pillow's decoders raise, and ValueError for pixels without a known white.
     """
+    register_plugins()
     with Image.open(io.BytesIO(content)) as image:
         if small:
             image.draft(image.mode, (1, 1))
         return to_mode(_upright(image), mode)
+
+
+@cache
+def register_plugins() -> None:
+    """Let Pillow read HEIF and JPEG XL where its plugins for them are installed."""
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        import_module("pillow_jxl")
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -58,7 +71,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     shown = image.convert("RGBA")
-    if shown.getextrema()[3][0] == 255:  # type: ignore[index]
+    if shown.getchannel("A").getextrema() == (255, 255):
         return shown.convert("RGB")
     page = Image.new("RGBA", shown.size, "white")
     return Image.alpha_composite(page, shown).convert("RGB")
@@ -67,9 +80,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _eight_bits(pixels_HW: NDArray[Any], kind: str | None) -> NDArray[np.uint8]:
     """Grey pixels of more than 8 bits, scaled to 0..255; ValueError where white is not known.
 
-    White is 65535 for 16 bits, as which Pillow reads all grey PNG and PGM files of more than 8. 32-bit integers and floating-point
-    numbers tell no white: it is 1, 255 or 65535, the first that no pixel exceeds; 1 only for the
-    latter.
+    White is 65535 for 16 bits, as which Pillow reads all grey PNG and PGM files of more than 8.
+    32-bit integers and floating-point numbers tell no white: it is 1 (for the latter), 255 or
+    65535, the first that no pixel exceeds.
     """
     low, high = float(pixels_HW.min()), float(pixels_HW.max())
     white = float(_WHITE_16)

@@ -99,6 +99,10 @@ def open_images(
         found = _open_source(source)
     except PermissionError as error:
         raise UserError(f"no permission to read {error.filename or where}; ask for it.") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot list the images of {where}: {error.strerror or error}; check the path."
+        ) from error
     labels, label_count = _labels_of_head(found, num_classes, where)
     chosen = _choose(found.names, labels, limit, seed)
     sizes, reasons = _verify(found, chosen, preprocessing.image_mode)
@@ -141,6 +145,11 @@ def _open_source(source: str | Path) -> Source:
         refuse_mixed_splits(files, where)
     else:
         files = [path]
+    odd = next((file for file in files if file.exists() and not file.is_file()), None)
+    if odd is not None:
+        raise UserError(
+            f"'{odd}' is no regular file; give an image folder, parquet files or tar shards."
+        )
     if not all(file.is_file() for file in files) or not files:
         raise UserError(
             f"no images at '{where}': there is no such file or folder; give an image folder, "

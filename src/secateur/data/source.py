@@ -1,7 +1,9 @@
 """What every place images come from gives: names, labels and encoded images by number."""
 
 import io
+import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,9 @@ from PIL import Image
 
 from secateur.data.decoding import to_mode
 from secateur.errors import UserError
+
+MOST_BYTES = 2**30
+"""Of one encoded image."""
 
 _SPLIT = re.compile(r"(train|training|test|val|valid|validation|dev|eval)(?![a-z])")
 
@@ -29,6 +34,24 @@ class Source:
     class_names: Sequence[str] | None = None
     order_given: bool = True
     read: Callable[[int], bytes]
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of an image file; OSError for a device or pipe, and for a file beyond all size."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is no regular file")
+    refuse_large(status.st_size)
+    with open(path, "rb") as file:
+        return file.read(MOST_BYTES)
+
+
+def refuse_large(size: int) -> None:
+    """OSError for an image file of more than `MOST_BYTES`."""
+    if size > MOST_BYTES:
+        raise OSError(
+            f"it has {size / 2**30:.1f} GiB, more than the {MOST_BYTES / 2**30:g} allowed"
+        )
 
 
 def all_or_no_labels(labels: Sequence[int | None], where: str) -> list[int] | None:
