@@ -10,6 +10,7 @@ from secateur.errors import UserError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IMAGENET_1K = 1000
+_CHANCE = 1000
 
 
 @cache
@@ -63,12 +64,25 @@ def class_indices(
     return by_position
 
 
-def refuse_labels_beyond(largest: int, num_classes: int, where: str) -> None:
-    """Raise UserError when label `largest` is no output of a head with `num_classes`."""
+def refuse_unlikely_numbers(labels: Sequence[int], num_classes: int, where: str) -> None:
+    """Raise UserError when class numbers without names can hardly be outputs of the head.
+
+    That is when one is beyond the `num_classes` outputs, and when all lie in the first half of
+    them although so many labels, drawn evenly, would do so less than once in `_CHANCE`: such are
+    the numbers 0 to 9 of ten ImageNet classes counted anew.
+    """
+    largest = max(labels)
     if largest >= num_classes:
         raise UserError(
             f"{where} has labels up to {largest}, so at least {largest + 1} classes, but the head "
             f"has {num_classes} outputs; use images of the classes the model was trained on."
+        )
+    share = (largest + 1) / num_classes
+    if share <= 0.5 and share ** len(labels) < 1 / _CHANCE:
+        raise UserError(
+            f"{where} numbers its classes {min(labels)} to {largest} without naming them, but the "
+            f"head has {num_classes} outputs, so they cannot be matched; name the classes in the "
+            "data (in parquet, as Hugging Face datasets do), or give a folder of images per class."
         )
 
 

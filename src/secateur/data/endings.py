@@ -8,34 +8,11 @@ from PIL import Image
 
 from secateur.data.decoding import register_plugins
 
-READ = frozenset(
-    [
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".j2k",
-        ".jfif",
-        ".jif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".jpx",
-        ".mpo",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".psd",
-        ".qoi",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
+_READ = """
+.apng .bmp .dib .gif .j2k .jfif .jif .jp2 .jpe .jpeg .jpg .jpx .mpo .pbm .pgm .png .pnm .ppm .psd
+.qoi .tga .tif .tiff .webp
+"""
+READ = frozenset(_READ.split())
 """Endings that every Pillow reads."""
 _HEIF = "install pillow-heif"
 _RAW = "convert them to 16-bit PNG or to JPEG"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from secateur.data.classes import class_indices, refuse_labels_beyond
+from secateur.data.classes import class_indices, refuse_unlikely_numbers
 from secateur.data.decoding import decode
 from secateur.data.folders import open_folder
 from secateur.data.named import is_named, open_named
@@ -21,7 +22,7 @@ from secateur.data.parquet import open_parquet
 from secateur.data.preprocessing import Preprocessing, Transform
 from secateur.data.shards import open_shards
 from secateur.data.source import Source, encode_lossless, refuse_mixed_splits
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 
 DIGITS = {"digits": "test", "digits/test": "test", "digits/train": "train"}
 _VERIFIED_AT_ONCE = 4096
@@ -76,6 +77,7 @@ def open_images(
     limit: int | None = None,
     seed: int = 0,
     num_classes: int | None = None,
+    labels_needed: bool = True,
     skip_unreadable: bool = False,
 ) -> ImageSet:
     """Open the images of `source`, each of which has been decoded once to see that it can be.
@@ -87,14 +89,16 @@ def open_images(
     `limit` keeps that many images, spread over the classes as evenly as they allow; which ones,
     depends only on `seed` and their names, and a smaller limit keeps a part of a larger one's.
     `num_classes` is the number of outputs of the head that the labels are for: folders named by
-    WordNet id go to the outputs of ImageNet's classes.
+    WordNet id go to the outputs of ImageNet's classes. Where labels are not `labels_needed`, images
+    of other classes count as unlabelled, and Advice tells of it.
 
-    Raises UserError when nothing is there, when classes do not match the head, or when an image
-    cannot be decoded, unless `skip_unreadable` leaves it out (fewer than `limit` may be left).
+    Raises UserError when nothing is there, when the model takes neither grey nor RGB images, when
+    needed classes do not match the head, or when an image cannot be decoded, unless
+    `skip_unreadable` leaves it out (fewer than `limit` may be left).
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit on images must be at least 1, not {limit}.")
-    where = str(source)
+    where, mode = str(source), preprocessing.image_mode
     try:
         found = _open_source(source)
     except PermissionError as error:
@@ -103,9 +107,19 @@ def open_images(
         raise UserError(
             f"cannot list the images of {where}: {error.strerror or error}; check the path."
         ) from error
-    labels, label_count = _labels_of_head(found, num_classes, where)
+    try:
+        labels, label_count = _labels_of_head(found, num_classes, where)
+    except UserError:
+        if labels_needed:
+            raise
+        labels, label_count = None, 0
+        warnings.warn(
+            f"the labels of {where} are not used: its classes are not those of the model's head.",
+            Advice,
+            stacklevel=3,
+        )
     chosen = _choose(found.names, labels, limit, seed)
-    sizes, reasons = _verify(found, chosen, preprocessing.image_mode)
+    sizes, reasons = _verify(found, chosen, mode)
     if reasons and (not skip_unreadable or len(reasons) == len(chosen)):
         raise UserError(_unreadable_sentence(where, reasons, len(chosen)))
     kept = [index for index in chosen if found.names[index] not in reasons]
@@ -193,7 +207,7 @@ def _labels_of_head(
         )
         return [indices[label] for label in found.labels], count
     if num_classes is not None:
-        refuse_labels_beyond(largest, num_classes, where)
+        refuse_unlikely_numbers(found.labels, num_classes, where)
     return list(found.labels), num_classes or largest + 1
 
 
