@@ -1,7 +1,7 @@
 """What an analysis observes, and what the criteria say about whole branches from it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -98,7 +98,7 @@ def some(batches: Batches) -> Batches:
                 return
 
     steps = -(-count // GRADIENT_BATCH)
-    return Batches(images=count, labelled=batches.labelled, _count=steps, _start=start)
+    return replace(batches, images=count, _count=steps, _start=start, _every=None)
 
 
 def score_branches(

@@ -19,7 +19,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
-from secateur.data.batches import refuse_not_finite_images
+from secateur.data.examples import refuse_not_finite_images
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing, Transform
 from secateur.errors import UserError
