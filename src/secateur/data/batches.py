@@ -159,7 +159,7 @@ def as_batches(
     making = partial(_Making, any_targets=any_targets, device=device, dtype=dtype)
     if isinstance(images, DataLoader):
         return _from_loader(images, making, any_targets)
-    if isinstance(images, Tensor) or _is_whole_set(images):
+    if isinstance(images, Tensor) or is_whole_set(images):
         return _from_list(_slices(images, batch_size), batch_size, making, any_targets)
     if isinstance(images, list | tuple):
         return _from_list(images, batch_size, making, any_targets)
@@ -174,7 +174,7 @@ def as_batches(
     raise UserError(f"cannot read images from a {type(images).__name__}; {ACCEPTED}.")
 
 
-def _is_whole_set(images: object) -> TypeGuard[tuple[Tensor, Tensor]]:
+def is_whole_set(images: object) -> TypeGuard[tuple[Tensor, Tensor]]:
     """Whether `images` is one pair of images [n, C, H, W] and targets [n, ...]."""
     if not (
         isinstance(images, tuple)

@@ -72,17 +72,22 @@ def refuse_unlikely_numbers(labels: Sequence[int], num_classes: int, where: str)
     the numbers 0 to 9 of ten ImageNet classes counted anew.
     """
     largest = max(labels)
-    if largest >= num_classes:
-        raise UserError(
-            f"{where} has labels up to {largest}, so at least {largest + 1} classes, but the head "
-            f"has {num_classes} outputs; use images of the classes the model was trained on."
-        )
+    refuse_labels_beyond(largest, num_classes, where)
     share = (largest + 1) / num_classes
     if share <= 0.5 and share ** len(labels) < 1 / _CHANCE:
         raise UserError(
             f"{where} numbers its classes {min(labels)} to {largest} without naming them, but the "
             f"head has {num_classes} outputs, so they cannot be matched; name the classes in the "
             "data (in parquet, as Hugging Face datasets do), or give a folder of images per class."
+        )
+
+
+def refuse_labels_beyond(largest: int, num_classes: int, where: str) -> None:
+    """Raise UserError when label `largest` is no output of a head with `num_classes`."""
+    if largest >= num_classes:
+        raise UserError(
+            f"{where} has labels up to {largest}, so at least {largest + 1} classes, but the head "
+            f"has {num_classes} outputs; use images of the classes the model was trained on."
         )
 
 

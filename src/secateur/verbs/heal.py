@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secateur.data.images import ImageSet
+from secateur.data.items import has_labels
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
@@ -55,8 +57,9 @@ def heal(
     `model` is a pruned model or what `prune` returned. Without a reference, the dense model of a
     bundled one is found. A reference of another family or with other preprocessing sees the same
     images in its own way; then only its outputs can be learned. `images` are a path or data
-    string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
-    or a `label_weight` in the settings, says so. With a `folder`, the run can be stopped and goes
+    string, or a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of
+    images or batches; labels are used only if `labels`, or a `label_weight` in the settings, says
+    so. With a `folder`, the run can be stopped and goes
     on from its checkpoint there; see `secateur.training.loop.fit_`. Everything that can be wrong
     with the request raises UserError before training begins.
     """
@@ -79,6 +82,8 @@ def heal(
         seed=settings.seed,
         num_classes=classes if supervised else None,
         skip_unreadable=skip_unreadable,
+        labels_needed=supervised,
+        model=student,
     )
     require_labels(images, supervised)
     notes += more
@@ -208,11 +213,10 @@ def with_labels(settings: HealSettings, labels: bool | None) -> HealSettings:
 
 def require_labels(images: object, wanted: bool) -> None:
     """UserError when labels are wanted and there are none."""
-    from secateur.data.images import ImageSet
-
-    unlabelled = isinstance(images, ImageSet) and not images.labelled
-    if wanted and (unlabelled or isinstance(images, torch.Tensor)):
-        where = images.source if isinstance(images, ImageSet) else "the tensor of images"
+    if wanted and not has_labels(images):
+        where = f"the {type(images).__name__} of images"
+        if isinstance(images, ImageSet):
+            where = images.source
         raise UserError(
             f"{where} has no labels to learn from; give labelled images, or leave labels out "
             "(--no-labels)."
@@ -221,8 +225,6 @@ def require_labels(images: object, wanted: bool) -> None:
 
 def _plain(images: object) -> Items:
     """Images as they are evaluated, without augmentation."""
-    from secateur.data.images import ImageSet
-
     return images if isinstance(images, ImageSet) else items_of(images, AugmentSettings())
 
 

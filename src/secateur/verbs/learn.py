@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from secateur.data.images import ImageSet
+from secateur.data.items import has_labels
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.masks.phases import Course, Shrunk, plain_items, run
@@ -158,6 +157,7 @@ def _open(
 ) -> _Opened:
     """Images to train on and to hold out; UserError where labels are needed and missing."""
     settings = task.options.settings
+    needed = bool(settings.warmup_share or not settings.distil.logit_weight)
     found, used, notes = open_training_images(
         images,
         Preprocessing.of(model),
@@ -165,11 +165,12 @@ def _open(
         seed=settings.seed,
         num_classes=anatomy.num_classes or None,
         skip_unreadable=skip_unreadable,
+        labels_needed=needed,
+        model=model,
     )
     labels = settings.distil.label_weight > 0
-    if settings.warmup_share or not settings.distil.logit_weight:
-        require_labels(found, wanted=True)
-    if isinstance(found, torch.Tensor) or (isinstance(found, ImageSet) and not found.labelled):
+    require_labels(found, wanted=needed)
+    if not has_labels(found):
         labels = False
         notes = [*notes, "The images have no labels: the smaller model learned from the dense one."]
     if used.images < 2:

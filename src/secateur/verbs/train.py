@@ -57,6 +57,7 @@ def train(
         seed=settings.seed,
         num_classes=classes,
         skip_unreadable=skip_unreadable,
+        model=student,
     )
     require_labels(images, wanted=True)
     train_images, held = hold_out(images, used.images, settings.held_out)
