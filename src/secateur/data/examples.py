@@ -100,9 +100,10 @@ def _parts(item: object, any_targets: bool) -> tuple[object, object]:
     if len(item) == 1:
         return item[0], None
     first, second = item[0], item[1]
-    # WHY: a list of single images is no image with a mask, although the shapes may agree.
-    if isinstance(item, list) and _is_image(first) and _is_image(second):
-        return (item, None) if len(item) > 2 or first.shape == second.shape else (first, second)
+    # WHY: a list of single images is a batch, not one image and its mask.
+    several = isinstance(item, list) and _is_image(first) and _is_image(second)
+    if several and (len(item) > 2 or shape_of(first)[0] == shape_of(second)[0]):
+        return item, None
     if len(item) == 2:
         return first, second
     return (first, item[1:]) if any_targets else (item, None)

@@ -60,11 +60,11 @@ def _head_sums(
     """Mean of f̃ f̃ᵀ and of f̃ (z_teacher - z)ᵀ in fp64, with f̃ = [f; 1]."""
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    device = head.weight.device
+    device, dtype = head.weight.device, head.weight.dtype
     gram_FF = right_FC = torch.zeros((), dtype=torch.float64, device=device)
     try:
         for batch in DataLoader(items, batch_size):  # type: ignore[arg-type]
-            images_BCHW = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+            images_BCHW = (batch if isinstance(batch, Tensor) else batch[0]).to(device, dtype)
             seen.clear()
             logits_BC = logits_of(model(images_BCHW))
             lack_BC = (teacher.logits(images_BCHW) - logits_BC).double()
@@ -85,7 +85,8 @@ def classifier_of(model: nn.Module, image_CHW: Tensor) -> nn.Linear:
         if isinstance(module, nn.Linear) and module.bias is not None
     ]
     try:
-        images_BCHW = image_CHW[None].to(next(model.parameters()).device)
+        like = next(model.parameters())
+        images_BCHW = image_CHW[None].to(like.device, like.dtype)
         logits_BC = logits_of(model(images_BCHW))
     finally:
         for handle in handles:

@@ -204,8 +204,17 @@ def loader_of(
 Prepare = Callable[[Sequence[Tensor], Moment, int], Lesson]
 
 
-def preparer(settings: TrainSettings, classes: int, labelled: bool, process: int) -> Prepare:
-    """From a loader's batch, at a moment and a part of its step, to a lesson, perhaps mixed."""
+def preparer(
+    settings: TrainSettings,
+    classes: int,
+    labelled: bool,
+    process: int,
+    dtype: torch.dtype | None = None,
+) -> Prepare:
+    """From a loader's batch, at a moment and a part of its step, to a lesson, perhaps mixed.
+
+    Images become of type `dtype`, if given.
+    """
     augment = settings.augment
     mix = None
     if augment.mixup or augment.cutmix:
@@ -218,6 +227,7 @@ def preparer(settings: TrainSettings, classes: int, labelled: bool, process: int
 
     def prepare(batch: Sequence[Tensor], moment: Moment, part: int) -> Lesson:
         images_BCHW, labels_B, rows_B = batch
+        images_BCHW = images_BCHW.to(dtype=dtype)
         if mix is None or moment.share >= augment.mix_until:
             return Lesson(
                 images_BCHW=images_BCHW,
