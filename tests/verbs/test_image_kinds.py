@@ -1,5 +1,7 @@
 """Images and targets of every kind, for every verb that takes them."""
 
+import io
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset, TensorDataset
 
@@ -18,6 +21,7 @@ import secateur
 from secateur.data.batches import as_batches
 from secateur.data.images import open_images
 from secateur.data.items import as_items, count_of, has_labels
+from secateur.data.named import copy_stream
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import Advice, UserError
 from secateur.verbs.load import open_data
@@ -254,6 +258,47 @@ def test_numbers_without_names_are_not_scored_by_position(
     with pytest.warns(Advice, match="are not used"):
         images = open_images(file, SMALL, num_classes=outputs, labels_needed=False)
     assert not images.labelled
+
+
+def table_of(file: Path, labels: pa.Array) -> Path:
+    rows = [{"bytes": png(shade), "path": None} for shade in range(len(labels))]
+    pq.write_table(pa.table({"image": rows, "label": labels}), file)
+    return file
+
+
+NO_LABELS = {
+    "floats": (pa.array([0.5, 1.5]), "is double; labels must be integers"),
+    "words": (pa.array(["cat", "dog"]), "is string; labels must be integers"),
+    "several": (pa.array([[0, 1], [2]]), "is list.*; labels must be integers"),
+    "boxes": (pa.array([{"x": 1.0}, {"x": 2.0}]), "is struct.*; labels must be integers"),
+    "some": (pa.array([1, None]), "only 1 of 2 images have a label"),
+    "beyond": (pa.array([1, 12]), "13 classes"),
+}
+
+
+@pytest.mark.parametrize(("labels", "words"), NO_LABELS.values(), ids=NO_LABELS)
+def test_labels_in_files_that_are_no_classes_are_left_out_where_none_are_needed(
+    tmp_path: Path, labels: pa.Array, words: str
+) -> None:
+    file = table_of(tmp_path / "a.parquet", labels)
+    with pytest.raises(UserError, match=words):
+        secateur.evaluate(model_of(), file)
+    with pytest.warns(Advice, match=f"are not used: .*{words.partition('; ')[0]}"):
+        batches, used = open_data(model_of(), file, labels_needed=False)
+    assert (batches.images, batches.labelled, used.classes) == (2, False, 0)
+
+
+def test_labels_of_streams_and_shards_that_are_no_classes(tmp_path: Path) -> None:
+    found = copy_stream([(Image.new("L", (2, 2)), [0, 1])], "tfds/x", "x")
+    assert found.labels is None and "not one class number" in str(found.problem)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.png", png(1)), ("0.cls", b"cat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.warns(Advice, match="is not an integer"):
+        images = open_images(tmp_path, SMALL, num_classes=10, labels_needed=False)
+    assert (len(images), images.labelled) == (1, False)
 
 
 def test_numbers_over_all_outputs_are_trusted(tmp_path: Path) -> None:

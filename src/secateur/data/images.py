@@ -109,15 +109,12 @@ def open_images(
         ) from error
     try:
         labels, label_count = _labels_of_head(found, num_classes, where)
-    except UserError:
+    except UserError as error:
         if labels_needed:
             raise
         labels, label_count = None, 0
-        warnings.warn(
-            f"the labels of {where} are not used: its classes are not those of the model's head.",
-            Advice,
-            stacklevel=3,
-        )
+        reason = str(error).rpartition("; ")[0] or str(error).rstrip(".")
+        warnings.warn(f"the labels of {where} are not used: {reason}.", Advice, stacklevel=3)
     chosen = _choose(found.names, labels, limit, seed)
     sizes, reasons = _verify(found, chosen, mode)
     if reasons and (not skip_unreadable or len(reasons) == len(chosen)):
@@ -198,6 +195,8 @@ def _labels_of_head(
     found: Source, num_classes: int | None, where: str
 ) -> tuple[list[int] | None, int]:
     """The labels as outputs of the head, and the number of classes they count over."""
+    if found.problem is not None:
+        raise UserError(found.problem)
     if found.labels is None:
         return None, 0
     largest = max(found.labels)

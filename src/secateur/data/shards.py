@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from secateur.data.endings import is_image_ending, is_readable, left_out_note
-from secateur.data.source import Source, all_or_no_labels, refuse_large
+from secateur.data.source import Source, refuse_large, usable_labels
 from secateur.errors import Advice, UserError
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -36,14 +36,16 @@ def open_shards(shards: Sequence[Path], where: str) -> Source:
 
     A sample is the files that share a name up to its first dot: one image and its label as text in
     `.cls` or under "label" in `.json`. Advice tells of images that cannot be read for want of a
-    plugin. Raises UserError when a shard is damaged or compressed, or holds no image.
+    plugin; labels that are no integers are the source's `problem`. Raises UserError when a shard
+    is damaged or compressed, or holds no image.
     """
     names: list[str] = []
     labels: list[int | None] = []
     places: list[tuple[Path, int, int]] = []
     unread: Counter[str] = Counter()
+    wrong: list[str] = []
     for shard in sorted(shards):
-        for key, sample in _index(shard, unread).items():
+        for key, sample in _index(shard, unread, wrong).items():
             if sample.offset is not None:
                 names.append(f"{shard.name}/{key}")
                 labels.append(sample.label)
@@ -56,11 +58,20 @@ def open_shards(shards: Sequence[Path], where: str) -> Source:
         )
     if told:
         warnings.warn(f"{where}: {told}.", Advice, stacklevel=3)
-    return Source(names=names, labels=all_or_no_labels(labels, where), read=partial(_read, places))
+    known, problem = usable_labels(labels, where)
+    return Source(
+        names=names,
+        labels=None if wrong else known,
+        problem=wrong[0] if wrong else problem,
+        read=partial(_read, places),
+    )
 
 
-def _index(shard: Path, unread: Counter[str]) -> dict[str, _Sample]:
-    """Samples of one shard by name; only headers and labels are read."""
+def _index(shard: Path, unread: Counter[str], wrong: list[str]) -> dict[str, _Sample]:
+    """Samples of one shard by name; only headers and labels are read.
+
+    What Pillow cannot read is counted in `unread`; what is wrong with labels goes into `wrong`.
+    """
     samples: dict[str, _Sample] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -73,7 +84,11 @@ def _index(shard: Path, unread: Counter[str]) -> dict[str, _Sample]:
                 if ending in ("cls", "json"):
                     content = tar.extractfile(member)
                     text = content.read(_MOST_LABEL_BYTES) if content else b""
-                    label = _label(text, ending, shard, member.name)
+                    try:
+                        label = _label(text, ending, shard, member.name)
+                    except UserError as error:
+                        wrong.append(str(error))
+                        continue
                     sample.label = label if label is not None else sample.label
                 elif is_image_ending(f".{ending}") and not is_readable(f".{ending}"):
                     unread[f".{ending}"] += 1

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from secateur.data.decoding import to_mode
 from secateur.errors import UserError
@@ -23,7 +25,8 @@ _SPLIT = re.compile(r"(train|training|test|val|valid|validation|dev|eval)(?![a-z
 class Source:
     """Images that can be read in any order; nothing of them is held in memory.
 
-    `names` are the same on every machine and unique. `labels` are None where there are none.
+    `names` are the same on every machine and unique. `labels` are None where there are none, and
+    where they cannot be used, for the reason that `problem` tells in a sentence.
     `class_names` say what the labels mean where that is known; `order_given` is false where
     their order is only that of folder names, which a head need not share.
     `read(i)` returns the encoded file of image i; it can be pickled for loader workers.
@@ -33,6 +36,7 @@ class Source:
     labels: Sequence[int] | None
     class_names: Sequence[str] | None = None
     order_given: bool = True
+    problem: str | None = None
     read: Callable[[int], bytes]
 
 
@@ -54,18 +58,30 @@ def refuse_large(size: int) -> None:
         )
 
 
-def all_or_no_labels(labels: Sequence[int | None], where: str) -> list[int] | None:
-    """Return the labels, or None if no image has one (missing labels are None or negative).
+def usable_labels(labels: Sequence[object], where: str) -> tuple[list[int] | None, str | None]:
+    """Class numbers, None if no image has one (a missing one is None or below 0), or the problem.
 
-    Raises UserError when only some images have a label.
+    It is a problem when only some images have one, and when one is no whole number.
     """
-    known = [label for label in labels if label is not None and label >= 0]
+    known: list[int] = []
+    for label in labels:
+        if isinstance(label, Tensor | np.ndarray | np.generic):
+            label = label.tolist()
+        if label is None or (isinstance(label, int) and label < 0):
+            continue
+        if not isinstance(label, int):
+            shown = f"{type(label).__name__} '{str(label)[:40]}'"
+            return None, (
+                f"{where}: a label is the {shown}, not one class number; give images with one "
+                "class number each."
+            )
+        known.append(int(label))
     if known and len(known) < len(labels):
-        raise UserError(
+        return None, (
             f"{where}: only {len(known)} of {len(labels)} images have a label; "
             "give all images a label or none."
         )
-    return known or None
+    return known or None, None
 
 
 def refuse_mixed_splits(files: Sequence[Path], where: str) -> None:
