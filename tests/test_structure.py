@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "registry",
     "whole",
+    "devices",
     "progress",
     "data",
     "zoo",

@@ -16,8 +16,8 @@ from secateur.training.held_out import HeldOut
 from secateur.training.lesson import Hook, Lesson, Moment
 from secateur.training.loop import fit_
 from secateur.training.objectives import supervised
+from secateur.training.sampler import items_of
 from secateur.training.settings import OptimizerSettings
-from secateur.training.stream import items_of
 from secateur.training.teacher import teacher_for
 from tests.hosts import build
 from tests.training.learners import CLASSES, SGD, copy_of, fit, fresh, pair, same, settings

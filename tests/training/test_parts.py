@@ -14,8 +14,8 @@ from secateur.training.head import classifier_of, refit_head_
 from secateur.training.held_out import MOST, HeldOut, hold_out
 from secateur.training.lora import attach_, merge_
 from secateur.training.losses import divergence
+from secateur.training.sampler import items_of
 from secateur.training.settings import AugmentSettings
-from secateur.training.stream import items_of
 from secateur.training.teacher import teacher_for
 from secateur.zoo import digits_vit
 from tests.hosts import build, images_for

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.training.held_out import HeldOut
 from secateur.training.lesson import Hook, Lesson, Moment
 from secateur.training.objectives import Distil, DistilSettings
-from secateur.training.stream import items_of
+from secateur.training.sampler import items_of
 from secateur.training.teacher import teacher_for
 from tests.hosts import build
 from tests.training.learners import SGD, fit, fresh, pair, settings

@@ -377,7 +377,7 @@ def test_training_casts_images_to_the_type_of_the_model(given: torch.dtype) -> N
 
 
 def test_learning_counts_images_and_leaves_out_other_targets() -> None:
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
 
     settings = LearnSettings(steps=8, batch_size=4, held_out=0.25)
     loader = DataLoader(TensorDataset(X, torch.rand(N, 3)), 4)

@@ -7,7 +7,7 @@ import torch
 
 import secateur
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.masks.task import LearnOptions, resolve_learn
 from secateur.models.family import family_of, read
 from secateur.training.objectives import DistilSettings

@@ -2,7 +2,7 @@
 
 The takeover (`secateur.masks.takeover`) sees every layer by itself, on the stream that it had;
 errors of all layers then add up. Here each writer also makes up for what the layers before it lack,
-as in the `spectral` engine (`secateur.surgery.refit`), but no unit is chosen anew.
+as in the `spectral` engine (`secateur.surgery.sequential`), but no unit is chosen anew.
 """
 
 import torch
@@ -20,8 +20,9 @@ from secateur.surgery.sequential import SequentialSettings, refit_front_to_back_
 def refit_(smaller: nn.Module, dense: nn.Module, plan: Plan, batches: Batches, seed: int) -> None:
     """Refit in place the writers of `smaller`, which `plan` cut out of a model like `dense`."""
     anatomy = family_of(dense).read(dense)
+    device = next(dense.parameters()).device
     channels = {
-        stream.id: torch.tensor(plan.units[stream.id]["width"])
+        stream.id: torch.tensor(plan.units[stream.id]["width"], device=device)
         for stream in anatomy.streams
         if stream.id in plan.units
     }

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.menus import Limits
 from secateur.allocation.target import Target
 from secateur.criteria.elimination import eliminate
 from secateur.data.batches import Batches
@@ -21,15 +22,14 @@ from secateur.masks.gates import Gate
 from secateur.masks.pricing import Pricing
 from secateur.masks.starting import average
 from secateur.methods.images import Images
-from secateur.methods.method import Job
-from secateur.methods.spectral import plan_spectral, prepare
-from secateur.methods.task import Options, resolve
+from secateur.methods.spectral import measure_menus, plan_within
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.progress import Progress
 from secateur.statistics import Evidence
-from secateur.surgery.moments import RIDGE, moments
+from secateur.statistics.moments import moments
+from secateur.surgery.solve import RIDGE
 
 SPECTRAL = "spectral"
 """The name of this start, in place of a criterion's."""
@@ -91,18 +91,14 @@ def _least_shares(
     groups = tuple(g for g in PLANNED if g in asked)
     if not groups:
         return {}
-    options = Options(
-        budget="100% params", preset=SPECTRAL, groups=groups, protect=pricing.limits.protect
-    )
-    task = resolve(options, anatomy)
+    limits = Limits(protect=pricing.limits.protect)
     images = Images(batches=batches, progress=progress)
-    job = Job(model=model, family=family, anatomy=anatomy, task=task, images=images)
-    prepared = prepare(job)
+    menus = measure_menus(model, family, anatomy, groups, limits, images).menus
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
         target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense)
         try:
-            plans.append((share, plan_spectral(anatomy, task, prepared.menus, target).shapes))
+            plans.append((share, plan_within(anatomy, menus, target).shapes))
         except OutOfReach:  # as are all that are smaller
             break
     return _nested(anatomy, groups, plans)

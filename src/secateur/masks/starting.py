@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.criteria import criteria
-from secateur.criteria.registry import Criterion, Question, needs_of, score
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import Criterion, needs_of
 from secateur.masks.gates import Act, Gate
 from secateur.masks.masks import Left
 from secateur.masks.pricing import Pricing, unit_prices
 from secateur.models.family import Family
-from secateur.models.stream import stream_weights
-from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
+from secateur.models.types import Anatomy, GroupName
 from secateur.statistics import Evidence
 
 LAST_CHANNEL = 0.75
@@ -69,18 +69,12 @@ def starting_worths(
     for act, group in (pair for gate in gates for pair in _scored(gate)):
         takes.setdefault(act.branch, set()).add(group)
     answers: dict[tuple[str, GroupName], Tensor] = {}
-    for number, branch in enumerate(anatomy.branches):
-        weights = family.weights(model, branch)
+    for branch in anatomy.branches:
         for group in sorted(takes.get(branch.id, ())):
-            question = Question(
-                group=group,
-                owner=branch.id,
-                weights=weights,
-                sums=evidence.about(branch.id),
-                images=evidence.images,
-                seed=seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
+            found = ask(
+                which, model, family, anatomy, group, branch.id, evidence, seed=seed, settings=None
             )
-            answers[branch.id, group] = score(which, question).cpu()
+            answers[branch.id, group] = found.cpu()
     if any(_takes(gate) == "width" for gate in gates):
         answers |= _stream_answers(model, family, anatomy, evidence, which, seed)
     dense = Left(shapes=dict(anatomy.shapes), widths=dict(anatomy.widths))
@@ -146,17 +140,11 @@ def _stream_answers(
     """The worth of every channel of every stream."""
     chosen = which if "width" in which.needs else criteria.get(STREAM_CRITERION)
     answers: dict[tuple[str, GroupName], Tensor] = {}
-    for number, stream in enumerate(anatomy.streams):
-        question = Question(
-            group="width",
-            owner=stream.id,
-            weights=None,
-            sums=evidence.about(stream.id),
-            images=evidence.images,
-            seed=seed * 100_003 + 70_001 + number,
-            stream=stream_weights(model, family, anatomy, stream),
+    for stream in anatomy.streams:
+        found = ask(
+            chosen, model, family, anatomy, "width", stream.id, evidence, seed=seed, settings=None
         )
-        answers[stream.id, "width"] = score(chosen, question).cpu()
+        answers[stream.id, "width"] = found.cpu()
     return answers
 
 

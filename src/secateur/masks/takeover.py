@@ -12,7 +12,7 @@ from secateur.models.caches import forget_cached_, shell_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.statistics import Evidence
-from secateur.surgery.masked import take_over
+from secateur.surgery.take_over import take_over
 
 NEEDS: dict[Site, str] = {"hidden": "hidden_moments", "context": "context_moments"}
 

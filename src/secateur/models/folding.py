@@ -70,4 +70,4 @@ def add_to_bias_(module: nn.Module, constant_D: Tensor) -> None:
         weight = module.weight
         zeros_D = torch.zeros_like(constant_D, dtype=weight.dtype, device=weight.device)
         module.bias = nn.Parameter(zeros_D, requires_grad=weight.requires_grad)
-    module.bias.add_(constant_D.to(module.bias.dtype))
+    module.bias.add_(constant_D.to(module.bias))

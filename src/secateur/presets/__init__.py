@@ -13,7 +13,7 @@ from secateur.errors import UserError
 from secateur.models.types import GroupName
 from secateur.registry import unknown
 from secateur.surgery.repair import Repair
-from secateur.surgery.stand_in import StandIn
+from secateur.surgery.replace import Replacement
 
 DEFAULT = "spectral"
 DAMAGES = {"delta_kl", "delta_ce", "delta_angle"}
@@ -69,7 +69,7 @@ class Preset(BaseModel):
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
-    stand_in: StandIn | None = None
+    stand_in: Replacement | None = None
     search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
     keep_ends: int = Field(default=0, ge=0)
     rotate: bool = False

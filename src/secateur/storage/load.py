@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from secateur.devices import usable_device
 from secateur.errors import UserError
 from secateur.storage.base import build, identify
 from secateur.storage.existing import mend_model
@@ -41,7 +42,8 @@ def load(
     it is. `checkpoint` is a file of weights for a named model, loaded strictly; without one, the
     library's own weights are loaded, or none if `pretrained` is False. Pickled code is never run.
 
-    Raises UserError for unknown names, weights that do not fit or hold NaN, damaged directories.
+    Raises UserError for a device that is not there, unknown names, weights that do not fit
+    or hold NaN, damaged directories.
     """
     options: dict[str, object] = {
         "checkpoint": checkpoint,
@@ -52,7 +54,7 @@ def load(
     if isinstance(source, nn.Module):
         _refuse_options(f"a {type(source).__name__}", options)
         return source.eval()
-    device = _device(device)
+    device = usable_device(device)
     directory = _saved_directory(source)
     if directory is not None:
         _refuse_options(str(source), options)
@@ -181,12 +183,3 @@ def _refuse_options(what: str, options: dict[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             raise UserError(f"{what} already has its weights and sizes: leave out {name}.")
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{device}' cannot be used here: {error}.") from error
-    return found

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from secateur.data.images import ImageSet
 from secateur.errors import UserError
+from secateur.statistics.divergence import divergence
 from secateur.training.judging import Sums
-from secateur.training.stream import Items
+from secateur.training.sampler import Items
 from secateur.training.teacher import Teacher, logits_of
 
 MOST = 2000
@@ -95,7 +96,7 @@ class HeldOut:
                 entropy += float(F.cross_entropy(logits_BC, labels_B, reduction="sum"))
             if self.teacher is not None:
                 wanted_BC = self._known((part, parts, number), images_BCHW)
-                kl += float(_divergence_sum(logits_BC, wanted_BC))
+                kl += float(divergence(wanted_BC, logits_BC).sum())
         sums: dict[str, tuple[float, float]] = {}
         if self.labels:
             sums |= {"error": (wrong, len(mine)), "cross_entropy": (entropy, len(mine))}
@@ -109,9 +110,3 @@ class HeldOut:
         if place not in self._wanted:
             self._wanted[place] = self.teacher.logits(images_BCHW).float()
         return self._wanted[place]
-
-
-def _divergence_sum(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-    return F.kl_div(
-        student_BC.log_softmax(-1), teacher_BC.log_softmax(-1), log_target=True, reduction="sum"
-    )

@@ -12,18 +12,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.training.answers import Answers
+from secateur.models.runner import Runner
+from secateur.training.cached_logits import CachedLogits
 from secateur.training.lesson import Lesson, Moment, Terms
-from secateur.training.losses import (
-    Seen,
-    Walk,
-    branch_loss,
-    divergence,
-    see,
-    stream_loss,
-    token_error,
-    walk_of,
-)
+from secateur.training.losses import branch_loss, divergence, stream_loss, token_error
 from secateur.training.settings import NotNegative, Positive, Share, Strict
 from secateur.training.teacher import Teacher, logits_of
 
@@ -94,6 +86,15 @@ def logit_loss(student_BC: Tensor, teacher_BC: Tensor, settings: DistilSettings)
     return warm**2 * divergence(student_BC / warm, teacher_BC / warm)
 
 
+def require_streams(teacher: Teacher, settings: DistilSettings) -> None:
+    """UserError when the settings compare streams that do not match."""
+    if settings.needs_streams and teacher.runner is None:
+        raise UserError(
+            f"the streams of reference and model cannot be compared ({teacher.mismatch}); set "
+            "token_weight, feature_weight and layerwise to 0 to learn from its outputs alone."
+        )
+
+
 class Distil:
     """The objective that learns from a teacher.
 
@@ -107,45 +108,41 @@ class Distil:
         teacher: Teacher,
         settings: DistilSettings,
         label_smoothing: float = 0.0,
-        answers: Answers | None = None,
+        cached: CachedLogits | None = None,
     ) -> None:
-        if settings.needs_streams and teacher.walk is None:
-            raise UserError(
-                f"the streams of reference and model cannot be compared ({teacher.mismatch}); set "
-                "token_weight, feature_weight and layerwise to 0 to learn from its outputs alone."
-            )
+        require_streams(teacher, settings)
         self.teacher = teacher
         self.settings = settings
         self.label_smoothing = label_smoothing
-        self.answers = answers
-        self._walk: Walk | None = None
+        self.cached = cached
+        self._runner: Runner | None = None
 
     def __call__(self, model: nn.Module, lesson: Lesson, moment: Moment) -> Terms:
         """The terms of the loss for one batch."""
         it = self.settings
-        if moment.share < it.layerwise and (walk := self._taken_apart(model)).branches:
+        if moment.share < it.layerwise and len(runner := self._taken_apart(model)):
             target = self.teacher.see(lesson.images_BCHW)
-            return {"layerwise": branch_loss(walk, lesson.images_BCHW, target)}
+            return {"layerwise": branch_loss(runner, lesson.images_BCHW, target)}
         if it.token_weight or it.feature_weight:
             return self._from_streams(self._taken_apart(model), lesson)
         logits_BC = logits_of(model(lesson.images_BCHW))
-        wanted_BC = self._answered(lesson) if it.logit_weight else None
+        wanted_BC = self._wanted(lesson) if it.logit_weight else None
         return self._from_logits(logits_BC, wanted_BC, lesson)
 
-    def _answered(self, lesson: Lesson) -> Tensor:
-        if self.answers is None or lesson.rows_B is None:
+    def _wanted(self, lesson: Lesson) -> Tensor:
+        if self.cached is None or lesson.rows_B is None:
             return self.teacher.logits(lesson.images_BCHW)
-        return self.answers(lesson.images_BCHW, lesson.rows_B, self.teacher.logits)
+        return self.cached(lesson.images_BCHW, lesson.rows_B, self.teacher.logits)
 
-    def _taken_apart(self, model: nn.Module) -> Walk:
-        if self._walk is None or self._walk.model is not model:
-            self._walk = walk_of(model)
-        return self._walk
+    def _taken_apart(self, model: nn.Module) -> Runner:
+        if self._runner is None or self._runner.model is not model:
+            self._runner = Runner.of(model)
+        return self._runner
 
-    def _from_streams(self, walk: Walk, lesson: Lesson) -> Terms:
-        it, prefix = self.settings, walk.prefix_tokens
+    def _from_streams(self, runner: Runner, lesson: Lesson) -> Terms:
+        it, prefix = self.settings, runner.anatomy.prefix_tokens
         target = self.teacher.see(lesson.images_BCHW)
-        seen: Seen = see(walk, lesson.images_BCHW)
+        seen = runner.trace(lesson.images_BCHW)
         terms = dict(self._from_logits(seen.logits_BC, target.logits_BC, lesson))
         if it.token_weight:
             error = token_error(seen.stream_BND, target.stream_BND, prefix)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.family import family_of
-from secateur.training.losses import Seen, Walk, see, walk_of
+from secateur.models.runner import Runner, Trace
 
 
 def logits_of(output: object) -> Tensor:
@@ -51,18 +51,24 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A frozen model in eval mode; `walk` is None where it can only be asked for its outputs."""
+    """A frozen model in eval mode that sees images through `view`, as they are without one.
+
+    `runner` is None where only its outputs are known; `channels` are those of its stream that a
+    narrower student has too, None for all.
+    """
 
     model: nn.Module
-    view: View
-    walk: Walk | None
+    view: View | None
+    runner: Runner | None
+    channels: Tensor | None = None
     mismatch: str = ""
 
     def _take(self, images_BCHW: Tensor) -> Tensor:
         like = next(self.model.parameters())
         if like.device != images_BCHW.device:
             self.model.to(images_BCHW.device)
-        return self.view(images_BCHW).to(dtype=like.dtype)
+        shown_BCHW = images_BCHW if self.view is None else self.view(images_BCHW)
+        return shown_BCHW.to(dtype=like.dtype)
 
     @torch.no_grad()
     def logits(self, images_BCHW: Tensor) -> Tensor:
@@ -70,10 +76,10 @@ class Teacher:
         return logits_of(self.model(self._take(images_BCHW)))
 
     @torch.no_grad()
-    def see(self, images_BCHW: Tensor) -> Seen:
-        """The same with its streams; only where it has a `walk`."""
-        assert self.walk is not None
-        return see(self.walk, self._take(images_BCHW))
+    def see(self, images_BCHW: Tensor) -> Trace:
+        """The same with its streams; only where it has a `runner`."""
+        assert self.runner is not None
+        return self.runner.trace(self._take(images_BCHW), self.channels)
 
 
 def teacher_for(student: nn.Module, model: nn.Module) -> Teacher:
@@ -91,7 +97,7 @@ def teacher_for(student: nn.Module, model: nn.Module) -> Teacher:
             f"{view.before.input_size[0]}; give a reference for the same kind of images."
         )
     model.eval().requires_grad_(False)
-    walk, reason, classes = None, "", 0
+    runner, reason, classes = None, "", 0
     try:
         theirs = family_of(model).read(model)
     except UserError as error:
@@ -106,10 +112,10 @@ def teacher_for(student: nn.Module, model: nn.Module) -> Teacher:
             mine, other = getattr(own, what), getattr(theirs, what)
             if mine != other:
                 reason = f"its {what.replace('_', ' ')}: {other}, the model's: {mine}"
-        walk = None if reason else walk_of(model)
+        runner = None if reason else Runner.of(model)
     if classes and own.num_classes and classes != own.num_classes:
         raise UserError(
             f"the reference has {classes} classes, the model {own.num_classes}; give a reference "
             "with the same classes."
         )
-    return Teacher(model=model, view=view, walk=walk, mismatch=reason)
+    return Teacher(model=model, view=view, runner=runner, mismatch=reason)

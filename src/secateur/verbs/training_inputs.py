@@ -1,0 +1,179 @@
+"""What `heal`, `train` and `learn` open before they train: model, images, images for evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from secateur.data.classes import refuse_labels_beyond
+from secateur.data.images import ImageSet, open_images
+from secateur.data.items import as_items, count_of, has_labels, shape_of_items
+from secateur.data.preprocessing import Preprocessing
+from secateur.errors import UserError
+from secateur.measurement.accuracy import Accuracy
+from secateur.models.caches import copy_of
+from secateur.models.family import family_of
+from secateur.progress import Progress
+from secateur.storage.base import Base, base_of
+from secateur.storage.spec import Spec
+from secateur.storage.weights import refuse_not_finite
+from secateur.training.held_out import hold_out
+from secateur.training.run import OnLog
+from secateur.training.session import Session, require_labels
+from secateur.verbs.evaluate import score
+from secateur.verbs.load import DataUsed, open_data, refuse_other_images, unreadable_note
+from secateur.verbs.result import Result
+
+
+def copy_to_train(
+    model: nn.Module | Result,
+) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
+    """A copy to train, what its dense original can be rebuilt from, and how it came about.
+
+    UserError for weights that are not finite.
+    """
+    found, base, earlier = _origin(model)
+    refuse_not_finite(found.state_dict(), "the model")
+    return copy_of(found), base, earlier
+
+
+def _origin(model: nn.Module | Result) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
+    if isinstance(model, Result):
+        record = model.record()
+        keys = ("preset", "preset_source", "budget", "groups", "seed", "dense_logits")
+        return model.model, model.base or "", {key: record[key] for key in keys}
+    spec = getattr(model, "secateur_spec", None)
+    earlier = dict(spec.provenance) if isinstance(spec, Spec) else {}
+    try:
+        return model, base_of(model), earlier
+    except UserError as error:
+        return model, str(error), earlier
+
+
+def open_session(
+    model: nn.Module,
+    images: object,
+    *,
+    seed: int,
+    held_out: float,
+    labels: bool,
+    required: bool,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    folder: Path | None = None,
+    restart: bool = False,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    on_log: OnLog | None = None,
+) -> tuple[Session, DataUsed, list[str]]:
+    """Images to train `model` on, a share of them held out, where they came from, and notes.
+
+    Their labels are learned if `labels` and there are any that fit the head. UserError where labels
+    are `required` and missing, or are of other classes than the head's; for images that cannot be
+    read, or that the model does not take; and for too few.
+    """
+    classes = family_of(model).read(model).num_classes
+    found, used, notes = open_training_images(
+        images,
+        Preprocessing.of(model),
+        limit=limit,
+        seed=seed,
+        num_classes=(classes or None) if labels or required else None,
+        skip_unreadable=skip_unreadable,
+        labels_needed=required,
+        model=model,
+    )
+    if required:
+        require_labels(found)
+    train, held = hold_out(found, used.images, held_out)
+    session = Session(
+        train=train,
+        held=held,
+        labels=labels and has_labels(found),
+        classes=classes,
+        folder=folder,
+        restart=restart,
+        device=device,
+        progress=progress,
+        on_log=on_log,
+    )
+    return session, used, notes
+
+
+def open_training_images(
+    images: object,
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None,
+    seed: int,
+    num_classes: int | None,
+    skip_unreadable: bool,
+    labels_needed: bool = True,
+    model: nn.Module | None = None,
+) -> tuple[object, DataUsed, list[str]]:
+    """Images to train on, as `secateur.data.items.as_items` gives them, their source, and notes.
+
+    Where labels are not `labels_needed`, images may be of other classes than the `num_classes` of
+    the head, or come with targets of any kind. UserError for what cannot be trained on, also
+    because `model` does not take it.
+    """
+    kind = type(images).__name__
+    if isinstance(images, str | Path):
+        images = open_images(
+            images,
+            preprocessing,
+            limit=limit,
+            seed=seed,
+            num_classes=num_classes,
+            labels_needed=labels_needed,
+            skip_unreadable=skip_unreadable,
+        )
+    images = as_items(images, labels_needed=labels_needed)
+    if isinstance(images, ImageSet):
+        notes = [unreadable_note(images.unreadable)] if images.unreadable else []
+        used = DataUsed(
+            source=images.source,
+            images=len(images),
+            fingerprint=images.fingerprint,
+            unreadable=images.unreadable,
+        )
+        return images, used, notes
+    if isinstance(images, tuple) and num_classes:
+        try:
+            refuse_labels_beyond(int(images[1].max()), num_classes, "the tensor of labels")
+        except UserError:
+            if labels_needed:
+                raise
+            images = images[0]
+    if model is not None:
+        refuse_other_images(model, shape_of_items(images))
+    return images, DataUsed(source=kind, images=count_of(images)), []
+
+
+class Evaluation:
+    """Images for evaluation, opened and checked before training, as each model wants them.
+
+    Raises UserError for images that cannot be read or are of other classes.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        images: object | None,
+        skip_unreadable: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._progress = progress
+        self._opened = {
+            key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
+            for key, model in models.items()
+            if images is not None
+        }
+
+    def __call__(self, name: str, key: str, model: nn.Module) -> dict[str, Accuracy]:
+        """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""
+        if key not in self._opened:
+            return {}
+        return {name: score(model, self._opened[key], f"evaluate {name}", self._progress)}
