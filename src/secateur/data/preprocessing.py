@@ -88,11 +88,24 @@ class Preprocessing:
 
     @property
     def image_mode(self) -> str:
-        """The Pillow mode an image is converted to: grey "L" or "RGB"."""
-        return "L" if self.input_size[0] == 1 else "RGB"
+        """The Pillow mode an image file is converted to: grey "L" or "RGB".
+
+        Raises UserError for a model of other channels, which image files do not have.
+        """
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise UserError(
+                f"the model takes images of {channels} channels, but image files have 1 or 3; give "
+                "tensors [n, C, H, W] or a Dataset of them."
+            )
+        return "L" if channels == 1 else "RGB"
 
     def transform(self) -> Transform:
-        """Return the evaluation transform from an image in `image_mode` to float32 [C, H, W]."""
+        """Return the evaluation transform from an image in `image_mode` to float32 [C, H, W].
+
+        Raises UserError as `image_mode` does.
+        """
+        _ = self.image_mode
         transform: Transform = create_transform(
             input_size=self.input_size,
             is_training=False,
@@ -122,8 +135,6 @@ class Preprocessing:
 def _problem(it: Preprocessing) -> str | None:
     """The first thing wrong with `it`, in words."""
     channels = it.input_size[0]
-    if channels not in (1, 3):
-        return f"images have 1 or 3 channels, not {channels}"
     if min(it.input_size) < 1:
         return f"the input size {it.input_size} is not positive"
     if it.interpolation not in INTERPOLATIONS:

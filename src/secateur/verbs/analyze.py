@@ -149,6 +149,7 @@ def analyze(
         batch_size=batch_size,
         workers=workers,
         skip_unreadable=skip_unreadable,
+        labels_needed=False,
     )
     tolerance = TOLERANCE[unit_of(anatomy.num_classes)] if tolerance is None else tolerance
     timing = None

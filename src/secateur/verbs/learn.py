@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.data.items import has_labels
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.masks.job import LearnJob
@@ -29,7 +30,7 @@ from secateur.training.distillation.teacher import teacher_for
 from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
 from secateur.training.run import OnLog
-from secateur.training.session import Session, has_labels, plain_items
+from secateur.training.session import Session, plain_items
 from secateur.verbs.evaluate import measure_
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data

@@ -133,6 +133,7 @@ def run(
         batch_size=options.batch_size,
         workers=options.workers,
         skip_unreadable=options.skip_unreadable,
+        labels_needed=False,
     )
     if options.polish is not None:
         require_polishable(model, batches.images)
