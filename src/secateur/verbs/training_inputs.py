@@ -72,9 +72,9 @@ def open_session(
 ) -> tuple[Session, DataUsed, list[str]]:
     """Images to train `model` on, a share of them held out, where they came from, and notes.
 
-    Their labels are learned if `labels` and there are any that fit the head. UserError where labels
-    are `required` and missing, or are of other classes than the head's; for images that cannot be
-    read, or that the model does not take; and for too few.
+    Their labels are learned if `labels` and there are any. UserError where labels are `required`
+    and missing, or wanted and of other classes than the head's; for images that cannot be read, or
+    that the model does not take; and for too few.
     """
     classes = family_of(model).read(model).num_classes
     found, used, notes = open_training_images(
@@ -84,7 +84,7 @@ def open_session(
         seed=seed,
         num_classes=(classes or None) if labels or required else None,
         skip_unreadable=skip_unreadable,
-        labels_needed=required,
+        labels_needed=labels or required,
         model=model,
     )
     if required:
