@@ -12,6 +12,7 @@ ROOT = Path(secateur.registry.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "textfiles",
     "whole",
     "progress",
     "data",
