@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "registry",
     "textfiles",
+    "tensorfiles",
     "whole",
     "progress",
     "data",
