@@ -20,6 +20,8 @@ Transform = Callable[[Image.Image], Tensor]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+LARGEST_SIDE = 4096
+"""In pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,8 @@ def _problem(it: Preprocessing) -> str | None:
         return f"images have 1 or 3 channels, not {channels}"
     if min(it.input_size) < 1:
         return f"the input size {it.input_size} is not positive"
+    if max(it.input_size) > LARGEST_SIDE:
+        return f"the input size {it.input_size} is above {LARGEST_SIDE} pixels"
     if it.interpolation not in INTERPOLATIONS:
         return f"unknown interpolation '{it.interpolation}'; known: {', '.join(INTERPOLATIONS)}"
     if it.crop_mode not in CROP_MODES:
