@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.storage.base import build, identify
+from secateur.storage.checkpoints import read_checkpoint
 from secateur.storage.existing import mend_model
 from secateur.storage.hub import download
 from secateur.storage.library import Library, libraries
@@ -19,7 +20,6 @@ from secateur.storage.weights import (
     Weights,
     fill_,
     misfit,
-    read_checkpoint,
     refuse_not_finite,
 )
 
@@ -85,7 +85,7 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
     with on_meta():
         model = library.open(name, pretrained=False, **sizes)
     base = identify(model, compare_outputs=False)
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path, model)
     if sizes["num_classes"] == 0:
         tensors = _without_classifier(model, tensors)
     _refuse_other_classes(model, tensors, path, source, sizes["num_classes"])
