@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from secateur.training.objectives import DistilSettings
+from secateur.training.distillation.objectives import DistilSettings
 
 DISTIL = DistilSettings(
     logit_weight=0.5, label_weight=0.5, temperature=2.0, token_weight=0.0, layerwise=0.0

@@ -8,7 +8,7 @@ from typing import Any
 from _common import HERE, parser
 from _learned_masks_candidates import CANDIDATES, DISTIL, PRUNED
 
-from secateur.training.objectives import DistilSettings
+from secateur.training.distillation.objectives import DistilSettings
 from secateur.training.settings import AugmentSettings, OptimizerSettings
 
 ADAMW = ("adamw", 3e-4)

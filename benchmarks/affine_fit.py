@@ -20,7 +20,7 @@ from secateur.data.batches import as_batches
 from secateur.models.family import family_of
 from secateur.models.taps import Edit, Tap, attached
 from secateur.statistics.anchors import Run, run_moments
-from secateur.surgery.stand_in import affine_guess
+from secateur.surgery.replace import affine_map
 
 PARTS = {"all tokens": slice(None), "class token": slice(0, 1)}
 
@@ -50,11 +50,11 @@ def _errors(bench: Bench) -> Row:
         updates = _updates(model, images, names)
         for run, sums in moments.items():
             anchor, (name,) = run
-            map_DD, constant_D = affine_guess(sums, anchor)
+            guess = affine_map(sums, anchor)
             mean_D = sums["y_sum"] / sums["count"]
             x_BND, y_BND = updates[anchor].double(), updates[name].double()
             for part, tokens in PARTS.items():
-                left_BND = y_BND[:, tokens] - (x_BND[:, tokens] @ map_DD.T + constant_D)
+                left_BND = y_BND[:, tokens] - (x_BND[:, tokens] @ guess.w_DS.T + guess.b_D)
                 flat_BND = y_BND[:, tokens] - mean_D
                 pair = [float(e.square().sum(-1).mean()) for e in (left_BND, flat_BND)]
                 found.setdefault(kind, {}).setdefault(part, {})[name] = pair

@@ -7,13 +7,15 @@ left out where the processor only emulates it.
 
 import statistics
 import time
+from contextlib import nullcontext
 
 import timm
 import torch
 from _common import Row, Store, parser, table, versions, write_page
 from torch import nn
 
-from secateur.training.attention import set_fused_
+from secateur.models.family import stated_names
+from secateur.models.modules import unfused
 from secateur.training.machine import has_bf16
 
 BATCHES = {96: 64, 224: 16}
@@ -42,11 +44,12 @@ def measure(dims: int, size: int, precision: str, steps: int) -> Row:
     images_BCHW, labels_B = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
 
     def step(*, fused: bool) -> float:
-        set_fused_(model, fused)
+        kernel = nullcontext() if fused else unfused(model, stated_names("switches"))
         start = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits_BC = model(images_BCHW)
-        nn.functional.cross_entropy(logits_BC.float(), labels_B).backward()
+        with kernel:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                logits_BC = model(images_BCHW)
+            nn.functional.cross_entropy(logits_BC.float(), labels_B).backward()
         optimizer.step()
         optimizer.zero_grad()
         return 1000 * (time.process_time() - start)

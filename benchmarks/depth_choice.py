@@ -22,7 +22,7 @@ from _common import (
     write_page,
 )
 
-from secateur.ablation.removal import removal
+from secateur.ablation.layers import removal
 from secateur.allocation.budget import parse_budget
 from secateur.allocation.menus import Limits, drop_menu
 from secateur.allocation.quota import quota, units_of
@@ -34,12 +34,12 @@ from secateur.models.types import Shapes
 from secateur.statistics import Evidence, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.surgery.cut import cut_
-from secateur.surgery.stand_in import StandIn, runs_of
+from secateur.surgery.replace import Replacement, runs_of
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
 COUNTS = (2, 4, 6)
 CHOICES = ("cosine", "delta_kl", "greedy")
-STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "scalar", "affine")
+REPLACEMENTS: tuple[Replacement, ...] = ("nothing", "mean", "scalar", "affine")
 SEARCH_IMAGES = 32
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     rows: dict[tuple[str, int, str], Row] = {}
     for count in COUNTS:
         for choice in CHOICES:
-            for stand_in in STAND_INS if choice != "delta_kl" else ("nothing",):
+            for stand_in in REPLACEMENTS if choice != "delta_kl" else ("nothing",):
                 gone = order[choice][:count]
                 rows[choice, count, stand_in] = store.run(
                     (choice, str(count), stand_in),
@@ -92,7 +92,7 @@ def _orders(bench: Bench) -> Row:
     }
 
 
-def _cut(bench: Bench, gone: list[str], stand_in: StandIn) -> torch.nn.Module:
+def _cut(bench: Bench, gone: list[str], stand_in: Replacement) -> torch.nn.Module:
     model, batches = bench.model, as_batches(bench.calibration)
     anatomy = family_of(model).read(model)
     shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
@@ -147,7 +147,7 @@ def _stand_ins(rows: dict[tuple[str, int, str], Row]) -> str:
     lines = []
     for choice in ("cosine", "greedy"):
         for count in COUNTS:
-            own = [rows[choice, count, stand_in] for stand_in in STAND_INS]
+            own = [rows[choice, count, stand_in] for stand_in in REPLACEMENTS]
             better = difference(own[3], own[0])
             lines.append(
                 [
@@ -157,7 +157,8 @@ def _stand_ins(rows: dict[tuple[str, int, str], Row]) -> str:
                 ]
             )
     return table(
-        ["dropped", *(f"{s}: top-1 (KL)" for s in STAND_INS), "affine minus nothing, points"], lines
+        ["dropped", *(f"{s}: top-1 (KL)" for s in REPLACEMENTS), "affine minus nothing, points"],
+        lines,
     )
 
 

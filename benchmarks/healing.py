@@ -31,8 +31,8 @@ import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.measurement.accuracy import predict, summarize
-from secateur.training.held_out import hold_out
 from secateur.training.identity import digest
+from secateur.training.images.held_out import hold_out
 from secateur.training.settings import read_settings
 from secateur.training.verbs import HealSettings
 

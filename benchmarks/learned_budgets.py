@@ -17,9 +17,9 @@ from secateur.errors import UserError
 from secateur.masks.granularity import sharings
 from secateur.masks.masks import masks_of
 from secateur.masks.projection import project
-from secateur.masks.removal import remove
-from secateur.masks.schedule import LearnSettings
-from secateur.masks.starting import starting_worths
+from secateur.masks.removal.remove import remove
+from secateur.masks.settings import LearnSettings
+from secateur.masks.start.by_criterion import starting_worths
 from secateur.masks.task import LearnOptions, pricing_of, resolve_learn
 from secateur.models.family import family_of
 from secateur.statistics import Evidence

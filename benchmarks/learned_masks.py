@@ -36,11 +36,11 @@ import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.masks.granularity import sharings
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.measurement.accuracy import predict, summarize
 from secateur.measurement.counting import counted
 from secateur.models.family import read
-from secateur.training.held_out import part_of
+from secateur.training.images.held_out import part_of
 from secateur.training.settings import OptimizerSettings
 from secateur.training.verbs import HealSettings
 from secateur.verbs.learned_result import Learned

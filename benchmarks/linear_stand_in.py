@@ -28,21 +28,21 @@ from secateur.allocation.budget import parse_budget
 from secateur.allocation.menus import Limits, block_menu
 from secateur.allocation.quota import quota, units_of
 from secateur.allocation.types import Plan
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
 from secateur.data.batches import as_batches
-from secateur.methods.layer_search.iterative import best_window
+from secateur.methods.layer_search.window import best_window
 from secateur.models.family import family_of, read
 from secateur.models.types import Shapes
 from secateur.statistics import Evidence, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.statistics.gaps import gap_moments
 from secateur.surgery.cut import cut_
-from secateur.surgery.stand_in import StandIn, gaps_of, runs_of
+from secateur.surgery.replace import Replacement, gaps_of, runs_of
 from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
-STAND_INS: tuple[StandIn, ...] = ("nothing", "mean", "affine", "linear")
+REPLACEMENTS: tuple[Replacement, ...] = ("nothing", "mean", "affine", "linear")
 DROPS = ("3 attention", "6 attention", "3 mlp", "2 blocks")
 BUDGETS = ("90% macs", "80% macs")
 NEEDS = ("branch_similarity", "update_mean", "window_similarity", "stream_moments")
@@ -66,7 +66,7 @@ def main() -> None:
 
     rows: dict[tuple[str, str], Row] = {}
     for drop in DROPS:
-        for how in STAND_INS:
+        for how in REPLACEMENTS:
             rows[drop, how] = store.run(
                 (drop, how), lambda drop=drop, how=how: _dropped(bench, evidence(), drop, how)
             )
@@ -76,7 +76,7 @@ def main() -> None:
                 lambda drop=drop: _dropped(bench, evidence(), drop, "linear", "cca"),
             )
     for budget in BUDGETS:
-        for how in STAND_INS:
+        for how in REPLACEMENTS:
             rows[budget, how] = store.run(
                 (budget, how), lambda budget=budget, how=how: _pruned(bench, budget, how)
             )
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _dropped(
-    bench: Bench, evidence: Evidence, drop: str, how: StandIn, criterion: str = "cosine"
+    bench: Bench, evidence: Evidence, drop: str, how: Replacement, criterion: str = "cosine"
 ) -> Row:
     model, batches = bench.model, as_batches(bench.calibration)
     anatomy = read(model)
@@ -111,27 +111,24 @@ def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[st
         found = best_window(anatomy, evidence, criterion, units, wanted)
         return {branch for unit in found.units for branch in unit.branches}
     family = family_of(bench.model)
-    scores = {
-        branch.id: float(
-            score(
-                criteria.get(criterion),
-                Question(
-                    group="branch",
-                    owner=branch.id,
-                    weights=family.weights(bench.model, branch),
-                    sums=evidence.about(branch.id),
-                    images=evidence.images,
-                    seed=0,
-                ),
-            )
+    which, scores = criteria.get(criterion), {}
+    for branch in [branch for branch in anatomy.branches if branch.kind == kind]:
+        worth = ask(
+            which,
+            bench.model,
+            family,
+            anatomy,
+            "branch",
+            branch.id,
+            evidence,
+            seed=0,
+            settings=None,
         )
-        for branch in anatomy.branches
-        if branch.kind == kind
-    }
+        scores[branch.id] = float(worth)
     return set(sorted(scores, key=scores.__getitem__)[: int(count)])
 
 
-def _pruned(bench: Bench, budget: str, how: StandIn) -> Row:
+def _pruned(bench: Bench, budget: str, how: Replacement) -> Row:
     images_NCHW = torch.cat([images for images, _ in bench.calibration])
     result = prune(bench.model, images_NCHW, budget, preset="layer_drop", stand_in=how)
     gone = sorted(key for key, shape in result.plan.shapes.items() if shape is None)

@@ -15,15 +15,16 @@ from _common import RESULTS, Bench, Row, Store, command, parser, table, versions
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from secateur.ablation.bench import held_images
-from secateur.ablation.probe import FULL, QUICK, Probed, probe_menus, probe_needs
+from secateur.ablation.candidates import FULL, QUICK, Probed, measure_candidates
+from secateur.ablation.probe_runner import ProbeRunner
+from secateur.ablation.refitted import Refitted, refit_needs
 from secateur.allocation.menus import Limits
 from secateur.data.batches import as_batches
+from secateur.data.split import all_images, first_images, fit_and_held
 from secateur.methods.spectral import token_weights
 from secateur.models.family import family_of
 from secateur.models.types import GroupName
 from secateur.statistics import observe
-from secateur.surgery.sequential import HOLD_EVERY
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block")
 EXTRA = (0.875, 0.625, 0.375, 0.1875)
@@ -58,19 +59,15 @@ def measure(bench: Bench) -> Measured:
     anatomy = family.read(model)
     batches = as_batches(bench.calibration)
     tokens = token_weights(model, anatomy, batches, bench.seed)
-    evidence = observe(model, batches, probe_needs(GROUPS), token_weights=tokens)
+    evidence = observe(model, batches, refit_needs(GROUPS), token_weights=tokens)
 
     def probe(images_PCHW: Tensor, shares: tuple[float, ...]) -> Probed:
-        return probe_menus(model, family, anatomy, GROUPS, Limits(), evidence, images_PCHW, shares)
+        run = ProbeRunner.of(model, family, anatomy, images_PCHW)
+        return measure_candidates(run, Refitted(evidence, Limits()), GROUPS, Limits(), shares)
 
     efforts = {"full": FULL, "quick": QUICK}
-    held = {
-        name: held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
-        for name, effort in efforts.items()
-    }
-    for name, images_PCHW in held.items():
-        if images_PCHW.numel() == 0:
-            held[name] = bench.calibration[0][0][: efforts[name].images]
+    apart = fit_and_held(batches)[1]
+    held = {name: all_images(first_images(apart, e.images)) for name, e in efforts.items()}
     menus = {name: probe(held[name], effort.shares) for name, effort in efforts.items()}
     others_PCHW = torch.cat([images for images, _ in bench.validation])[: FULL.images]
     every = (*FULL.shares, *EXTRA)

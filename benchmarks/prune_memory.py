@@ -66,7 +66,7 @@ def measure(images: int) -> Row:
     import torch
 
     import secateur
-    from secateur.ablation.probe import Effort
+    from secateur.ablation.candidates import Effort
     from secateur.methods import spectral
 
     torch.manual_seed(0)

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from secateur.data.batches import as_batches
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of, read
+from secateur.models.runner import advance, embed_all
 from secateur.models.stream import rotatable
 from secateur.surgery.rotate import principal_basis
-from secateur.surgery.streams import advance, embed_all
 from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}

@@ -18,8 +18,8 @@ from secateur.data.batches import as_batches
 from secateur.measurement.accuracy import predict, summarize
 from secateur.measurement.counting import counted
 from secateur.presets import preset_names
-from secateur.training.budget import parse_polish
 from secateur.training.polish import PolishSettings, polish_
+from secateur.training.run_length import parse_run_length
 
 BUDGETS = ("50% qk", "50% vo", "50% hidden", "50% qk, 50% vo, 50% hidden")
 METHODS = (
@@ -127,7 +127,7 @@ def polished(bench: Bench, model: nn.Module, steps: str, batch_size: int) -> Row
     images = as_batches(bench.calibration, 32)
     settings = PolishSettings(batch_size=batch_size, checks=2)
     report = polish_(
-        student, bench.model, images, parse_polish(steps), bench.seed, settings=settings
+        student, bench.model, images, parse_run_length(steps), bench.seed, settings=settings
     )
     return {
         **scores(bench, student),

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from _common import Bench, Store, command, parser, table, versions, write_page
 
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question, needs_of, settings_of
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import needs_of, settings_of
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of
 from secateur.models.types import GroupName
@@ -104,19 +105,10 @@ def score_all(model: torch.nn.Module, images: torch.Tensor, settings: dict[str, 
     evidence = observe(model, as_batches(images, 32), needs_of(which, "qk", chosen))
     family = family_of(model)
     groups: tuple[GroupName, ...] = ("qk", "vo", "hidden")
-    for branch in family.read(model).branches:
-        weights = family.weights(model, branch)
+    anatomy = family.read(model)
+    for branch in anatomy.branches:
         for group in [group for group in groups if group in branch.groups]:
-            question = Question(
-                group=group,
-                owner=branch.id,
-                weights=weights,
-                sums=evidence.about(branch.id),
-                images=evidence.images,
-                seed=0,
-                settings=chosen,
-            )
-            score(which, question)
+            ask(which, model, family, anatomy, group, branch.id, evidence, seed=0, settings=chosen)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from secateur.methods import spectral
 from secateur.methods.task import Options, resolve
 from secateur.models.family import family_of
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
-from secateur.training.losses import divergence
+from secateur.training.distillation.losses import divergence
 
 BUDGETS = ("50% hidden", "25% qk", "50% vo")
 POWERS = {

@@ -18,6 +18,7 @@ from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.efficientformer import EfficientFormer, MetaBlock1d
+from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -167,6 +168,22 @@ TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 for _name, _build in TIMM_VITS.items():
+    host(_name)(_build)
+
+ROPE: dict[str, Any] = {"attn_type": "rope", "use_rot_pos_emb": True, "use_abs_pos_emb": False}
+TIMM_EVAS: dict[str, Callable[[], nn.Module]] = {
+    "eva_dinov3": partial(
+        Eva,
+        **SIZES | ROPE | {"rope_type": "dinov3", "attn_type": "eva"},
+        qkv_bias=False,
+        rope_rotate_half=True,
+        num_reg_tokens=2,
+        init_values=0.1,
+    ),
+    "eva_rope": partial(Eva, **SIZES | ROPE | {"use_abs_pos_emb": True}),
+    "eva_mixed": partial(Eva, **SIZES | ROPE, rope_type="mixed"),
+}
+for _name, _build in TIMM_EVAS.items():
     host(_name)(_build)
 
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))

@@ -103,3 +103,10 @@ def test_an_extension_that_fails_is_not_passed_over(room: Registry[int], tmp_pat
     for _ in range(2):
         with pytest.raises(ModuleNotFoundError, match="no_such_module"):
             room.get("lopper")
+
+
+def test_the_how_to_shows_the_whole_family() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "how_to_family.md").read_text(encoding="utf-8")
+    file = (FILES / "toy_family.py").read_text(encoding="utf-8")
+    assert f"```python\n{file}```" in page
+    assert len(file.splitlines()) < 60

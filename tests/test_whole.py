@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import Advice, UserError
-from secateur.storage.files import write_files
+from secateur.storage.directories.files import write_files
 from secateur.whole import complete_file, mend, replacing, sweep, sweep_all, writing
 from tests.killing import each_kill, failing_at
 

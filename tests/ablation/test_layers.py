@@ -8,38 +8,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.ablation.layers import (
-    Ablation,
-    ablation,
-    in_pairs,
-    with_other_weights,
-    without_each,
-    without_more_and_more,
-)
+from secateur.ablation.layers import in_pairs, without_each, without_more_and_more
+from secateur.ablation.probe_runner import ProbeRunner
 from secateur.data.batches import as_batches
-from secateur.measurement.divergence import damage, settled
 from secateur.models.family import family_of
 from secateur.models.taps import attached
 from secateur.statistics import observe
+from secateur.statistics.divergence import damage
+from secateur.surgery.replace import mean_update
 from tests.hosts import anatomy_of, build, images_for
 
 HOSTS = ("vit", "deit3", "vit_post_norm")
 
 
-def made(name: str) -> tuple[nn.Module, Tensor, Ablation]:
+def made(name: str) -> tuple[nn.Module, Tensor, ProbeRunner]:
     model = build(name)
     images = images_for(model, 6)
     evidence = observe(model, as_batches(images, 4), ["update_mean"])
-    return model, images, ablation(model, family_of(model), anatomy_of(name), evidence, images)
+    anatomy = anatomy_of(name)
+    means = {branch.id: mean_update(evidence, branch) for branch in anatomy.branches}
+    return model, images, ProbeRunner.of(model, family_of(model), anatomy, images, means)
 
 
-def masked_kl(name: str, model: nn.Module, work: Ablation, gone: Iterable[str]) -> float:
+def masked_kl(name: str, model: nn.Module, work: ProbeRunner, gone: Iterable[str]) -> float:
     """KL(dense || model whose updates of some branches are held at their mean), by hooks."""
     images = images_for(model, 6)
     edits, gone = [], set(gone)
     for branch in anatomy_of(name).branches:
         if branch.id in gone:
-            mean = work.means[branch.id]
+            mean = work.fills[branch.id]
             tap = family_of(model).taps(model, branch)["update"]
             edits.append((tap, lambda x, mean=mean: mean.to(x).expand_as(x)))
     with torch.no_grad():
@@ -72,7 +69,7 @@ def test_each_pair_and_series_are_what_masking_gives(name: str) -> None:
 
 def test_whole_blocks_and_their_cost_in_steps() -> None:
     model, _, work = made("vit")
-    assert (len(work.walk), work.steps_run) == (6, 6)
+    assert (len(work.runner), work.steps_run) == (6, 6)
     blocks = {block.id: block.branches for block in anatomy_of("vit").blocks}
     found = without_each(work, blocks)
     # 4 + 2 + 0 steps after the blocks, and the dense stream advanced five times.
@@ -86,18 +83,18 @@ def test_the_same_weights_do_no_damage_and_others_do() -> None:
     model, images, work = made("vit")
     anatomy, family = anatomy_of("vit"), family_of(model)
     same = {b.id: family.weights(model, b) for b in anatomy.branches}
-    found = with_other_weights(work, anatomy, same)
+    found = work.with_weights(same)
     assert found.divergence == pytest.approx(0, abs=1e-6) and found.agreement == 1
     other = build("vit_no_biases")
     branch = anatomy.branches[3]
-    found = with_other_weights(work, anatomy, {branch.id: family.weights(other, branch)})
+    found = work.with_weights({branch.id: family.weights(other, branch)})
     assert found.divergence > 0.01
-    assert torch.equal(work.walk.model(images), model(images))
+    assert torch.equal(work.runner.model(images), model(images))
 
 
 def test_without_classes_damage_is_an_angle() -> None:
     dense, turned = torch.eye(2), torch.tensor([[0.0, 3.0], [0.0, 2.0]])
-    found = damage(settled(dense, 0), settled(turned, 0), 0)
+    found = damage(dense, turned, 0)
     assert found.divergence == pytest.approx(0.5) and found.agreement is None
-    same = damage(settled(dense, 2), settled(dense, 2), 2)
+    same = damage(dense, dense, 2)
     assert (same.divergence, same.agreement) == (0, 1)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.allocation.types import Plan, Units
 from secateur.models.family import family_of, read
+from secateur.models.stream import narrowable
 from secateur.models.taps import Edit, Tap, attached
 from secateur.models.types import (
     Anatomy,
@@ -133,49 +134,24 @@ def masked(model: nn.Module, plan: Plan, fill: Fill = nothing) -> Iterator[nn.Mo
         yield model
 
 
-READS_STREAM = ("norm1", "norm2", "norm", "fc_norm", "norm_pre")
-"""Last names of norms that go over the channels of a stream, outside branches."""
-
-
 @contextmanager
 def narrowed(model: nn.Module, plan: Plan) -> Iterator[None]:
     """The dense model whose norms see only the channels that stay, and its readers too."""
-    handles = []
-    kept = plan.units.get("stream", {}).get("width")
-    for owner, units in plan.units.items():
-        if owner.startswith("stages.") and "width" in units:
-            handles += _stage_hooks(model, owner, _index(units["width"]))
-    for path, module in model.named_modules() if kept is not None else ():
-        if path.rpartition(".")[2] in READS_STREAM and not {"attn", "mlp"} & set(path.split(".")):
-            handles.append(module.register_forward_hook(_over(_index(kept))))
-        elif path.rpartition(".")[2] in ("attn", "mlp", "head", "head_dist"):
-            handles.append(module.register_forward_pre_hook(_only(_index(kept))))
+    handles: list[RemovableHandle] = []
+    family = family_of(model)
+    for stream in read(model).streams:
+        if (kept := plan.units.get(stream.id, {}).get("width")) is None:
+            continue
+        found = narrowable(family).stream_readers(model, stream)
+        for path in found.norms:
+            handles.append(model.get_submodule(path).register_forward_hook(_over(_index(kept))))
+        for path in found.readers:
+            handles.append(model.get_submodule(path).register_forward_pre_hook(_only(_index(kept))))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _stage_hooks(model: nn.Module, stage: str, kept_S: Tensor) -> list[RemovableHandle]:
-    """What reads the stream of a stage of an EfficientFormer sees the channels that stay only."""
-    following = f"stages.{int(stage.split('.')[1]) + 1}.downsample"
-    paths = {path for path, _ in model.named_modules()}
-    readers = {f"{path}." for path in paths if path.startswith(f"{stage}.blocks.")}
-    readers = {f"{path}{name}" for path in readers for name in ("mlp", "token_mixer")} & paths
-    norms = {path for path in paths if path.startswith(f"{stage}.blocks.") and path.count(".") == 4}
-    norms = {path for path in norms if path.rpartition(".")[2] in ("norm1", "norm2")}
-    if following in paths:
-        readers.add(following)
-    else:
-        norms.add("norm")
-        readers |= {"head", "head_dist"}
-    handles = []
-    for path in sorted(norms):
-        handles.append(model.get_submodule(path).register_forward_hook(_over(kept_S)))
-    for path in sorted(readers):
-        handles.append(model.get_submodule(path).register_forward_pre_hook(_only(kept_S)))
-    return handles
 
 
 def _over(kept_S: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:

@@ -14,7 +14,7 @@ from secateur.models.types import Branch, GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.statistics import Evidence, observe
 from secateur.surgery.cut import cut_
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.replace import mean_update
 from tests.contract.cases import (
     CASES,
     DROP_CASES,

@@ -119,9 +119,9 @@ def flatten_(model: nn.Module, rank: int) -> None:
     conv.weight.copy_((onto_DD @ conv.weight.flatten(1)).view_as(conv.weight))
     writers = [w for block in model.blocks for w in (block.attn.proj, block.mlp.fc2)]
     for block in model.blocks:
-        for scale in (getattr(block, "ls1", None), getattr(block, "ls2", None)):
-            if hasattr(scale, "gamma"):
-                scale.gamma.fill_(0.7)
+        for name, scale in block.named_parameters():
+            if name in ("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2"):
+                scale.fill_(0.7)
     for writer in writers:
         writer.weight.copy_(onto_DD @ writer.weight)
     for writer in [conv, *writers]:
@@ -129,7 +129,10 @@ def flatten_(model: nn.Module, rank: int) -> None:
             writer.bias.copy_(onto_DD @ writer.bias)
 
 
-FLAT = [name for name in TURNING if name != "vit_no_biases"]
+NO_BIASES = ("vit_no_biases", "eva_dinov3")
+"""Hosts in which what reads the stream has no bias, so that a constant is lost."""
+
+FLAT = [name for name in TURNING if name not in NO_BIASES]
 
 
 @pytest.mark.parametrize("repair", REPAIRS)
@@ -182,7 +185,7 @@ def test_norms_count_removed_components_as_zeros(name: str) -> None:
     x_BND = family.embed(turned, x) * mask_D
     for branch in read(turned).branches:
         x_BND = family.through(turned, branch)(x_BND) * mask_D
-    if name != "vit_no_biases":
+    if name not in NO_BIASES:
         assert torch.allclose(result.model(x), family.head(turned, x_BND), rtol=0, atol=1e-4)
     norms = [module for module in result.model.modules() if isinstance(module, HeldNorm)]
     assert norms and all(norm.missing == 16 and not norm.centre for norm in norms)

@@ -15,9 +15,9 @@ torch.manual_seed(0)
 model = Toy().eval()
 images = torch.randn(24, 3, 4, 4)
 with torch.no_grad():
-    hidden = model.blocks[0].act(model.blocks[0].fc1(model.embed(images.flatten(1))))
+    hidden = model.blocks[0].mlp[:2](model.embed(images.flatten(1)))
 result = prune(model, images, "70% macs", preset="peak")
-smallest = hidden.mean(0).argsort()[: 32 - result.plan.shapes["blocks.0"].hidden]
+smallest = hidden.mean(0).argsort()[: 32 - result.plan.shapes["blocks.0.mlp"].hidden]
 print(
     json.dumps(
         {
@@ -28,7 +28,7 @@ print(
             "pruned": read(result.model).cost().macs,
             "params": read(result.model).cost().params,
             "counted": sum(p.numel() for p in result.model.parameters()),
-            "removed": sorted(set(range(32)) - set(result.plan.units["blocks.0"]["hidden"])),
+            "removed": sorted(set(range(32)) - set(result.plan.units["blocks.0.mlp"]["hidden"])),
             "smallest": sorted(smallest.tolist()),
             "repair": result.task.preset.repair,
         }

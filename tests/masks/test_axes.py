@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from secateur.data.batches import as_batches
-from secateur.masks.axes import axes_needs, turn_attention_
+from secateur.masks.start.axes import axes_needs, turn_attention_
 from secateur.models.family import family_of
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import observe

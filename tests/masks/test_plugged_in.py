@@ -9,7 +9,7 @@ from secateur.masks.estimator import Scores, forms, straight_through
 from secateur.masks.gates import Act, Gate
 from secateur.masks.granularity import Scope, Sharing, sharings
 from secateur.masks.layout import gate
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 
 
 def pairs(scope: Scope) -> list[Gate]:

@@ -16,7 +16,7 @@ from secateur.masks.granularity import gates_of, sharings
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import Pricing, exact_cost, left_of_masks
 from secateur.masks.projection import check_reachable, least_cost, project
-from secateur.masks.removal import remove
+from secateur.masks.removal.remove import remove
 from secateur.measurement.counting import counted
 from secateur.models.family import read
 from secateur.zoo import digits_vit

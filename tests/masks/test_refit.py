@@ -11,8 +11,8 @@ from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.masks.masks import masks_of
-from secateur.masks.refit import refit_
-from secateur.masks.removal import remove
+from secateur.masks.removal.refit import refit_
+from secateur.masks.removal.remove import remove
 from secateur.models.family import family_of
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 from tests.masks.cases import FREE, WIDE, gates_for, random_kept

@@ -8,7 +8,7 @@ from secateur.allocation.menus import Limits
 from secateur.masks.gates import allowed, keep
 from secateur.masks.masks import masks_of, plan_of_masks
 from secateur.masks.pricing import left_of_masks, masked_cost
-from secateur.masks.removal import remove
+from secateur.masks.removal.remove import remove
 from secateur.models.family import read
 from tests.contract.cases import fused_
 from tests.hosts import anatomy_of, build, images_for

@@ -13,8 +13,8 @@ from secateur.masks.granularity import sharings
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import exact_cost, left_of_masks
 from secateur.masks.projection import project
-from secateur.masks.schedule import LearnSettings
-from secateur.masks.start_from_plans import spectral_needs, spectral_worths
+from secateur.masks.settings import LearnSettings
+from secateur.masks.start.from_plans import spectral_needs, spectral_worths
 from secateur.masks.task import LearnOptions, pricing_of, resolve_learn
 from secateur.measurement.accuracy import predict, summarize
 from secateur.models.family import family_of, read

@@ -5,7 +5,7 @@ import torch
 
 from secateur.data.batches import as_batches
 from secateur.masks.gates import keep
-from secateur.masks.takeover import NEEDS, Takeover
+from secateur.masks.removal.takeover import NEEDS, Takeover
 from secateur.measurement.modes import evaluating
 from secateur.models.family import family_of
 from secateur.statistics import Evidence, observe

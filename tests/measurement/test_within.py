@@ -13,7 +13,7 @@ from secateur.allocation.budget import parse_budget
 from secateur.cli import app
 from secateur.errors import UserError
 from secateur.masks import phases
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.measurement.counting import counted, counted_anywhere
 from secateur.measurement.within import OverBudgetError, require_within
 from secateur.methods import cutting, spectral

@@ -21,7 +21,7 @@ from secateur.data.batches import Batches
 from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.measurement.latency import Latency, Row
 from secateur.methods import to_latency as latency_loop
 from secateur.models.family import family_of, read

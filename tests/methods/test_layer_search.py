@@ -2,19 +2,23 @@
 
 import copy
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from secateur.ablation.removal import removal
+from secateur.ablation.layers import removal
+from secateur.criteria import criteria
+from secateur.criteria.registry import Criterion, Question
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.statistics import observe
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.replace import mean_update
 from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 
@@ -142,6 +146,45 @@ def test_iterative_scores_see_the_stream_without_what_is_gone() -> None:
         gone |= {f"{block}.attn", f"{block}.mlp"}
     options: dict[str, Any] = {"stand_in": "nothing"}
     assert dropped(model, "drop 2 blocks", "prune_comp", **options) == gone
+
+
+def test_each_seed_of_a_random_search_drops_other_layers(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "{title: a, source: b, groups: [branch], criterion: random, allocation: ranking,"
+        " search: iterative}"
+    )
+    found = [dropped(build("vit"), "drop 3 layers", str(mine), seed=seed) for seed in range(6)]
+    assert all(len(gone) == 3 for gone in found)
+    assert len({frozenset(gone) for gone in found}) > 3
+    assert dropped(build("vit"), "drop 3 layers", str(mine), seed=5) == found[5]
+
+
+def test_an_iterative_search_asks_with_the_settings_of_the_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Settings(BaseModel):
+        sign: int = 1
+
+    def answer(question: Question) -> Tensor:
+        assert isinstance(question.settings, Settings)
+        return torch.tensor(question.settings.sign * float(question.owner.split(".")[1]))
+
+    known = Criterion(
+        name="by_place", title="a", source="b", needs={"branch": ()}, answer=answer,
+        settings=Settings,
+    )  # fmt: skip
+    monkeypatch.setitem(criteria._items, "by_place", known)
+    found = {}
+    for sign in (1, -1):
+        mine = tmp_path / f"{sign}.yaml"
+        mine.write_text(
+            "{title: a, source: b, groups: [branch], criterion: by_place, allocation: ranking,"
+            f" search: iterative, settings: {{by_place: {{sign: {sign}}}}}}}"
+        )
+        found[sign] = dropped(build("vit"), "drop 2 layers", str(mine))
+    assert found[1] == {"blocks.0.attn", "blocks.0.mlp"}
+    assert found[-1] == {"blocks.2.attn", "blocks.2.mlp"}
 
 
 @pytest.mark.parametrize("length", [1, 2])

@@ -8,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from secateur.allocation.menus import kept_units
 from secateur.allocation.types import Plan
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import needs_of
+from secateur.data.batches import as_batches
+from secateur.models.family import family_of
+from secateur.statistics import observe
 from secateur.surgery.cut import cut_
 from secateur.verbs.prune import prune
 from tests.contract.cases import plan_of_units
-from tests.hosts import build, images_for
+from tests.hosts import anatomy_of, build, images_for
 
 FINE = {"qk": 1, "vo": 1, "hidden": 1, "heads": 1, "width": 1}
 TEXT = (
@@ -32,9 +39,10 @@ def test_losses_are_divergences_of_the_cut_model(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(TEXT)
     model = build("vit")
-    x = images_for(model, 6)
-    result = prune(model, x, "60% macs", preset=str(mine), align=FINE, minimum=FINE)
+    images = images_for(model, 10)
+    result = prune(model, images, "60% macs", preset=str(mine), align=FINE, minimum=FINE)
     menus = {menu.key: menu for menu in result.menus}
+    x = images[[4, 9]]  # of few batches every fifth image is held out
     alone = prune(model, x, "50% hidden", preset="magnitude", align=FINE, minimum=FINE)
     for branch in ("blocks.0.mlp", "blocks.2.mlp"):
         smaller = copy.deepcopy(model)
@@ -90,3 +98,35 @@ def test_repairs_count(tmp_path: Path) -> None:
         result = prune(model, x, "80% macs", preset=str(mine), align=FINE, minimum=FINE)
         menus[repair] = {menu.key: menu for menu in result.menus}["blocks.1.mlp", "hidden"]
     assert menus["mean"].loss(32) < 1e-6 < 1e-3 < menus["none"].loss(32)
+
+
+@torch.no_grad()
+def test_units_and_repairs_rest_on_all_images(tmp_path: Path) -> None:
+    model, mine = build("vit"), tmp_path / "mine.yaml"
+    mine.write_text(
+        "{title: a, source: b, groups: [hidden], criterion: energy, allocation: knapsack,"
+        " menus: measured, repair: least_squares}"
+    )
+    images = images_for(model, 20)
+    options = {"align": FINE, "minimum": FINE, "repair": "least_squares"}
+    result = prune(model, images, "70% macs", preset=str(mine), **options)  # type: ignore[arg-type]
+    sizes = {name: len(own["hidden"]) for name, own in result.plan.units.items() if "hidden" in own}
+    assert sizes
+    evidence = observe(model, as_batches(images), ["hidden_moments"])
+    family, anatomy = family_of(model), anatomy_of("vit")
+    for name, size in sizes.items():
+        energy = ask(
+            criteria.get("energy"),
+            model,
+            family,
+            anatomy,
+            "hidden",
+            name,
+            observe(model, as_batches(images), needs_of(criteria.get("energy"), "hidden")),
+            seed=0,
+            settings=None,
+        )
+        assert result.plan.units[name]["hidden"] == kept_units(energy, size)
+    again = copy.deepcopy(model)
+    cut_(again, result.plan, evidence, "least_squares")
+    torch.testing.assert_close(result.model(images), again(images), rtol=1e-4, atol=1e-5)

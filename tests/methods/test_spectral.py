@@ -1,14 +1,11 @@
 """The spectral engine over hosts and groups: exact where it must be, within budget, refused."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from secateur.ablation.bench import held_images
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of
@@ -142,20 +139,6 @@ def test_any_choice_of_groups_can_be_measured(groups: tuple[str, ...]) -> None:
 def test_another_repair_makes_no_sense() -> None:
     with pytest.raises(UserError, match="refits"):
         prune(build("vit"), images_for(build("vit")), "85% macs", preset="spectral", repair="mean")
-
-
-def test_no_more_images_are_held_than_asked_for() -> None:
-    """Memory for probes does not grow with the number of calibration images."""
-    read: list[int] = []
-
-    def batches() -> Iterator[Tensor]:
-        for number in range(1000):
-            read.append(number)
-            yield torch.full((4, 1), float(number))
-
-    assert held_images(batches(), 8, 6).flatten().tolist() == [7.0] * 4 + [15.0] * 2
-    assert len(read) == 16
-    assert len(held_images(iter([torch.zeros(4, 1)]), 8, 6)) == 0
 
 
 def test_the_writer_before_a_dropped_layer_stands_in_for_it() -> None:

@@ -7,8 +7,8 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 
 from secateur.errors import UserError
+from secateur.models.derived.fold import add_to_bias_
 from secateur.models.family import family_of, read
-from secateur.models.folding import add_to_bias_
 from tests.hosts import HOSTS, build, images_for, randomise_, vit
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.models.family import family_of, read
 from secateur.models.sharing import has_shared, refuse_shared, separated, shared_weights
 from secateur.training.settings import OptimizerSettings

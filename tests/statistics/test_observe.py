@@ -50,11 +50,12 @@ def test_sums_add_up_over_sets_of_images(kind: str) -> None:
     model = build("vit")
     images, labels = labelled(model, 6)
     whole = everything(observe(model, as_batches((images, labels), 6), [kind]))
-    first = everything(observe(model, as_batches((images[:2], labels[:2]), 2), [kind]))
-    rest = everything(observe(model, as_batches((images[2:], labels[2:]), 4), [kind]))
+    first = observe(model, as_batches((images[:2], labels[:2]), 2), [kind])
+    both = first.plus(observe(model, as_batches((images[2:], labels[2:]), 4), [kind]))
+    assert both.images == 6 and everything(both).keys() == whole.keys()
     for key, value in whole.items():
         scale = float(value.abs().max())
-        assert torch.allclose(first[key] + rest[key], value, rtol=1e-4, atol=1e-4 * scale), key
+        assert torch.allclose(everything(both)[key], value, rtol=1e-4, atol=1e-4 * scale), key
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

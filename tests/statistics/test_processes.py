@@ -84,5 +84,5 @@ def test_a_process_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(UserError, match=r"accelerate.*pip install 'secateur\[train\]'"):
+    with pytest.raises(UserError, match=r"accelerate.*pip install accelerate"):
         here()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import UserError
-from secateur.storage.files import check_files, write_files
+from secateur.storage.directories.files import check_files, write_files
 
 FILES = {"a.txt": "one", "b.txt": "two"}
 

@@ -10,8 +10,8 @@ from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import observe
-from secateur.surgery.compensate import logit_map
-from secateur.surgery.moments import Moments
+from secateur.statistics.moments import Moments
+from secateur.surgery.repair import logit_map
 from secateur.surgery.select import select
 from tests.hosts import build, images_for
 

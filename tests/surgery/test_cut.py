@@ -9,7 +9,7 @@ from secateur.models.weights import BranchWeights, MlpWeights
 from secateur.statistics import Evidence, evidence_kinds, observe
 from secateur.surgery.cut import cut_, repair_needs
 from secateur.surgery.repair import REPAIRS, Repair
-from secateur.surgery.stand_in import mean_update
+from secateur.surgery.replace import mean_update
 from tests.contract.cases import GROUPS, plan_for, plan_of_units
 from tests.hosts import anatomy_of, build, images_for
 

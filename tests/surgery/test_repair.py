@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.surgery.moments import Moments
+from secateur.statistics.moments import Moments
 from secateur.surgery.repair import REPAIRS, Repair, repaired_writer
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.training.distillation.objectives import supervised
 from secateur.training.loop import FitReport, fit_
-from secateur.training.objectives import supervised
 from secateur.training.settings import TrainSettings
 from tests.hosts import build, images_for
 

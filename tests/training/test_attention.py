@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.training.attention import fast_attention
+from secateur.training.distillation.attention import fast_attention
 from secateur.training.lesson import Lesson, Moment
 from secateur.training.loop import fit_
 from secateur.training.settings import TrainSettings

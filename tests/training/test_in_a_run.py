@@ -77,6 +77,6 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert spec["provenance"]["polish"]["steps"] == 3
     assert secateur.load(out)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
-    wrong = CliRunner().invoke(app, [*arguments, "soon"])
+    wrong = CliRunner().invoke(app, [*arguments, "soon", "--overwrite"])
     assert wrong.exit_code == 2
     assert "polish 'soon'" in wrong.stderr

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from secateur.errors import Advice, UserError
 from secateur.training import checkpoint, machine
-from secateur.training.held_out import HeldOut
+from secateur.training.distillation.objectives import supervised
+from secateur.training.distillation.teacher import teacher_for
+from secateur.training.images.held_out import HeldOut
+from secateur.training.images.sampler import items_of
 from secateur.training.lesson import Hook, Lesson, Moment
 from secateur.training.loop import fit_
-from secateur.training.objectives import supervised
 from secateur.training.settings import OptimizerSettings
-from secateur.training.stream import items_of
-from secateur.training.teacher import teacher_for
 from tests.hosts import build
 from tests.training.learners import CLASSES, SGD, copy_of, fit, fresh, pair, same, settings
 

@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
-from secateur.training.losses import branch_loss, divergence, output_loss, see, token_error, walk_of
+from secateur.models.runner import Runner
+from secateur.training.distillation.losses import branch_loss, divergence, output_loss, token_error
 from tests.hosts import HOSTS, build, images_for
 
 
 @pytest.mark.parametrize("name", HOSTS)
 @torch.no_grad()
-def test_a_walk_gives_what_the_model_gives(name: str) -> None:
+def test_a_runner_gives_what_the_model_gives(name: str) -> None:
     model = build(name)
     x = images_for(model)
-    seen = see(walk_of(model), x)
+    seen = Runner.of(model).trace(x)
     assert torch.allclose(seen.logits_BC, model(x), atol=1e-5)
 
 
@@ -38,7 +39,7 @@ def test_output_loss_adds_its_parts() -> None:
         other.head.bias += torch.randn(10)
         other.blocks[2].mlp.fc2.bias += 1
     x = images_for(dense)
-    a, b = see(walk_of(other), x), see(walk_of(dense), x)
+    a, b = Runner.of(other).trace(x), Runner.of(dense).trace(x)
     kl = divergence(a.logits_BC / 2, b.logits_BC / 2)
     tokens = token_error(a.stream_BND, b.stream_BND, 1)
     assert kl.item() > 0 and tokens.item() > 0
@@ -50,9 +51,9 @@ def test_branch_loss_reaches_every_branch_but_not_through_the_next() -> None:
     dense, student = build("vit"), build("vit")
     x = images_for(dense)
     with torch.no_grad():
-        target = see(walk_of(dense), x)
+        target = Runner.of(dense).trace(x)
         student.blocks[1].mlp.fc2.bias += 1
-    loss = branch_loss(walk_of(student), x, target)
+    loss = branch_loss(Runner.of(student), x, target)
     assert loss.item() > 0
     loss.backward()
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.errors import UserError
+from secateur.models.runner import Runner
+from secateur.training.distillation.losses import token_error
+from secateur.training.distillation.objectives import Distil, DistilSettings, logit_loss, supervised
+from secateur.training.distillation.teacher import teacher_for
 from secateur.training.lesson import Lesson, Moment, total
-from secateur.training.losses import see, token_error, walk_of
-from secateur.training.objectives import Distil, DistilSettings, logit_loss, supervised
-from secateur.training.teacher import teacher_for
 from secateur.verbs.prune import prune
 from tests.hosts import SIZES, build, images_for, vit
 
@@ -44,7 +45,7 @@ def test_terms_are_their_formulas(dense: nn.Module, student: nn.Module) -> None:
     it = DistilSettings(temperature=2.0, label_weight=0.25, layerwise=0.2, **weights)
     objective = Distil(teacher_for(student, dense), it)
     found = objective(student, lesson, LATE)
-    ours, theirs = (see(walk_of(model), lesson.images_BCHW) for model in (student, dense))
+    ours, theirs = (Runner.of(model).trace(lesson.images_BCHW) for model in (student, dense))
     p_BC, q_BC = ((seen.logits_BC / 2).softmax(-1) for seen in (theirs, ours))
     kl = (p_BC * (p_BC.log() - q_BC.log())).sum(-1).mean()
     assert found["logits"].item() == pytest.approx(0.5 * 4 * kl.item(), rel=1e-4)
@@ -146,4 +147,4 @@ def test_streams_that_do_not_match_say_why(
     dense: nn.Module, changes: dict[str, int], words: str
 ) -> None:
     teacher = teacher_for(dense, vit(**SIZES | changes))
-    assert teacher.walk is None and words in teacher.mismatch
+    assert teacher.runner is None and words in teacher.mismatch

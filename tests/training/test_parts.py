@@ -10,13 +10,13 @@ from torch.utils.data import TensorDataset
 from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.training.distillation.losses import divergence
+from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import classifier_of, refit_head_
-from secateur.training.held_out import MOST, HeldOut, hold_out
-from secateur.training.lora import attach_, merge_
-from secateur.training.losses import divergence
+from secateur.training.images.held_out import MOST, HeldOut, hold_out
+from secateur.training.images.sampler import items_of
 from secateur.training.settings import AugmentSettings
-from secateur.training.stream import items_of
-from secateur.training.teacher import teacher_for
+from secateur.training.updates.lora import attach_, merge_
 from secateur.zoo import digits_vit
 from tests.hosts import build, images_for
 from tests.training.learners import copy_of, fit, fresh, same, settings

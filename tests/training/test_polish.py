@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
-from secateur.training import PolishReport, PolishSettings, parse_polish, polish_
-from secateur.training.losses import divergence
+from secateur.training import PolishReport, PolishSettings, parse_run_length, polish_
+from secateur.training.distillation.losses import divergence
 from secateur.verbs.prune import prune
 from tests.hosts import build, images_for
 
@@ -36,7 +36,7 @@ def run(
     student: nn.Module, dense: nn.Module, images: Tensor | Batches, budget: str = "20 steps", **more
 ) -> PolishReport:
     more = {"settings": SETTINGS} | more
-    return polish_(student, dense, as_batches(images, 8), parse_polish(budget), **more)
+    return polish_(student, dense, as_batches(images, 8), parse_run_length(budget), **more)
 
 
 def held_out_kl(model: nn.Module, dense: nn.Module, images: Tensor) -> float:

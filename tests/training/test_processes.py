@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.training.held_out import HeldOut
+from secateur.training.distillation.objectives import Distil, DistilSettings
+from secateur.training.distillation.teacher import teacher_for
+from secateur.training.images.held_out import HeldOut
+from secateur.training.images.sampler import items_of
 from secateur.training.lesson import Hook, Lesson, Moment
-from secateur.training.objectives import Distil, DistilSettings
-from secateur.training.stream import items_of
-from secateur.training.teacher import teacher_for
 from tests.hosts import build
 from tests.training.learners import SGD, fit, fresh, pair, settings
 

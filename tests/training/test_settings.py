@@ -29,9 +29,9 @@ def test_a_file_and_changes(tmp_path: Path) -> None:
 
 
 def test_budgets_become_steps() -> None:
-    assert TrainSettings(epochs=2, batch_size=64).budget(100).steps == 4
-    assert TrainSettings(batch_size=50).budget(100).steps == 20
-    assert TrainSettings(time="2min").budget(100).seconds == 120
+    assert TrainSettings(epochs=2, batch_size=64).length(100).steps == 4
+    assert TrainSettings(batch_size=50).length(100).steps == 20
+    assert TrainSettings(time="2min").length(100).seconds == 120
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_budgets_become_steps() -> None:
         ("distil: {temprature: 2}", "did you mean 'distil.temperature'"),
         ("optimizer: {learning_rate: -1}", "'optimizer.learning_rate': input should be greater"),
         ("steps: 5\nepochs: 2", "steps and epochs are given; give one of them"),
-        ("time: soon", "polish 'soon' is neither a time"),
+        ("time: soon", "time 'soon' is neither a time"),
         ("precision: fp8", "'precision': input should be 'no' or 'bf16'"),
         ("- 1", "holds no names with values"),
         ("a: [", "is not valid YAML"),

@@ -18,12 +18,12 @@ import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
-from secateur.training.objectives import DistilSettings
+from secateur.masks.settings import LearnSettings
+from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.images.sampler import Stream, items_of, loader_of
+from secateur.training.images.views import kept_views
 from secateur.training.settings import AugmentSettings, TrainSettings
-from secateur.training.stream import Stream, items_of, loader_of
 from secateur.training.verbs import HealSettings
-from secateur.training.views import kept_views
 from secateur.zoo import digits_vit
 
 AUGMENT = AugmentSettings(views=2, auto="rand-m9-n2-mstd0.5", color_jitter=0.2)

@@ -13,12 +13,12 @@ from torch import nn
 
 import secateur
 from secateur.analysis.removals import _counts
-from secateur.analysis.scores import GRADIENT_BATCH, some
 from secateur.data.batches import as_batches
+from secateur.data.split import keep_evenly
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.report.analysis_record import AnalysisRecord
-from secateur.verbs.analyze import Analysis, analyze, keeping
+from secateur.verbs.analyze import Analysis, analyze
 from tests.hosts import HOSTS, build, images_for
 
 
@@ -94,7 +94,7 @@ def test_damage_is_that_of_the_model_without_the_layer() -> None:
     found = record_of(analyze(model, images, latency=False))
     result = secateur.prune(model, images, "drop 1 mlp", preset="layer_drop")
     (gone,) = [name for name, shape in result.plan.shapes.items() if shape is None]
-    kept = keeping(as_batches(images, 32), found.probe_images)
+    kept = keep_evenly(as_batches(images, 32), found.probe_images)
     for _ in kept[0]:
         pass
     probes = torch.cat(kept[1])
@@ -222,30 +222,6 @@ def test_wrong_input_is_refused() -> None:
         analyze(model, images_for(model), effort="ful")
     with pytest.raises(UserError, match="belongs to no family"):
         analyze(nn.Linear(2, 2), images_for(model))
-
-
-def test_probe_images_come_from_all_over_and_give_no_evidence() -> None:
-    images, labels = torch.arange(50.0).view(50, 1, 1, 1), torch.arange(50)
-    batches, kept = keeping(as_batches((images, labels), 5), 12)
-    seen = [(b.images_BCHW.flatten().tolist(), b.labels_B) for b in batches]
-    found = torch.cat(kept).flatten().tolist()
-    assert len(found) == 12 and found[0] < 5 and found[-1] >= 45
-    rest = [x for xs, _ in seen for x in xs]
-    assert sorted([*rest, *found]) == list(range(50)) and batches.images == len(rest) == 38
-    assert [int(y) for _, ys in seen for y in (ys if ys is not None else [])] == rest
-    few, kept = keeping(as_batches(images[:20], 5), 12)
-    assert sum(len(batch.images_BCHW) for batch in few) == few.images == 20
-    assert len(torch.cat(kept)) == 12
-
-
-def test_some_images_few_at_a_time() -> None:
-    images, labels = torch.arange(150.0).view(150, 1, 1, 1), torch.arange(150)
-    parts = list(some(as_batches((images, labels), 20)))
-    assert torch.cat([p.images_BCHW for p in parts]).flatten().tolist() == list(range(64))
-    assert torch.cat([p.labels_B for p in parts if p.labels_B is not None]).tolist() == list(
-        range(64)
-    )
-    assert max(len(p.images_BCHW) for p in parts) == GRADIENT_BATCH
 
 
 @pytest.mark.parametrize(

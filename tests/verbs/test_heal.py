@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import UserError
-from secateur.training.losses import divergence
+from secateur.training.distillation.losses import divergence
 from secateur.training.verbs import HealSettings
-from secateur.verbs import heal as home
 from secateur.verbs.heal import open_reference
 from secateur.verbs.result import Result
 from tests.hosts import build, images_for
@@ -175,7 +174,7 @@ def test_wrong_evaluation_images_are_refused_before_training(
     def begin(*_: object, **__: object) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(home, "fit_", begin)
+    monkeypatch.setattr("secateur.training.session.fit_", begin)
     with pytest.raises(UserError, match="no images at"):
         secateur.heal(
             secateur.load(saved),

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateur
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.training.verbs import HealSettings
 from tests.hosts import images_for, vit
 

@@ -13,10 +13,10 @@ import secateur
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.masks.granularity import sharings
-from secateur.masks.schedule import LearnSettings, phases
+from secateur.masks.settings import LearnSettings, phases
 from secateur.models.family import read
+from secateur.training.distillation.teacher import Teacher
 from secateur.training.settings import OptimizerSettings
-from secateur.training.teacher import Teacher
 from secateur.verbs.learn import learn
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import give_preprocessing_
@@ -220,7 +220,7 @@ def never(_model: nn.Module, *_: object, **__: object) -> Tensor:
 def test_wrong_input_is_refused_before_training(
     options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("secateur.masks.phases.fit_", never)
+    monkeypatch.setattr("secateur.training.session.fit_", never)
     given = {"budget": "40% params", "settings": {}, "limit": 64, "images": "digits/train"}
     given |= options
     budget, images, changes = given.pop("budget"), given.pop("images"), given.pop("settings")
@@ -229,7 +229,7 @@ def test_wrong_input_is_refused_before_training(
 
 
 def test_classes_that_do_not_match_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.masks.phases.fit_", never)
+    monkeypatch.setattr("secateur.training.session.fit_", never)
     model = secateur.load("timm:vit_tiny_patch16_224", pretrained=False, num_classes=3)
     with pytest.raises(UserError, match=r"classes|channel"):
         learn(model, "digits/train", "40% params", settings=settings(), limit=64)
@@ -242,7 +242,7 @@ def test_classes_that_do_not_match_are_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_a_reference_that_cannot_teach_is_refused(
     classes: int, weights: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("secateur.masks.phases.fit_", never)
+    monkeypatch.setattr("secateur.training.session.fit_", never)
     torch.manual_seed(0)
     other = VisionTransformer(
         img_size=8,
@@ -276,5 +276,5 @@ def test_phases_share_the_run_out() -> None:
     rates = {phase: it.optimizer.learning_rate for phase, it in found.items()}
     assert rates["search"] == 0.5 * rates["tune"] == 0.5 * rates["warmup"]
     timed = phases(LearnSettings(time="10min", search_share=0.25), 1000)
-    assert timed["search"].budget(1000).seconds == 150
-    assert timed["tune"].budget(1000).seconds == 450
+    assert timed["search"].length(1000).seconds == 150
+    assert timed["tune"].length(1000).seconds == 450

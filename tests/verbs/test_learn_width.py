@@ -7,10 +7,10 @@ import torch
 
 import secateur
 from secateur.errors import UserError
-from secateur.masks.schedule import LearnSettings
+from secateur.masks.settings import LearnSettings
 from secateur.masks.task import LearnOptions, resolve_learn
 from secateur.models.family import family_of, read
-from secateur.training.objectives import DistilSettings
+from secateur.training.distillation.objectives import DistilSettings
 from secateur.verbs.learn import learn
 
 SHORT = {"steps": 12, "batch_size": 16, "checks": 1, "observe": 64, "held_out": 0.1}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from secateur.statistics import Sums
-from secateur.surgery.moments import moments
+from secateur.statistics.moments import moments
 
 
 def head_similarity(context_sums: Sums, heads: int) -> Tensor:

@@ -15,11 +15,11 @@ from secateur.analysis.sums import (
     similarity_records,
     spectrum_records,
 )
-from secateur.measurement.divergence import unit_of
 from secateur.measurement.timing import Times
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, MlpShape, Shapes
 from secateur.statistics import Evidence
+from secateur.statistics.divergence import unit_of
 
 
 def measured(

@@ -7,22 +7,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secateur.ablation.layers import (
-    Ablation,
-    ablation,
-    in_pairs,
-    with_other_weights,
-    without_each,
-    without_more_and_more,
-)
-from secateur.ablation.probe import Probed, probe_menus, reduced
+from secateur.ablation.candidates import Probed, measure_candidates
+from secateur.ablation.layers import in_pairs, without_each, without_more_and_more
+from secateur.ablation.probe_runner import ProbeRunner
+from secateur.ablation.refitted import Refitted, reduced
 from secateur.allocation.menus import Limits, allowed_sizes
 from secateur.allocation.types import shape_of
-from secateur.measurement.divergence import Damage
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
 from secateur.progress import Progress
 from secateur.statistics import Evidence
+from secateur.statistics.divergence import Damage
+from secateur.surgery.replace import mean_update
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden")
 POINTS = 8
@@ -91,11 +87,12 @@ def measure_removals(
     progress: Progress | None,
 ) -> Removals:
     """Leave out layers and blocks, alone, together and in pairs; make groups smaller."""
-    work = ablation(model, family, anatomy, evidence, images_PCHW)
+    means = {branch.id: mean_update(evidence, branch) for branch in anatomy.branches}
+    work = ProbeRunner.of(model, family, anatomy, images_PCHW, means)
     passes: dict[str, float] = {}
 
     def account(stage: str) -> None:
-        passes[stage] = work.steps_run / len(work.walk) * len(images_PCHW)
+        passes[stage] = work.steps_run / len(work.runner) * len(images_PCHW)
         work.steps_run = 0.0
 
     layers = without_each(work, {name: (name,) for name in work.names}, _on("layers", progress))
@@ -107,18 +104,10 @@ def measure_removals(
     pairs = in_pairs(work, _least(layers, effort.pairs_of), _on("pairs", progress))
     account("pairs of layers")
     groups = offered(anatomy)
-    probed = probe_menus(
-        model,
-        family,
-        anatomy,
-        groups,
-        Limits(),
-        evidence,
-        images_PCHW,
-        effort.shares,
-        _on("sizes", progress),
-    )
-    passes["sizes of one layer"] = _probe_passes(work, probed) * len(images_PCHW)
+    reducer = Refitted(evidence, Limits())
+    sizes = _on("sizes", progress)
+    probed = measure_candidates(work, reducer, groups, Limits(), effort.shares, sizes)
+    account("sizes of one layer")
     for group in groups:
         series += _width_series(work, anatomy, evidence, group, effort.all_shares)
     account("sizes of all layers")
@@ -143,7 +132,7 @@ def _least(damage: dict[str, Damage], count: int) -> list[str]:
 
 
 def _depth_series(
-    work: Ablation, anatomy: Anatomy, layers: dict[str, Damage], blocks: dict[str, Damage]
+    work: ProbeRunner, anatomy: Anatomy, layers: dict[str, Damage], blocks: dict[str, Damage]
 ) -> list[Series]:
     """Attention layers, MLPs, layers of both kinds, and blocks: the least damaging first."""
     kinds = {branch.id: branch.kind for branch in anatomy.branches}
@@ -161,7 +150,7 @@ def _depth_series(
 
 
 def _depth(
-    work: Ablation,
+    work: ProbeRunner,
     anatomy: Anatomy,
     structure: str,
     groups: list[tuple[str, ...]],
@@ -190,7 +179,7 @@ def _counts(total: int) -> list[int]:
 
 
 def _width_series(
-    work: Ablation,
+    work: ProbeRunner,
     anatomy: Anatomy,
     evidence: Evidence,
     group: GroupName,
@@ -213,7 +202,7 @@ def _width_series(
         known.add(tuple(sizes.values()))
         weights = {
             name: reduced(
-                work.walk.family.weights(work.walk.model, branch),
+                work.runner.family.weights(work.runner.model, branch),
                 group,
                 sizes[name],
                 evidence.about(name),
@@ -228,9 +217,7 @@ def _width_series(
         kept = sum(sizes.values()) / sum(
             b.shape.size(group) for b in anatomy.branches if b.id in sizes
         )
-        points.append(
-            (f"{100 * kept:.3g} % kept", shapes, with_other_weights(work, anatomy, weights))
-        )
+        points.append((f"{100 * kept:.3g} % kept", shapes, work.with_weights(weights)))
     if not points:
         return []
     what, left, damage = zip(*points, strict=True)
@@ -240,13 +227,6 @@ def _width_series(
 def _nearest(branch: Branch, group: GroupName, share: float, limits: Limits) -> int:
     wanted = share * branch.shape.size(group)
     return min(allowed_sizes(branch, group, limits), key=lambda size: abs(size - wanted))
-
-
-def _probe_passes(work: Ablation, probed: Probed) -> float:
-    """Passes through the whole model that the probes took: each from its branch on."""
-    steps = len(work.walk)
-    rest = sum(steps - work.names.index(probe.owner) for probe in probed.probes)
-    return 2 + rest / steps
 
 
 def _on(stage: str, progress: Progress | None) -> Callable[[int, int], None] | None:

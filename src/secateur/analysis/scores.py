@@ -1,17 +1,18 @@
 """What an analysis observes, and what the criteria say about whole branches from it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Criterion, Question
-from secateur.data.batches import Batch, Batches
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import Criterion
+from secateur.data.batches import Batches
+from secateur.data.split import first_images
 from secateur.errors import UserError
 from secateur.models.family import Family
-from secateur.models.types import ALL_GROUPS, Anatomy
+from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import Evidence, evidence_kinds, observe
 
@@ -34,6 +35,13 @@ class Observed:
 
     forward: Evidence
     backward: Evidence | None
+
+    def for_criterion(self, which: Criterion) -> Evidence:
+        """Both together; of the images, the number in the pass that the criterion needs."""
+        if self.backward is None:
+            return self.forward
+        of = self.backward if _has_gradient(which) else self.forward
+        return replace(of, sums=self.forward.sums | self.backward.sums)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,29 +84,10 @@ def observe_all(
             progress("observe", done, batches.images)
 
     # WHY: whatever keeps images on the way keeps them from the last pass over all.
-    backward = observe(model, some(batches), back) if back else None
+    few = first_images(batches, GRADIENT_IMAGES, GRADIENT_BATCH)
+    backward = observe(model, few, back) if back else None
     forward = observe(model, batches, (needs - back) | NEEDS, on_batch=seen)
     return Observed(forward=forward, backward=backward)
-
-
-def some(batches: Batches) -> Batches:
-    """The first `GRADIENT_IMAGES` images, few at a time."""
-    count = min(GRADIENT_IMAGES, batches.images)
-
-    def start() -> Iterator[Batch]:
-        left = count
-        for batch in batches:
-            labels = batch.labels_B
-            for first in range(0, min(left, len(batch.images_BCHW)), GRADIENT_BATCH):
-                part = slice(first, min(first + GRADIENT_BATCH, left))
-                images = batch.images_BCHW[part]
-                yield Batch(images, None if labels is None else labels[part])
-            left -= min(left, len(batch.images_BCHW))
-            if left == 0:
-                return
-
-    steps = -(-count // GRADIENT_BATCH)
-    return Batches(images=count, labelled=batches.labelled, _count=steps, _start=start)
 
 
 def score_branches(
@@ -130,25 +119,23 @@ def _worth(
     observed: Observed,
     seed: int,
 ) -> dict[str, float]:
-    evidence = observed.forward
-    if _has_gradient(each) and observed.backward is not None:
-        evidence = observed.backward
-    worth = {}
-    for number, branch in enumerate(anatomy.branches):
-        sums = observed.forward.about(branch.id)
-        if observed.backward is not None:
-            sums = sums | observed.backward.about(branch.id)
-        question = Question(
-            group="branch",
-            owner=branch.id,
-            weights=family.weights(model, branch),
-            sums=sums,
-            images=evidence.images,
-            seed=seed * 100_003 + number * 7 + ALL_GROUPS.index("branch"),
-        )
-        with torch.no_grad():
-            worth[branch.id] = float(score(each, question))
-    return worth
+    with torch.no_grad():
+        return {
+            branch.id: float(
+                ask(
+                    each,
+                    model,
+                    family,
+                    anatomy,
+                    "branch",
+                    branch.id,
+                    observed.for_criterion(each),
+                    seed=seed,
+                    settings=None,
+                )
+            )
+            for branch in anatomy.branches
+        }
 
 
 def _has_gradient(each: Criterion) -> bool:

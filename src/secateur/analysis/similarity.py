@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from secateur.analysis.spectra import effective_rank
+from secateur.measurement.cka import LEAST, unbiased_hsic
 from secateur.statistics import Sums
 from secateur.statistics.kinds.stream_similarity import PARTS
 
-LEAST = 4
-"""Examples that the unbiased estimator needs."""
 ROUNDING = 1e-12
 """An HSIC below this share of the squared energy is rounding: the examples do not differ."""
 
@@ -54,16 +53,12 @@ def _similarity(sums: Sums, part: str) -> Similarity:
 def unbiased_cka(sums: Sums, part: str, points: tuple[int, ...]) -> Tensor:
     """Linear CKA (Q, Q) with the unbiased estimator of HSIC, over all examples at once.
 
-    CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)) (Kornblith et al., ICML 2019, arXiv
-    1905.00414) with HSIC_1 of Song et al., JMLR 2012, eq. 5, which is unbiased for any number of
-    examples (n >= 4; NaN below). With K = X X^T and L = Y Y^T without their diagonals,
-
-        HSIC_1 = [tr KL + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1] / (n (n-3)),
-
-    and each term follows from sums over examples; see docs/methods/analysis.md.
+    NaN for fewer than four examples. Every term of the estimator (`secateur.measurement.cka`)
+    follows from sums over examples; see docs/methods/analysis.md.
     """
     size = len(points)
-    hsic_QQ = torch.full((size, size), torch.nan, dtype=torch.float64)
+    like = sums[f"{part}.sum.{points[0]}"]
+    hsic_QQ = torch.full((size, size), torch.nan, dtype=torch.float64, device=like.device)
     n = float(sums[f"{part}.count"])
     if n < LEAST:
         return hsic_QQ
@@ -91,8 +86,7 @@ def _hsic(sums: Sums, part: str, points: tuple[int, ...], i: int, j: int, n: flo
     trace = cross_DD.square().sum() - both
     ones_k, ones_l = x_sum @ x_sum - x2, y_sum @ y_sum - y2
     ones_kl = x_sum @ cross_DD @ y_sum - x_sum @ x_by_y2 - y_sum @ y_by_x2 + both
-    total = trace + ones_k * ones_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * ones_kl
-    return total / (n * (n - 3))
+    return unbiased_hsic(trace, ones_k, ones_l, ones_kl, n)
 
 
 def _mates(sums: Sums, part: str, points: tuple[int, ...], i: int) -> list[int]:

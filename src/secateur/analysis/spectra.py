@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.models.types import GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.statistics import Sums
-from secateur.surgery.moments import moments
+from secateur.statistics.moments import moments
 from secateur.surgery.rotate import matrix_roots, query_key_basis
 
 

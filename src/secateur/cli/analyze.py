@@ -85,7 +85,8 @@ def analyze(
     check_words(effort, runtime, latency_batch, tolerance, out, overwrite)
     refuse_missing(data)
     use_threads(machine)
-    opened = open_model(model, host)
+    device = machine.check()
+    opened = open_model(model, host, device)
     with progress_bar() as progress:
         found = run(
             opened,

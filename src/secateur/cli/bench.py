@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.common import Answer, verb
-from secateur.cli.options import MACHINE, names
+from secateur.cli.options import MACHINE, DeviceOptions, names
 from secateur.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def bench(
             show_default=False,
         ),
     ],
+    machine: DeviceOptions,
     runtime: Annotated[
         str, typer.Option(metavar="A,B", help="eager, compile, onnxruntime, openvino.")
     ] = "eager",
@@ -57,8 +58,9 @@ def bench(
     from secateur.measurement.runtimes import require
 
     chosen = names(runtime) or []
+    device = machine.check()
     for name in chosen:
-        require(name)
+        require(name, device)
     batches = _whole_numbers(batch_size)
     opened = _open(models)
     rows = measure(
@@ -69,6 +71,7 @@ def bench(
         min_runs=min_runs,
         max_seconds=max_seconds,
         threads=threads,
+        device=device,
     )
     return Answer(
         data={"rows": [row.to_json() for row in rows]}, show=lambda console: _show(console, rows)

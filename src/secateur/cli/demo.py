@@ -25,8 +25,9 @@ def demo(
     from secateur.verbs.demo import demo as run
 
     use_threads(machine)
+    device = machine.check()
     with progress_bar() as progress:
-        found = run(out, overwrite=overwrite, progress=progress)
+        found = run(out, device=device, overwrite=overwrite, progress=progress)
     pruned = answer(
         found.result,
         out,

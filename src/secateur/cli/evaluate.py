@@ -85,8 +85,9 @@ def evaluate(
 
     refuse_missing_images(data, features.train_data)
     use_threads(machine)
-    opened = open_model(model, host)
-    beside, note = _reference(opened, other, host)
+    device = machine.check()
+    opened = open_model(model, host, device)
+    beside, note = _reference(opened, other, host, device)
     which = names(features.metrics) or []
     chosen(which, train=features.train_data is not None, reference=beside is not None)
     found, measured, used = _measure(opened, beside, data, limit, features, which, images)
@@ -162,14 +163,14 @@ def _measure(
 
 
 def _reference(
-    model: "nn.Module", other: ReferenceOptions, host: HostOptions
+    model: "nn.Module", other: ReferenceOptions, host: HostOptions, device: str
 ) -> tuple["nn.Module | None", str]:
     """The model to compare with, and what to say about it."""
     from secateur.storage.reference import dense_of
 
     if (name := other.name) is not None:
         own = replace(host, checkpoint=other.reference_checkpoint, num_classes=None)
-        return open_model(name, own), f"reference: {name}."
+        return open_model(name, own, device), f"reference: {name}."
     return dense_of(model)
 
 

@@ -62,7 +62,8 @@ def heal(
     settings = with_labels(read_settings(HealSettings, options.config, options.changes()), labels)
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
-    opened = load(model)
+    device = machine.check()
+    opened = load(model, device=device)
     name, checkpoint = dense.name, dense.reference_checkpoint
     reference = None if name is None else open_reference(opened, name, checkpoint)
     with one_voice(out):
@@ -77,6 +78,7 @@ def heal(
                 limit=lesson.limit or None,
                 skip_unreadable=lesson.skip_unreadable,
                 eval_images=lesson.eval_data,
+                device=machine.device,
                 progress=progress,
                 on_log=Speaker(),
             )

@@ -47,15 +47,16 @@ def inspect(
 
     check_timing(runtime, latency_batch)
     use_threads(machine)
+    device = machine.check()
     opened = (
         load_shape(
             model,
             num_classes=host.num_classes,
             img_size=host.img_size,
-            device="cpu" if latency else "meta",
+            device=device if latency else "meta",
         )
         if host.checkpoint is None
-        else open_model(model, host)
+        else open_model(model, host, device)
     )
     with progress_bar() as progress:
         found = look_at(

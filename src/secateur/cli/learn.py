@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
     from secateur.verbs.learned_result import Learned
 
 FROM_SCRATCH_WARMUP = 0.4
@@ -99,8 +99,9 @@ def learn(
     )
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
+    device = machine.check()
     teacher, weights = dense.name, dense.reference_checkpoint
-    opened, images = _open(model, host, data, from_scratch, settings.seed, lesson)
+    opened, images = _open(model, host, device, data, from_scratch, settings.seed, lesson)
     with one_voice(out):
         with progress_bar() as progress:
             result = run(
@@ -121,6 +122,7 @@ def learn(
                 limit=lesson.limit or None,
                 skip_unreadable=lesson.skip_unreadable,
                 eval_images=lesson.eval_data,
+                device=machine.device,
                 latency=latency,
                 runtime=masks.runtime,
                 latency_batch=masks.latency_batch,
@@ -132,7 +134,7 @@ def learn(
 
 
 def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
-    from secateur.masks.schedule import LearnSettings
+    from secateur.masks.settings import LearnSettings
     from secateur.training.settings import read_settings
 
     changes = {
@@ -150,6 +152,7 @@ def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) 
 def _open(
     model: str,
     host: HostOptions,
+    device: str,
     data: str,
     from_scratch: bool,
     seed: int,
@@ -157,7 +160,7 @@ def _open(
 ) -> "tuple[nn.Module, object]":
     """The model, and the images as named, or opened where their classes make the head."""
     if not from_scratch:
-        return open_model(model, host), data
+        return open_model(model, host, device), data
     from dataclasses import asdict
 
     import torch
@@ -168,7 +171,7 @@ def _open(
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
     torch.manual_seed(seed)
-    return open_to_train(
+    opened, images = open_to_train(
         model,
         data,
         from_scratch=True,
@@ -179,6 +182,7 @@ def _open(
         skip_unreadable=lesson.skip_unreadable,
         **given,
     )
+    return opened.to(device), images
 
 
 def _finish(result: "Learned", out: Path, overwrite: bool) -> Answer:

@@ -118,7 +118,33 @@ class DataOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineOptions:
+class DeviceOptions:
+    """Where the model is and works."""
+
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="cpu, cuda, cuda:1, mps, ...; the CPU unless given, but training takes the "
+            "accelerator it finds.",
+            rich_help_panel=MACHINE,
+            show_default=False,
+        ),
+    ] = None
+
+    def check(self) -> str:
+        """The device; UserError for one that cannot be used, before anything is opened."""
+        from secateur.devices import usable_device
+
+        if self.device is None:
+            return "cpu"
+        if (found := usable_device(self.device)).type == "meta":
+            raise UserError("--device meta holds no values; name one that computes.")
+        return str(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions(DeviceOptions):
     """How much of the machine is used."""
 
     threads: Annotated[
@@ -221,13 +247,13 @@ DATA_HELP = (
 )
 
 
-def open_model(source: str, host: HostOptions) -> "nn.Module":
+def open_model(source: str, host: HostOptions, device: str = "cpu") -> "nn.Module":
     """The model named on the command line, with its weights and its preprocessing."""
     from secateur.verbs.load import load
 
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
-    return load(source, mean=mean, std=std, **given)
+    return load(source, mean=mean, std=std, device=device, **given)
 
 
 def refuse_missing_images(*sources: str | None) -> None:

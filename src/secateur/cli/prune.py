@@ -167,7 +167,8 @@ def prune(
     )
     refuse_missing_images(data, eval_data)
     use_threads(machine)
-    opened = open_model(model, host)
+    device = machine.check()
+    opened = open_model(model, host, device)
     with progress_bar() as progress:
         result = run(
             opened,

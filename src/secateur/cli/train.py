@@ -50,6 +50,7 @@ def train(
     settings = read_settings(FineTuneSettings, options.config, options.changes())
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
+    machine.check()
     given = asdict(host)
     mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
     with one_voice(out):
@@ -72,6 +73,7 @@ def train(
                 folder=training_folder(out),
                 restart=options.restart,
                 eval_images=lesson.eval_data,
+                device=machine.device,
                 progress=progress,
                 on_log=Speaker(),
             )

@@ -173,10 +173,9 @@ def one_voice(out: Path) -> Iterator[None]:
 
     An interrupted run says what of it is kept.
     """
-    from secateur.training.machine import processes, require_accelerate
-
-    require_accelerate()
     import torch
+
+    from secateur.training.machine import processes
 
     try:
         yield

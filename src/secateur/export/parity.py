@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, example_images, logits_of
 from secateur.measurement.runtimes import Run
-from secateur.storage.existing import saved_on
+from secateur.storage.directories.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
 
 IMAGES = 3
@@ -66,7 +66,7 @@ def written(
         count = IMAGES if any_batch else 1
         expected_BC = _outputs(model, images_BCHW[:count])
         with torch.inference_mode():
-            got_BC = load(unfinished)(images_BCHW[:count]).double().cpu()
+            got_BC = load(unfinished)(images_BCHW[:count]).cpu().double()
         max_abs = (got_BC - expected_BC).abs().max().item()
         max_rel = max_abs / max(expected_BC.abs().max().item(), torch.finfo(torch.float32).tiny)
         # WHY negated: a NaN is no agreement either.
@@ -83,7 +83,7 @@ def written(
 def _outputs(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Logits in fp64 on the CPU."""
     with evaluating(model), torch.inference_mode():
-        return logits_of(model(images_BCHW)).double().cpu()
+        return logits_of(model(images_BCHW)).cpu().double()
 
 
 def check_file(out: Path, *, overwrite: bool) -> str | None:

@@ -122,7 +122,7 @@ class GateBank(nn.Module):
             for stream in anatomy.streams:
                 if (stream.id, "width") in self._sites:
                     value = self._value(model, stream.id, "width")
-                    handles.extend(stream_hooks(model, anatomy, stream, value))
+                    handles.extend(stream_hooks(model, stream, value))
             for branch in anatomy.branches:
                 taps = family.taps(model, branch)
                 for site in self._acted(branch.id):

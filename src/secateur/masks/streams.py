@@ -11,45 +11,25 @@ Legend: D residual width.
 from collections.abc import Callable, Iterator
 
 import torch
-from timm.layers import RmsNorm
 from torch import Tensor, nn
 
 from secateur.models.family import family_of
-from secateur.models.norms import HeldNorm
+from secateur.models.norms import centres
 from secateur.models.stream import narrowable
-from secateur.models.types import Anatomy, Stream
+from secateur.models.types import Stream
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, HeldNorm)
 GetMask = Callable[[], Tensor]
 
 
 def stream_hooks(
-    model: nn.Module, anatomy: Anatomy, stream: Stream, mask_D: GetMask
+    model: nn.Module, stream: Stream, mask_D: GetMask
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Hooks through which a mask acts on all norms and readers of a stream."""
-    stages = {branch.block: branch.stage for branch in anatomy.branches}
-    own = tuple(f"{b.id}." for b in anatomy.blocks if stages.get(b.index) == stream.stage)
-    others = tuple(
-        f"{b.id}." for b in anatomy.blocks if stages.get(b.index, stream.stage) != stream.stage
-    )
-    inside = tuple(f"{branch.id}." for branch in anatomy.branches)
-    branches = {branch.id for branch in anatomy.branches if branch.stage == stream.stage}
-    last = stream.id == anatomy.streams[-1].id
-    # WHY: what reads a stream between two stages, such as a strided convolution, has no norm first.
-    ends = None if last else narrowable(family_of(model)).stream_ends(model, stream)
-    between = set() if ends is None else set(ends.readers)
-    for path, module in model.named_modules():
-        if path.startswith(inside + others):
-            continue
-        if isinstance(module, NORMS) and (last or path.startswith(own)):
-            if module.weight is None or module.weight.numel() == stream.width:
-                yield module.register_forward_hook(_normalise(mask_D))
-        elif (
-            path in branches
-            or path in between
-            or (last and isinstance(module, nn.Linear) and module.in_features == stream.width)
-        ):
-            yield module.register_forward_pre_hook(_read(mask_D))
+    found = narrowable(family_of(model)).stream_readers(model, stream)
+    for path in found.norms:
+        yield model.get_submodule(path).register_forward_hook(_normalise(mask_D))
+    for path in found.readers:
+        yield model.get_submodule(path).register_forward_pre_hook(_read(mask_D))
 
 
 def _read(mask_D: GetMask) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -77,10 +57,9 @@ def masked_norm(norm: nn.Module, x: Tensor, mask_D: Tensor) -> Tensor:
     mask_D = mask_D.to(wide)
     missing = float(getattr(norm, "missing", 0))
     whole = mask_D.sum() + missing
-    centred = norm.centre if isinstance(norm, HeldNorm) else isinstance(norm, nn.LayerNorm)
     held_sum = getattr(norm, "held_sum", torch.zeros((), dtype=wide.dtype, device=wide.device))
     apart = getattr(norm, "held_square", held_sum)
-    if centred:
+    if centres(norm):
         mean = ((wide * mask_D).sum(-1, keepdim=True) + held_sum) / whole
         wide = wide - mean
         apart = apart - 2 * mean * held_sum + missing * mean.square()

@@ -1,6 +1,6 @@
 """What a user may ask of learned masks, checked before any work is done."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -9,18 +9,19 @@ from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.allocation.costs import cost_function
 from secateur.allocation.menus import Limits, check_protected
 from secateur.allocation.target import Target, cost_limit
-from secateur.criteria import criteria
+from secateur.criteria import Criterion, criteria
+from secateur.criteria.registry import settings_of
 from secateur.errors import UserError
 from secateur.masks.estimator import forms
 from secateur.masks.gates import Gate
 from secateur.masks.granularity import Scope, Sharing, gates_of, sharings, silenced_by_weights
 from secateur.masks.pricing import Pricing
 from secateur.masks.projection import check_reachable
-from secateur.masks.schedule import LearnSettings
-from secateur.masks.start_from_plans import SPECTRAL
-from secateur.masks.starting import start_needs
+from secateur.masks.settings import LearnSettings
+from secateur.masks.start.by_criterion import start_needs
+from secateur.masks.start.from_plans import SPECTRAL
 from secateur.masks.strategy import ways
-from secateur.methods.task import Options, Task, check_groups, check_words
+from secateur.methods.task import Options, Task, check_offered, check_timing, check_widths
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName
 from secateur.presets import Preset
@@ -81,7 +82,8 @@ def check_learn_words(options: LearnOptions) -> CostBudget:
             f"budget '{options.budget}' is one of shapes; masks are learned under a budget of the "
             "whole model, such as '30% params', '2 GMACs' or '6.5 ms'."
         )
-    check_words(_options(options))
+    check_timing(options.runtime, options.latency_batch)
+    check_widths(options.align, options.minimum)
     sharings.get(options.sharing)
     forms.get(options.gates)
     ways.get(options.settings.search)
@@ -112,7 +114,7 @@ def resolve_learn(
         groups=groups,
         criterion=options.criterion,
     )
-    check_groups(groups, _checked(preset), anatomy, budget)
+    check_offered(groups, anatomy, budget)
     if "width" in groups and options.settings.distil.needs_streams:
         raise UserError(
             "a narrower stream cannot be compared with the dense one, but the settings ask for it "
@@ -127,9 +129,9 @@ def resolve_learn(
     )
     gates = tuple(gates_of(sharing, scope))
     if options.criterion not in (NO_CRITERION, SPECTRAL):
-        start_needs(criteria.get(options.criterion), gates)
+        _check_criterion(criteria.get(options.criterion), groups, anatomy, gates)
     task = Task(
-        options=_options(options), preset=preset, budget=budget, groups=groups, limits=limits
+        options=_described(options), preset=preset, budget=budget, groups=groups, limits=limits
     )
     found = LearnTask(options=options, sharing=sharing, gates=gates, task=task)
     if budget.unit != "ms":
@@ -150,11 +152,14 @@ def _groups(
     return tuple(group for group in sharing.groups if group != "width" or narrows)
 
 
-def _checked(preset: Preset) -> Preset:
-    """The preset with a criterion that can be looked up."""
-    if preset.criterion not in (NO_CRITERION, SPECTRAL):
-        return preset
-    return preset.model_copy(update={"criterion": "magnitude"})
+def _check_criterion(
+    which: Criterion, groups: Iterable[GroupName], anatomy: Anatomy, gates: Iterable[Gate]
+) -> None:
+    """UserError for a criterion that cannot score the groups of this model, or its gates."""
+    for group in groups:
+        if which.check is not None:
+            which.check(settings_of(which, {}), anatomy, group)
+    start_needs(which, gates)
 
 
 def pricing_of(task: LearnTask, anatomy: Anatomy, target: Target | None) -> Pricing:
@@ -182,10 +187,11 @@ def _limits(options: LearnOptions, budget: CostBudget) -> Limits:
     )
 
 
-def _options(options: LearnOptions) -> Options:
+def _described(options: LearnOptions) -> Options:
+    """The options in the words of `prune`, for the record of the run."""
     return Options(
         budget=options.budget,
-        preset="magnitude",
+        preset=PRESET,
         align=options.align,
         minimum=options.minimum,
         protect=options.protect,

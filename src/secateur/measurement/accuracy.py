@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
+from secateur.statistics.divergence import divergence
 
 _TOP = 5
 
@@ -225,9 +225,7 @@ def _compare(
                 f"the reference has {reference_BC.shape[1]} outputs but the model has {classes}; "
                 "compare models with the same head."
             )
-        log_p_BC = F.log_softmax(reference_BC.double(), dim=1)
-        log_q_BC = F.log_softmax(logits_BC.double(), dim=1)
-        kl_B = (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(dim=1)
+        kl_B = divergence(reference_BC.double(), logits_BC.double())
     return Predictions(
         top1_N=logits_BC.argmax(dim=1),
         labels_N=labels_B,

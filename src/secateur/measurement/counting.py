@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.measurement.modes import evaluating, example_images
 from secateur.models.caches import forget_cached_
-from secateur.models.modules import SlimAttention
+from secateur.models.modules import unfused
 from secateur.models.types import Cost
 
 
@@ -25,7 +25,7 @@ def counted(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     counter = FlopCounterMode(display=False)
     # WHY: the counter watches modules by their gradients, and fails at views of parameters.
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    with evaluating(model), torch.no_grad(), _plain_attention(model), counter:
+    with evaluating(model), torch.no_grad(), _plain_attention(), unfused(model), counter:
         functional_call(model, weights, (image_BCHW,))
     return Cost(
         params=sum(p.numel() for p in model.parameters()),
@@ -43,7 +43,7 @@ def counted_anywhere(model: nn.Module, input_size: tuple[int, int, int]) -> Cost
     counter = FlopCounterMode(display=False)
     forget_cached_(model)
     try:
-        with evaluating(model), torch.no_grad(), _plain_attention(model), counter:
+        with evaluating(model), torch.no_grad(), _plain_attention(), unfused(model), counter:
             functional_call(model, on_meta, (image_BCHW,))
     except (RuntimeError, NotImplementedError):
         return counted(model, input_size)
@@ -61,21 +61,16 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _plain_attention(model: nn.Module) -> Iterator[None]:
+def _plain_attention() -> Iterator[None]:
     """Attention as matrix products: the counter has no formula for some fused CPU kernels.
 
-    Our own attention also leaves out the zeros with which it pads unequal widths for a fused
-    kernel: they are a matter of speed, not of what the model computes.
+    The zeros with which our own attention pads unequal widths for a fused kernel are left out, too:
+    they are a matter of speed, not of what the model computes.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    padding = [m for m in model.modules() if isinstance(m, SlimAttention) and m.fused_attn]
-    for module in padding:
-        module.fused_attn = False
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for module in padding:
-            module.fused_attn = True
         torch.backends.mha.set_fastpath_enabled(before)

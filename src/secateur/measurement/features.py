@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, logits_of
-from secateur.models.family import Family, family_of
-from secateur.models.types import Anatomy
+from secateur.models.runner import Runner
 
 OnBatch = Callable[[int], None]
 
@@ -48,19 +47,16 @@ class Reader:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.family: Family = family_of(model)
-        self.anatomy: Anatomy = self.family.read(model)
-        self._steps = [self.family.through(model, branch) for branch in self.anatomy.branches]
+        self._runner = Runner.of(model)
+        self.anatomy = self._runner.anatomy
         self._classifier = None if self.anatomy.num_classes == 0 else self._find_classifier()
 
     def look(self, images_BCHW: Tensor) -> Glimpse:
         """One forward pass, in the mode and with the gradients of the moment."""
         seen: list[Tensor] = []
-        x = self.family.embed(self.model, images_BCHW)
-        for step in self._steps:
-            x = step(x)
+        x = self._runner.last(self._runner.embed(images_BCHW))
         with _inputs_of(self._classifier, seen):
-            output = logits_of(self.family.head(self.model, x))
+            output = logits_of(self._runner.finish(x, len(self._runner)))
         pooled_BE = seen[0] if self._classifier is not None else output
         stream_BND = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)
         return Glimpse(stream_BND=stream_BND, pooled_BE=pooled_BE.flatten(1).float().cpu())

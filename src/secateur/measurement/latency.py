@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.devices import same_device, usable_device
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, example_images
 from secateur.measurement.runtimes import Run, require, runtimes
@@ -149,12 +150,7 @@ def _check(
         raise UserError(f"a median and a spread need at least 2 runs, not {min_runs}.")
     if threads is not None and threads < 1:
         raise UserError(f"the number of threads must be at least 1, not {threads}.")
-    try:
-        missing = torch.device(device).type == "cuda" and not torch.cuda.is_available()
-    except RuntimeError as error:
-        raise UserError(f"'{device}' is no device; choose 'cpu' or 'cuda'.") from error
-    if missing:
-        raise UserError(f"device '{device}' is not available here; choose 'cpu'.")
+    usable_device(device)
     for name in names:
         require(name, device)
 
@@ -202,17 +198,16 @@ def _rows(times: Mapping[str, list[int]], batch: int, runtime: str, device: str)
 
 
 def _on(device: str, model: nn.Module) -> nn.Module:
-    wanted = torch.device(device).type
-    if all(p.device.type == wanted for p in model.parameters()):
+    if all(same_device(p.device, device) for p in model.parameters()):
         return model
     return copy_of(model).to(device)
 
 
 def waiting(device: str) -> Callable[[], None]:
     """What returns once all work on `device` is done."""
-    if torch.device(device).type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
+    if torch.device(device).type == "cpu":
+        return lambda: None
+    return lambda: torch.accelerator.synchronize(device)
 
 
 @contextmanager

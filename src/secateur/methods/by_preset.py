@@ -3,7 +3,7 @@
 from typing import Any
 
 from secateur.methods.by_score import ByScore
-from secateur.methods.layer_search.run import LayerSearch
+from secateur.methods.layer_search.search import LayerSearch
 from secateur.methods.method import Method
 from secateur.methods.rotated import Rotated
 from secateur.methods.spectral import Spectral

@@ -16,16 +16,17 @@ from secateur.allocation.menus import (
 from secateur.allocation.normalise import normalised
 from secateur.allocation.target import Target, decide
 from secateur.allocation.types import Key, Menu, Plan, Sizes, Units, shapes_of, widths_of
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question, needs_of
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import needs_of
+from secateur.data.split import fit_and_held
 from secateur.methods.cutting import cut_copy
 from secateur.methods.measured import measure_menus, wants_measuring
 from secateur.methods.method import Job, Prepared
 from secateur.methods.scored import Weighed
 from secateur.methods.task import Task
 from secateur.models.family import Family
-from secateur.models.stream import stream_weights
-from secateur.models.types import ALL_GROUPS, Anatomy, Branch, GroupName
+from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.statistics import Evidence
 from secateur.surgery.cut import repair_needs
 
@@ -52,23 +53,31 @@ class ByScore:
 
     def prepare(self, job: Job) -> Scored:
         """Score every unit; measure candidates on the output where the preset says so."""
-        model, family, anatomy, task = job.model, job.family, job.anatomy, job.task
-        evidence = job.images.observe(model, self.needs(task))
-        with job.timed("weigh"):
-            weighed = weigh(model, family, anatomy, task, evidence)
-        if wants_measuring(task):
+        model, task, images = job.model, job.task, job.images
+        measured, needs = wants_measuring(task), self.needs(task)
+        fit, held = fit_and_held(images.batches) if measured else (None, None)
+        evidence = images.observe(model, needs, fit)
+        weighed = self._weighed(job, evidence)
+        if held is not None:
             with job.timed("probe"):
-                weighed = measure_menus(
+                menus = measure_menus(
                     model,
-                    family,
-                    anatomy,
+                    job.family,
+                    job.anatomy,
                     task,
                     weighed,
                     evidence,
-                    job.images.batches,
-                    partial(job.images.say, "probe"),
+                    held,
+                    partial(images.say, "probe"),
                 )
+            # WHY: only measurements need images that are held out; units and repair rest on all.
+            evidence = evidence.plus(images.observe(model, needs, held))
+            weighed = replace(self._weighed(job, evidence), menus=menus)
         return Scored(menus=weighed.menus, dense=model, scores=weighed.scores, evidence=evidence)
+
+    def _weighed(self, job: Job, evidence: Evidence) -> Weighed:
+        with job.timed("weigh"):
+            return weigh(job.model, job.family, job.anatomy, job.task, evidence)
 
     def plan(self, job: Job, prepared: Scored, target: Target | None = None) -> Plan:
         """The solver's sizes, and in every group the units of highest score."""
@@ -97,27 +106,24 @@ def weigh(
     model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
 ) -> Weighed:
     """Score every unit, branch and block that may go, and turn the scores into menus."""
-    scores: dict[Key, Tensor] = {}
-    for number, branch in enumerate(anatomy.branches):
-        weights = family.weights(model, branch)
-        for group in _groups_of(branch, task.groups):
-            question = Question(
-                group=group,
-                owner=branch.id,
-                weights=weights,
-                sums=evidence.about(branch.id),
-                images=evidence.images,
-                seed=task.options.seed * 100_003 + number * 7 + ALL_GROUPS.index(group),
-                settings=task.preset.settings_for(group),
-            )
-            value = score(criteria.get(task.preset.criterion_for(group)), question)
-            scores[branch.id, group] = value
+
+    def worth_of(group: GroupName, owner: str) -> Tensor:
+        which = criteria.get(task.preset.criterion_for(group))
+        settings, seed = task.preset.settings_for(group), task.options.seed
+        return ask(
+            which, model, family, anatomy, group, owner, evidence, seed=seed, settings=settings
+        )
+
+    keys: list[Key] = [(b.id, g) for b in anatomy.branches for g in _groups_of(b, task.groups)]
     if "width" in task.groups:
-        scores |= _stream_scores(model, family, anatomy, task, evidence)
+        keys += [(stream.id, "width") for stream in anatomy.streams]
+    scores = {(owner, group): worth_of(group, owner) for owner, group in keys}
     worth = normalised(scores, task.preset.normalise, anatomy)
     menus = [_menu(anatomy, key, value, task.limits) for key, value in worth.items()]
     if "block" in task.groups:
-        menus += _block_menus(anatomy, task, evidence, scores)
+        for block in [block for block in anatomy.blocks if block.branches]:
+            scores[block.id, "block"] = worth_of("block", block.id)
+            menus.append(block_menu(block, float(scores[block.id, "block"]), task.limits))
     return Weighed(menus=menus, scores=scores)
 
 
@@ -129,49 +135,6 @@ def _menu(anatomy: Anatomy, key: Key, worth: Tensor, limits: Limits) -> Menu:
         stream = next(stream for stream in anatomy.streams if stream.id == owner)
         return width_menu(stream, worth, limits)
     return unit_menu(anatomy.branch(owner), group, worth, limits)
-
-
-def _stream_scores(
-    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
-) -> dict[Key, Tensor]:
-    chosen = criteria.get(task.preset.criterion_for("width"))
-    scores: dict[Key, Tensor] = {}
-    for number, stream in enumerate(anatomy.streams):
-        question = Question(
-            group="width",
-            owner=stream.id,
-            weights=None,
-            sums=evidence.about(stream.id),
-            images=evidence.images,
-            seed=task.options.seed * 100_003 + 70_001 + number,
-            stream=stream_weights(model, family, anatomy, stream),
-            settings=task.preset.settings_for("width"),
-        )
-        scores[stream.id, "width"] = score(chosen, question)
-    return scores
-
-
-def _block_menus(
-    anatomy: Anatomy, task: Task, evidence: Evidence, scores: dict[Key, Tensor]
-) -> list[Menu]:
-    chosen = criteria.get(task.preset.criterion_for("block"))
-    menus = []
-    for block in anatomy.blocks:
-        if not block.branches:
-            continue
-        question = Question(
-            group="block",
-            owner=block.id,
-            weights=None,
-            sums=evidence.about(block.id),
-            images=evidence.images,
-            seed=task.options.seed * 100_003 + 50_021 + block.index,
-            settings=task.preset.settings_for("block"),
-        )
-        value = score(chosen, question)
-        scores[block.id, "block"] = value
-        menus.append(block_menu(block, float(value), task.limits))
-    return menus
 
 
 def plan_of(anatomy: Anatomy, weighed: Weighed, sizes: Sizes) -> Plan:

@@ -7,7 +7,7 @@ from secateur.methods.method import Job
 from secateur.models.caches import copy_of
 from secateur.statistics import Evidence
 from secateur.surgery.cut import cut_
-from secateur.surgery.stand_in import gaps_of, runs_of
+from secateur.surgery.replace import gaps_of, runs_of
 
 
 def cut_copy(job: Job, evidence: Evidence, plan: Plan) -> nn.Module:

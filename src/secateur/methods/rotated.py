@@ -79,7 +79,8 @@ def rotated(
 
     # WHY: in a basis that is none, norms are RMS norms already and the stream has no mean, so
     # what is seen is what will be rotated.
-    turned.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64))
+    device = next(copy.parameters()).device
+    turned.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64, device=device))
     seen = observe(copy, batches, {"stream_gram"}, on_batch=on_batch).of("stream_gram", STREAM)
     turned.rotate_(copy, principal_basis(seen["gram"]))
     return copy

@@ -8,25 +8,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.ablation.bench import held_images
-from secateur.ablation.probe import FULL, QUICK, Effort, Probe, probe_menus
-from secateur.ablation.probe import Probed as Measured
-from secateur.ablation.probe import probe_needs as needs_of
+from secateur.ablation.candidates import FULL, QUICK, Effort, Probe, measure_candidates
+from secateur.ablation.candidates import Probed as Measured
+from secateur.ablation.probe_runner import ProbeRunner
+from secateur.ablation.refitted import Refitted, refit_needs
 from secateur.allocation.budget import ShapeBudget, SizesBudget
+from secateur.allocation.knapsack import solve_knapsack
+from secateur.allocation.menus import Limits
 from secateur.allocation.solvers import cost_function
 from secateur.allocation.target import Target, cost_limit, decide, unweighed
-from secateur.allocation.types import Menu, Plan, shapes_of
-from secateur.data.batches import Batches, some_batches
+from secateur.allocation.types import Menu, Plan, Sizes, shapes_of
+from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, all_images, first_batches, first_images, fit_and_held
 from secateur.errors import UserError
 from secateur.measurement.memory import return_freed_memory
+from secateur.methods.images import Images
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.models.caches import shell_of
 from secateur.models.family import Family
-from secateur.models.types import Anatomy, Branch
+from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
 from secateur.statistics import Evidence, observe
-from secateur.surgery.sequential import HOLD_EVERY, SequentialSettings, cut_front_to_back_
+from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 
 SENSE_IMAGES = 64
 """Images of the backward pass that weighs tokens."""
@@ -87,21 +91,40 @@ class Spectral:
 def prepare(job: Job) -> Probed:
     """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
     model, anatomy, task, batches = job.model, job.anatomy, job.task, job.images.batches
-    _require_images(anatomy, task, batches)
-    weights = token_weights(model, anatomy, batches, task.options.seed)
     plain = plain_menus(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
+        _require_images(anatomy, task.groups, batches)
+        weights = token_weights(model, anatomy, batches, task.options.seed)
         return Probed(menus=plain, dense=model, token_weights=weights, probes=[])
+    effort: Effort = FULL if task.options.effort == "full" else QUICK
+    seed, limits = task.options.seed, task.limits
+    return measure_menus(
+        model, job.family, anatomy, task.groups, limits, job.images, seed=seed, effort=effort
+    )
 
-    # WHY: a reduction looks harmless on the very images that it was fitted to, most of all where
-    # single tokens count; so the images that menus are measured on give no evidence.
-    fitted = _fitted(batches)
+
+def measure_menus(
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    groups: tuple[GroupName, ...],
+    limits: Limits,
+    images: Images,
+    *,
+    seed: int = 0,
+    effort: Effort = FULL,
+) -> Probed:
+    """Weigh tokens and measure a menu for each of the groups of each branch."""
+    batches = images.batches
+    _require_images(anatomy, groups, batches)
+    weights = token_weights(model, anatomy, batches, seed)
+    fit, held = fit_and_held(batches)
 
     def seen(done: int) -> None:
-        job.images.say("observe", done, fitted.images)
+        images.say("observe", done, fit.images)
 
-    evidence = observe(model, fitted, needs_of(task.groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, job.family, anatomy, task, batches, evidence, job.images.progress)
+    evidence = observe(model, fit, refit_needs(groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, groups, limits, held, evidence, effort, images.progress)
     return Probed(menus=probed.menus, dense=model, token_weights=weights, probes=probed.probes)
 
 
@@ -109,7 +132,17 @@ def plan_spectral(
     anatomy: Anatomy, task: Task, menus: list[Menu], target: Target | None = None
 ) -> Plan:
     """One size per menu within the budget; queries, keys and values are rotated, not selected."""
-    sizes = decide(anatomy, _weighed(menus, task), task.demand, target)
+    weighed = compounded(menus) if task.preset.allocation == "knapsack" else menus
+    return _plan(anatomy, menus, decide(anatomy, weighed, task.demand, target))
+
+
+def plan_within(anatomy: Anatomy, menus: list[Menu], target: Target) -> Plan:
+    """The plan of least compounded loss within a target; OutOfReach where there is none."""
+    sizes = solve_knapsack(anatomy, compounded(menus), target.cost_of, target.limit)
+    return _plan(anatomy, menus, sizes)
+
+
+def _plan(anatomy: Anatomy, menus: list[Menu], sizes: Sizes) -> Plan:
     return Plan(
         shapes=shapes_of(anatomy, sizes),
         reductions={"qk": "rotate", "vo": "rotate"},
@@ -117,10 +150,8 @@ def plan_spectral(
     )
 
 
-def _weighed(menus: list[Menu], task: Task) -> list[Menu]:
-    """The menus as the solver should add them up."""
-    if task.preset.allocation != "knapsack":
-        return menus
+def compounded(menus: list[Menu]) -> list[Menu]:
+    """The menus as the knapsack should add them up."""
     return [replace(m, losses=tuple(loss**COMPOUND for loss in m.losses)) for m in menus]
 
 
@@ -155,7 +186,7 @@ def cut_spectral_(
 def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
     """As many of the batches as have room when the streams of two models are kept."""
     floats = max((b.tokens * b.width for b in anatomy.branches), default=1)
-    return _first(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
+    return first_batches(batches, max(HOLD_EVERY, STREAM_BYTES // (3 * 4 * floats)))
 
 
 def token_weights(
@@ -174,7 +205,7 @@ def sensitivities(
     Labels are drawn from the model's own distribution. Positions after the prefix tokens share
     their mean, since single patches differ by chance.
     """
-    some = _first(batches, SENSE_IMAGES)
+    some = first_batches(batches, SENSE_IMAGES)
     evidence = observe(model, some, {"sensitivity"}, sample_labels=seed)
     # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
     return_freed_memory()
@@ -199,32 +230,23 @@ def _probe(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
-    task: Task,
-    batches: Batches,
+    groups: tuple[GroupName, ...],
+    limits: Limits,
+    held: Batches,
     evidence: Evidence,
+    effort: Effort,
     progress: Progress | None,
 ) -> Measured:
-    effort: Effort = FULL if task.options.effort == "full" else QUICK
-    images_PCHW = held_images((b.images_BCHW for b in batches), HOLD_EVERY, effort.images)
-    if images_PCHW.numel() == 0:
-        images_PCHW = next(iter(batches)).images_BCHW[: effort.images]
+    images_PCHW = all_images(first_images(held, effort.images))
+    probe = ProbeRunner.of(model, family, anatomy, images_PCHW)
 
     def probed_so_far(done: int, total: int) -> None:
         return_freed_memory()
         if progress is not None:
             progress("probe", done, total)
 
-    return probe_menus(
-        model,
-        family,
-        anatomy,
-        task.groups,
-        task.limits,
-        evidence,
-        images_PCHW,
-        effort.shares,
-        probed_so_far,
-    )
+    reducer = Refitted(evidence, limits)
+    return measure_candidates(probe, reducer, groups, limits, effort.shares, probed_so_far)
 
 
 def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bool:
@@ -245,16 +267,16 @@ def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
     return [menu for menu in unweighed(anatomy, task.demand) if menu.group not in whole]
 
 
-def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
+def _require_images(anatomy: Anatomy, groups: tuple[GroupName, ...], batches: Batches) -> None:
     """Refuse fewer images than make a solve determined."""
 
     def images_for(branch: Branch) -> int:
-        return -(-_solved_units(branch, task) // branch.tokens)
+        return -(-_solved_units(branch, groups) // branch.tokens)
 
     hardest = max(anatomy.branches, key=images_for, default=None)
     needed = 2 if hardest is None else max(2, images_for(hardest))
     if hardest is not None and batches.images < needed:
-        units, tokens = _solved_units(hardest, task), hardest.tokens
+        units, tokens = _solved_units(hardest, groups), hardest.tokens
         raise UserError(
             f"{batches.images} calibration images are too few: the largest solve has {units} "
             f"unknowns per output, so at least {needed} images of {tokens} tokens are "
@@ -262,25 +284,9 @@ def _require_images(anatomy: Anatomy, task: Task, batches: Batches) -> None:
         )
 
 
-def _solved_units(branch: Branch, task: Task) -> int:
+def _solved_units(branch: Branch, groups: tuple[GroupName, ...]) -> int:
     if branch.kind == "mlp":
-        return branch.shape.size("hidden") if "hidden" in task.groups else 0
-    if not {"vo", "heads"} & set(task.groups):
+        return branch.shape.size("hidden") if "hidden" in groups else 0
+    if not {"vo", "heads"} & set(groups):
         return 0
     return branch.shape.size("heads") * branch.shape.size("vo")
-
-
-def _first(batches: Batches, images: int) -> Batches:
-    """The first batches with about this many images."""
-    if batches.images <= images:
-        return batches
-    size = -(-batches.images // len(batches))
-    count = max(1, images // size)
-    return some_batches(batches, lambda number: number < count)
-
-
-def _fitted(batches: Batches) -> Batches:
-    """The batches without those that are held out, as far as there are any to spare."""
-    if len(batches) < HOLD_EVERY:
-        return batches
-    return some_batches(batches, lambda number: number % HOLD_EVERY != HOLD_EVERY - 1)

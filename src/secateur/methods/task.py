@@ -24,7 +24,7 @@ from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.presets import DEFAULT, Preset, load_preset
 from secateur.recipes import load_recipe, recipe_sizes
 from secateur.registry import unknown
-from secateur.training.budget import parse_polish
+from secateur.training.run_length import parse_run_length
 
 LIMIT = 512
 """Calibration images taken from a path or data string unless told otherwise."""
@@ -175,19 +175,11 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
     """The preset, with the options' changes, and the budget: all that needs no model to check."""
     budget = _budget(options)
     if options.polish is not None:
-        parse_polish(options.polish)
+        parse_run_length(options.polish)
     if options.effort not in EFFORTS:
         raise UserError(unknown("effort", options.effort, list(EFFORTS)))
-    require(options.runtime)
-    if options.latency_batch < 1:
-        raise UserError(f"the batch for latency must be at least 1, not {options.latency_batch}.")
-    for name, sizes in (("align", options.align), ("min-width", options.minimum)):
-        for group, size in sizes.items():
-            if size < 1 or group not in UNIT_GROUPS:
-                raise UserError(
-                    f"{name} {group}={size} makes no sense: give a width of at least 1 for one of "
-                    f"{', '.join(UNIT_GROUPS)}."
-                )
+    check_timing(options.runtime, options.latency_batch)
+    check_widths(options.align, options.minimum)
     preset = load_preset(options.preset)
     if preset.engine == "spectral" and options.repair not in (None, "least_squares"):
         raise UserError(
@@ -201,6 +193,24 @@ def check_words(options: Options) -> tuple[Preset, Budget]:
             "there; take another preset, such as layer_drop."
         )
     return _changed(preset, options), budget
+
+
+def check_timing(runtime: str, latency_batch: int) -> None:
+    """UserError for a runtime that is not there, and for no images at a time."""
+    require(runtime)
+    if latency_batch < 1:
+        raise UserError(f"the batch for latency must be at least 1, not {latency_batch}.")
+
+
+def check_widths(align: Mapping[GroupName, int], minimum: Mapping[GroupName, int]) -> None:
+    """UserError for widths below 1, and of groups that have none."""
+    for name, sizes in (("align", align), ("min-width", minimum)):
+        for group, size in sizes.items():
+            if size < 1 or group not in UNIT_GROUPS:
+                raise UserError(
+                    f"{name} {group}={size} makes no sense: give a width of at least 1 for one of "
+                    f"{', '.join(UNIT_GROUPS)}."
+                )
 
 
 def _budget(options: Options) -> Budget:
@@ -272,17 +282,29 @@ def _drop_group(drop: Drop) -> GroupName:
 def check_groups(
     groups: tuple[GroupName, ...], preset: Preset, anatomy: Anatomy, budget: Budget
 ) -> None:
+    """Refuse groups that the model cannot offer, or the preset cannot score, with the reason."""
+    check_offered(groups, anatomy, budget)
+    for group in groups:
+        which = criteria.get(preset.criterion_for(group))
+        if which.check is not None and preset.engine == "criteria":
+            which.check(preset.settings_for(group), anatomy, group)
+        if group == "width" and preset.engine == "spectral":
+            raise UserError(
+                f"preset '{preset.name}' cannot make the residual stream narrower, since its "
+                "refits aim at every channel of the dense stream; leave out 'width', or take a "
+                "preset that selects units, such as snp or magnitude."
+            )
+
+
+def check_offered(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budget) -> None:
     """Refuse groups that no branch of the model can offer, with the reason."""
     if not groups:
         raise UserError(f"no group is left to prune; name some of {', '.join(ALL_GROUPS)}.")
     for group in groups:
         if group in anatomy.refusals:
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
-        which = criteria.get(preset.criterion_for(group))
-        if which.check is not None and preset.engine == "criteria":
-            which.check(preset.settings_for(group), anatomy, group)
         if group == "width":
-            _check_width(preset, anatomy, budget)
+            _check_width(anatomy, budget)
         if group in ("branch", "block", "width"):
             continue
         if any(group in branch.groups for branch in anatomy.branches):
@@ -293,18 +315,12 @@ def check_groups(
             raise UserError(f"group '{group}' cannot be pruned in this model: {why}.")
 
 
-def _check_width(preset: Preset, anatomy: Anatomy, budget: Budget) -> None:
-    """Refuse a narrower stream where the model, the engine or the budget knows of none."""
+def _check_width(anatomy: Anatomy, budget: Budget) -> None:
+    """Refuse a narrower stream where the model or the budget knows of none."""
     if not anatomy.streams:
         raise UserError(
             "group 'width' cannot be pruned here: no way to make the stream of this family of "
             "models narrower is known."
-        )
-    if preset.engine == "spectral":
-        raise UserError(
-            f"preset '{preset.name}' cannot make the residual stream narrower, since its refits "
-            "aim at every channel of the dense stream; leave out 'width', or take a preset that "
-            "selects units, such as snp or magnitude."
         )
     if isinstance(budget, CostBudget) and budget.unit == "ms":
         raise UserError(

@@ -10,13 +10,17 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from secateur.models.family import stated_names
+
 
 def forget_cached_(model: nn.Module) -> None:
     """Drop what was worked out from weights; it is worked out again when needed."""
+    names = stated_names("caches")
     for module in model.modules():
-        cache = getattr(module, "attention_bias_cache", None)
-        if isinstance(cache, dict):
-            cache.clear()
+        for name in names:
+            cache = getattr(module, name, None)
+            if isinstance(cache, dict):
+                cache.clear()
 
 
 def copy_of(model: nn.Module) -> nn.Module:

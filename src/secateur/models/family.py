@@ -1,6 +1,6 @@
 """What a model family must tell so that everything else can work on it. One file per family."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -106,6 +106,15 @@ def family_of(model: nn.Module) -> Family:
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
         f"that secateur can read; known families: {known}."
     )
+
+
+def stated_names(kind: Literal["caches", "switches", "positions"]) -> frozenset[str]:
+    """Attributes that hosts of any known family have for this.
+
+    `caches` hold dictionaries of what was worked out from weights, `switches` say whether a layer
+    takes a fused kernel for its attention, `positions` are tables that follow the image size.
+    """
+    return frozenset(name for _, family in families.items() for name in getattr(family, kind, ()))
 
 
 def read(model: nn.Module) -> Anatomy:

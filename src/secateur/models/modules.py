@@ -1,13 +1,19 @@
-"""The few modules of our own, used where the host's class cannot express a shape.
+"""The few modules of our own, used where the host's classes cannot express what is left.
 
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
+
+from secateur.models.statement import Call, Residual
+
+Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
 
 class SlimAttention(nn.Module):
@@ -15,11 +21,9 @@ class SlimAttention(nn.Module):
 
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
-    pruned width. Parameter names are those of timm's `Attention`. Gated and scale-normed hosts
-    are refused when a model is read, so neither exists here.
+    pruned width. `call` says how the host calls it. Gated and scale-normed hosts are refused when
+    a model is read, so neither exists here.
     """
-
-    fused_attn: bool
 
     def __init__(
         self,
@@ -37,15 +41,15 @@ class SlimAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
+        call: Call = Call(),  # noqa: B008 (frozen)
+        rotary: tuple[str, Rotate] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qk_dim = qk_dim
-        self.v_dim = v_dim
-        self.scale = scale
-        self.fused_attn = fused_attn
+        self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
+        self.scale, self.fused_attn = scale, fused_attn
+        self.call, self.rotary = call, rotary
         inner = num_heads * (2 * qk_dim + v_dim)
         self.qkv = nn.Linear(dim, inner, bias=qkv_bias, device=device, dtype=dtype)
         self.q_norm = q_norm or nn.Identity()
@@ -56,23 +60,21 @@ class SlimAttention(nn.Module):
         )
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(
-        self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Attend; masks as in torch's scaled_dot_product_attention."""
-        batch, tokens, _ = x_BND.shape
+    def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
+        """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
         qk = self.num_heads * self.qk_dim
         q, k, v = self.qkv(x_BND).split([qk, qk, self.num_heads * self.v_dim], dim=-1)
         q_BHNK = self.q_norm(q.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
         k_BHNK = self.k_norm(k.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
         v_BHNV = v.unflatten(-1, (self.num_heads, self.v_dim)).transpose(1, 2)
-        if self.fused_attn:
-            out_BHNV = self._fused(q_BHNK, k_BHNK, v_BHNV, attn_mask, is_causal)
-        else:
-            out_BHNV = self._attend(q_BHNK, k_BHNK, v_BHNV, attn_mask, is_causal)
-        context_BND = out_BHNV.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
-        out_BND: Tensor = self.proj_drop(self.proj(context_BND))
-        return out_BND
+        if self.rotary is not None and given.get(self.rotary[0]) is not None:
+            q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
+        mask = None if self.call.mask is None else given.get(self.call.mask)
+        attend = self._fused if self.fused_attn else self._attend
+        out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
+        context_BND = out_BHNV.transpose(1, 2).flatten(2)
+        out_BND = self.proj_drop(self.proj(context_BND))
+        return (out_BND, None) if self.call.pair else out_BND
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -114,65 +116,133 @@ class SlimAttention(nn.Module):
         return weights_BHNN @ v
 
 
+@contextmanager
+def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
+    """Our attention as plain matrix products, and that of hosts that have one of these switches.
+
+    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
+    """
+    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
+    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
+    found = [(module, name) for module, name in found if getattr(module, name) is True]
+    for module, name in found:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, True)
+
+
 class LinearStandIn(nn.Linear):
     """A linear layer in the place of a dropped attention layer or MLP and of those right behind it.
 
     It is no branch: like what stands between branches in other families, it is not pruned.
     """
 
-    def forward(
-        self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Map every token; the attention arguments have no meaning here."""
-        return F.linear(x_BND, self.weight, self.bias)
+    def __init__(self, columns: int, rows: int, *, call: Call = Call()) -> None:  # noqa: B008
+        super().__init__(columns, rows, device="meta")
+        self.call = call
+
+    def forward(  # type: ignore[override]
+        self, x_BND: Tensor, *_same: Tensor, **_given: Any
+    ) -> Any:
+        """Map every token; the arguments of an attention layer have no meaning here."""
+        out_BND = F.linear(x_BND, self.weight, self.bias)
+        return (out_BND, None) if self.call.pair else out_BND
 
 
-class AttentionBlock(nn.Module):
-    """What remains of a pre- or post-norm block whose MLP was dropped."""
+class PartialBlock(nn.Module):
+    """Some of the residual steps of a block, with the modules that they are made of.
 
-    def __init__(self, block: nn.Module, *, post_norm: bool) -> None:
+    `residuals` are all steps of the host's block; modules keep their names. Works on the host's own
+    layout, tokens or grid, and takes the arguments that the host gives a block.
+    """
+
+    def __init__(
+        self, block: nn.Module, residuals: tuple[Residual, ...], kept: Collection[str]
+    ) -> None:
         super().__init__()
-        self.post_norm: Final[bool] = post_norm
-        self.norm1, self.attn = block.get_submodule("norm1"), block.get_submodule("attn")
-        self.ls1 = getattr(block, "ls1", None) or nn.Identity()
-        self.drop_path1 = block.get_submodule("drop_path1")
+        self.residuals: Final = residuals
+        for residual in self.present(kept):
+            for name in residual.members:
+                member = getattr(block, name, None)
+                if isinstance(member, nn.Parameter):
+                    self.register_parameter(name, member)
+                elif isinstance(member, nn.Module):
+                    self.add_module(name, member)
+                else:
+                    self.register_parameter(name, None)
+        self.steps: Final = self.present(kept)
+        self.training = block.training
 
-    def forward(
-        self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Add the attention layer's update to the stream."""
-        if self.post_norm:
-            update = self.norm1(self.attn(x_BND, attn_mask=attn_mask, is_causal=is_causal))
-        else:
-            update = self.attn(self.norm1(x_BND), attn_mask=attn_mask, is_causal=is_causal)
-        added_BND: Tensor = self.drop_path1(self.ls1(update))
-        return x_BND + added_BND
+    def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
+        """The steps at these paths."""
+        return tuple(residual for residual in self.residuals if residual.path in kept)
+
+    def forward(self, x: Tensor, *_more: Any, **given: Any) -> Tensor:
+        """Take the stream through the steps that are left."""
+        for residual in self.steps:
+            x = x + self._update(residual, x, given)
+        return x
+
+    def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        norm = None if residual.norm is None else self.get_submodule(residual.norm)
+        read = x if norm is None or residual.norm_behind else norm(x)
+        call = residual.layers[0].call
+        wanted = (call.mask, *call.takes)
+        passed = {name: value for name, value in given.items() if name in wanted}
+        y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
+        y = y[0] if call.pair else y
+        y = norm(y) if norm is not None and residual.norm_behind else y
+        if residual.scale is not None:
+            owner, _, _ = residual.scale.rpartition(".")
+            if owner:
+                y = self.get_submodule(owner)(y)
+            elif (scale := getattr(self, residual.scale, None)) is not None:
+                y = y * scale
+        update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        return update
 
 
-class MlpBlock(nn.Module):
-    """What remains of a pre- or post-norm block whose attention layer was dropped."""
+class WithGiven(nn.Module):
+    """A block with the arguments that its host gives it beside the stream."""
 
-    def __init__(self, block: nn.Module, *, post_norm: bool) -> None:
+    def __init__(self, block: nn.Module, given: Any) -> None:
         super().__init__()
-        self.post_norm: Final[bool] = post_norm
-        self.norm2, self.mlp = block.get_submodule("norm2"), block.get_submodule("mlp")
-        self.ls2 = getattr(block, "ls2", None) or nn.Identity()
-        self.drop_path2 = block.get_submodule("drop_path2")
+        self.block, self.given = block, given
 
-    def forward(
-        self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Add the MLP's update to the stream; the attention arguments have no meaning here."""
-        update = self.norm2(self.mlp(x_BND)) if self.post_norm else self.mlp(self.norm2(x_BND))
-        added_BND: Tensor = self.drop_path2(self.ls2(update))
-        return x_BND + added_BND
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """The stream behind the block."""
+        out_BND: Tensor = self.block(x_BND, **self.given())
+        return out_BND
 
 
-class EmptyBlock(nn.Identity):
-    """What remains of a block without branches: the stream passes; takes a block's arguments."""
+class OnGrid(nn.Module):
+    """Modules that work on a grid of this many rows and columns, between streams of tokens."""
 
-    def forward(
-        self, x_BND: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Return the stream unchanged."""
-        return x_BND
+    def __init__(self, grid: tuple[int, int], *modules: nn.Module) -> None:
+        super().__init__()
+        self.grid: Final = grid
+        self.inner = nn.Sequential(*modules)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
+        return as_tokens(self.inner(x_BND.transpose(1, 2).unflatten(2, self.grid)))
+
+
+def as_tokens(grid_BDHW: Tensor) -> Tensor:
+    """The view (B, N, D) of a grid; shares its memory."""
+    return grid_BDHW.flatten(2).transpose(1, 2)
+
+
+class ShiftedReLU(nn.ReLU):
+    """relu(x) + bias on a grid: it carries a constant of the stream that nothing earlier can."""
+
+    def __init__(self, width: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width, device=device))
+
+    def forward(self, grid_BDHW: Tensor) -> Tensor:
+        """The sum of both."""
+        return super().forward(grid_BDHW) + self.bias[:, None, None]

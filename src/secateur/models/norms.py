@@ -17,7 +17,6 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
-from timm.layers import RmsNorm
 from torch import Tensor, nn
 
 from secateur.errors import UserError
@@ -66,10 +65,19 @@ class HeldNorm(nn.Module):
         return (normal if self.bias is None else normal + self.bias).to(x.dtype)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a LayerNorm or an RMS norm over the last axis, torch's or a library's.
+
+    Libraries have RMS norms of their own, which share no base class; they bear the name.
+    """
+    own = isinstance(module, nn.LayerNorm | nn.RMSNorm | HeldNorm)
+    name = type(module).__name__.lower()
+    return own or (name.endswith("rmsnorm") and hasattr(module, "weight"))
+
+
 def can_hold(norm: nn.Module) -> bool:
     """Whether removed channels of this norm can be held."""
-    kinds = nn.LayerNorm | nn.RMSNorm | RmsNorm | HeldNorm
-    return isinstance(norm, kinds) and norm.weight is not None
+    return is_norm(norm) and getattr(norm, "weight", None) is not None
 
 
 @torch.no_grad()

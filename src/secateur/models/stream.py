@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.family import Family
-from secateur.models.types import Anatomy, Stream
+from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights
 
 END = "end"
@@ -33,6 +33,17 @@ class StreamWeights:
 
     writers: Mapping[str, Tensor] = field(default_factory=dict)
     readers: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamReaders:
+    """Paths of what meets a stream: norms over its channels, and modules that read it.
+
+    Readers are whole branches, what replaced them, and what reads the stream last.
+    """
+
+    norms: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -57,6 +68,10 @@ class Narrowable(Protocol):
         """The members that are no branch: embedding, heads."""
         ...
 
+    def stream_readers(self, model: nn.Module, stream: Stream) -> StreamReaders:
+        """Where a mask on the stream's channels acts."""
+        ...
+
 
 @runtime_checkable
 class Rotatable(Protocol):
@@ -72,6 +87,23 @@ class Rotatable(Protocol):
         Norms become RMS norms without a scale: what they did beside goes into readers and writers.
         """
         ...
+
+
+@runtime_checkable
+class Linearisable(Protocol):
+    """What a family does beside `Family` where a linear layer can take the place of a branch."""
+
+    def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
+        """Let the update of a branch be `map_DD` times what it reads, and a constant.
+
+        Also works on the meta device.
+        """
+        ...
+
+
+def linearisable(family: Family) -> Linearisable | None:
+    """The family as one whose branches can be replaced by linear layers; None for others."""
+    return family if isinstance(family, Linearisable) else None
 
 
 def rotatable(model: nn.Module, family: Family) -> Rotatable:

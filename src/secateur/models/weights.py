@@ -4,7 +4,8 @@ Legend: D residual width, H heads, K query/key dims per head, V value dims per h
 Surgery and criteria read and write only these; a family translates.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,19 +47,10 @@ class AttentionWeights:
 
     def to(self, dtype: torch.dtype) -> "AttentionWeights":
         """The same in another floating type, for solves."""
-        return AttentionWeights(
-            q_HKD=self.q_HKD.detach().to(dtype),
-            k_HKD=self.k_HKD.detach().to(dtype),
-            v_HVD=self.v_HVD.detach().to(dtype),
-            o_DHV=self.o_DHV.detach().to(dtype),
-            qb_HK=_cast(self.qb_HK, dtype),
-            kb_HK=_cast(self.kb_HK, dtype),
-            vb_HV=_cast(self.vb_HV, dtype),
-            ob_D=_cast(self.ob_D, dtype),
-            scale=self.scale,
-            table_HT=_cast(self.table_HT, dtype),
-            places_NN=self.places_NN,
-        )
+        exact = ("scale", "places_NN")
+        names = [part.name for part in fields(self) if part.name not in exact]
+        cast: dict[str, Any] = {name: _cast(getattr(self, name), dtype) for name in names}
+        return replace(self, **cast)
 
     @staticmethod
     def empty(shape: AttentionShape, like: "AttentionWeights") -> "AttentionWeights":
@@ -77,9 +69,7 @@ class AttentionWeights:
             qb_HK=new(like.qb_HK, h, k),
             kb_HK=new(like.kb_HK, h, k),
             vb_HV=new(like.vb_HV, h, v),
-            table_HT=None
-            if like.table_HT is None
-            else new(like.table_HT, h, *like.table_HT.shape[1:]),
+            table_HT=like.table_HT if like.table_HT is None else _rows(like.table_HT, h),
         )
 
 
@@ -117,18 +107,18 @@ class MlpWeights:
         f = shape.hidden
         return replace(
             like,
-            readers_FD=tuple(w.new_empty(f, w.shape[1]) for w in like.readers_FD),
-            reader_biases_F=tuple(
-                None if b is None else b.new_empty(f) for b in like.reader_biases_F
-            ),
+            readers_FD=tuple(_rows(w, f) for w in like.readers_FD),
+            reader_biases_F=tuple(b if b is None else _rows(b, f) for b in like.reader_biases_F),
             w2_DF=like.w2_DF.new_empty(like.w2_DF.shape[0], f),
-            unit_FT=None
-            if like.unit_FT is None
-            else like.unit_FT.new_empty(f, like.unit_FT.shape[1]),
+            unit_FT=like.unit_FT if like.unit_FT is None else _rows(like.unit_FT, f),
         )
 
 
 BranchWeights = AttentionWeights | MlpWeights
+
+
+def _rows(like: Tensor, rows: int) -> Tensor:
+    return like.new_empty(rows, *like.shape[1:])
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -12,7 +12,7 @@ from secateur.errors import UserError, short
 from secateur.models.types import GroupName
 from secateur.registry import unknown
 from secateur.surgery.repair import Repair
-from secateur.surgery.stand_in import StandIn
+from secateur.surgery.replace import Replacement
 from secateur.textfiles import parse_fields, read_text
 
 DEFAULT = "spectral"
@@ -69,7 +69,7 @@ class Preset(BaseModel):
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
-    stand_in: StandIn | None = None
+    stand_in: Replacement | None = None
     search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
     keep_ends: int = Field(default=0, ge=0)
     rotate: bool = False

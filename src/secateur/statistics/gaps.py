@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY
 from secateur.models.family import family_of
 from secateur.models.taps import Edit, Tap, attached
 from secateur.statistics.kinds.updates import add_joint_moments_
 from secateur.statistics.observe import frozen
 from secateur.statistics.registry import Sums
 
-HOLD_EVERY = 5
-"""Every fifth image is held out."""
 HELD = "held."
 """Before the names of sums over images that are held out."""
 

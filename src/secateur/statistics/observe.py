@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -43,6 +43,17 @@ class Evidence:
     def about(self, owner: str) -> dict[str, Sums]:
         """All sums for one branch or block, by kind."""
         return {kind: by_owner[owner] for kind, by_owner in self.sums.items() if owner in by_owner}
+
+    def plus(self, other: "Evidence") -> "Evidence":
+        """Both together, as if one pass had seen the images of both; for equal kinds."""
+        sums = {
+            kind: {
+                owner: {key: value + other.sums[kind][owner][key] for key, value in own.items()}
+                for owner, own in by_owner.items()
+            }
+            for kind, by_owner in self.sums.items()
+        }
+        return replace(self, images=self.images + other.images, sums=sums)
 
 
 def observe(

@@ -76,6 +76,6 @@ def _state() -> Any:
     except ImportError:
         raise UserError(
             "several processes were started, but the package 'accelerate', which joins them, is "
-            "not installed; run pip install 'secateur[train]'."
+            "not installed; run pip install accelerate."
         ) from None
     return PartialState(cpu=not torch.cuda.is_available())

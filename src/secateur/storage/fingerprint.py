@@ -27,7 +27,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], seed: int = SEED) 
     x_BCHW = torch.from_numpy(np.random.RandomState(seed).standard_normal((IMAGES, *input_size)))
     with evaluating(model):
         logits = logits_of(model(x_BCHW.to(device=like.device, dtype=like.dtype)))
-    return logits.detach().flatten(1)[:, :LOGITS].double().cpu()
+    return logits.detach().flatten(1)[:, :LOGITS].cpu().double()
 
 
 def tolerance(logits: Tensor, dtype: torch.dtype, *, share: float = 1.0) -> float:

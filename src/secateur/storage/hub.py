@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from secateur.errors import UserError
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.network import hub_is_out_of_reach
 from secateur.storage.spec import CARD, SPEC, WEIGHTS, read_spec
 

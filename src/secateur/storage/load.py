@@ -7,10 +7,12 @@ import timm
 import torch
 from torch import nn
 
+from secateur.devices import usable_device
 from secateur.errors import UserError
+from secateur.models.family import stated_names
 from secateur.storage.base import build, identify
 from secateur.storage.checkpoints import read_checkpoint
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.hub import download
 from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta
@@ -41,7 +43,8 @@ def load(
     it is. `checkpoint` is a file of weights for a named model, loaded strictly; without one, the
     library's own weights are loaded, or none if `pretrained` is False. Pickled code is never run.
 
-    Raises UserError for unknown names, weights that do not fit or hold NaN, damaged directories.
+    Raises UserError for a device that is not there, unknown names, weights that do not fit
+    or hold NaN, damaged directories.
     """
     options: dict[str, object] = {
         "checkpoint": checkpoint,
@@ -52,7 +55,7 @@ def load(
     if isinstance(source, nn.Module):
         _refuse_options(f"a {type(source).__name__}", options)
         return source.eval()
-    device = _device(device)
+    device = usable_device(device)
     directory = _saved_directory(source)
     if directory is not None:
         _refuse_options(str(source), options)
@@ -90,7 +93,8 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
         tensors = _without_classifier(model, tensors)
     _refuse_other_classes(model, tensors, path, source, sizes["num_classes"])
     if reason := misfit(model, tensors):
-        hint = "; pass the --img-size it was trained for" if reason.startswith("pos_embed") else ""
+        sized = reason.startswith(tuple(stated_names("positions")))
+        hint = "; pass the --img-size it was trained for" if sized else ""
         raise UserError(f"{path} does not fit {source}: {reason}{hint}.")
     refuse_not_finite(tensors, str(path))
     # WHY: calibration and repair need full precision, whatever a checkpoint was stored in.
@@ -181,12 +185,3 @@ def _refuse_options(what: str, options: dict[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             raise UserError(f"{what} already has its weights and sizes: leave out {name}.")
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{device}' cannot be used here: {error}.") from error
-    return found

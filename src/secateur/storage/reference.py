@@ -49,8 +49,8 @@ def name_of_reference(reference: nn.Module | str | Path | None) -> str | None:
 def dense_of(model: nn.Module) -> tuple[nn.Module | None, str]:
     """The dense model that a saved one was pruned from, where its weights need no download.
 
-    Returns it, or None, and a sentence that says which it is or why there is none. Its outputs
-    are those that the dense model had when it was pruned.
+    Returns it, or None, and a sentence that says which it is or why there is none. It is on
+    the device of `model`. Its outputs are those that the dense model had when it was pruned.
     """
     spec = getattr(model, "secateur_spec", None)
     if not isinstance(spec, Spec):
@@ -64,4 +64,5 @@ def dense_of(model: nn.Module) -> tuple[nn.Module | None, str]:
     found = probe(dense, base.preprocessing.input_size)
     if not agree(found, expected, tolerance(found, torch.float32)):
         return None, f"no reference: it was pruned from other weights than those of {name}."
+    dense = dense.to(next(model.parameters()).device)
     return dense, f"reference: {name}, the dense model it was pruned from."

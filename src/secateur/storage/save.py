@@ -17,7 +17,7 @@ from secateur.models.family import family_of
 from secateur.models.norms import held_norms, uncentred_norms
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
-from secateur.storage.existing import (
+from secateur.storage.directories.existing import (
     MODEL_FILES,
     clear,
     described,

@@ -21,7 +21,7 @@ from secateur.storage.bounds import (
     check_input,
     few_modules,
 )
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.fingerprint import agree, probe
 from secateur.storage.shapes import add_biases_, resize_
 from secateur.storage.spec import WEIGHTS, Spec, read_spec

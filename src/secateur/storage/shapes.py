@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
+from secateur.models.derived.fold import give_bias_
 from secateur.models.family import Family, read
-from secateur.models.linear import linearisable
-from secateur.models.metaformer_modules import ShiftedReLU
-from secateur.models.stream import narrowable
+from secateur.models.stream import linearisable, narrowable
 from secateur.models.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
 from secateur.models.weights import AttentionWeights, MlpWeights
 
@@ -90,18 +89,7 @@ def add_biases_(
 ) -> None:
     """Give modules without a bias one, uninitialised; UserError where there is no place for it.
 
-    `tensors` are those of the file: they say how long the bias behind a ReLU is.
+    `tensors` are those of the file: they say how long the bias behind an activation is.
     """
     for path in paths:
-        try:
-            module = model.get_submodule(path)
-        except AttributeError as error:
-            raise UserError(f"there is no module '{path}' to have an added bias.") from error
-        if type(module) is nn.ReLU and f"{path}.bias" in tensors:
-            width = tensors[f"{path}.bias"].numel()
-            model.set_submodule(path, ShiftedReLU(width, device=torch.device("meta")))
-            continue
-        weight = getattr(module, "weight", None)
-        if getattr(module, "bias", 0) is not None or not isinstance(weight, torch.Tensor):
-            raise UserError(f"module '{path}' cannot have an added bias.")
-        module.bias = nn.Parameter(weight.new_empty(weight.shape[0]))
+        give_bias_(model, path, tensors)

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
 from secateur.data.batches import Batches, as_batches
 from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.models.family import Family, family_of
-from secateur.models.types import Anatomy, AttentionShape, Shape, Shapes
+from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
+from secateur.models.walk_check import require_walk
 from secateur.statistics import Evidence, observe
 from secateur.study.shared_images import SharedImages
 from secateur.study.spec import Study
@@ -71,6 +72,7 @@ def open_host(study: Study, name: str) -> Host:
         std=spec.std,
         crop_pct=spec.crop_pct,
         interpolation=spec.interpolation,
+        device=study.device,
     )
     batches, _ = open_data(
         model,
@@ -82,6 +84,7 @@ def open_host(study: Study, name: str) -> Host:
     evaluation = decoded(batches)
     family = family_of(model)
     anatomy = family.read(model)
+    require_walk(model)
     images = (images_BCHW for images_BCHW, _ in evaluation)
     streams, logits = keep_streams(model.eval(), family, anatomy, images)
     dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))
@@ -96,7 +99,8 @@ def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
     for batch in batches:
         labels_B = batch.labels_B
         if labels_B is None:
-            labels_B = torch.full((len(batch.images_BCHW),), -1)
+            count, device = len(batch.images_BCHW), batch.images_BCHW.device
+            labels_B = torch.full((count,), -1, device=device)
         pairs.append((batch.images_BCHW, labels_B))
     return pairs
 
@@ -164,31 +168,26 @@ class Bench:
         """A criterion's score of every layer or block that may go: rows of the store's table."""
         host = self.host
         groups = {BY_NAME[structure].group for structure in host.study.structures}
-        found = []
+        owners: list[tuple[GroupName, str, str]] = []
         if "branch" in groups and can_score(name, BY_NAME["joint"]):
-            for branch in host.anatomy.branches:
-                value = self._score(name, "branch", branch.id)
-                found.append((host.name, self.seed, str(branch.kind), name, branch.id, value))
+            owners += [("branch", str(branch.kind), branch.id) for branch in host.anatomy.branches]
         if "block" in groups and can_score(name, BY_NAME["block"]):
-            for block in [block for block in host.anatomy.blocks if block.branches]:
-                value = self._score(name, "block", block.id)
-                found.append((host.name, self.seed, "block", name, block.id, value))
+            owners += [("block", "block", b.id) for b in host.anatomy.blocks if b.branches]
+        found = []
+        for group, structure, owner in owners:
+            worth = ask(
+                criteria.get(name),
+                host.model,
+                host.family,
+                host.anatomy,
+                group,
+                owner,
+                self.evidence,
+                seed=self.seed,
+                settings=None,
+            )
+            found.append((host.name, self.seed, structure, name, owner, float(worth)))
         return found
-
-    def _score(self, name: str, group: str, owner: str) -> float:
-        weights = None
-        if group == "branch":
-            weights = self.host.family.weights(self.host.model, self.host.anatomy.branch(owner))
-        number = [*(b.id for b in self.host.anatomy.branches), owner].index(owner)
-        question = Question(
-            group="branch" if group == "branch" else "block",
-            owner=owner,
-            weights=weights,
-            sums=self.evidence.about(owner),
-            images=self.evidence.images,
-            seed=self.seed * 1009 + number,
-        )
-        return float(score(criteria.get(name), question))
 
 
 def finish(

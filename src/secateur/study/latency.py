@@ -50,6 +50,7 @@ def _measure(host: Host, shapes: ShapesJson, spec: LatencySpec) -> dict[str, Any
         min_runs=MIN_RUNS,
         max_seconds=spec.seconds,
         threads=host.study.threads,
+        device=host.study.device,
         clock=spec.clock,
     )
     dense, pruned = rows

@@ -18,7 +18,7 @@ from secateur.study.cells import Cell, cells_of
 from secateur.study.store import FAILED, UNREACHABLE, Outcome
 from secateur.study.structures import OWN
 from secateur.study.tasks import task_of
-from secateur.surgery.stand_in import runs_of
+from secateur.surgery.replace import runs_of
 
 
 def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:

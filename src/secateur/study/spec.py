@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.allocation.budget import CostBudget, parse_budget
+from secateur.devices import usable_device
 from secateur.errors import UserError, short
 from secateur.measurement.latency import Clock
 from secateur.measurement.runtimes import require
@@ -67,7 +68,8 @@ class Study(_Strict):
     `presets` are rows beside the grid of `structures` and `scores`: each prunes as
     `secateur.prune` would, with the groups, the method and the repair of the preset.
     `repair` of dropped layers: `none`, their `mean`, and for `least_squares` the affine stand-in
-    (the mean where that is refused). Every cell runs on `threads` CPU threads.
+    (the mean where that is refused). Every cell runs on `threads` CPU threads,
+    or on another `device`.
     """
 
     title: str
@@ -83,12 +85,14 @@ class Study(_Strict):
     latency: LatencySpec | None = LatencySpec()
     threads: int = Field(default=1, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    device: str = "cpu"
 
     def settings(self) -> dict[str, Any]:
         """All that a cell's numbers depend on beside its place in the grid."""
-        return self.model_dump(
-            mode="json", include={"models", "calibration", "evaluation", "threads", "batch_size"}
-        )
+        kept = {"models", "calibration", "evaluation", "threads", "batch_size"}
+        # WHY: stores begun before there was a choice of devices know of none.
+        kept |= {"device"} if self.device != "cpu" else set()
+        return self.model_dump(mode="json", include=kept)
 
 
 def read_study(path: Path, only: Sequence[str] | None = None) -> Study:
@@ -206,11 +210,20 @@ def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
                 raise UserError(
                     f"{where}: '{short(value)}' stands in {factor} twice; name it once."
                 )
+    try:
+        usable_device(study.device)
+    except UserError as error:
+        raise UserError(f"{at(path, lines, 'device')}: {error}") from error
     if study.latency is not None:
         try:
-            require(study.latency.runtime)
+            require(study.latency.runtime, study.device)
         except UserError as error:
             raise UserError(f"{at(path, lines, 'latency', 'runtime')}: {error}") from error
+        if study.latency.clock == "processor" and study.device != "cpu":
+            raise UserError(
+                f"{at(path, lines, 'latency', 'clock')}: processor time says nothing of the "
+                f"device '{study.device}'; measure by the wall clock."
+            )
         if study.latency.clock == "processor" and study.threads > 1:
             raise UserError(
                 f"{at(path, lines, 'latency', 'clock')}: processor time adds up over "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.family import Family
+from secateur.models.runner import Runner
 from secateur.models.types import Anatomy
 
 LIMIT = 2**30
@@ -39,18 +40,10 @@ class Streams:
         if first is None:
             return None
         start = max(place for place in self.kept if place <= first)
-        places = {branch.id: place for place, branch in enumerate(self.anatomy.branches)}
-        steps = [
-            self.family.through(smaller, branch)
-            for branch in self.family.read(smaller).branches
-            if places[branch.id] >= start
-        ]
-        outputs = []
-        for x_BND in self.kept[start]:
-            for step in steps:
-                x_BND = step(x_BND)
-            outputs.append(self.family.head(smaller, x_BND))
-        return outputs
+        runner = Runner.of(smaller, self.family)
+        before = {branch.id for branch in self.anatomy.branches[:start]}
+        place = sum(name in before for name in runner.names)
+        return [runner.finish(x_BND, place) for x_BND in self.kept[start]]
 
 
 @torch.inference_mode()
@@ -59,17 +52,17 @@ def keep_streams(
 ) -> tuple[Streams, list[Tensor]]:
     """Run batches of images (B, 3, H, W) through the dense model; its streams and its logits."""
     parameter = next(model.parameters())
-    embedded = [family.embed(model, x_BCHW.to(parameter)) for x_BCHW in images]
-    steps = [family.through(model, branch) for branch in anatomy.branches]
+    runner = Runner.of(model, family, anatomy)
+    embedded = [runner.embed(x_BCHW.to(parameter)) for x_BCHW in images]
     wanted = _places(anatomy, sum(len(x_BND) for x_BND in embedded), parameter.element_size())
     kept: dict[int, list[Tensor]] = {place: [] for place in wanted}
     logits = []
     for x_BND in embedded:
-        for place, step in enumerate(steps):
+        for place in range(len(runner)):
             if place in kept:
                 kept[place].append(x_BND)
-            x_BND = step(x_BND)
-        logits.append(family.head(model, x_BND))
+            x_BND = runner.step(place, x_BND)
+        logits.append(runner.finish(x_BND, len(runner)))
     streams = Streams(family=family, anatomy=anatomy, weights=model.state_dict(), kept=kept)
     return streams, logits
 

@@ -15,7 +15,7 @@ from secateur.presets import Preset
 from secateur.study.cells import Cell, cells_of
 from secateur.study.spec import Study
 from secateur.study.structures import BY_NAME, OWN, SEARCHES, Structure
-from secateur.surgery.stand_in import StandIn
+from secateur.surgery.replace import Replacement
 
 
 def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> Task:
@@ -53,7 +53,7 @@ def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> T
 
 def stand_in_for(
     structure: Structure, repair: str, family: Family, model: nn.Module, anatomy: Anatomy
-) -> StandIn | None:
+) -> Replacement | None:
     """What stands in for dropped layers under a repair; the mean where no map can be folded."""
     if not structure.whole:
         return None

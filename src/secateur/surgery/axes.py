@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import Sums
-from secateur.surgery.moments import moments
+from secateur.statistics.moments import moments
 from secateur.surgery.rotate import matrix_roots
 
 RIDGE = 1e-6

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.allocation.types import Plan
 from secateur.errors import UserError
@@ -11,17 +11,17 @@ from secateur.models.family import Family, family_of
 from secateur.models.stream import END, Held, narrowable
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.statistics import Evidence, Sums
-from secateur.surgery.moments import Moments, moments
-from secateur.surgery.readers import take_over_
+from secateur.statistics.moments import Moments, moments, variances
 from secateur.surgery.repair import SOLVED, Repair
+from secateur.surgery.replace import Replacement, drop_, replacement_needs
 from secateur.surgery.select import select
-from secateur.surgery.stand_in import StandIn, drop_, stand_in_needs
+from secateur.surgery.take_over import take_over_
 
 
 def repair_needs(
     repair: Repair,
     plan_groups: set[str],
-    stand_in: StandIn | None = None,
+    stand_in: Replacement | None = None,
     *,
     rotated: bool = False,
 ) -> set[str]:
@@ -31,7 +31,7 @@ def repair_needs(
     """
     needs: set[str] = set()
     if plan_groups & {"branch", "block"}:
-        needs |= stand_in_needs(stand_in or default_stand_in(repair))
+        needs |= replacement_needs(stand_in or default_replacement(repair))
     if repair == "none":
         return needs
     detail = "moments" if repair in SOLVED else "energies"
@@ -48,7 +48,7 @@ def repair_needs(
     return needs
 
 
-def default_stand_in(repair: Repair) -> StandIn:
+def default_replacement(repair: Repair) -> Replacement:
     """What stands in for dropped branches unless said otherwise: their mean, if all is repaired."""
     return "nothing" if repair == "none" else "mean"
 
@@ -59,7 +59,7 @@ def cut_(
     plan: Plan,
     evidence: Evidence | None,
     repair: Repair,
-    stand_in: StandIn | None = None,
+    stand_in: Replacement | None = None,
     anchors: Mapping[str, Sums] | None = None,
 ) -> None:
     """Shrink `model` in place to the plan's shapes, with evidence from the uncut model.
@@ -81,7 +81,7 @@ def cut_(
             dense = family.weights(model, branch)
             weights = select(dense, units, known, repair, branch.id, logits)
             family.assign_(model, branch, weights)
-    how = stand_in or default_stand_in(repair)
+    how = stand_in or default_replacement(repair)
     drop_(model, family, anatomy, plan.shapes, how, evidence, anchors or {})
     narrow_streams_(model, family, anatomy, plan, evidence, repair)
 
@@ -101,11 +101,12 @@ def narrow_streams_(
     left by the repairs that solve.
     """
     rotated = plan.reductions.get("width") == "rotate"
+    device = next(model.parameters()).device
     for stream in anatomy.streams:
         if "width" in (units := plan.units.get(stream.id, {})):
-            kept_D = torch.tensor(units["width"], dtype=torch.long)
+            kept_D = torch.tensor(units["width"], dtype=torch.long, device=device)
             if repair == "none":
-                held = _zeros(anatomy, stream) if rotated else {}
+                held = _zeros(anatomy, stream, device) if rotated else {}
             else:
                 held = _held(anatomy, stream, evidence)
             if rotated and repair in SOLVED:
@@ -114,9 +115,9 @@ def narrow_streams_(
             narrowable(family).narrow_(model, stream, kept_D, held)
 
 
-def _zeros(anatomy: Anatomy, stream: Stream) -> dict[str, Held]:
+def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, Held]:
     """Channels that carry nothing, everywhere."""
-    nothing_D = torch.zeros(stream.width, dtype=torch.float64)
+    nothing_D = torch.zeros(stream.width, dtype=torch.float64, device=device)
     held = Held(mean_D=nothing_D, square_D=nothing_D)
     return {branch.id: held for branch in anatomy.branches} | {END: held}
 
@@ -150,13 +151,5 @@ def moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Mom
     if f"{prefix}_moments" in about:
         return moments(about[f"{prefix}_moments"])
     if f"{prefix}_energies" in about and repair == "mean":
-        return _diagonal(about[f"{prefix}_energies"])
+        return variances(about[f"{prefix}_energies"])
     return None
-
-
-def _diagonal(sums: dict[str, Tensor]) -> Moments:
-    """Moments that know means and variances only, enough for the repair `mean`."""
-    count = float(sums["count"])
-    mean_U = sums["sum"].double() / count
-    variance_U = sums["square"].double() / count - mean_U.square()
-    return Moments(mean_U=mean_U, cov_UU=torch.diag(variance_U), count=count)

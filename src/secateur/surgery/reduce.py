@@ -1,6 +1,12 @@
 """Reduce one branch to a shape: rotate queries with keys and values with the projection,
 eliminate hidden neurons and heads, refit the writer.
 
+A refitted writer follows a blend of two targets (see `secateur.surgery.solve`), each given by its
+correction to W x + b of the present writer. The local target is what the dense weights give on the
+same stream; its correction is zero unless the branch changed elsewhere, as when its queries and
+keys were reduced. The stream target is what the dense model's stream holds at this place, so that
+later layers correct earlier ones.
+
 Legend: D residual width, H heads, K query/key dims, V value dims, F hidden, U inputs of a writer,
 R and S kept.
 """
@@ -12,9 +18,12 @@ from torch import Tensor
 
 from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.models.weights import AttentionWeights, MlpWeights
-from secateur.surgery.moments import RIDGE
-from secateur.surgery.refit import LACK_RIDGES, RIDGES, Joint, merge, refit
+from secateur.statistics.moments import Moments, merged
 from secateur.surgery.rotate import query_key_basis, value_basis
+from secateur.surgery.solve import RIDGE, Choice, choose, encoded, least_squares
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Candidates for the ridges of both targets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +34,7 @@ class RefitSettings:
     """
 
     ridges: tuple[float, ...] = RIDGES
-    lack_ridges: tuple[float, ...] = LACK_RIDGES
+    lack_ridges: tuple[float, ...] = RIDGES
     blend: float | None = None
     select_ridge: float = RIDGE
     metric_DD: Tensor | None = field(default=None)
@@ -34,6 +43,45 @@ class RefitSettings:
         """The writer as the metric sees it."""
         w_DU = w_DU.double()
         return w_DU if self.metric_DD is None else self.metric_DD @ w_DU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refit:
+    """A refitted writer (D, S) and bias (D,), fp64, with the ridges and the blend behind it."""
+
+    w_DS: Tensor
+    b_D: Tensor
+    choice: Choice
+
+
+def refit(
+    w_DU: Tensor,
+    b_D: Tensor | None,
+    encode: Tensor | None,
+    fit: Moments,
+    held: Moments | None,
+    settings: RefitSettings,
+    owner: str,
+) -> Refit:
+    """The best writer of encoded inputs; chosen on `held`, then solved on both sets together.
+
+    `fit` and `held` are moments of the inputs with the corrections to both targets (none: zero);
+    `encode` holds indices (S,) of kept inputs or a matrix (U, S), None for all inputs. Without
+    `held` the first ridges are taken, and the blend given or 0.
+    """
+    w_DU = w_DU.double()
+    # WHY: dims of a rotation are new, so that no weights are there to hold on to.
+    prior_DS = w_DU if encode is None else w_DU[:, encode] if encode.dtype == torch.long else None
+    ridges, lack_ridges, blend = settings.ridges, settings.lack_ridges, settings.blend
+    choice = Choice(ridge=ridges[0], lack_ridge=lack_ridges[0], blend=blend or 0.0)
+    if held is not None:
+        seen, judge = encoded(fit, encode, w_DU), encoded(held, encode, w_DU)
+        choice = choose(seen, judge, owner, ridges, lack_ridges, blend, prior_DS=prior_DS)
+        del seen, judge
+        fit = merged(fit, held)
+    found = least_squares(encoded(fit, encode, w_DU), owner, choice, prior_DS=prior_DS)
+    bias_D = found.b_D if b_D is None else b_D.double() + found.b_D
+    return Refit(w_DS=found.w_DS, b_D=bias_D, choice=choice)
 
 
 def reduce_query_key(
@@ -53,7 +101,7 @@ def reduce_query_key(
 
 
 def reduce_heads(
-    weights: AttentionWeights, size: int, joint: Joint, settings: RefitSettings
+    weights: AttentionWeights, size: int, joint: Moments, settings: RefitSettings
 ) -> AttentionWeights:
     """Keep the `size` heads whose removal would cost most; the projection is refitted later."""
     w_DU = settings.whiten(weights.o_DHV.flatten(1))
@@ -79,8 +127,8 @@ def reduce_heads(
 def reduce_value(
     weights: AttentionWeights,
     size: int,
-    fit: Joint,
-    held: Joint | None,
+    fit: Moments,
+    held: Moments | None,
     settings: RefitSettings,
     owner: str,
 ) -> AttentionWeights:
@@ -89,40 +137,26 @@ def reduce_value(
     The dense size keeps the basis and only refits.
     """
     heads, dims = weights.v_HVD.shape[:2]
-    encode_HVR = torch.eye(dims, dtype=torch.float64).expand(heads, dims, dims)
-    encode = torch.arange(heads * dims)
+    w_DU, encode = weights.o_DHV.flatten(1), None
     if size < dims:
-        both = fit if held is None else merge(fit, held)
-        encode_HVR, _ = value_basis(
-            both.cov_UU, settings.whiten(weights.o_DHV.flatten(1)), heads, size
-        )
+        both = fit if held is None else merged(fit, held)
+        encode_HVR, _ = value_basis(both.cov_UU, settings.whiten(w_DU), heads, size)
         encode = torch.block_diag(*encode_HVR)
-    done = refit(
-        weights.o_DHV.flatten(1),
-        weights.ob_D,
-        encode,
-        fit,
-        held,
-        ridges=settings.ridges,
-        lack_ridges=settings.lack_ridges,
-        blend=settings.blend,
-        owner=owner,
-    )
-    encode_HRV = encode_HVR.transpose(1, 2)
-    return replace(
-        weights,
-        v_HVD=encode_HRV @ weights.v_HVD.double(),
-        vb_HV=_encode_bias(encode_HRV, weights.vb_HV),
-        o_DHV=done.w_DS.unflatten(1, (heads, size)),
-        ob_D=done.b_D,
-    )
+        encode_HRV = encode_HVR.transpose(1, 2)
+        weights = replace(
+            weights,
+            v_HVD=encode_HRV @ weights.v_HVD.double(),
+            vb_HV=_encode_bias(encode_HRV, weights.vb_HV),
+        )
+    done = refit(w_DU, weights.ob_D, encode, fit, held, settings, owner)
+    return replace(weights, o_DHV=done.w_DS.unflatten(1, (heads, size)), ob_D=done.b_D)
 
 
 def reduce_hidden(
     weights: MlpWeights,
     size: int,
-    fit: Joint,
-    held: Joint | None,
+    fit: Moments,
+    held: Moments | None,
     settings: RefitSettings,
     owner: str,
     order: Elimination | None = None,
@@ -131,36 +165,27 @@ def reduce_hidden(
 
     `order` is the elimination on these very moments, where it is known already.
     """
-    hidden = weights.w2_DF.shape[1]
-    kept_S = torch.arange(hidden)
-    if size < hidden:
-        kept_S = (order or _elimination(weights, fit, held, settings)).kept(size)
-    done = refit(
-        weights.w2_DF,
-        weights.b2_D,
-        kept_S,
-        fit,
-        held,
-        ridges=settings.ridges,
-        lack_ridges=settings.lack_ridges,
-        blend=settings.blend,
-        owner=owner,
-    )
+    kept_S = None
+    if size < weights.w2_DF.shape[1]:
+        order = order or _elimination(weights, fit, held, settings)
+        kept_S = order.kept(size).to(weights.w2_DF.device)
+    done = refit(weights.w2_DF, weights.b2_D, kept_S, fit, held, settings, owner)
+    weights = replace(weights, w2_DF=done.w_DS, b2_D=done.b_D)
+    if kept_S is None:
+        return weights
     return replace(
         weights,
         readers_FD=tuple(w[kept_S] for w in weights.readers_FD),
         reader_biases_F=tuple(None if b is None else b[kept_S] for b in weights.reader_biases_F),
-        w2_DF=done.w_DS,
-        b2_D=done.b_D,
         unit_FT=None if weights.unit_FT is None else weights.unit_FT[kept_S],
     )
 
 
 def _elimination(
-    weights: MlpWeights, fit: Joint, held: Joint | None, settings: RefitSettings
+    weights: MlpWeights, fit: Moments, held: Moments | None, settings: RefitSettings
 ) -> Elimination:
     """The elimination of hidden neurons on the moments of all images."""
-    both = fit if held is None else merge(fit, held)
+    both = fit if held is None else merged(fit, held)
     return eliminate(both.cov_UU, settings.whiten(weights.w2_DF), settings.select_ridge)
 
 

@@ -85,7 +85,7 @@ def value_basis(
     blocks = [slice(h * dims, (h + 1) * dims) for h in range(heads)]
     roots = [matrix_roots(cov_UU[b, b]) for b in blocks]
     approx_DU = torch.zeros_like(w_DU)
-    encodes: list[Tensor] = [torch.empty(0)] * heads
+    encodes: list[Tensor] = [w_DU.new_empty(0)] * heads
     # WHY: the first round treats every head alone; only then is there something to share.
     for turn in range(rounds + 1):
         for h, block in enumerate(blocks):

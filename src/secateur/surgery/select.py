@@ -12,9 +12,8 @@ from secateur.allocation.types import Units
 from secateur.models.types import GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.statistics import Sums
-from secateur.surgery.compensate import compensate_logits
-from secateur.surgery.moments import Moments
-from secateur.surgery.repair import SOLVED, Repair, repaired_writer
+from secateur.statistics.moments import Moments
+from secateur.surgery.repair import SOLVED, Repair, compensate_logits, repaired_writer
 
 UnitsByGroup = Mapping[GroupName, Units]
 

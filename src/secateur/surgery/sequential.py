@@ -2,7 +2,7 @@
 
 Two streams run side by side: that of the dense model and that of the model being cut. At each
 branch the cut model's writer is refitted towards a blend of two targets (see
-`secateur.surgery.refit`), chosen on images held out from the fit.
+`secateur.surgery.solve`), chosen on images held out from the fit.
 Legend: B batch, N tokens, D residual width, U inputs of a writer.
 """
 
@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, is_held
 from secateur.models.caches import own_
 from secateur.models.family import Family, family_of
+from secateur.models.runner import Streams, advance, advance_, advance_seen, embed_all
 from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import Sums, evidence_kinds
 from secateur.statistics.kinds.moments import add_moments_
+from secateur.statistics.moments import Moments, moments
 from secateur.statistics.registry import add_
 from secateur.surgery.reduce import (
     RefitSettings,
@@ -27,12 +30,7 @@ from secateur.surgery.reduce import (
     reduce_query_key,
     reduce_value,
 )
-from secateur.surgery.refit import Joint, joint_moments
-from secateur.surgery.stand_in import runs_of
-from secateur.surgery.streams import Streams, advance, advance_, advance_seen, embed_all
-
-HOLD_EVERY = 5
-"""Every fifth batch is held out from fitting and used to choose blend and ridge."""
+from secateur.surgery.replace import runs_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +176,7 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
         else:
             count += lack_BND.shape[0] * lack_BND.shape[1]
         total += lack_BND.sum((0, 1), dtype=torch.float64).cpu()
-    constant_D = total / count
+    constant_D = (total / count).to(run.streams[0].device)
     for place, x_BND in enumerate(run.streams):
         run.streams[place] = x_BND + constant_D.to(x_BND)
     return constant_D
@@ -232,7 +230,7 @@ def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sum
 
 def _joint(
     run: _Run, branch: Branch, *, moved: bool = False, centred: bool = True
-) -> tuple[Joint, Joint | None]:
+) -> tuple[Moments, Moments | None]:
     """Joint moments of the writer's inputs and of what local and stream targets ask beyond it.
 
     `moved` says that the branch was changed before its writer, so that the local target differs
@@ -247,8 +245,8 @@ def _joint(
     now = advance_seen(run.model, run.family, branch, run.streams, (site,))
     pairs = zip(now, run.aims(), strict=True)
     for number, ((after_BND, seen), dense_BND) in enumerate(pairs):
-        is_held = number % HOLD_EVERY == min(HOLD_EVERY, len(run.streams)) - 1 and number > 0
-        sums = held_sums if is_held else fit_sums
+        # WHY: held-out batches choose blend and ridge.
+        sums = held_sums if is_held(number, len(run.streams)) else fit_sums
         x_BNU = seen[site].flatten(2)
         weights_N = run.weights_N(branch)
         add_moments_(sums, x_BNU, weights_N)
@@ -258,9 +256,8 @@ def _joint(
             _add_corrections_(sums, x_BNU, pair, weights_N, scale_D)
         elif local is not None:
             next(local)
-    fit = joint_moments(fit_sums, branch.width, centred=centred)
-    held = joint_moments(held_sums, branch.width, centred=centred) if held_sums else None
-    return fit, held
+    fit = moments(fit_sums, centred=centred)
+    return fit, moments(held_sums, centred=centred) if held_sums else None
 
 
 def _add_corrections_(
@@ -284,5 +281,5 @@ def _add_corrections_(
         delta_TD = delta_BND.flatten(0, 1)
         means.append(delta_TD.sum(0, dtype=torch.float64))
         crosses.append(x_TU.T @ delta_TD)
-    add_(sums, "correction_sum", torch.stack(means))
-    add_(sums, "correction_cross", torch.stack(crosses))
+    add_(sums, "target_sum", torch.stack(means))
+    add_(sums, "target_cross", torch.stack(crosses))

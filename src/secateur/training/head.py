@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateur.errors import UserError
-from secateur.surgery.moments import ridge_solve
-from secateur.training.held_out import HeldOut
-from secateur.training.stream import Items
-from secateur.training.teacher import Teacher, logits_of
+from secateur.statistics.moments import moments
+from secateur.statistics.registry import Sums, add_
+from secateur.surgery.solve import Choice, least_squares
+from secateur.training.distillation.teacher import Teacher, logits_of
+from secateur.training.images.held_out import HeldOut
+from secateur.training.images.sampler import Items
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean of the Gram's diagonal."""
@@ -29,15 +31,15 @@ def refit_head_(
     of the Gram's diagonal, None where the present one is best.
     """
     head = classifier_of(model, items[0][0] if not isinstance(items[0], Tensor) else items[0])
-    gram_FF, right_FC = _head_sums(model, head, teacher, items, batch_size)
+    known = moments(_head_sums(model, head, teacher, items, batch_size), centred=False)
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     best, best_ridge = _value(judge, model), None
     kept = weight, bias
     for ridge in RIDGES:
-        change_FC = ridge_solve(gram_FF, right_FC, ridge, "the classifier")
+        change_CF = least_squares(known, "the classifier", Choice(ridge=ridge)).w_DS
         with torch.no_grad():
-            head.weight.copy_(weight + change_FC[:-1].T.to(weight))
-            head.bias.copy_(bias + change_FC[-1].to(bias))
+            head.weight.copy_(weight + change_CF[:, :-1].to(weight))
+            head.bias.copy_(bias + change_CF[:, -1].to(bias))
         if (value := _value(judge, model)) < best:
             best, best_ridge = value, ridge
             kept = head.weight.detach().clone(), head.bias.detach().clone()
@@ -56,12 +58,12 @@ def _value(judge: HeldOut, model: nn.Module) -> float:
 @torch.no_grad()
 def _head_sums(
     model: nn.Module, head: nn.Linear, teacher: Teacher, items: Items, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Mean of f̃ f̃ᵀ and of f̃ (z_teacher - z)ᵀ in fp64, with f̃ = [f; 1]."""
+) -> Sums:
+    """`count`, `gram` of f̃ = [f; 1] and `target_cross`, f̃ (z_teacher - z)ᵀ; in fp64."""
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     device = head.weight.device
-    gram_FF = right_FC = torch.zeros((), dtype=torch.float64, device=device)
+    sums: Sums = {}
     try:
         for batch in DataLoader(items, batch_size):  # type: ignore[arg-type]
             images_BCHW = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
@@ -69,10 +71,12 @@ def _head_sums(
             logits_BC = logits_of(model(images_BCHW))
             lack_BC = (teacher.logits(images_BCHW) - logits_BC).double()
             f_BF = F.pad(seen[0].double(), (0, 1), value=1.0)
-            gram_FF, right_FC = gram_FF + f_BF.T @ f_BF, right_FC + f_BF.T @ lack_BC
+            add_(sums, "count", torch.tensor(float(len(f_BF)), dtype=torch.float64))
+            add_(sums, "gram", f_BF.T @ f_BF)
+            add_(sums, "target_cross", (f_BF.T @ lack_BC)[None])
     finally:
         handle.remove()
-    return gram_FF / len(items), right_FC / len(items)
+    return sums
 
 
 @torch.no_grad()

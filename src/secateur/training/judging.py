@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.models.caches import forget_cached_
+from secateur.training.lesson import NotFinite
 from secateur.training.machine import Machine
 
 Sums = Mapping[str, tuple[float, float]]
@@ -51,7 +52,7 @@ def judged(
 ) -> Scores:
     """Ask the judge in every process and add up; the same scores in all of them."""
     training = model.training
-    model.eval()
+    forget_cached_(model.eval())
     with torch.no_grad():
         sums = judge(model, machine.process, machine.processes)
     model.train(training)
@@ -59,13 +60,15 @@ def judged(
     # WHY float32: not every device that processes talk through has double precision.
     if machine.processes > 1:
         device = machine.accelerator.device
-        flat = machine.accelerator.reduce(flat.float().to(device), "sum").double().cpu()
+        flat = machine.accelerator.reduce(flat.float().to(device), "sum").cpu().double()
     values = {name: float(flat[i, 0] / flat[i, 1]) for i, name in enumerate(sums)}
     if not all(torch.tensor(list(values.values())).isfinite()):
         listed = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-        raise UserError(
+        raise NotFinite(
             f"the model gives no finite outputs on the held-out images after step {step} "
             f"({listed}); look for images or weights with extreme values, or lower the learning "
-            "rate."
+            "rate.",
+            step,
+            f"held-out {listed}",
         )
     return Scores(step=step, share=share, averaged=averaged, values=values)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import UserError
+
 Terms = Mapping[str, Tensor]
 """Scalars by name; what is minimised is their sum. A name that starts with "_" is only logged."""
 
@@ -76,6 +78,15 @@ class Hook:
     def log(self) -> Mapping[str, float]:
         """Numbers for the log."""
         return {}
+
+
+class NotFinite(UserError):
+    """Training met numbers that are not finite: `found`, such as "loss nan", at `step`."""
+
+    def __init__(self, sentence: str, step: int, found: str) -> None:
+        super().__init__(sentence)
+        self.step = step
+        self.found = found
 
 
 class Classroom(nn.Module):

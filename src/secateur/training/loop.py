@@ -18,17 +18,17 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.progress import Progress
 from secateur.training import checkpoint
-from secateur.training.attention import fast_attention
-from secateur.training.depth import stochastic_depth
+from secateur.training.distillation.attention import fast_attention
 from secateur.training.identity import identity_of, refuse_other_run
+from secateur.training.images.sampler import Items, Prepare, items_of, loader_of, preparer, seed_for
 from secateur.training.judging import Judge, Scores, judged
 from secateur.training.lesson import Classroom, Hook, Moment, Objective, total
-from secateur.training.machine import Machine, emulates_bf16, machine_for
-from secateur.training.muon import muon_in_fp32
+from secateur.training.machine import Machine, emulates_bf16, machine_for, training_device
 from secateur.training.run import OnLog, Run
 from secateur.training.settings import TrainSettings
 from secateur.training.signals import Pending, deferred_signals
-from secateur.training.stream import Items, Prepare, items_of, loader_of, preparer, seed_for
+from secateur.training.updates.muon import muon_in_fp32
+from secateur.training.updates.stochastic_depth import stochastic_depth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,25 +76,28 @@ def fit_(
     hooks: Sequence[Hook] = (),
     judge: Judge | None = None,
     about: Mapping[str, object] | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> FitReport:
-    """Train `model` on `images` (see `stream.items_of`); it ends in eval mode where it was.
+    """Train `model` on `images` (see `sampler.items_of`); it ends in eval mode where it was.
 
     Parameters that require no gradient stay as they are. Lessons carry labels if `labelled`, for
     a head of `classes`. With a `folder` there are checkpoints and logs in it; a run found there
     goes on, one that was finished gives its weights at once, and one whose settings, images,
     starting weights or `about` differ is refused, unless `restart` begins anew. A `judge` looks at
     the weights now and then; which of them come out is `keep` in the settings, without a judge
-    the last ones. If training fails or is interrupted the model has its old weights; with a
-    folder, an interrupt waits for the end of the step and leaves a checkpoint.
+    the last ones. For `device` see `secateur.training.machine.training_device`. If training fails
+    or is interrupted the model has its old weights; with a folder, an interrupt waits for the end
+    of the step and leaves a checkpoint.
 
     Raises UserError, besides, for a batch that processes cannot share, weights in half precision,
     and a loss or gradient that is not finite: it names the step, and the last checkpoint stays.
     """
     items = items_of(images, settings.augment)
     _check(model, items, settings)
-    machine = machine_for(settings, folder)
+    home = next(model.parameters()).device
+    machine = machine_for(settings, folder, training_device(home, device))
     _check_parts(settings, machine.processes)
     known = identity_of(model, images, len(items), settings, about or {})
     state = None if folder is None or restart else checkpoint.read(folder)
@@ -112,7 +115,7 @@ def fit_(
             room=room,
             hooks=list(hooks),
             settings=settings,
-            budget=settings.budget(len(items)),
+            length=settings.length(len(items)),
             machine=machine,
             folder=folder,
             identity=known,
@@ -143,7 +146,7 @@ def _train(run: Run, items: Items, prepare: Prepare, judge: Judge | None, pendin
         items,
         settings,
         start=run.step,
-        steps=run.budget.steps,
+        steps=run.length.steps,
         pin=machine.accelerator.device.type == "cuda",
     )
     parts = iter(machine.accelerator.prepare(loader)) if run.share() < 1 else iter(())
@@ -259,7 +262,7 @@ def _training(model: nn.Module, machine: Machine) -> Iterator[None]:
 
 def _report(run: Run, images: int) -> FitReport:
     return FitReport(
-        budget=run.budget.text,
+        budget=run.length.text,
         steps=run.step,
         seconds=run.seconds(),
         images=images,

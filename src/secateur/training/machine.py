@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from secateur.devices import usable_device
 from secateur.errors import Advice, UserError
 from secateur.training.settings import TrainSettings
 
@@ -68,16 +69,6 @@ class Machine:
         self.trackers.clear()
 
 
-def require_accelerate() -> None:
-    """UserError where the training extra is not installed."""
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "training needs accelerate, which is missing: pip install 'secateur[train]'."
-        ) from error
-
-
 def processes() -> Any:
     """What accelerate knows of this process and its fellows: `device`, `is_main_process`, ....
 
@@ -90,20 +81,36 @@ def processes() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def training_device() -> torch.device:
-    """Where this process trains."""
-    device: torch.device = processes().device
-    return device
+def training_device(home: torch.device, asked: torch.device | str | None = None) -> torch.device:
+    """Where this process trains a model that is on `home`.
+
+    That is the device `asked` for; without one, `home`, or, for a model on the CPU, the accelerator
+    that accelerate finds. Of several processes each has the device that its launcher gave it, and
+    UserError says so where another is asked for.
+    """
+    state = processes()
+    own: torch.device = state.device
+    if asked is not None:
+        device = usable_device(asked)
+        if state.num_processes == 1:
+            return device
+        if device.type != own.type or device.index not in (None, own.index):
+            raise UserError(
+                f"of several processes each trains on the device that its launcher gave it, here "
+                f"'{own}', not on '{device}'; leave out the device, or start one process."
+            )
+    return own if home.type == "cpu" or state.num_processes > 1 else home
 
 
-def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
+def machine_for(settings: TrainSettings, folder: Path | None, device: torch.device) -> Machine:
     """Set up accelerate for these settings; trackers write to `folder`/logs, none without one.
+
+    This process trains on `device`.
 
     UserError when a tracker is wanted whose library is missing (TensorBoard, the default, is left
     out silently then). Warns where bf16 would be slow.
     """
-    require_accelerate()
-    if settings.precision == "bf16" and emulates_bf16(training_device()):
+    if settings.precision == "bf16" and emulates_bf16(device):
         warnings.warn(
             "this processor has no instructions for bf16, which can make training many times "
             "slower instead of faster; leave out precision: bf16",
@@ -125,6 +132,8 @@ def machine_for(settings: TrainSettings, folder: Path | None) -> Machine:
         log_with=wanted or None,
         project_dir=None if folder is None else str(folder),
     )
+    # WHY: left to itself, accelerate takes the first accelerator there is.
+    accelerator.state.device = device
     return Machine(
         accelerator=accelerator,
         processes=accelerator.num_processes,

@@ -1,37 +1,41 @@
 """A short polish without labels: the pruned model learns from the dense one.
 
 First every branch learns to give the dense stream after it, then the whole model to give the dense
-output, on the calibration images alone. What is returned is the best of several states by the
-divergence on held-out images, the unpolished one among them.
-Legend: B batch, C outputs, n images.
+output, on the calibration images alone: one run of the training loop that keeps no files. The
+weights that come out are those with the least divergence on held-out images, the unpolished ones
+among them.
+Legend: B batch, C channels, H height, W width, n images.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+from torchvision.transforms import v2
 
 from secateur.data.batches import Batches
+from secateur.data.split import HOLD_EVERY, is_held
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
+from secateur.models.runner import Runner
 from secateur.statistics.observe import frozen
-from secateur.training.budget import PolishBudget
-from secateur.training.images import augment, require_images, shuffled, split
-from secateur.training.losses import Seen, Walk, branch_loss, divergence, output_loss, see, walk_of
+from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.distillation.teacher import Teacher
+from secateur.training.lesson import Hook, Moment, NotFinite
+from secateur.training.loop import FitReport
+from secateur.training.machine import processes, training_device
+from secateur.training.run_length import RunLength
+from secateur.training.session import Session, on_device
+from secateur.training.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 
-TICKS = 1000
-"""The schedule counts thousandths of the budget, so that steps and time are the same to it."""
+IMAGE_BYTES = 1_500_000_000
+"""Memory for images that are kept, so that nothing is decoded twice; later ones are left out."""
 
 OnStep = Callable[[int, int], None]
-Judge = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,21 @@ class PolishSettings:
     least_area: float = 0.7
     flip: bool = True
     checks: int = 5
+
+    def to_train(self, length: RunLength, batch_size: int, seed: int) -> TrainSettings:
+        """The same as settings of the training loop: the best judged weights come out."""
+        return TrainSettings(
+            steps=length.steps,
+            time=None if length.steps else length.text,
+            batch_size=batch_size,
+            optimizer=OptimizerSettings(
+                learning_rate=self.learning_rate, weight_decay=self.weight_decay, clip=self.clip
+            ),
+            schedule=ScheduleSettings(warmup=self.warmup),
+            checks=self.checks,
+            seed=seed,
+            trackers=(),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +111,11 @@ class PolishReport:
 
 def require_polishable(model: nn.Module, images: int) -> None:
     """UserError, before any work, for too few images or weights too coarse to be trained."""
-    require_images(images)
+    if images < HOLD_EVERY:
+        raise UserError(
+            f"{images} calibration images are too few to polish: every {HOLD_EVERY}th batch is "
+            f"held out, so at least {HOLD_EVERY} are needed; give more, or leave the polish out."
+        )
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise UserError(
@@ -114,7 +137,7 @@ def polish_(
     student: nn.Module,
     teacher: nn.Module,
     batches: Batches,
-    budget: PolishBudget,
+    length: RunLength,
     seed: int = 0,
     on_step: OnStep | None = None,
     settings: PolishSettings | None = None,
@@ -122,183 +145,138 @@ def polish_(
 ) -> PolishReport:
     """Train `student`, cut from `teacher`, on the images of `batches`; leaves it in eval mode.
 
-    `channels`: those of the teacher's stream that a narrower student kept. Budgets in steps repeat
+    `channels`: those of the teacher's stream that a narrower student kept. Lengths in steps repeat
     for the same seed. `on_step(done, total)` counts steps, or seconds. If training is interrupted
     or fails (UserError naming the step that is not finite), the student has its old weights back.
     """
-    started = time.perf_counter()
     settings = settings or PolishSettings()
     require_polishable(student, batches.images)
     train_nCHW, held_nCHW = split(batches)
-    with frozen(teacher, gradient=True), _training(student):
-        judge = _judge(teacher, held_nCHW, settings.batch_size)
-        before = judge(student)
-        run = _Run(budget=budget, settings=settings, started=started, kl=before)
-        run.state = _copy(student)
-        _train(run, walk_of(student), walk_of(teacher, channels), train_nCHW, judge, seed, on_step)
-        student.load_state_dict(run.state)
+    shared, home = processes().num_processes, next(student.parameters()).device
+    device = training_device(home, home if shared == 1 else None)
+    batch_size = max(shared, min(settings.batch_size, len(train_nCHW)) // shared * shared)
+
+    def told(_stage: str, done: int, total: int) -> None:
+        if on_step is not None:
+            unit = batch_size if length.steps else 1
+            on_step(done // unit, max(1, total // unit))
+
+    session = Session(
+        train=Augmented(train_nCHW, settings.least_area, settings.flip),
+        held=TensorDataset(held_nCHW),
+        labels=False,
+        classes=0,
+        device=device,
+        progress=told,
+    )
+    distil = DistilSettings(
+        temperature=settings.temperature,
+        token_weight=settings.token_weight,
+        layerwise=settings.layerwise,
+    )
+    how = settings.to_train(length, batch_size, seed)
+    kept = None if channels is None else torch.tensor(channels)
+    with frozen(teacher, gradient=True), _trainable(student), on_device(device, teacher):
+        dense = Teacher(model=teacher, view=None, runner=Runner.of(teacher), channels=kept)
+        try:
+            report = session.fit_(
+                student,
+                session.distillation(dense, distil, how),
+                how,
+                judge=session.judge(how, dense),
+                hooks=[NoDropout(student)],
+            )
+        except NotFinite as error:
+            raise UserError(
+                f"the polish failed at step {error.step}: {error.found}; the model is as it was "
+                "before the polish; leave the polish out, or look for images or weights with "
+                "extreme values."
+            ) from error
+    return _reported(report, len(held_nCHW), settings)
+
+
+def _reported(report: FitReport, held_out: int, settings: PolishSettings) -> PolishReport:
+    first, *scores = report.scores
     return PolishReport(
-        budget=budget.text,
-        steps=run.step,
-        seconds=time.perf_counter() - started,
-        images=len(train_nCHW),
-        held_out=len(held_nCHW),
-        kl_before=before,
-        kl_after=run.kl,
-        best_step=run.best_step,
-        averaged=run.averaged,
-        checks=tuple(run.checks),
+        budget=report.budget,
+        steps=report.steps,
+        seconds=report.seconds,
+        images=report.images,
+        held_out=held_out,
+        kl_before=first.value,
+        kl_after=min(score.value for score in report.scores),
+        best_step=report.best_step,
+        averaged=report.averaged,
+        checks=tuple(
+            Check(share=one.share, step=one.step, kl=one.value, kl_averaged=other.value)
+            for one, other in zip(scores[::2], scores[1::2], strict=True)
+        ),
         settings=settings,
     )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """A polish in progress; `kl` and what follows describe the best state so far."""
+def split(batches: Batches, most_bytes: int = IMAGE_BYTES) -> tuple[Tensor, Tensor]:
+    """Images to train on and images held out, both (n, C, H, W) on the CPU.
 
-    budget: PolishBudget
-    settings: PolishSettings
-    started: float
-    step: int = 0
-    checks: list[Check] = field(default_factory=list)
-    kl: float
-    best_step: int = 0
-    averaged: bool = False
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-    def share(self) -> float:
-        return self.budget.share(self.step, time.perf_counter() - self.started)
-
-
-def _train(
-    run: _Run,
-    student: Walk,
-    teacher: Walk,
-    train_nCHW: Tensor,
-    judge: Judge,
-    seed: int,
-    on_step: OnStep | None,
-) -> None:
-    """Step until the budget is used up; check now and then, and keep the best state."""
-    settings = run.settings
-    optimizer = create_optimizer_v2(
-        student.model, "adamw", settings.learning_rate, settings.weight_decay
-    )
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=TICKS,
-        warmup_t=round(settings.warmup * TICKS),
-        # WHY not 0: the first of few steps would be lost.
-        warmup_lr_init=0.1 * settings.learning_rate,
-        t_in_epochs=False,
-    )
-    average = ModelEmaV3(student.model, decay=0.999, use_warmup=True)
-    generator = torch.Generator().manual_seed(seed)
-    due = 1
-    for images_BCHW in shuffled(train_nCHW, settings.batch_size, generator):
-        if (share := run.share()) >= 1:
+    Every fifth batch is held out, or every fifth image where there are fewer than five batches: the
+    same that the cut front to back holds out. Images beyond `most_bytes` are left out.
+    """
+    kept: list[Tensor] = []
+    size = 0
+    for batch in batches:
+        images_BCHW = batch.images_BCHW.cpu()
+        size += images_BCHW.numel() * images_BCHW.element_size()
+        if size > most_bytes and len(kept) >= HOLD_EVERY:
             break
-        schedule.step_update(int(share * TICKS))
-        images_BCHW = augment(images_BCHW, settings.least_area, generator, flip=settings.flip)
-        with torch.no_grad():
-            target = see(teacher, images_BCHW)
-        loss = _loss(student, images_BCHW, target, share < settings.layerwise, settings)
-        _descend(student.model, optimizer, loss, run)
-        run.step += 1
-        average.update(student.model, run.step)
-        if run.share() * settings.checks >= due:
-            _check(run, student.model, average.module, judge)
-            due = int(run.share() * settings.checks) + 1
-        _tell(run, on_step)
-    if run.step > (run.checks[-1].step if run.checks else 0):
-        _check(run, student.model, average.module, judge)
+        kept.append(images_BCHW)
+    if len(kept) < HOLD_EVERY:
+        kept = list(torch.cat(kept).split(1))
+    held = [images for i, images in enumerate(kept) if is_held(i, len(kept))]
+    train = [images for i, images in enumerate(kept) if not is_held(i, len(kept))]
+    return torch.cat(train), torch.cat(held)
 
 
-def _loss(
-    student: Walk, images_BCHW: Tensor, target: Seen, layerwise: bool, settings: PolishSettings
-) -> Tensor:
-    if layerwise and student.branches:
-        return branch_loss(student, images_BCHW, target)
-    return output_loss(
-        see(student, images_BCHW),
-        target,
-        student.prefix_tokens,
-        settings.temperature,
-        settings.token_weight,
-    )
+class Augmented(Dataset[Tensor]):
+    """Images (C, H, W), each a random crop scaled back to its size and by chance its mirror image.
+
+    The crop has the image's own shape and between `least_area` and all of its area.
+    """
+
+    def __init__(self, images_nCHW: Tensor, least_area: float, flip: bool) -> None:
+        self.images_nCHW = images_nCHW
+        height, width = images_nCHW.shape[-2:]
+        self._crop = v2.RandomResizedCrop(
+            (height, width), scale=(least_area, 1.0), ratio=(width / height, width / height)
+        )
+        self._flip = v2.RandomHorizontalFlip(0.5 if flip else 0.0)
+
+    def __len__(self) -> int:
+        return len(self.images_nCHW)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image_CHW: Tensor = self._flip(self._crop(self.images_nCHW[index]))
+        return image_CHW
 
 
-def _descend(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, run: _Run) -> None:
-    """One step against the clipped gradient; UserError where it is not finite."""
-    optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), run.settings.clip)
-    _require_finite(run.step + 1, {"loss": loss.item(), "gradient norm": norm.item()})
-    optimizer.step()
-    forget_cached_(model)
+class NoDropout(Hook):
+    """Trains a model in eval mode: few images leave no room for dropout."""
 
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
 
-def _check(run: _Run, model: nn.Module, averaged: nn.Module, judge: Judge) -> None:
-    """Judge the weights and their running average; keep the better one if it is the best yet."""
-    found = (judge(model), judge(averaged))
-    names = ("held-out KL", "held-out KL of averaged weights")
-    _require_finite(run.step, dict(zip(names, found, strict=True)))
-    run.checks.append(Check(share=run.share(), step=run.step, kl=found[0], kl_averaged=found[1]))
-    for kl, candidate in zip(found, (model, averaged), strict=True):
-        if kl < run.kl:
-            run.kl, run.best_step, run.averaged = kl, run.step, candidate is averaged
-            run.state = _copy(candidate)
-
-
-def _require_finite(step: int, values: Mapping[str, float]) -> None:
-    if all(math.isfinite(value) for value in values.values()):
-        return
-    listed = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-    raise UserError(
-        f"the polish failed at step {step}: {listed}; the model is as it was before the polish; "
-        "leave the polish out, or look for images or weights with extreme values."
-    )
-
-
-def _judge(teacher: nn.Module, held_nCHW: Tensor, batch_size: int) -> Judge:
-    """A function from a model to its KL(dense ‖ model) on the held-out images, in nats."""
-    parts = held_nCHW.split(batch_size)
-
-    @torch.no_grad()
-    def outputs(model: nn.Module) -> Tensor:
-        forget_cached_(model)
-        return torch.cat([model(images_BCHW) for images_BCHW in parts])
-
-    wanted_nC = outputs(teacher)
-    return lambda model: float(divergence(outputs(model), wanted_nC))
-
-
-def _tell(run: _Run, on_step: OnStep | None) -> None:
-    if on_step is not None:
-        total = run.budget.steps or max(1, round(run.budget.seconds or 0))
-        on_step(min(total, round(run.share() * total)), total)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    def before_step(self, moment: Moment) -> None:
+        """Eval mode, and nothing kept that was worked out from weights before this step."""
+        forget_cached_(self._model.eval())
 
 
 @contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """All weights trainable, in eval mode: few images leave no room for dropout.
-
-    Afterwards gradients are gone and flags as they were; after an error also the weights.
-    """
-    before = _copy(model)
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """All weights trainable; afterwards flags are as they were."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(True)
+    model.requires_grad_(True)
     try:
         yield
-    except BaseException:
-        model.load_state_dict(before)
-        raise
     finally:
-        model.zero_grad(set_to_none=True)
         forget_cached_(model)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)

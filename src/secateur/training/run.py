@@ -11,15 +11,14 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from secateur.errors import UserError
 from secateur.progress import Progress
 from secateur.training import checkpoint
-from secateur.training.budget import PolishBudget
 from secateur.training.judging import Scores
-from secateur.training.lesson import Classroom, Hook, Terms
+from secateur.training.lesson import Classroom, Hook, NotFinite, Terms
 from secateur.training.machine import Machine
-from secateur.training.recipe import optimizer_for, schedule_for
+from secateur.training.run_length import RunLength
 from secateur.training.settings import TrainSettings
+from secateur.training.updates.optimizer import optimizer_for, schedule_for
 
 TICKS = 1000
 """Steps of the schedule where the budget is a time."""
@@ -35,7 +34,7 @@ class Run:
     room: Classroom
     hooks: list[Hook]
     settings: TrainSettings
-    budget: PolishBudget
+    length: RunLength
     machine: Machine
     folder: Path | None
     identity: Mapping[str, Any]
@@ -74,17 +73,17 @@ class Run:
         if self.settings.compile:
             self.model.compile()
         self.wrapped = self.machine.accelerator.prepare(self.room)
-        self._bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._bad = torch.tensor([-1.0, 0.0, 0.0], device=device)
         self._lap = (0, time.perf_counter())
 
     @property
     def ticks(self) -> int:
         """Into how many parts the schedule divides the budget."""
-        return self.budget.steps or TICKS
+        return self.length.steps or TICKS
 
     def tick(self, share: float) -> int:
         """The part of the schedule that belongs to a share of the budget."""
-        return round(share * self.ticks) if self.budget.steps else int(share * self.ticks)
+        return round(share * self.ticks) if self.length.steps else int(share * self.ticks)
 
     def seconds(self) -> float:
         """Time spent, earlier parts of a run that was stopped included."""
@@ -92,14 +91,14 @@ class Run:
 
     def share(self) -> float:
         """The used share of the budget, the same in all processes."""
-        if self.budget.steps is not None or self.machine.processes == 1:
-            return self.budget.share(self.step, self.seconds())
+        if self.length.steps is not None or self.machine.processes == 1:
+            return self.length.share(self.step, self.seconds())
         # Asked once per step, since processes wait for each other to agree on the time.
         if self._agreed[0] != self.step:
             from accelerate.utils import broadcast
 
             now = torch.tensor(self.seconds(), device=self.machine.accelerator.device)
-            self._agreed = self.step, self.budget.share(self.step, float(broadcast(now)))
+            self._agreed = self.step, self.length.share(self.step, float(broadcast(now)))
         return self._agreed[1]
 
     def saw(self, terms: Terms, loss: Tensor) -> None:
@@ -114,33 +113,37 @@ class Run:
 
         WHY not at once: reading a number from an accelerator makes the whole run wait.
         """
-        fine = norm.isfinite() & self._sums["loss"][0].isfinite()
-        step = torch.full_like(self._bad, self.step + 1)
-        self._bad = torch.where((self._bad < 0) & ~fine, step, self._bad)
+        total, count = self._sums["loss"]
+        now = torch.stack([torch.full_like(total, self.step + 1), total / count, norm.to(total)])
+        self._bad = torch.where((self._bad[0] < 0) & ~now.isfinite().all(), now, self._bad)
         if self._bad.device.type == "cpu":
             self.refuse_not_finite()
 
     def refuse_not_finite(self) -> None:
-        """UserError naming the first step that was not finite, if any."""
-        if (bad := int(self._bad)) < 0:
+        """NotFinite naming the first step whose loss or gradient was not, if any."""
+        step, loss, norm = self._bad.tolist()
+        if step < 0:
             return
         kept = "nothing was saved"
         if self.folder is not None and (self.folder / checkpoint.FILE).is_file():
             kept = f"the last good checkpoint is kept in {self.folder}"
-        raise UserError(
-            f"training failed at step {bad}: the loss or its gradient is not finite; {kept}; begin "
-            "anew with a lower learning rate, or look for images or weights with extreme values."
+        raise NotFinite(
+            f"training failed at step {step:.0f}: the loss or its gradient is not finite; {kept}; "
+            "begin anew with a lower learning rate, or look for images or weights with extreme "
+            "values.",
+            int(step),
+            f"loss {loss:.3g}, gradient norm {norm:.3g}",
         )
 
     def log_(self) -> None:
         """Report progress, and every `log_every` steps the means since the last report."""
         size = self.settings.batch_size
         if self.progress is not None and self.machine.main:
-            done, whole = self.step * size, (self.budget.steps or 0) * size
+            done, whole = self.step * size, (self.length.steps or 0) * size
             if not whole:
-                done, whole = round(self.seconds()), round(self.budget.seconds or 0)
+                done, whole = round(self.seconds()), round(self.length.seconds or 0)
             self.progress("train", min(done, whole), whole)
-        last = self.budget.steps is not None and self.step == self.budget.steps
+        last = self.length.steps is not None and self.step == self.length.steps
         if self.step % self.settings.log_every and not last:
             return
         self.refuse_not_finite()

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from secateur.errors import UserError, short
 from secateur.registry import unknown
 from secateur.textfiles import parse_mapping, read_text
-from secateur.training.budget import PolishBudget, parse_polish
+from secateur.training.run_length import RunLength, parse_run_length
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,8 +80,9 @@ class TrainSettings(Strict):
     come out, those before training among them, or the last ones (or their running average,
     whichever is judged better). `checkpoint_seconds` apart, and after each check, a checkpoint is
     written. `drop_path` is the chance of leaving out an update of the last block, see
-    `depth.stochastic_depth`. `kept_views` is a folder in which the augmented images are kept, to
-    be read when a view of an image comes again, also by other runs; it needs `augment.views`.
+    `secateur.training.updates.stochastic_depth`. `kept_views` is a folder in which the augmented
+    images are kept, to be read when a view of an image comes again, also by other runs; it needs
+    `augment.views`.
     """
 
     steps: Count | None = None
@@ -112,7 +113,7 @@ class TrainSettings(Strict):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given; give one of them")
         if self.time is not None:
-            parse_polish(self.time)
+            parse_run_length(self.time, "time")
         return self
 
     @model_validator(mode="after")
@@ -124,15 +125,15 @@ class TrainSettings(Strict):
             )
         return self
 
-    def budget(self, images: int) -> PolishBudget:
+    def length(self, images: int) -> RunLength:
         """How long to train on that many images."""
         if self.time is not None:
-            return parse_polish(self.time)
+            return parse_run_length(self.time, "time")
         if self.steps is not None:
-            return PolishBudget(text=f"{self.steps} steps", steps=self.steps)
+            return RunLength(text=f"{self.steps} steps", steps=self.steps)
         epochs = self.epochs or 10
         steps = max(1, -(-round(epochs * images) // self.batch_size))
-        return PolishBudget(text=f"{epochs:g} epochs", steps=steps)
+        return RunLength(text=f"{epochs:g} epochs", steps=steps)
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from secateur.training.objectives import DistilSettings
+from secateur.training.distillation.objectives import DistilSettings
 from secateur.training.settings import (
     AugmentSettings,
     Count,

@@ -6,14 +6,14 @@ found.record["layers"][0]["damage"]
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.analysis import record as plain
 from secateur.analysis.removals import Effort, measure_removals
@@ -23,20 +23,23 @@ from secateur.analysis.scores import (
     observe_all,
     score_branches,
 )
-from secateur.data.batches import Batch, Batches
+from secateur.data.batches import Batches
+from secateur.data.split import keep_evenly
+from secateur.devices import require_double
 from secateur.errors import UserError
-from secateur.measurement.divergence import unit_of
 from secateur.measurement.modes import evaluating
 from secateur.measurement.timing import Times, check_timing, time_branches
 from secateur.models.family import Family, family_of
 from secateur.models.sharing import has_shared, separated
 from secateur.models.types import Anatomy
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import findings
-from secateur.storage.files import check_files, write_files
+from secateur.statistics.divergence import unit_of
+from secateur.storage.directories.files import check_files, write_files
 from secateur.verbs.load import open_data, unreadable_note
 
 LIMIT = 256
@@ -134,8 +137,10 @@ def analyze(
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
         model = separated(model)
     anatomy = family.read(model)
+    require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
+    require_walk(model)
     batches, used = open_data(
         model,
         images,
@@ -180,7 +185,7 @@ def _measured(
     seconds, passes = dict[str, float](), dict[str, float]()
     chosen = branch_criteria(anatomy)
     with timed(seconds, "observe"):
-        seen, probes = keeping(batches, EFFORTS[effort].images)
+        seen, probes = keep_evenly(batches, EFFORTS[effort].images)
         observed = observe_all(model, anatomy, seen, chosen, progress)
         passes["observe"] = _observed_passes(observed)
         probes_PCHW = torch.cat(probes)
@@ -200,30 +205,6 @@ def _measured(
             model, family, anatomy, observed.forward, removals, scores, times, tolerance
         )
     return record | {"notes": list(notes), "costs": _costs(passes, seconds, batches.images)}
-
-
-def keeping(batches: Batches, count: int) -> tuple[Batches, list[Tensor]]:
-    """The same batches, which leave `count` images, evenly from all over, in a list on the way.
-
-    Where that leaves at least as many, the images kept are taken out of the batches: damage is
-    then measured on images that gave no evidence for means and repairs.
-    """
-    kept: list[Tensor] = []
-    total, apart = len(batches), batches.images >= 2 * count
-
-    def start() -> Iterator[Batch]:
-        kept.clear()
-        for k, batch in enumerate(batches):
-            share = (k + 1) * count // total - k * count // total
-            kept.append(batch.images_BCHW[:share].clone())
-            labels, rest = batch.labels_B, batch.images_BCHW[share:]
-            if not apart:
-                yield batch
-            elif len(rest):
-                yield Batch(rest, None if labels is None else labels[share:])
-
-    images = batches.images - count if apart else batches.images
-    return replace(batches, images=images, _start=start, _every=None), kept
 
 
 def _observed_passes(observed: Observed) -> float:

@@ -13,7 +13,7 @@ from secateur.measurement.latency import using_threads
 from secateur.methods.task import LIMIT
 from secateur.presets import DEFAULT
 from secateur.progress import Progress
-from secateur.storage.existing import mend_model
+from secateur.storage.directories.existing import mend_model
 from secateur.storage.save import check_out
 from secateur.storage.spec import read_spec
 from secateur.verbs.evaluate import score
@@ -43,20 +43,22 @@ def demo(
     limit: int | None = LIMIT,
     test_limit: int | None = None,
     latency: bool = True,
+    device: torch.device | str = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Demo:
     """Prune the bundled digits model to half its MACs, save it in `out` and load it again.
 
-    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it. The model
-    of an earlier demo in `out` is replaced, any other only with `overwrite`. Raises UserError when
-    `out` cannot be written, RuntimeError when the loaded model is another one.
+    `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on
+    `device`. The model of an earlier demo in `out` is replaced, any other only with `overwrite`.
+    Raises UserError when `out` cannot be written, RuntimeError when the loaded model is another
+    one.
     """
     overwrite = overwrite or _is_demo(Path(out))
     check_out(out, overwrite=overwrite)
     # WHY one thread: for so small a model more of them only wait for each other.
     with using_threads(1):
-        model = load(MODEL)
+        model = load(MODEL, device=device)
         scored, _ = open_data(model, "digits/test", limit=test_limit)
         result = prune(
             model,
@@ -70,7 +72,7 @@ def demo(
         )
         result.command = COMMAND
         replaced = result.save(out, overwrite=overwrite)
-        again = load(out)
+        again = load(out, device=device)
         reloaded = score(again, scored, "evaluate again", progress, reference=model)
         difference = largest_difference(result.model, again, scored)
         if reloaded != result.accuracy or difference > SAME:

@@ -1,38 +1,34 @@
 """Heal a pruned model: it learns from the dense one, with or without labels."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
 from secateur.errors import UserError
-from secateur.models.caches import copy_of
 from secateur.models.family import family_of
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
 from secateur.storage.reference import dense_of, name_of_reference, reference_of
 from secateur.storage.spec import Spec
-from secateur.storage.weights import refuse_not_finite
-from secateur.training.answers import answers_for
+from secateur.training.distillation.objectives import Distil, require_streams
+from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import refit_head_
-from secateur.training.held_out import HeldOut, hold_out
 from secateur.training.identity import digest
-from secateur.training.loop import FitReport, fit_
-from secateur.training.lora import attach_, merge_
-from secateur.training.machine import require_accelerate, training_device
-from secateur.training.objectives import Distil
+from secateur.training.loop import FitReport
+from secateur.training.machine import training_device
 from secateur.training.run import OnLog
-from secateur.training.settings import AugmentSettings
-from secateur.training.stream import Items, items_of
-from secateur.training.teacher import Teacher, teacher_for
+from secateur.training.session import Session, on_device, plain_items
+from secateur.training.updates.lora import attach_, merge_
 from secateur.training.verbs import HealSettings
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.result import Result
-from secateur.verbs.training_result import Scoring, Trained, open_training_images, origin
+from secateur.verbs.training_inputs import Evaluation, copy_to_train, open_session
+from secateur.verbs.training_result import Trained
 
 
 def heal(
@@ -47,6 +43,7 @@ def heal(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> Trained:
@@ -57,47 +54,53 @@ def heal(
     images in its own way; then only its outputs can be learned. `images` are a path or data
     string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
     or a `label_weight` in the settings, says so. With a `folder`, the run can be stopped and goes
-    on from its checkpoint there; see `secateur.training.loop.fit_`. Everything that can be wrong
-    with the request raises UserError before training begins.
+    on from its checkpoint there; see `secateur.training.loop.fit_`.
+    `device` is where to train: unless given, where the model is, or on the accelerator found
+    for a model on the CPU; the model that comes out is where the one given was. Everything that can
+    be wrong with the request raises UserError before training begins.
     """
     settings = with_labels(settings or HealSettings(), labels)
-    require_accelerate()
-    student, base, earlier = origin(model)
-    refuse_not_finite(student.state_dict(), "the model")
-    seconds: dict[str, float] = {}
+    student, base, earlier = copy_to_train(model)
+    device = training_device(next(student.parameters()).device, device)
+    if settings.refit_head:
+        require_double(device, "refit_head")
     notes: list[str] = []
-    student = copy_of(student)
     dense = _reference(student, reference, notes)
+    if family_of(student).matches(dense):
+        require_walk(dense)
     teacher = teacher_for(student, dense)
-    objective = Distil(teacher, settings.distil, settings.label_smoothing)
+    require_streams(teacher, settings.distil)
     supervised = settings.distil.label_weight > 0
-    classes = family_of(student).read(student).num_classes
-    images, used, more = open_training_images(
+    session, used, more = open_session(
+        student,
         images,
-        Preprocessing.of(student),
-        limit=limit,
         seed=settings.seed,
-        num_classes=classes if supervised else None,
+        held_out=settings.held_out,
+        labels=supervised,
+        required=supervised,
+        limit=limit,
         skip_unreadable=skip_unreadable,
+        folder=folder,
+        restart=restart,
+        device=device,
+        progress=progress,
+        on_log=on_log,
     )
-    require_labels(images, supervised)
-    notes += more
-    train, held = hold_out(images, used.images, settings.held_out)
-    objective.answers = answers_for(teacher, train, settings, settings.distil.answers, classes)
-    task = _Task(settings=settings, teacher=teacher, objective=objective, classes=classes)
-    home, device = next(student.parameters()).device, training_device()
-    student.to(device), dense.to(device)
-    scoring = Scoring({"dense": dense, "own": student}, eval_images, skip_unreadable, progress)
-    with timed(seconds, "measure"):
-        accuracy = scoring("dense", "dense", dense) | scoring("before", "own", student)
-    about = {"teacher": digest(dense)}
-    report, ridge = _fit(task, student, train, held, about, folder, restart, progress, on_log)
-    seconds["heal"] = report.seconds
-    with timed(seconds, "measure"):
-        accuracy |= scoring("pruned", "own", student)
+    objective = session.distillation(teacher, settings.distil, settings)
+    seconds: dict[str, float] = {}
+    with on_device(device, student, dense):
+        models = {"dense": dense, "own": student}
+        evaluation = Evaluation(models, eval_images, skip_unreadable, progress)
+        with timed(seconds, "measure"):
+            accuracy = evaluation("dense", "dense", dense)
+            accuracy |= evaluation("before", "own", student)
+        report, ridge = _fit_(student, session, objective, settings)
+        seconds["heal"] = report.seconds
+        with timed(seconds, "measure"):
+            accuracy |= evaluation("pruned", "own", student)
     return Trained(
         verb="heal",
-        model=student.to(home),
+        model=student,
         base=base,
         report=report,
         data=used,
@@ -105,68 +108,27 @@ def heal(
         earlier=earlier,
         accuracy=accuracy,
         seconds=seconds,
-        notes=notes,
+        notes=notes + more,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """What is the same for every step of a healing."""
-
-    settings: HealSettings
-    teacher: Teacher
-    objective: Distil
-    classes: int
-
-    @property
-    def supervised(self) -> bool:
-        return self.settings.distil.label_weight > 0
-
-
-def _fit(
-    task: _Task,
-    student: nn.Module,
-    train: object,
-    held: object | None,
-    about: Mapping[str, object],
-    folder: Path | None,
-    restart: bool,
-    progress: Progress | None,
-    on_log: OnLog | None,
+def _fit_(
+    student: nn.Module, session: Session, objective: Distil, settings: HealSettings
 ) -> tuple[FitReport, float | None]:
     """Refit the head if wanted, then train; returns the ridge that was chosen for the head."""
-    settings, ridge = task.settings, None
-    judge = None
-    if held is not None:
-        judge = HeldOut(
-            items=_plain(held),
-            labels=task.supervised,
-            teacher=task.teacher,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-        )
+    teacher, ridge = objective.teacher, None
+    about = {"teacher": digest(teacher.model)}
+    judge = session.judge(settings, teacher)
     if settings.refit_head:
         if judge is None:
             raise UserError("refit_head needs held-out images to choose by; set held_out above 0.")
-        ridge = refit_head_(student, task.teacher, _plain(train), judge, settings.batch_size)
+        items = plain_items(session.train)
+        ridge = refit_head_(student, teacher, items, judge, settings.batch_size)
     layers = attach_(student, settings.lora_rank, settings.seed) if settings.lora_rank else []
     if not layers:
         student.requires_grad_(True)
     try:
-        report = fit_(
-            student,
-            train,
-            task.objective,
-            settings,
-            classes=task.classes,
-            labelled=task.supervised,
-            folder=folder,
-            restart=restart,
-            judge=judge,
-            about=about,
-            progress=progress,
-            on_log=on_log,
-        )
+        report = session.fit_(student, objective, settings, judge=judge, about=about)
     finally:
         merge_(layers)
         student.requires_grad_(True)
@@ -204,26 +166,6 @@ def with_labels(settings: HealSettings, labels: bool | None) -> HealSettings:
     weight = (settings.distil.label_weight or 1.0) if labels else 0.0
     distil = settings.distil.model_copy(update={"label_weight": weight})
     return settings.model_copy(update={"distil": distil})
-
-
-def require_labels(images: object, wanted: bool) -> None:
-    """UserError when labels are wanted and there are none."""
-    from secateur.data.images import ImageSet
-
-    unlabelled = isinstance(images, ImageSet) and not images.labelled
-    if wanted and (unlabelled or isinstance(images, torch.Tensor)):
-        where = images.source if isinstance(images, ImageSet) else "the tensor of images"
-        raise UserError(
-            f"{where} has no labels to learn from; give labelled images, or leave labels out "
-            "(--no-labels)."
-        )
-
-
-def _plain(images: object) -> Items:
-    """Images as they are evaluated, without augmentation."""
-    from secateur.data.images import ImageSet
-
-    return images if isinstance(images, ImageSet) else items_of(images, AugmentSettings())
 
 
 def _reference(

@@ -1,40 +1,40 @@
 """Learn masks while training, under a budget: search, project, remove, fine-tune, in one call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.data.images import ImageSet
-from secateur.data.preprocessing import Preprocessing
+from secateur.devices import require_double
 from secateur.errors import UserError
-from secateur.masks.phases import Course, Shrunk, plain_items, run
-from secateur.masks.schedule import LearnSettings, phases
+from secateur.masks.job import LearnJob
+from secateur.masks.phases import Shrunk, run
+from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.summary import removability
-from secateur.masks.task import LearnOptions, LearnTask, resolve_learn
+from secateur.masks.task import LearnOptions, resolve_learn
 from secateur.methods.task import parse_groups
 from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
 from secateur.models.sharing import refuse_shared
-from secateur.models.types import Anatomy, GroupName
+from secateur.models.types import GroupName
+from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
 from secateur.storage.weights import refuse_not_finite
-from secateur.training.answers import ANSWERS
-from secateur.training.held_out import hold_out
-from secateur.training.machine import require_accelerate
-from secateur.training.objectives import Distil
+from secateur.training.distillation.cached_logits import LOGITS
+from secateur.training.distillation.objectives import require_streams
+from secateur.training.distillation.teacher import teacher_for
+from secateur.training.images.views import VIEWS, views_of
+from secateur.training.machine import training_device
 from secateur.training.run import OnLog
-from secateur.training.teacher import teacher_for
-from secateur.training.views import VIEWS, views_of
+from secateur.training.session import Session, has_labels, plain_items
 from secateur.verbs.evaluate import measure_
-from secateur.verbs.heal import require_labels
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
 from secateur.verbs.result import Result
-from secateur.verbs.training_result import open_training_images
+from secateur.verbs.training_inputs import open_session
 
 OnNote = Callable[[str], None]
 
@@ -61,6 +61,7 @@ def learn(
     latency: bool = False,
     runtime: str = "eager",
     latency_batch: int = 1,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
     on_note: OnNote | None = None,
@@ -72,8 +73,9 @@ def learn(
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
-    `restart`. `on_note` is told before training what the strategy can remove. Everything that can
-    be wrong with the request raises UserError before training begins.
+    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
+    training what the strategy can remove. Everything that can be wrong with the request raises
+    UserError before training begins.
     """
     options = LearnOptions(
         budget=budget,
@@ -88,44 +90,48 @@ def learn(
         latency_batch=latency_batch,
         settings=settings or LearnSettings(),
     )
-    require_accelerate()
+    device = training_device(next(model.parameters()).device, device)
+    require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve_learn(options, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
+    require_walk(model)
     scored = None if eval_images is None else open_data(model, eval_images)[0]
-    opened = _open(model, anatomy, images, task, limit, skip_unreadable)
-    if options.settings.distil.answers is not None:
-        views_of(opened.train, options.settings, ANSWERS)
-    if options.settings.kept_views is not None:
-        views_of(opened.train, options.settings, VIEWS)
-    teaches = None if reference is None else reference_of(reference)
-    if teaches is not None:
-        Distil(teacher_for(model, teaches), options.settings.distil)
-    before = removability(task.sharing, task.gates, anatomy, task.task.limits)
-    if on_note is not None:
-        on_note(before.text())
-    course = Course(
-        task=task,
-        family=family,
-        anatomy=anatomy,
-        train=opened.train,
-        held=opened.held,
-        labels=opened.labels,
-        phases=phases(options.settings, len(plain_items(opened.train))),
-        reference=teaches,
-        target=latency_target(model, family, anatomy, task.task, progress),
+    settings = options.settings
+    session, used, notes = _open(
+        model,
+        images,
+        settings,
+        limit=limit,
+        skip_unreadable=skip_unreadable,
         folder=folder,
         restart=restart,
+        device=device,
         progress=progress,
         on_log=on_log,
     )
-    dense, shrunk = run(course, model)
-    result = _result(course, opened, model, dense, shrunk)
-    result.notes.insert(len(opened.notes), before.text())
+    teaches = None if reference is None else reference_of(reference)
+    if teaches is not None:
+        require_streams(teacher_for(model, teaches), settings.distil)
+    before = removability(task.sharing, task.gates, anatomy, task.task.limits)
+    if on_note is not None:
+        on_note(before.text())
+    job = LearnJob(
+        task=task,
+        family=family,
+        anatomy=anatomy,
+        session=session,
+        phases=phases(settings, len(plain_items(session.train))),
+        reference=teaches,
+        target=latency_target(model, family, anatomy, task.task, progress),
+    )
+    dense, shrunk = run(job, model)
+    result = _result(job, model, dense, shrunk, used)
+    result.notes = [*notes, before.text(), *result.notes]
     if scored is not None or latency:
-        with timed(course.seconds, "measure"):
+        with timed(job.seconds, "measure"):
             missing = latency and not result.latency
             measure_(result, dense, scored, latency=missing, progress=progress)
     return Learned(
@@ -135,69 +141,55 @@ def learn(
         removability=before,
         searched=shrunk.searched,
         compression=shrunk.kept,
-        phases=course.reports,
+        phases=job.reports,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    train: object
-    held: object | None
-    labels: bool
-    used: DataUsed
-    notes: list[str]
 
 
 def _open(
-    model: nn.Module,
-    anatomy: Anatomy,
-    images: object,
-    task: LearnTask,
-    limit: int | None,
-    skip_unreadable: bool,
-) -> _Opened:
-    """Images to train on and to hold out; UserError where labels are needed and missing."""
-    settings = task.options.settings
-    found, used, notes = open_training_images(
+    model: nn.Module, images: object, settings: LearnSettings, **given: Any
+) -> tuple[Session, DataUsed, list[str]]:
+    """The session, see `open_session`; UserError where labels are needed and missing."""
+    required = settings.warmup_share > 0 or not settings.distil.logit_weight
+    session, used, notes = open_session(
+        model,
         images,
-        Preprocessing.of(model),
-        limit=limit,
         seed=settings.seed,
-        num_classes=anatomy.num_classes or None,
-        skip_unreadable=skip_unreadable,
+        held_out=settings.held_out,
+        labels=required or settings.distil.label_weight > 0,
+        required=required,
+        **given,
     )
-    labels = settings.distil.label_weight > 0
-    if settings.warmup_share or not settings.distil.logit_weight:
-        require_labels(found, wanted=True)
-    if isinstance(found, torch.Tensor) or (isinstance(found, ImageSet) and not found.labelled):
-        labels = False
-        notes = [*notes, "The images have no labels: the smaller model learned from the dense one."]
+    if not has_labels(session.train):
+        notes.append("The images have no labels: the smaller model learned from the dense one.")
     if used.images < 2:
         raise UserError(f"{used.images} images are too few to learn from; give more.")
-    train, held = hold_out(found, used.images, settings.held_out)
-    return _Opened(train=train, held=held, labels=labels, used=used, notes=notes)
+    if settings.distil.answers is not None:
+        views_of(session.train, settings, LOGITS)
+    if settings.kept_views is not None:
+        views_of(session.train, settings, VIEWS)
+    return session, used, notes
 
 
 def _result(
-    course: Course, opened: _Opened, model: nn.Module, dense: nn.Module, shrunk: Shrunk
+    job: LearnJob, model: nn.Module, dense: nn.Module, shrunk: Shrunk, used: DataUsed
 ) -> Result:
     """The run in the words of `prune`."""
     found = shrunk.timed
     return Result(
         model=shrunk.model,
-        before=course.anatomy,
-        after=course.family.read(shrunk.model),
+        before=job.anatomy,
+        after=job.family.read(shrunk.model),
         plan=shrunk.plan,
         menus=[],
-        task=course.task.task,
-        data=opened.used,
-        seconds=course.seconds,
+        task=job.task.task,
+        data=used,
+        seconds=job.seconds,
         base=base_or_reason(model),
         dense_logits=logits(dense),
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
-        notes=[*opened.notes, *_claims(shrunk)],
+        notes=_claims(shrunk),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.masks.schedule import Phase
+from secateur.masks.settings import Phase
 from secateur.masks.summary import Compression, Removability
 from secateur.masks.task import LearnTask
 from secateur.training.loop import FitReport

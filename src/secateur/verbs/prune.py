@@ -10,6 +10,7 @@ from torch import nn
 from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
 from secateur.data.batches import Batches
+from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
 from secateur.methods.by_preset import method_of
@@ -21,13 +22,14 @@ from secateur.models.family import Family, family_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost, GroupName
+from secateur.models.walk_check import require_walk
 from secateur.presets import DEFAULT
 from secateur.progress import Progress, timed
 from secateur.storage.reference import base_or_reason, logits
 from secateur.storage.weights import refuse_not_finite
-from secateur.surgery.stand_in import check_stand_in
-from secateur.training.budget import parse_polish
+from secateur.surgery.replace import check_replacement
 from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
+from secateur.training.run_length import parse_run_length
 from secateur.verbs.evaluate import measure_
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
@@ -154,13 +156,15 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
             "a polish compares the streams of both models, which it cannot do where several stages "
             "become narrower; leave out the polish, or 'width'."
         )
+    require_double(next(model.parameters()).device, "pruning")
     method_of(task).needs(task)
     check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:
-        check_stand_in(model, family, anatomy, task.preset.stand_in, set(task.groups))
+        check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
         rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
+    require_walk(model)
 
 
 def _carried_out(job: Job, data: DataUsed) -> Result:
@@ -215,7 +219,7 @@ def _polish(
         if progress is not None:
             progress("polish", done, total)
 
-    budget = parse_polish(options.polish)
+    budget = parse_run_length(options.polish)
     kept = [units["width"] for units in plan.units.values() if "width" in units]
     channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
     return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)

@@ -2,27 +2,28 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.models.caches import copy_of
 from secateur.models.family import family_of
 from secateur.progress import Progress, timed
 from secateur.storage.adapt import load_to_train
-from secateur.storage.weights import refuse_not_finite
-from secateur.training.held_out import HeldOut, hold_out
-from secateur.training.loop import fit_
-from secateur.training.machine import require_accelerate, training_device
-from secateur.training.objectives import supervised
+from secateur.training.distillation.objectives import supervised
+from secateur.training.machine import training_device
 from secateur.training.run import OnLog
-from secateur.training.settings import AugmentSettings
-from secateur.training.stream import items_of
+from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
-from secateur.verbs.heal import require_labels
 from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
-from secateur.verbs.training_result import Scoring, Trained, open_training_images, origin
+from secateur.verbs.training_inputs import (
+    Evaluation,
+    copy_to_train,
+    open_session,
+    open_training_images,
+)
+from secateur.verbs.training_result import Trained
 
 
 def train(
@@ -35,63 +36,48 @@ def train(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> Trained:
     """Return a copy of `model` that has learned the labels of `images`.
 
     The model must have a head for their classes: `open_to_train` makes one ready. For images,
-    `folder`, and errors see `secateur.heal`.
+    `folder`, `device` and errors see `secateur.heal`.
     """
     settings = settings or FineTuneSettings()
-    require_accelerate()
-    model, base, earlier = origin(model)
-    refuse_not_finite(model.state_dict(), "the model")
-    student = copy_of(model).requires_grad_(True)
-    classes = family_of(student).read(student).num_classes
-    seconds: dict[str, float] = {}
-    images, used, notes = open_training_images(
+    student, base, earlier = copy_to_train(model)
+    device = training_device(next(student.parameters()).device, device)
+    session, used, notes = open_session(
+        student.requires_grad_(True),
         images,
-        Preprocessing.of(student),
-        limit=limit,
         seed=settings.seed,
-        num_classes=classes,
+        held_out=settings.held_out,
+        labels=True,
+        required=True,
+        limit=limit,
         skip_unreadable=skip_unreadable,
-    )
-    require_labels(images, wanted=True)
-    train_images, held = hold_out(images, used.images, settings.held_out)
-    judge = None
-    if held is not None:
-        items = held if isinstance(held, ImageSet) else items_of(held, AugmentSettings())
-        judge = HeldOut(
-            items=items,
-            labels=True,
-            teacher=None,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-        )
-    home = next(student.parameters()).device
-    student.to(training_device())
-    scoring = Scoring({"own": student}, eval_images, skip_unreadable, progress)
-    report = fit_(
-        student,
-        train_images,
-        supervised(settings.label_smoothing),
-        settings,
-        classes=classes,
-        labelled=True,
         folder=folder,
         restart=restart,
-        judge=judge,
+        device=device,
         progress=progress,
         on_log=on_log,
     )
-    seconds["train"] = report.seconds
-    with timed(seconds, "measure"):
-        accuracy = scoring("pruned", "own", student)
+    seconds: dict[str, float] = {}
+    with on_device(device, student):
+        evaluation = Evaluation({"own": student}, eval_images, skip_unreadable, progress)
+        report = session.fit_(
+            student,
+            supervised(settings.label_smoothing),
+            settings,
+            judge=session.judge(settings, teacher=None),
+        )
+        seconds["train"] = report.seconds
+        with timed(seconds, "measure"):
+            accuracy = evaluation("pruned", "own", student)
     return Trained(
         verb="train",
-        model=student.to(home),
+        model=student,
         base=base,
         report=report,
         data=used,
@@ -139,7 +125,7 @@ def open_to_train(
         skip_unreadable=skip_unreadable,
     )
     assert isinstance(opened, ImageSet)
-    require_labels(opened, wanted=True)
+    require_labels(opened)
     model = load_to_train(
         source,
         checkpoint=checkpoint,

@@ -6,23 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
 from torch import nn
 
-from secateur.data.images import ImageSet, open_images
-from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.models.family import family_of
 from secateur.models.types import Cost
-from secateur.progress import Progress
-from secateur.storage.base import Base, base_of, build
+from secateur.storage.base import Base, build
 from secateur.storage.save import save
-from secateur.storage.spec import Spec
 from secateur.training.loop import FitReport
-from secateur.verbs.evaluate import score
-from secateur.verbs.load import DataUsed, open_data, unreadable_note
-from secateur.verbs.result import Result, environment
+from secateur.verbs.load import DataUsed
+from secateur.verbs.result import environment
 
 CHECKPOINTS = ".training"
 """What the directory of checkpoints and logs is called, after that of the output."""
@@ -133,78 +127,3 @@ def _results(record: Mapping[str, Any], verb: str) -> dict[str, object]:
         elif "pruned" in accuracy:
             found[key] = accuracy["pruned"][key]
     return found | {f"seconds of {verb}": record["seconds"]}
-
-
-def origin(model: nn.Module | Result) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
-    """A model, what its dense original can be rebuilt from, and what is known of how it came."""
-    if isinstance(model, Result):
-        record = model.record()
-        keys = ("preset", "preset_source", "budget", "groups", "seed", "dense_logits")
-        return model.model, model.base or "", {key: record[key] for key in keys}
-    spec = getattr(model, "secateur_spec", None)
-    earlier = dict(spec.provenance) if isinstance(spec, Spec) else {}
-    try:
-        return model, base_of(model), earlier
-    except UserError as error:
-        return model, str(error), earlier
-
-
-def open_training_images(
-    images: object,
-    preprocessing: Preprocessing,
-    *,
-    limit: int | None,
-    seed: int,
-    num_classes: int | None,
-    skip_unreadable: bool,
-) -> tuple[object, DataUsed, list[str]]:
-    """Images to train on, where they came from, and notes; see `training.stream.items_of`."""
-    if isinstance(images, str | Path):
-        images = open_images(
-            images,
-            preprocessing,
-            limit=limit,
-            seed=seed,
-            num_classes=num_classes,
-            skip_unreadable=skip_unreadable,
-        )
-    if isinstance(images, ImageSet):
-        notes = [unreadable_note(images.unreadable)] if images.unreadable else []
-        used = DataUsed(
-            source=images.source,
-            images=len(images),
-            fingerprint=images.fingerprint,
-            unreadable=images.unreadable,
-        )
-        return images, used, notes
-    count = len(images[0]) if isinstance(images, tuple) and images else 0
-    if not count and hasattr(images, "__len__"):
-        count = len(images)
-    return images, DataUsed(source=type(images).__name__, images=count), []
-
-
-class Scoring:
-    """Images for evaluation, opened and checked before training, as each model wants them.
-
-    Raises UserError for images that cannot be read or are of other classes.
-    """
-
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        images: object | None,
-        skip_unreadable: bool,
-        progress: Progress | None,
-    ) -> None:
-        self._progress = progress
-        self._opened = {
-            key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
-            for key, model in models.items()
-            if images is not None
-        }
-
-    def __call__(self, name: str, key: str, model: nn.Module) -> dict[str, Accuracy]:
-        """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""
-        if key not in self._opened:
-            return {}
-        return {name: score(model, self._opened[key], f"evaluate {name}", self._progress)}

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
+from secateur.measurement.cka import unbiased_cka
 from secateur.measurement.features import Features, Reader, extract
 from secateur.measurement.metrics import Inquiry, chosen, measure_all, metrics
-from secateur.measurement.metrics.features import unbiased_cka
 from secateur.measurement.metrics.retrieval import ranked
 from secateur.verbs.metrics import evaluate_metrics
 from tests.hosts import HOSTS, SIZES, build, images_for

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateur.criteria.registry import Question, criterion
 from secateur.criteria.scores.cka import NEEDS
-from secateur.criteria.scores.linearity import centred
+from secateur.statistics.moments import joint_moments, moments
 
 FLOOR = 1e-9
 """Variances below this share of the largest are no directions: a stream need not fill its space."""
@@ -27,9 +27,10 @@ def cca(question: Question) -> Tensor:
     map. Directions in which the stream has no variance count nothing.
     """
     sums = question.sums[NEEDS[question.group][0]]
-    left_XD = _whitening(centred(sums, "x_gram", "x_sum", "x_sum"))
-    right_DY = _whitening(centred(sums, "y_gram", "y_sum", "y_sum")).T
-    cross_XY = left_XD @ centred(sums, "xy_gram", "x_sum", "y_sum") @ right_DY
+    seen = joint_moments(sums)
+    left_XD = _whitening(seen.cov_UU)
+    right_DY = _whitening(moments(sums, "y_").cov_UU).T
+    cross_XY = left_XD @ seen.cross_UD @ right_DY
     rho = torch.linalg.svdvals(cross_XY).clamp(max=1)
     bound: Tensor = right_DY.shape[1] - rho.square().sum()
     return bound.clamp(min=0)
@@ -37,7 +38,7 @@ def cca(question: Question) -> Tensor:
 
 def _whitening(cov_DD: Tensor) -> Tensor:
     """Rows that map onto uncorrelated directions of variance 1 (X, D)."""
-    values, vectors = torch.linalg.eigh((cov_DD + cov_DD.T) / 2)
+    values, vectors = torch.linalg.eigh(cov_DD)
     real = values > FLOOR * values[-1].clamp(min=torch.finfo(torch.float64).tiny)
     whitening_XD: Tensor = (vectors[:, real] / values[real].sqrt()).T
     return whitening_XD

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.registry import Question, criterion
-from secateur.criteria.scores.linearity import centred
 from secateur.models.types import GroupName
+from secateur.statistics.moments import joint_moments, moments
 
 NEEDS: dict[GroupName, tuple[str, ...]] = {
     "branch": ("stream_moments",),
@@ -25,11 +25,9 @@ def cka(question: Question) -> Tensor:
     The samples are many times more than the dims, so the bias of the plain estimator is small.
     """
     sums = question.sums[NEEDS[question.group][0]]
-    cov_xx = centred(sums, "x_gram", "x_sum", "x_sum")
-    cov_yy = centred(sums, "y_gram", "y_sum", "y_sum")
-    cov_xy = centred(sums, "xy_gram", "x_sum", "y_sum")
-    below = torch.linalg.norm(cov_xx) * torch.linalg.norm(cov_yy)
+    seen = joint_moments(sums)
+    below = torch.linalg.norm(seen.cov_UU) * torch.linalg.norm(moments(sums, "y_").cov_UU)
     if float(below) <= 0:
-        return torch.zeros(())
-    worth: Tensor = (1 - cov_xy.square().sum() / below).clamp(min=0)
+        return torch.zeros((), device=below.device)
+    worth: Tensor = (1 - seen.cross_UD.square().sum() / below).clamp(min=0)
     return worth

@@ -31,6 +31,6 @@ def entropy(question: Question) -> Tensor:
     variance_D = sums["y_gram"].diagonal().double() / sums["count"] - mean_D.square()
     level = float(variance_D.mean())
     if level <= 0:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=variance_D.device)
     power: Tensor = (0.5 * variance_D.clamp(min=LEAST * level).log().mean()).exp()
     return power

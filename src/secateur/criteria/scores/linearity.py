@@ -7,17 +7,10 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.registry import Question, criterion
-from secateur.statistics import Sums
+from secateur.statistics.moments import joint_moments, moments
 
 RIDGE = 1e-6
 """Relative to the mean of the diagonal of the input's covariance."""
-
-
-def centred(sums: Sums, gram: str, left: str, right: str) -> Tensor:
-    """Covariance (D, D), fp64, from a Gram and the two sums."""
-    count = sums["count"]
-    cov_DD: Tensor = sums[gram].double() / count
-    return cov_DD - torch.outer(sums[left] / count, sums[right] / count)
 
 
 @criterion(
@@ -34,11 +27,11 @@ def nonlinearity(question: Question) -> Tensor:
     correlations; with the map at hand the error itself is as cheap.
     """
     sums = question.sums["linear_moments"]
-    cov_xx = centred(sums, "x_gram", "x_sum", "x_sum")
-    cov_xy = centred(sums, "xy_gram", "x_sum", "y_sum")
-    variance = centred(sums, "y_gram", "y_sum", "y_sum").diagonal().sum()
+    seen = joint_moments(sums)
+    cov_xx, cov_xy = seen.cov_UU, seen.cross_UD
+    variance = moments(sums, "y_").cov_UU.diagonal().sum()
     if float(variance) <= 0:
-        return torch.zeros(())
+        return torch.zeros((), device=cov_xx.device)
     level = RIDGE * float(cov_xx.diagonal().mean()) + torch.finfo(torch.float64).tiny
     eye = torch.eye(cov_xx.shape[0], dtype=torch.float64, device=cov_xx.device)
     explained = (cov_xy * torch.linalg.solve(cov_xx + level * eye, cov_xy)).sum()

@@ -9,16 +9,10 @@ from torch import Tensor
 from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.criteria.registry import Question, criterion
 from secateur.models.weights import AttentionWeights, MlpWeights
-from secateur.statistics import Sums
+from secateur.statistics.moments import moments
 
 RIDGE = 1e-3
 """Relative to the mean of the diagonal of the covariance."""
-
-
-def covariance(sums: Sums) -> Tensor:
-    """Covariance (U, U), fp64, of what the writer reads."""
-    mean_U = sums["sum"].double() / sums["count"]
-    return sums["gram"].double() / sums["count"] - torch.outer(mean_U, mean_U)
 
 
 @criterion(
@@ -34,10 +28,10 @@ def obs(question: Question) -> Tensor:
     are worth no less than earlier ones, so that the order is that of the elimination.
     """
     if isinstance(question.weights, MlpWeights):
-        cov_UU = covariance(question.sums["hidden_moments"])
+        cov_UU = moments(question.sums["hidden_moments"]).cov_UU
         return worth(eliminate(cov_UU, question.weights.w2_DF, RIDGE))
     assert isinstance(question.weights, AttentionWeights)
-    cov_UU = covariance(question.sums["context_moments"])
+    cov_UU = moments(question.sums["context_moments"]).cov_UU
     heads = question.weights.shape.heads
     return worth(eliminate_heads(cov_UU, question.weights.o_DHV.flatten(1), heads, RIDGE))
 

@@ -4,7 +4,7 @@ min over masks of L_task subject to cost <= κ(t) dense, by projected gradient d
 against dL/dz divided by what the unit costs, so that scores of cheap and dear units compare, and
 the masks are the projection of the scores onto the target. A multiplier λ would move all such
 scores alike, so there is none. What stays takes over from what closes
-(`secateur.masks.takeover`), and weights train under the masks that will be removed.
+(`secateur.masks.removal.takeover`), and weights train under the masks that will be removed.
 """
 
 from collections.abc import Callable, Mapping

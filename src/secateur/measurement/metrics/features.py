@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secateur.measurement.cka import unbiased_cka
 from secateur.measurement.features import Reader
 from secateur.measurement.metrics import Inquiry, Values, metric
 from secateur.measurement.modes import evaluating
-
-LEAST = 4
-"""Images that the unbiased estimator of CKA needs."""
 
 
 @dataclass(slots=True)
@@ -30,7 +28,7 @@ class _Pair:
         """Take in tokens (B, N, D) of both; CKA compares their means over tokens."""
         if own_BND.shape == other_BND.shape:
             cosine_BN = F.cosine_similarity(own_BND.float(), other_BND.float(), dim=-1)
-            self.cosine += float(cosine_BN.double().sum())
+            self.cosine += float(cosine_BN.cpu().double().sum())
             self.count += cosine_BN.numel()
         self.own.append(own_BND.float().mean(1).cpu())
         self.other.append(other_BND.float().mean(1).cpu())
@@ -74,22 +72,3 @@ def features(inquiry: Inquiry) -> Values:
     for name, pair in pairs.items():
         found |= pair.values(name) if pair.own else {f"cosine_{name}": None, f"cka_{name}": None}
     return found
-
-
-def unbiased_cka(x_nD: Tensor, y_nD: Tensor) -> float | None:
-    """Linear CKA of two sets of rows with the unbiased HSIC_1, without any n × n matrix."""
-    if len(x_nD) < LEAST:
-        return None
-    x_nD, y_nD = x_nD.double() - x_nD.double().mean(0), y_nD.double() - y_nD.double().mean(0)
-    own = _hsic(x_nD, x_nD) * _hsic(y_nD, y_nD)
-    return float(_hsic(x_nD, y_nD) / own.sqrt()) if float(own) > 0 else None
-
-
-def _hsic(x_nD: Tensor, y_nD: Tensor) -> Tensor:
-    n = len(x_nD)
-    x2_n, y2_n = x_nD.square().sum(1), y_nD.square().sum(1)
-    # Row sums of the Gram matrices without their diagonals.
-    k_n, l_n = x_nD @ x_nD.sum(0) - x2_n, y_nD @ y_nD.sum(0) - y2_n
-    trace = (x_nD.T @ y_nD).square().sum() - x2_n @ y2_n
-    total = trace + k_n.sum() * l_n.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k_n @ l_n)
-    return total / (n * (n - 3))

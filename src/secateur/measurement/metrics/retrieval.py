@@ -38,19 +38,20 @@ def retrieval(inquiry: Inquiry) -> Values:
 def ranked(features_nE: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor]:
     """Average precision, and whether the first answer is right, of every query with an answer."""
     unit_nE = F.normalize(features_nE.float(), dim=1)
-    places = torch.arange(len(unit_nE)).split(CHUNK)
+    places = torch.arange(len(unit_nE), device=unit_nE.device).split(CHUNK)
     parts = [_ask(unit_nE, labels_n, place_q) for place_q in places]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _ask(unit_nE: Tensor, labels_n: Tensor, place_q: Tensor) -> tuple[Tensor, Tensor]:
     cosine_qn = unit_nE[place_q] @ unit_nE.T
-    cosine_qn[torch.arange(len(place_q)), place_q] = -torch.inf
+    cosine_qn[torch.arange(len(place_q), device=place_q.device), place_q] = -torch.inf
     order_qn = cosine_qn.argsort(stable=True, dim=1, descending=True)[:, :-1]
     right_qn = labels_n[order_qn] == labels_n[place_q, None]
     ask_q = right_qn.any(1)
     right_qn = right_qn[ask_q].double()
-    rank_n = torch.arange(1, right_qn.shape[1] + 1, dtype=torch.float64)
+    rank_n = torch.arange(1, right_qn.shape[1] + 1, device=right_qn.device, dtype=torch.float64)
     precision_qn = right_qn.cumsum(1) / rank_n
     average_q = (precision_qn * right_qn).sum(1) / right_qn.sum(1)
-    return average_q, right_qn[:, 0] > 0 if len(right_qn) else torch.empty(0)
+    none = torch.empty(0, device=right_qn.device)
+    return average_q, right_qn[:, 0] > 0 if len(right_qn) else none

@@ -21,12 +21,13 @@ class Runtime:
 
     The model is in evaluation mode and on the device of `images`, whose shape every later call
     has. `folder` belongs to this model, so that runtimes can share a converted file.
-    `packages` must be installed; `devices` are the types of device it can run on.
+    `packages` must be installed; `devices` are the types of device it can run on,
+    None for all.
     """
 
     prepare: Callable[[nn.Module, Tensor, Path], Run]
     packages: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ("cpu",)
+    devices: tuple[str, ...] | None = ("cpu",)
 
 
 runtimes: Registry[Runtime] = Registry("runtime", "secateur.measurement.runtimes")
@@ -36,7 +37,7 @@ def require(name: str, device: str = "cpu") -> Runtime:
     """The runtime called `name`; UserError if it is unknown, not installed or not for `device`."""
     runtime = runtimes.get(name)
     installed(f"runtime '{name}'", runtime.packages)
-    if torch.device(device).type not in runtime.devices:
+    if runtime.devices is not None and torch.device(device).type not in runtime.devices:
         raise UserError(
             f"runtime '{name}' is measured on {' or '.join(runtime.devices)} only, not on "
             f"'{device}'; choose that device or another runtime."

@@ -1,15 +1,22 @@
-"""Drop layers by a criterion that is asked again after each drop, or as one run of blocks."""
+"""Drop layers by a criterion that is asked again after each drop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation.quota import Quota, Unit, dropped_sizes
-from secateur.criteria import criteria, score
-from secateur.criteria.registry import Question, needs_of
+from secateur.allocation.quota import Quota, Unit
+from secateur.criteria import criteria
+from secateur.criteria.ask import ask
+from secateur.criteria.registry import needs_of
 from secateur.data.batches import Batches
-from secateur.methods.layer_search.greedy import Found, OnStep, branches_of, open_units
+from secateur.methods.layer_search.drops import (
+    Found,
+    OnStep,
+    branches_of,
+    open_units,
+    saved_cost,
+)
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
@@ -47,81 +54,44 @@ def iterative(
 
     Siblings of dropped layers keep their place in the stream: the smaller model is run as it is.
     """
+    preset = task.preset
     chosen: list[Unit] = []
     scores: list[float] = []
     needs = {
         kind
         for group in task.groups
-        for kind in needs_of(criteria.get(task.preset.criterion_for(group)), group)
+        for kind in needs_of(
+            criteria.get(preset.criterion_for(group)), group, preset.settings_for(group)
+        )
     }
     while not quota.met(chosen):
         smaller = without(model, family, anatomy, branches_of(chosen), fills)
-        evidence = observe(smaller, batches, needs)
-        worth = [
-            (_score(smaller, family, task, evidence, unit) / _price(quota, chosen, unit, task), i)
-            for i, unit in enumerate(units)
-            if unit in open_units(units, chosen, quota)
-        ]
-        least, best = min(worth)
+        evidence, left = observe(smaller, batches, needs), family.read(smaller)
+
+        def worth_of(
+            unit: Unit,
+            smaller: nn.Module = smaller,
+            evidence: Evidence = evidence,
+            left: Anatomy = left,
+        ) -> float:
+            owner, group = unit.key
+            worth = ask(
+                criteria.get(preset.criterion_for(group)),
+                smaller,
+                family,
+                left,
+                group,
+                owner,
+                evidence,
+                seed=task.options.seed,
+                settings=preset.settings_for(group),
+                numbered=anatomy,
+            )
+            return float(worth) / saved_cost(quota, chosen, unit, per_cost=preset.per_cost)
+
+        open_ = open_units(units, chosen, quota)
+        least, best = min((worth_of(unit), i) for i, unit in enumerate(units) if unit in open_)
         chosen.append(units[best])
         scores.append(least)
         on_step(len(chosen), len(units))
     return Found(units=tuple(chosen), damages=tuple(scores))
-
-
-def best_window(
-    anatomy: Anatomy, evidence: Evidence, criterion: str, units: list[Unit], quota: Quota
-) -> Found:
-    """The run of blocks whose ends are most alike, as short as the quota allows (UIDL).
-
-    Of every length the window with the least distance is tried; the distance of n blocks is that
-    of the streams before the first and behind the n-th.
-    """
-    blocks = [block.id for block in anatomy.blocks if block.branches]
-    by_id = {unit.key[0]: unit for unit in units}
-    for length in range(len(blocks) + 1):
-        windows = [
-            [by_id[name] for name in blocks[i : i + length]]
-            for i in range(len(blocks) - length + 1)
-            if all(name in by_id for name in blocks[i : i + length])
-        ]
-        fitting = [window for window in windows if quota.met(window)]
-        if fitting:
-            distance = _distances(evidence, criterion, length)
-            best = min(fitting, key=lambda window: distance(window))
-            return Found(units=tuple(best), damages=(distance(best),) * len(best))
-    return Found(units=tuple(open_units(units, units, quota)), damages=())
-
-
-def _distances(evidence: Evidence, criterion: str, length: int) -> Callable[[list[Unit]], float]:
-    def distance(window: list[Unit]) -> float:
-        if not window:
-            return 0.0
-        sums = evidence.of("window_similarity", window[0].key[0])
-        mean = float(sums[criterion][length - 1] / sums["count"])
-        return 1 - mean if criterion == "cosine" else mean
-
-    return distance
-
-
-def _score(model: nn.Module, family: Family, task: Task, evidence: Evidence, unit: Unit) -> float:
-    owner, group = unit.key
-    weights = None
-    if group == "branch":
-        weights = family.weights(model, family.read(model).branch(owner))
-    question = Question(
-        group=group,
-        owner=owner,
-        weights=weights,
-        sums=evidence.about(owner),
-        images=evidence.images,
-        seed=task.options.seed,
-    )
-    return float(score(criteria.get(task.preset.criterion_for(group)), question))
-
-
-def _price(quota: Quota, chosen: list[Unit], unit: Unit, task: Task) -> float:
-    if quota.cost_of is None or not task.preset.per_cost:
-        return 1.0
-    saved = quota.cost_of(dropped_sizes(chosen)) - quota.cost_of(dropped_sizes([*chosen, unit]))
-    return max(saved, 1e-12)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.data.batches import Batch
-from secateur.models.family import family_of
+from secateur.models.runner import Runner
 from secateur.statistics.kinds.similarity import angle
 from secateur.statistics.registry import Sums, add_, evidence_trial
 
@@ -23,15 +23,12 @@ def window_similarity(sums_of: Callable[[str], Sums], model: nn.Module, batch: B
     after n blocks. UIDL, arXiv 2403.17887, looks at the last token only, which in a vision
     transformer is a patch like any other; here all tokens count.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
-    cuts: list[Tensor] = [family.embed(model, batch.images_BCHW)]
-    present = [block for block in anatomy.blocks if block.branches]
-    for block in present:
-        x_BND = cuts[-1]
-        for name in block.branches:
-            x_BND = family.through(model, anatomy.branch(name))(x_BND)
-        cuts.append(x_BND)
+    runner = Runner.of(model)
+    embedded_BND = runner.embed(batch.images_BCHW)
+    streams = [embedded_BND, *runner.streams(embedded_BND)]
+    present = [block for block in runner.anatomy.blocks if block.branches]
+    ends = [runner.names.index(block.branches[-1]) + 1 for block in present]
+    cuts = [embedded_BND, *(streams[end] for end in ends)]
     for first, block in enumerate(present):
         start_BND = cuts[first].float()
         cosines_WBN = torch.stack(

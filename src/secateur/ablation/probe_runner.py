@@ -1,0 +1,116 @@
+"""The dense model on a few probe images, run from any place on with parts changed or left out.
+
+Every result is measured on the whole model. Legend: N tokens, D residual width, C outputs, P probe
+images.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.models.caches import shell_of
+from secateur.models.family import Family
+from secateur.models.runner import NO_FILLS, Runner
+from secateur.models.types import Anatomy, Branch
+from secateur.models.weights import BranchWeights
+from secateur.statistics.divergence import Damage, damage
+
+AT_ONCE = 32
+"""Probe images that run through the model at a time."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ProbeRunner:
+    """A dense model with the stream of the probe images before its first step, and its outputs.
+
+    `fills` (D,) stand for branches that are left out. `scratch` shares the dense model's weights
+    but for those of branches that are changed. `steps_run` grows by one for every residual step
+    that all probe images go through.
+    """
+
+    runner: Runner
+    scratch: nn.Module
+    start_PND: Tensor
+    dense_PC: Tensor
+    fills: Mapping[str, Tensor]
+    steps_run: float
+
+    @staticmethod
+    @torch.no_grad()
+    def of(
+        model: nn.Module,
+        family: Family,
+        anatomy: Anatomy,
+        images_PCHW: Tensor,
+        fills: Mapping[str, Tensor] = NO_FILLS,
+    ) -> "ProbeRunner":
+        """Embed the probe images and run the dense model on them."""
+        runner = Runner.of(model, family, anatomy)
+        start_PND = torch.cat([runner.embed(part) for part in images_PCHW.split(AT_ONCE)])
+        return ProbeRunner(
+            runner=runner,
+            scratch=shell_of(model),
+            start_PND=start_PND,
+            dense_PC=_outputs(runner, start_PND),
+            fills=fills,
+            steps_run=len(runner),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of the branches."""
+        return self.runner.names
+
+    def advanced(self, place: int, stream_PND: Tensor) -> Tensor:
+        """The stream after one branch."""
+        self.steps_run += 1
+        parts = [self.runner.step(place, x_BND) for x_BND in stream_PND.split(AT_ONCE)]
+        return torch.cat(parts)
+
+    def without(self, place: int, stream_PND: Tensor) -> Tensor:
+        """The stream after the fill of one branch."""
+        return self.runner.skip(place, stream_PND, self.fills.get(self.names[place]))
+
+    def changed(self, branch: Branch, weights: BranchWeights, stream_PND: Tensor) -> Tensor:
+        """The stream after one branch with other weights."""
+        self.steps_run += 1
+        self.runner.family.assign_(self.scratch, branch, weights)
+        after: Tensor = self.runner.family.through(self.scratch, branch)(stream_PND)
+        return after
+
+    def finish(self, start: int, stream_PND: Tensor, without: Collection[str] = ()) -> Damage:
+        """Run the steps from `start`, all but those left out, and compare with the dense model."""
+        left_out = sum(name in without for name in self.names[start:])
+        self.steps_run += len(self.runner) - start - left_out
+        return self._compared(_outputs(self.runner, stream_PND, start, without, self.fills))
+
+    @torch.no_grad()
+    def with_weights(self, weights: Mapping[str, BranchWeights]) -> Damage:
+        """Compare the model in which several branches have other weights at once."""
+        family, anatomy = self.runner.family, self.runner.anatomy
+        changed = shell_of(self.runner.model)
+        for branch in anatomy.branches:
+            if branch.id in weights:
+                family.assign_(changed, branch, weights[branch.id])
+        self.steps_run += len(self.runner)
+        return self._compared(_outputs(Runner.of(changed, family, anatomy), self.start_PND))
+
+    def with_model(self, model: nn.Module, images_PCHW: Tensor) -> Damage:
+        """Compare another model on the probe images."""
+        return self._compared(torch.cat([model(part) for part in images_PCHW.split(AT_ONCE)]))
+
+    def _compared(self, changed_PC: Tensor) -> Damage:
+        return damage(self.dense_PC, changed_PC, self.runner.anatomy.num_classes)
+
+
+def _outputs(
+    runner: Runner,
+    stream_PND: Tensor,
+    start: int = 0,
+    without: Collection[str] = (),
+    fills: Mapping[str, Tensor] = NO_FILLS,
+) -> Tensor:
+    parts = stream_PND.split(AT_ONCE)
+    return torch.cat([runner.finish(x_BND, start, without, fills) for x_BND in parts])

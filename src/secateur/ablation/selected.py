@@ -1,0 +1,75 @@
+"""Candidates by score: the best units of each group stay, repaired as the preset says.
+
+Scores order the units of one layer; those of different layers and kinds have no common scale, which
+the measured divergence gives them. Legend: D residual width.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.ablation.candidates import Reductions, nearest_sizes
+from secateur.ablation.probe_runner import ProbeRunner
+from secateur.allocation.curves import menu_from_probes
+from secateur.allocation.menus import Limits, kept_units, unit_menu, width_menu
+from secateur.allocation.types import Key, Menu, Plan
+from secateur.models.caches import copy_of
+from secateur.models.types import Branch, GroupName
+from secateur.models.weights import BranchWeights
+from secateur.statistics import Evidence
+from secateur.surgery.cut import moments_of, narrow_streams_
+from secateur.surgery.repair import Repair
+from secateur.surgery.replace import mean_update
+from secateur.surgery.select import select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """Keeps the units of highest score and repairs the writer from the evidence."""
+
+    scores: Mapping[Key, Tensor]
+    repair: Repair
+    evidence: Evidence
+    limits: Limits
+
+    def reductions(self, branch: Branch, group: GroupName, weights: BranchWeights) -> Reductions:
+        """The smaller forms of a group of a branch; their error is the sum of lost scores."""
+        score = self.scores[branch.id, group]
+        plain = unit_menu(branch, group, score, self.limits)
+        known = moments_of(branch, self.evidence, self.repair)
+        logits = self.evidence.about(branch.id).get("logit_moments")
+
+        def at(size: int) -> BranchWeights:
+            units = {group: kept_units(score, size)}
+            return select(weights, units, known, self.repair, branch.id, logits)
+
+        return Reductions(errors=dict(zip(plain.sizes, plain.losses, strict=True)), at=at)
+
+    def remainder(self, branch: Branch, like: Tensor) -> Tensor:
+        """The mean update of a dropped branch (D,), zero without a repair."""
+        if self.repair == "none":
+            return torch.zeros(branch.width, dtype=torch.float64, device=like.device)
+        return mean_update(self.evidence, branch).to(like.device)
+
+
+def width_menus(
+    probe: ProbeRunner, reducer: Selected, images_PCHW: Tensor, shares: tuple[float, ...]
+) -> Iterator[Menu]:
+    """Menus of the streams that have scores, measured on narrower copies of the whole model."""
+    runner = probe.runner
+    for stream in runner.anatomy.streams:
+        score_D = reducer.scores.get((stream.id, "width"))
+        if score_D is None:
+            continue
+        plain, measured = width_menu(stream, score_D, reducer.limits), {}
+        for size in nearest_sizes(plain.sizes, plain.sizes[-1], shares):
+            kept = kept_units(score_D, size)
+            plan = Plan(shapes=runner.anatomy.shapes, units={stream.id: {"width": kept}})
+            smaller = copy_of(runner.model)
+            narrow_streams_(
+                smaller, runner.family, runner.anatomy, plan, reducer.evidence, reducer.repair
+            )
+            measured[size] = probe.with_model(smaller, images_PCHW).divergence
+        yield menu_from_probes(stream.id, "width", plain.sizes, list(plain.losses), measured)

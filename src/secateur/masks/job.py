@@ -1,0 +1,57 @@
+"""All that a run of learning masks is given: the task, a training session, a teacher."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from secateur.allocation.target import Target
+from secateur.data.batches import Batches, as_batches
+from secateur.masks.settings import Phase
+from secateur.masks.task import LearnTask
+from secateur.measurement.modes import evaluating
+from secateur.models.family import Family
+from secateur.models.types import Anatomy
+from secateur.statistics import Evidence, observe
+from secateur.training.loop import FitReport
+from secateur.training.session import Session
+from secateur.training.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnJob:
+    """A task for models of an anatomy; `reports` and `seconds` fill up on the way.
+
+    `reference` teaches, or the dense model itself; `target` is that of a budget in milliseconds.
+    """
+
+    task: LearnTask
+    family: Family
+    anatomy: Anatomy
+    session: Session
+    phases: dict[Phase, TrainSettings]
+    reference: nn.Module | None = None
+    target: Target | None = None
+    reports: dict[Phase, FitReport] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def batches(self, model: nn.Module) -> Batches:
+        """The training images that give statistics, spread over all of them, unaugmented."""
+        chosen = self.session.spread(self.task.options.settings.observe)
+        return as_batches(chosen, 32, 0, next(model.parameters()).device)
+
+    def observe(self, model: nn.Module, needs: set[str]) -> Evidence:
+        """Statistics of these images; none where nothing is needed."""
+        if not needs:
+            return Evidence(images=0, tokens=0)
+        batches, progress = self.batches(model), self.session.progress
+
+        def on_batch(done: int) -> None:
+            if progress is not None:
+                progress("observe", done, batches.images)
+
+        return observe(model, batches, needs, on_batch=on_batch)
+
+    def observe_in_training(self, model: nn.Module, needs: set[str]) -> Evidence:
+        """The same in the middle of training: with hard masks and without dropout."""
+        with evaluating(model):
+            return self.observe(model, needs)

@@ -1,0 +1,1 @@
+"""From masks to a smaller model: removal, what survivors take over, the refit."""

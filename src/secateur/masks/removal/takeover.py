@@ -1,0 +1,87 @@
+"""While masks close, the units that stay take over what the others gave, in closed form."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import UserError
+from secateur.masks.gates import Gate, Site
+from secateur.masks.masks import masks_of
+from secateur.models.caches import forget_cached_, shell_of
+from secateur.models.family import Family
+from secateur.models.types import Anatomy
+from secateur.statistics import Evidence
+from secateur.surgery.take_over import take_over
+
+NEEDS: dict[Site, str] = {"hidden": "hidden_moments", "context": "context_moments"}
+
+Kept = Mapping[str, Tensor]
+Observe = Callable[[set[str]], Evidence]
+
+
+class Takeover:
+    """Refits the writers of a model under gates each time that masks change.
+
+    `observe` gives evidence about `model` in evaluation mode, whose gates must hold the masks from
+    before the change.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        anatomy: Anatomy,
+        gates: tuple[Gate, ...],
+        observe: Observe,
+    ) -> None:
+        self.model, self.family, self.anatomy = model, family, anatomy
+        self.gates, self.observe = gates, observe
+
+    @torch.no_grad()
+    def __call__(self, before: Kept, after: Kept) -> None:
+        """Fold what closes between these kept units into what stays, in place."""
+        closing = self._closing(before, after)
+        if not closing:
+            return
+        try:
+            evidence = self.observe({NEEDS[site] for _, site in closing})
+        except UserError:
+            # WHY: values that are not finite end the run in its next pass, which names the step.
+            return
+        shell = shell_of(self.model)
+        for branch in self.anatomy.branches:
+            for site, need in NEEDS.items():
+                if (branch.id, site) in closing:
+                    live = closing[branch.id, site]
+                    sums = evidence.about(branch.id)[need]
+                    weights = self.family.weights(self.model, branch)
+                    self.family.assign_(shell, branch, take_over(weights, *live, sums, branch.id))
+        for old, new in zip(self.model.parameters(), shell.parameters(), strict=True):
+            if old is not new:
+                old.copy_(agreed(new))
+        forget_cached_(self.model)
+
+    def _closing(self, before: Kept, after: Kept) -> dict[tuple[str, Site], tuple[Tensor, Tensor]]:
+        """Masks (U,) before and after, by branch and site, where some close and some stay."""
+        found: dict[tuple[str, Site], tuple[Tensor, Tensor]] = {}
+        old, new = masks_of(self.gates, before), masks_of(self.gates, after)
+        for branch in self.anatomy.branches:
+            for site in NEEDS:
+                if site not in new.get(branch.id, {}):
+                    continue
+                live = old[branch.id][site].flatten(), new[branch.id][site].flatten()
+                if bool((live[0] & ~live[1]).any()) and bool((live[0] & live[1]).any()):
+                    found[branch.id, site] = live
+        return found
+
+
+def agreed(weight: Tensor) -> Tensor:
+    """The same in all processes, whose arithmetic may differ in the last bits."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast
+
+    if PartialState().num_processes == 1:
+        return weight
+    agreed: Tensor = broadcast(weight.contiguous())
+    return agreed

@@ -1,0 +1,1 @@
+"""Scores before the search: by a criterion, or by plans for falling budgets."""

@@ -1,0 +1,115 @@
+"""Search for whole layers to drop by running the model without them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from secateur.ablation.layers import removal
+from secateur.allocation.budget import CostBudget
+from secateur.allocation.quota import Quota, Unit, dropped_sizes, quota, units_of
+from secateur.allocation.target import Target, counted_target, unweighed
+from secateur.allocation.types import Plan, shapes_of
+from secateur.methods.cutting import cut_copy
+from secateur.methods.layer_search.drops import Found
+from secateur.methods.layer_search.evolution import evolutionary
+from secateur.methods.layer_search.greedy import greedy
+from secateur.methods.layer_search.iterative import iterative
+from secateur.methods.layer_search.window import best_window
+from secateur.methods.method import Job, Prepared
+from secateur.methods.task import Task
+from secateur.statistics import Evidence
+from secateur.surgery.cut import default_replacement, repair_needs
+from secateur.surgery.replace import mean_update
+
+IMAGES = {"quick": 32, "full": 128}
+"""Images on which damages are measured, by effort."""
+FILLED = ("mean", "affine", "linear")
+"""Stand-ins for which a search leaves the mean in place of what it drops."""
+GENERATIONS = {"quick": 4, "full": 12}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searchable(Prepared):
+    """The layers that may go, and the constants (D,) left in their place meanwhile."""
+
+    units: list[Unit]
+    fills: dict[str, Tensor]
+    evidence: Evidence
+
+
+class LayerSearch:
+    """Drop layers one after the other, or as sets, by the damage to the whole model."""
+
+    def needs(self, task: Task) -> set[str]:
+        """The statistics of the uncut model that a search and its replacements ask for."""
+        preset = task.preset
+        asked = {"window_similarity"} if preset.search == "window" else set()
+        return asked | repair_needs(
+            preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+        )
+
+    def prepare(self, job: Job) -> Searchable:
+        """Get ready to search; the work is done by `plan`, once per target."""
+        preset, anatomy = job.task.preset, job.anatomy
+        evidence = job.images.observe(job.model, self.needs(job.task))
+        menus = unweighed(anatomy, job.task.demand)
+        fills: dict[str, Tensor] = {}
+        if (preset.stand_in or default_replacement(preset.repair)) in FILLED:
+            fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
+        return Searchable(
+            menus=menus,
+            dense=job.model,
+            units=units_of(anatomy, menus),
+            fills=fills,
+            evidence=evidence,
+        )
+
+    def plan(self, job: Job, prepared: Searchable, target: Target | None = None) -> Plan:
+        """The layers that the search drops."""
+        with job.timed("search"):
+            found = _find(job, prepared, _quota(job, prepared, target))
+        sizes = {menu.key: 1 for menu in prepared.menus} | dropped_sizes(found.units)
+        return Plan(
+            shapes=shapes_of(job.anatomy, sizes),
+            predicted_loss=found.damages[-1] if found.damages else 0.0,
+        )
+
+    def cut(self, job: Job, prepared: Searchable, plan: Plan) -> nn.Module:
+        """A copy without these layers, with the preset's replacement."""
+        return cut_copy(job, prepared.evidence, plan)
+
+
+def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
+    model, family, anatomy, task = job.model, job.family, job.anatomy, job.task
+    preset, effort, units, fills = task.preset, task.options.effort, prepared.units, prepared.fills
+    batches = job.images.batches
+
+    def on_step(done: int, total: int) -> None:
+        job.images.say("search", done, total)
+
+    if preset.search == "window":
+        return best_window(anatomy, prepared.evidence, preset.criterion, units, wanted)
+    if preset.search == "iterative":
+        return iterative(model, family, anatomy, task, batches, units, wanted, fills, on_step)
+    criterion = preset.criterion_for(task.groups[0])
+    bench = removal(model, family, anatomy, batches, IMAGES[effort], fills, criterion)
+    found = greedy(bench, units, wanted, per_cost=preset.per_cost, on_step=on_step)
+    if preset.search == "greedy":
+        return found
+    return evolutionary(
+        bench,
+        units,
+        wanted,
+        found.units,
+        generations=GENERATIONS[effort],
+        seed=task.options.seed,
+        on_step=on_step,
+    )
+
+
+def _quota(job: Job, prepared: Searchable, target: Target | None) -> Quota:
+    budget = job.task.budget
+    if not isinstance(budget, CostBudget):
+        return quota(prepared.units, budget, None, 0.0)
+    target = target or counted_target(job.anatomy, job.task.demand, budget)
+    return quota(prepared.units, budget, target.cost_of, target.limit)

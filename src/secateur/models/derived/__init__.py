@@ -1,0 +1,1 @@
+"""What follows from the statement of a family, whatever the family: written once."""

@@ -1,0 +1,181 @@
+"""The anatomy of a model from its statement, and what of it cannot be had.
+
+Legend: D residual width.
+"""
+
+from math import prod
+
+from torch import nn
+
+from secateur.errors import UserError
+from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
+from secateur.models.derived.layout import norms_of_qk, shape_of
+from secateur.models.derived.names import linear, member, optional, parameter
+from secateur.models.derived.steps import Step, blocks_of, held_whole, start_of, steps_of
+from secateur.models.modules import SlimAttention
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Separate, Statement, names_in
+from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
+
+
+def read(stated: Statement, model: nn.Module) -> Anatomy:
+    """Describe a model; UserError for members that cannot be supported or are not there."""
+    try:
+        steps = check(stated, model)
+    except UserError as error:
+        if "is stated, but" not in str(error):
+            raise
+        raise UserError(f"{error}; correct the statement of family '{stated.name}'.") from None
+    paths = [
+        path
+        for _, path, block in blocks_of(stated, model)
+        if type(block).__name__ != stated.flatten
+    ]
+    branches = tuple(_branch(stated, step) for step in steps if step.is_branch)
+    why = why_not_narrow(stated, model, steps)
+    streams = () if why else streams_of(stated, model, steps)
+    prefix = stated.prefix(model)
+    return Anatomy(
+        family=stated.name,
+        width=start_of(stated, model, max((step.stage for step in steps), default=0)).width,
+        tokens=steps[-1].tokens if steps else prefix + prod(stated.grid(model)),
+        prefix_tokens=prefix,
+        input_size=stated.image(model),
+        num_classes=int(getattr(model, stated.classes)),
+        blocks=tuple(
+            Block(id=path, index=i, branches=tuple(b.id for b in branches if b.block == i))
+            for i, path in enumerate(paths)
+        ),
+        branches=branches,
+        ends=Rate(base=ends_of(stated, model, steps)),
+        refusals={"width": why} if why else {},
+        streams=streams,
+        joints=() if why else joints_of(stated, model, steps, streams),
+        stand_ins=tuple(stand_in(step) for step in steps if step.kind == "linear"),
+    )
+
+
+def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
+    """Why the streams of this model cannot be made narrower; None if they can."""
+    tail = stated.tail
+    if (pool := optional(model, tail.pool)) is not None:
+        return (
+            f"its pooling head ({type(pool).__name__}) splits the channels of the stream into "
+            "heads of fixed size"
+        )
+    owned = [path.removesuffix("?") for path in (*names_in(stated.stem), *names_in(tail))]
+    inside = tuple(f"{path}." for path in [*owned, stated.blocks.partition(".*")[0]])
+    names = [name for name, _ in model.named_parameters()]
+    strange = [n for n in names if n not in owned and not n.startswith(inside)]
+    if strange:
+        return f"how its '{min(strange).partition('.')[0]}' uses the stream is not known"
+    for path in tail.classifiers:
+        if not isinstance(head := member(model, path), nn.Linear | nn.Identity | None):
+            return f"its {path.removesuffix('?')} is a {type(head).__name__}, not a Linear"
+    for step in steps:
+        if held_whole(step) and "vo" in _refusals(step.module, step.layer):
+            return f"{step.path} computes at its present width only, and ours cannot take its place"
+    starts = [step.stage for step in steps if step.kind == "transition"]
+    if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
+        return (
+            "not every stage but the first begins with a strided convolution, so some share a "
+            "stream"
+        )
+    return None
+
+
+def check(stated: Statement, model: nn.Module) -> list[Step]:
+    """The steps; UserError for names that the model lacks, and classes that facts do not fit."""
+    for path, classes in stated.stem.classes.items():
+        found = member(model, path)
+        if not {cls.__name__ for cls in type(found).__mro__} & set(classes):
+            raise UserError(
+                f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
+                f"secateur cannot count; only {', '.join(classes)} is supported."
+            )
+    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, stated.classes):
+        member(model, path)
+    steps = steps_of(stated, model)
+    for step in steps:
+        if step.layer is None:
+            continue
+        for path in names_in(step.residual):
+            member(step.owner, path)
+        if not isinstance(step.module, SlimAttention):
+            for path in names_in(step.layer):
+                member(step.module, path)
+        if isinstance(step.layer, AttentionLayer):
+            _check_attention(step, step.layer)
+        if isinstance(step.layer, MlpLayer):
+            _check_mlp(step, step.layer)
+    return steps
+
+
+def _check_attention(step: Step, layer: AttentionLayer) -> None:
+    """UserError for a layer that computes past its modules, where hooks see nothing."""
+    qkv, attn = layer.qkv, step.module
+    if isinstance(attn, SlimAttention) or isinstance(qkv, Separate):
+        return
+    names = qkv.bias if isinstance(qkv.bias, tuple) else ()
+    if any(parameter(attn, name) is not None for name in names) or "." not in qkv.weight:
+        raise UserError(
+            f"{step.path} is a {type(attn).__name__} that multiplies with its weights past the "
+            "modules that hold them, so its queries, keys and values cannot be observed."
+        )
+
+
+def _check_mlp(step: Step, layer: MlpLayer) -> None:
+    for name in (*layer.readers, layer.writer):
+        linear(step.module, name)
+    for name in filter(None, (layer.unit_norm, layer.norm_behind)):
+        found = optional(step.module, name)
+        if found is None or (isinstance(found, nn.BatchNorm2d) and found.track_running_stats):
+            continue
+        raise UserError(
+            f"{step.path}.{name} is a {type(found).__name__}; of the MLPs on grids only those with "
+            "batch norm that keeps running statistics, or with none, can be read."
+        )
+
+
+def _branch(stated: Statement, step: Step) -> Branch:
+    layer = step.layer
+    assert isinstance(layer, AttentionLayer | MlpLayer)
+    attends, shape = isinstance(layer, AttentionLayer), shape_of(step.module, layer)
+    return Branch(
+        id=step.path,
+        kind="attention" if attends else "mlp",
+        block=step.place[0],
+        stage=step.stage,
+        width=step.writer.weight.shape[0],
+        tokens=step.tokens,
+        shape=shape,
+        writer_bias=step.writer.bias is not None,
+        carrier=step.stage > 0 or stated.stem.activation is None,
+        refusals=_refusals(step.module, layer),
+        **prices_of(step),
+    )
+
+
+def _refusals(module: nn.Module, layer: Layer | None) -> dict[GroupName, str]:
+    """The groups that the facts of a layer refuse, with the reason."""
+    if isinstance(layer, MlpLayer):
+        if optional(module, layer.norm) is None:
+            return {}
+        return {"hidden": "a norm over the hidden neurons depends on every one of them"}
+    refusals: dict[GroupName, str] = {}
+    if not isinstance(layer, AttentionLayer):
+        return refusals
+    every: tuple[GroupName, ...] = ("qk", "vo", "heads")
+    if any(optional(module, name) is not None for name in norms_of_qk(module, layer)):
+        refusals["qk"] = (
+            "QK-norm normalises over the dims of a head, so removing some changes the others"
+        )
+    if layer.rotary is not None:
+        refusals["qk"] = "rotary position embeddings turn pairs of dims, each at its own frequency"
+        if layer.rotary.per_head:
+            refusals["heads"] = "each head has rotary position embeddings of its own"
+    if optional(module, layer.gate) is not None:
+        refusals |= dict.fromkeys(every, "the attention output is gated")
+    if optional(module, layer.context_norm) is not None:
+        why = "a norm over the attention output depends on every dim"
+        refusals |= dict.fromkeys(every, why)
+    return refusals

@@ -1,0 +1,194 @@
+"""Run a model from any place on, with parts left out: a row of residual steps, one per branch.
+
+Streams of many batches are lists with one tensor (B, N, D) per batch, advanced branch by branch;
+they take images × tokens × width floats, so the caller bounds the number of images.
+Legend: B batch, N tokens, D residual width, C outputs of the head.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.batches import Batches
+from secateur.models.family import Family, family_of
+from secateur.models.taps import attached
+from secateur.models.types import Anatomy, Branch
+
+Streams = list[Tensor]
+NO_FILLS: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The stream after each branch and at the end, and the outputs, of one batch."""
+
+    after: Mapping[str, Tensor]
+    stream_BND: Tensor
+    logits_BC: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A model and its residual steps, which share the model's modules.
+
+    `steps[i]` takes the stream through `branches[i]`, from where the branch before left it. A
+    runner is valid until a module of the model is replaced.
+    """
+
+    model: nn.Module
+    family: Family
+    anatomy: Anatomy
+    steps: tuple[nn.Module, ...]
+
+    @staticmethod
+    def of(
+        model: nn.Module, family: Family | None = None, anatomy: Anatomy | None = None
+    ) -> "Runner":
+        """The runner of a model; its family and anatomy are looked up unless they are given."""
+        family = family or family_of(model)
+        anatomy = anatomy or family.read(model)
+        steps = tuple(family.through(model, branch) for branch in anatomy.branches)
+        return Runner(model, family, anatomy, steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of the branches."""
+        return [branch.id for branch in self.anatomy.branches]
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """The stream before the first step."""
+        return self.family.embed(self.model, images_BCHW)
+
+    def arrive(self, place: int, x_BND: Tensor) -> Tensor:
+        """The stream at a branch from that before its step."""
+        return self.family.arrive(self.model, self.anatomy.branches[place], x_BND)
+
+    def step(self, place: int, x_BND: Tensor) -> Tensor:
+        """The stream after one branch."""
+        after_BND: Tensor = self.steps[place](x_BND)
+        return after_BND
+
+    def skip(self, place: int, x_BND: Tensor, fill_D: Tensor | None = None) -> Tensor:
+        """The stream after a branch that is left out, with a constant (D,) in its place."""
+        arrived_BND = self.arrive(place, x_BND)
+        return arrived_BND if fill_D is None else arrived_BND + fill_D.to(arrived_BND)
+
+    def streams(
+        self,
+        x_BND: Tensor,
+        start: int = 0,
+        without: Collection[str] = (),
+        fills: Mapping[str, Tensor] = NO_FILLS,
+    ) -> Iterator[Tensor]:
+        """The stream after each branch from `start` on; branches in `without` are left out, with
+        their fills in place."""
+        for place, name in enumerate(self.names[start:], start):
+            if name in without:
+                x_BND = self.skip(place, x_BND, fills.get(name))
+            else:
+                x_BND = self.step(place, x_BND)
+            yield x_BND
+
+    def last(
+        self,
+        x_BND: Tensor,
+        start: int = 0,
+        without: Collection[str] = (),
+        fills: Mapping[str, Tensor] = NO_FILLS,
+    ) -> Tensor:
+        """The stream after the last branch from that before step `start`."""
+        for after_BND in self.streams(x_BND, start, without, fills):
+            x_BND = after_BND
+        return x_BND
+
+    def finish(
+        self,
+        x_BND: Tensor,
+        start: int = 0,
+        without: Collection[str] = (),
+        fills: Mapping[str, Tensor] = NO_FILLS,
+    ) -> Tensor:
+        """The model's outputs from the stream before step `start`."""
+        return self.family.head(self.model, self.last(x_BND, start, without, fills))
+
+    def without_each(
+        self,
+        images_BCHW: Tensor,
+        base: Collection[str],
+        sets: Iterable[Collection[str]],
+        fills: Mapping[str, Tensor] = NO_FILLS,
+    ) -> Iterator[Tensor]:
+        """The outputs of the whole model, then those without each set of branches.
+
+        The steps that a set has in common with `base`, up to the first difference, run once.
+        """
+        embedded_BND = self.embed(images_BCHW)
+        streams = [embedded_BND, *self.streams(embedded_BND, 0, base, fills)]
+        yield self.finish(embedded_BND) if base else self.finish(streams[-1], len(self))
+        for left_out in sets:
+            different = set(left_out) ^ set(base)
+            apart = (place for place, name in enumerate(self.names) if name in different)
+            first = min(apart, default=len(self))
+            yield self.finish(streams[first], first, left_out, fills)
+
+    def trace(self, images_BCHW: Tensor, channels: Tensor | None = None) -> Trace:
+        """Run a batch and keep the stream after each branch, all of it or some `channels`."""
+        x_BND = self.embed(images_BCHW)
+        kept = slice(None) if channels is None else channels.to(x_BND.device)
+        after = {}
+        for name, step in zip(self.names, self.steps, strict=True):
+            x_BND = step(x_BND)
+            after[name] = x_BND[..., kept]
+        logits_BC = self.family.head(self.model, x_BND)
+        return Trace(after=after, stream_BND=x_BND[..., kept], logits_BC=logits_BC)
+
+
+@torch.no_grad()
+def embed_all(model: nn.Module, family: Family, batches: Batches) -> Streams:
+    """The stream before the first branch, one tensor (B, N, D) per batch."""
+    return [family.embed(model, batch.images_BCHW) for batch in batches]
+
+
+def advance(
+    model: nn.Module, family: Family, branch: Branch, streams: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """The streams after one branch, batch by batch."""
+    return (after_BND for after_BND, _ in advance_seen(model, family, branch, streams, ()))
+
+
+def advance_(model: nn.Module, family: Family, branch: Branch, streams: Streams) -> None:
+    """Put the streams after one branch in the place of those before it, batch by batch."""
+    for number, after_BND in enumerate(advance(model, family, branch, streams)):
+        streams[number] = after_BND
+
+
+@torch.no_grad()
+def advance_seen(
+    model: nn.Module,
+    family: Family,
+    branch: Branch,
+    streams: Iterable[Tensor],
+    sites: tuple[str, ...],
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """The streams after one branch, each with the quantities that passed at `sites` on the way."""
+    taps = family.taps(model, branch) if sites else {}
+    step = family.through(model, branch)
+    seen: dict[str, Tensor] = {}
+
+    def keep(site: str) -> Callable[[Tensor], None]:
+        def see(x: Tensor) -> None:
+            seen[site] = x
+
+        return see
+
+    # WHY: the taps name modules of the whole model; `through` shares those modules, so a hook on
+    # the model also fires when the branch runs alone.
+    with attached(model, [(taps[site], keep(site)) for site in sites]):
+        for x_BND in streams:
+            seen.clear()
+            yield step(x_BND), dict(seen)

@@ -1,0 +1,289 @@
+"""A model family as a statement: the facts in which host classes differ, and nothing else.
+
+Names are paths of modules or parameters as the host calls them, relative to what the docstring
+says. A name that is stated must be there, but for one that ends in "?"; where the host has None or
+an Identity under it, the model is without it. Everything else, from canonical weights to costs, is
+derived from these facts.
+
+Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims, T entries of a
+table, F hidden neurons.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """How a block calls a layer: `layer(x, …)`, with x `times` times, and what it gives back.
+
+    `mask` is the keyword of an additive or boolean attention mask, `takes` are further keywords
+    that the block passes on; `fixed` are always given. With `pair` the layer returns its output
+    and a second value, which the block ignores.
+    """
+
+    mask: str | None = "attn_mask"
+    takes: Names = ()
+    times: int = 1
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    pair: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """One matrix for queries, keys and values: paths of parameters in the layer.
+
+    Rows are [q | k | v], each head by head, or with `by_head` head by head, each [q | k | v].
+    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none.
+    """
+
+    weight: str = "qkv.weight"
+    bias: str | tuple[str | None, str | None, str | None] = "qkv.bias"
+    by_head: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Separate:
+    """A linear layer each; their biases may be missing."""
+
+    q: str
+    k: str
+    v: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionBias:
+    """Biases of the attention logits: parameter (H, T), or (T, H) if `heads` is 1."""
+
+    table: str
+    index: str
+    heads: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """Rotary position embeddings, passed under the keyword `argument`.
+
+    `apply(q_BHNK, k_BHNK, embedding, **settings)` gives both rotated; `settings` are attributes of
+    the layer. Pairs of dims have frequencies of their own, so `qk` is refused; where each head has
+    its own table (`per_head`), `heads` is, too.
+    """
+
+    argument: str
+    apply: Callable[..., tuple[Tensor, Tensor]]
+    settings: Names = ()
+    per_head: bool = False
+
+
+class Holds(Enum):
+    """Shapes that the host's own attention class computes correctly, temperature included."""
+
+    NOTHING = "the dense shape only"
+    HEADS = "fewer heads"
+    EQUAL_DIMS = "fewer heads, and query, key and value dims that are fewer but equal"
+    ALL = "every shape"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionLayer:
+    """softmax(scale · q kᵀ + position bias) v per head, then `out`. Paths are in the layer.
+
+    `path` leads to the layer from its block, `classes` are the host classes that these facts hold
+    for. `heads` and `scale` are attributes (scale None: K^-½); `sizes` says which attributes follow
+    which size: heads, qk, vo, all_qk (H·K), all_vo (H·V). Facts refuse groups: `qk_norm` and
+    `rotary` qk; `gate` (a reader of the stream) and `context_norm` all three.
+    """
+
+    path: str
+    classes: Names
+    qkv: Packed | Separate = Packed()
+    out: str = "proj"
+    heads: str = "num_heads"
+    scale: str | None = "scale"
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    qk_norm: tuple[str, str] | None = None
+    context_norm: str | None = None
+    gate: str | None = None
+    position_bias: PositionBias | None = None
+    rotary: Rotary | None = None
+    dropout: str | None = None
+    dropout_behind: str | None = None
+    call: Call = Call()
+    holds: Holds = Holds.NOTHING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpLayer:
+    """`writer`(act(reader x)), or gated with two readers, apart or packed in one. Paths as above.
+
+    `unit_norm` is a batch norm whose channels belong to single neurons, `norm` one over all
+    neurons (refuses hidden), `norm_behind` a batch norm behind the writer. Readers and writer are
+    linear layers or 1 × 1 convolutions.
+    """
+
+    path: str
+    classes: Names
+    readers: Names
+    writer: str
+    unit_norm: str | None = None
+    norm: str | None = None
+    norm_behind: str | None = None
+    call: Call = Call(mask=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedLayer:
+    """A layer without weights or matrix products, such as pooling: it is no branch and stays."""
+
+    path: str
+    classes: Names
+    call: Call = Call(mask=None)
+
+
+Layer = AttentionLayer | MlpLayer | FixedLayer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
+
+    `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
+    """
+
+    layers: tuple[Layer, ...]
+    norm: str | None = None
+    norm_behind: bool = False
+    scale: str | None = None
+    drop: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Where the layer stands in its block."""
+        return self.layers[0].path if self.layers else ""
+
+    @property
+    def members(self) -> Names:
+        """Top names in the block of all that belongs to this step, in order of use."""
+        found = (self.norm, self.path, self.scale, self.drop)
+        return tuple(path.partition(".")[0] for path in found if path is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """A module at the start of a stage: a strided convolution, then perhaps a batch norm.
+
+    `module` is a path with the star of the stage; stages without it have an Identity there.
+    """
+
+    module: str
+    writer: str
+    norm: str | None = None
+
+    def at(self, stage: int) -> str:
+        """Path of the module at the start of a stage."""
+        return self.module.replace("*", str(stage))
+
+    def stride(self, module: nn.Module) -> int:
+        """By how much the sides of the grid are divided."""
+        return int(getattr(module.get_submodule(self.writer), "stride", (1,))[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stem:
+    """What writes the stream before the first block. Paths are in the model.
+
+    `writer` is a linear layer or convolution, `patch_norm` stands behind it, `activation` after
+    that, and `norm` goes over patches, positions and tokens together. The `tokens` are put before
+    the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
+    them, as far as N' goes. `earlier` are layers that hold no channels of the stream, with how many
+    products per weight and token each takes. `classes` names the classes that modules must have.
+    """
+
+    writer: str
+    patch_norm: str | None = None
+    activation: str | None = None
+    norm: str | None = None
+    positions: str | None = None
+    tokens: Names = ()
+    earlier: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, Names] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
+
+    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it.
+    """
+
+    norms: Names = ()
+    classifiers: Names = ()
+    pool: str | None = None
+    pool_macs: Callable[[Any], int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """A family of models.
+
+    `hosts` are "module:Class", looked at only if the module is loaded; of their models the family
+    is for those that `applies` holds for. `blocks` is the path of the
+    blocks, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
+    `residuals` says for each block class which steps it takes, in order.
+    `embed(model, images)` gives the stream as the first block sees it, `head(model, stream)` the
+    model's outputs from the stream that the last one leaves. `image` is (C, H, W), `grid` the
+    patches (rows, columns) of the first stage, `prefix` the tokens before them.
+
+    Streams that hosts hold as grids (`grids`, B D H W) become tokens at a block of class
+    `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
+    attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
+    `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
+    those that hold dictionaries of what was worked out from weights.
+    """
+
+    name: str
+    title: str
+    hosts: Names
+    blocks: str
+    residuals: Mapping[str, tuple[Residual, ...]]
+    stem: Stem
+    tail: Tail
+    embed: Callable[[Any, Tensor], Tensor]
+    head: Callable[[Any, Tensor], Tensor]
+    image: Callable[[Any], tuple[int, int, int]]
+    grid: Callable[[Any], tuple[int, int]]
+    prefix: Callable[[Any], int] = lambda _model: 0
+    applies: Callable[[Any], bool] = lambda _model: True
+    examples: Names = ()
+    classes: str = "num_classes"
+    grids: bool = False
+    flatten: str | None = None
+    transition: Transition | None = None
+    given: Callable[[Any, int], Mapping[str, object]] | None = None
+    sizes: Names = ()
+    resized: Callable[[Any, int, int], None] | None = None
+    fused: str | None = None
+    caches: Names = ()
+
+
+NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
+"""Fields that name nothing in the module that the others are relative to."""
+
+
+def names_in(fact: Any) -> Iterator[str]:
+    """All names that a fact states, in the module that it is about."""
+    if isinstance(fact, str):
+        yield fact
+    elif isinstance(fact, tuple | Mapping):
+        for item in fact:
+            yield from names_in(item)
+    elif is_dataclass(fact):
+        for part in fields(fact):
+            if part.name not in NO_NAMES:
+                yield from names_in(getattr(fact, part.name))

@@ -1,0 +1,89 @@
+"""Check that a model is the walk that all else takes it for: embed, steps, head.
+
+A subclass with a forward pass of its own has the modules of its family but is another function;
+whatever would be measured or cut through the walk would be wrong without a sign of it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import UserError
+from secateur.models.caches import forget_cached_
+from secateur.models.family import Family, family_of
+from secateur.models.runner import Runner
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
+"""Largest difference of outputs, as a share of the largest output; coarser types get 5 %."""
+
+
+@torch.no_grad()
+def require_walk(model: nn.Module) -> None:
+    """UserError for a model whose own forward pass is not the walk through its steps.
+
+    Both see two random images of the model's size, on its device and in its type, in evaluation
+    mode. The model is left as it was; one without values (on the meta device) is not looked at.
+    """
+    family = family_of(model)
+    anatomy = family.read(model)
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None or like.is_meta:
+        return
+    noise = torch.randn(2, *anatomy.input_size, generator=torch.Generator().manual_seed(0))
+    images_BCHW = noise.to(like.device, like.dtype)
+    with _evaluating(model):
+        own = _outputs_of(model, images_BCHW)
+        walk = Runner.of(model, family, anatomy)
+        walked = walk.finish(walk.embed(images_BCHW))
+    if walked.shape != own.shape:
+        shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
+        _refuse(model, family, f"it gives outputs of {shapes}")
+    largest = float(own.abs().max()) if own.numel() else 0.0
+    apart = float((own - walked).abs().nan_to_num(0.0).max()) if own.numel() else 0.0
+    if apart > TOLERANCES.get(own.dtype, 0.05) * max(largest, 1e-6):
+        _refuse(model, family, f"on two random images their outputs differ by {apart:.2g}")
+
+
+def _outputs_of(model: nn.Module, images_BCHW: Tensor) -> Tensor:
+    try:
+        own = model(images_BCHW)
+    except (TypeError, ValueError, AssertionError, IndexError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"the forward pass of {_name(model)} fails on images of shape "
+            f"{tuple(images_BCHW.shape)}: {error}"
+        ) from error
+    if not isinstance(own, Tensor):
+        raise UserError(
+            f"the forward pass of {_name(model)} gives a {type(own).__name__}, not one tensor of "
+            "outputs; give a model whose outputs are logits or features."
+        )
+    return own
+
+
+def _refuse(model: nn.Module, family: Family, how: str) -> None:
+    raise UserError(
+        f"the forward pass of {_name(model)} is not that of {family.title}, so nothing would be "
+        f"measured or cut correctly: {how}; give a model with the family's own forward pass, or "
+        "register its family."
+    )
+
+
+def _name(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without calling `train` or `eval`, which some hosts override."""
+    modes = [(module, module.training) for module in model.modules()]
+    forget_cached_(model)
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        forget_cached_(model)

@@ -1,0 +1,1 @@
+"""Directories of results: what stands there, and what may take its place."""

@@ -1,0 +1,1 @@
+"""What training learns from: labels, the outputs and the streams of a dense model."""

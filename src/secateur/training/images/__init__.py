@@ -1,0 +1,1 @@
+"""Training images: how they are drawn, held out, numbered and augmented."""

@@ -1,0 +1,147 @@
+"""One training session: the images, held-out images, folder and listeners that its runs share.
+
+`heal` and `train` are one run, `learn` one per phase, and a polish a run without a folder. Each
+names its model, objective and settings; the session supplies the rest, so that all of them train,
+judge, stop and resume alike.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.images import ImageSet
+from secateur.errors import UserError
+from secateur.progress import Progress
+from secateur.training.distillation.cached_logits import cached_logits_for
+from secateur.training.distillation.objectives import Distil, DistilSettings
+from secateur.training.distillation.teacher import Teacher
+from secateur.training.images.held_out import HeldOut, part_of
+from secateur.training.images.sampler import Items, items_of
+from secateur.training.judging import Judge
+from secateur.training.lesson import Hook, Objective
+from secateur.training.loop import FitReport, fit_
+from secateur.training.run import OnLog
+from secateur.training.settings import AugmentSettings, TrainSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Training and held-out images, with `labels` for a head of `classes` or without.
+
+    With a `folder`, a run that was stopped resumes from its checkpoint there, unless `restart`.
+    Training takes place on `device`, see `secateur.training.machine.training_device`.
+    """
+
+    train: object
+    held: object | None
+    labels: bool
+    classes: int
+    folder: Path | None = None
+    restart: bool = False
+    device: torch.device | str | None = None
+    progress: Progress | None = None
+    on_log: OnLog | None = None
+
+    def judge(self, settings: TrainSettings, teacher: Teacher | None) -> HeldOut | None:
+        """The judge on the held-out images; None where none are held out."""
+        if self.held is None:
+            return None
+        return HeldOut(
+            items=plain_items(self.held),
+            labels=self.labels,
+            teacher=teacher,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+        )
+
+    def distillation(
+        self, teacher: Teacher, distil: DistilSettings, settings: TrainSettings
+    ) -> Distil:
+        """The objective that learns from `teacher`, with its cached logits where they are kept."""
+        cached = cached_logits_for(teacher, self.train, settings, distil.answers, self.classes)
+        return Distil(teacher, distil, settings.label_smoothing, cached)
+
+    def spread(self, count: int) -> object:
+        """At most `count` training images, spread evenly over all of them, without augmentation."""
+        images = len(plain_items(self.train))
+        count = min(images, count)
+        return part_of(self.train, [i * images // count for i in range(count)])
+
+    def stage(self, name: str) -> "Session":
+        """The session of one of several runs: its folder in this one's, its name for progress."""
+        listener = self.progress
+
+        def told(_stage: str, done: int, total: int) -> None:
+            if listener is not None:
+                listener(name, done, total)
+
+        folder = None if self.folder is None else self.folder / name
+        return replace(self, folder=folder, progress=told)
+
+    def fit_(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: TrainSettings,
+        *,
+        judge: Judge | None = None,
+        hooks: Sequence[Hook] = (),
+        about: Mapping[str, object] | None = None,
+    ) -> FitReport:
+        """Train `model` in place on the training images, see `secateur.training.loop.fit_`."""
+        return fit_(
+            model,
+            self.train,
+            objective,
+            settings,
+            classes=self.classes,
+            labelled=self.labels,
+            folder=self.folder,
+            restart=self.restart,
+            hooks=hooks,
+            judge=judge,
+            about=about,
+            device=self.device,
+            progress=self.progress,
+            on_log=self.on_log,
+        )
+
+
+def plain_items(images: object) -> Items:
+    """Images as they are evaluated, without augmentation."""
+    return images if isinstance(images, ImageSet) else items_of(images, AugmentSettings())
+
+
+def has_labels(images: object) -> bool:
+    """Whether images come with labels, as far as can be told."""
+    if isinstance(images, ImageSet):
+        return images.labelled
+    return not isinstance(images, Tensor)
+
+
+def require_labels(images: object) -> None:
+    """UserError for images without labels."""
+    if has_labels(images):
+        return
+    where = images.source if isinstance(images, ImageSet) else "the tensor of images"
+    raise UserError(
+        f"{where} has no labels to learn from; give labelled images, or leave labels out "
+        "(--no-labels)."
+    )
+
+
+@contextmanager
+def on_device(device: torch.device, *models: nn.Module) -> Iterator[None]:
+    """Models on the device that trains; afterwards each is back on the device it came from."""
+    homes = [next(model.parameters()).device for model in models]
+    for model in models:
+        model.to(device)
+    try:
+        yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            model.to(home)

@@ -1,0 +1,1 @@
+"""How a step changes weights: optimizers, low-rank updates, branches left out by chance."""

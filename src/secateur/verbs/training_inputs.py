@@ -1,0 +1,161 @@
+"""What `heal`, `train` and `learn` open before they train: model, images, images for evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from secateur.data.images import ImageSet, open_images
+from secateur.data.preprocessing import Preprocessing
+from secateur.errors import UserError
+from secateur.measurement.accuracy import Accuracy
+from secateur.models.caches import copy_of
+from secateur.models.family import family_of
+from secateur.models.walk_check import require_walk
+from secateur.progress import Progress
+from secateur.storage.base import Base, base_of
+from secateur.storage.spec import Spec
+from secateur.storage.weights import refuse_not_finite
+from secateur.training.images.held_out import hold_out
+from secateur.training.run import OnLog
+from secateur.training.session import Session, has_labels, require_labels
+from secateur.verbs.evaluate import score
+from secateur.verbs.load import DataUsed, open_data, unreadable_note
+from secateur.verbs.result import Result
+
+
+def copy_to_train(
+    model: nn.Module | Result,
+) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
+    """A copy to train, what its dense original can be rebuilt from, and how it came about.
+
+    UserError for weights that are not finite, and a model that its family does not describe.
+    """
+    found, base, earlier = _origin(model)
+    refuse_not_finite(found.state_dict(), "the model")
+    require_walk(found)
+    return copy_of(found), base, earlier
+
+
+def _origin(model: nn.Module | Result) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
+    if isinstance(model, Result):
+        record = model.record()
+        keys = ("preset", "preset_source", "budget", "groups", "seed", "dense_logits")
+        return model.model, model.base or "", {key: record[key] for key in keys}
+    spec = getattr(model, "secateur_spec", None)
+    earlier = dict(spec.provenance) if isinstance(spec, Spec) else {}
+    try:
+        return model, base_of(model), earlier
+    except UserError as error:
+        return model, str(error), earlier
+
+
+def open_session(
+    model: nn.Module,
+    images: object,
+    *,
+    seed: int,
+    held_out: float,
+    labels: bool,
+    required: bool,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    folder: Path | None = None,
+    restart: bool = False,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    on_log: OnLog | None = None,
+) -> tuple[Session, DataUsed, list[str]]:
+    """Images to train `model` on, a share of them held out, where they came from, and notes.
+
+    Their labels are learned if `labels` and there are any. UserError where labels are `required`
+    and missing, or are of other classes than the head's; for images that cannot be read; and for
+    too few.
+    """
+    classes = family_of(model).read(model).num_classes
+    found, used, notes = open_training_images(
+        images,
+        Preprocessing.of(model),
+        limit=limit,
+        seed=seed,
+        num_classes=(classes or None) if labels or required else None,
+        skip_unreadable=skip_unreadable,
+    )
+    if required:
+        require_labels(found)
+    train, held = hold_out(found, used.images, held_out)
+    session = Session(
+        train=train,
+        held=held,
+        labels=labels and has_labels(found),
+        classes=classes,
+        folder=folder,
+        restart=restart,
+        device=device,
+        progress=progress,
+        on_log=on_log,
+    )
+    return session, used, notes
+
+
+def open_training_images(
+    images: object,
+    preprocessing: Preprocessing,
+    *,
+    limit: int | None,
+    seed: int,
+    num_classes: int | None,
+    skip_unreadable: bool,
+) -> tuple[object, DataUsed, list[str]]:
+    """Images to train on, where they came from, and notes; see `training.sampler.items_of`."""
+    if isinstance(images, str | Path):
+        images = open_images(
+            images,
+            preprocessing,
+            limit=limit,
+            seed=seed,
+            num_classes=num_classes,
+            skip_unreadable=skip_unreadable,
+        )
+    if isinstance(images, ImageSet):
+        notes = [unreadable_note(images.unreadable)] if images.unreadable else []
+        used = DataUsed(
+            source=images.source,
+            images=len(images),
+            fingerprint=images.fingerprint,
+            unreadable=images.unreadable,
+        )
+        return images, used, notes
+    count = len(images[0]) if isinstance(images, tuple) and images else 0
+    if not count and hasattr(images, "__len__"):
+        count = len(images)
+    return images, DataUsed(source=type(images).__name__, images=count), []
+
+
+class Evaluation:
+    """Images for evaluation, opened and checked before training, as each model wants them.
+
+    Raises UserError for images that cannot be read or are of other classes.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        images: object | None,
+        skip_unreadable: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._progress = progress
+        self._opened = {
+            key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
+            for key, model in models.items()
+            if images is not None
+        }
+
+    def __call__(self, name: str, key: str, model: nn.Module) -> dict[str, Accuracy]:
+        """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""
+        if key not in self._opened:
+            return {}
+        return {name: score(model, self._opened[key], f"evaluate {name}", self._progress)}
