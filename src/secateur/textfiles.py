@@ -11,7 +11,7 @@ from secateur.errors import UserError, short
 
 LARGEST = 256 * 2**10
 """In bytes; no file that a person writes for secateur comes near."""
-MOST_NODES = 20_000
+MOST_NODES = 10_000
 """Keys and values of one file, those behind aliases counted wherever they are used."""
 DEEPEST = 40
 """Lists and mappings within one another."""

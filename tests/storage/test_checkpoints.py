@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from secateur.errors import Advice, UserError
 from secateur.storage.adapt import load_to_train
-from secateur.storage.checkpoints import read_checkpoint
 from secateur.storage.load import load
+from secateur.storage.untrusted.checkpoints import read_checkpoint
 from tests.storage.tiny import images
 
 NAME = "test_vit"

@@ -9,8 +9,8 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.storage.base import identify
-from secateur.storage.checkpoints import read_checkpoint
 from secateur.storage.load import load
+from secateur.storage.untrusted.checkpoints import read_checkpoint
 from secateur.storage.weights import Weights, refuse_not_finite
 
 TIMM = "timm:"

@@ -11,13 +11,13 @@ from secateur.devices import usable_device
 from secateur.errors import UserError
 from secateur.models.family import stated_names
 from secateur.storage.base import build, identify
-from secateur.storage.checkpoints import read_checkpoint
 from secateur.storage.directories.existing import mend_model
 from secateur.storage.hub import download
 from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta
 from secateur.storage.saved import load_saved
 from secateur.storage.spec import SPEC
+from secateur.storage.untrusted.checkpoints import read_checkpoint
 from secateur.storage.weights import (
     Weights,
     fill_,

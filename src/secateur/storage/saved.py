@@ -14,17 +14,17 @@ from secateur.errors import UserError, short
 from secateur.models.family import family_of
 from secateur.models.norms import hold_norms_
 from secateur.storage.base import Base, build
-from secateur.storage.bounds import (
+from secateur.storage.directories.existing import mend_model
+from secateur.storage.fingerprint import agree, probe
+from secateur.storage.shapes import add_biases_, resize_
+from secateur.storage.spec import WEIGHTS, Spec, read_spec
+from secateur.storage.untrusted.bounds import (
     UNBUILDABLE,
     check_arguments,
     check_dense,
     check_input,
     few_modules,
 )
-from secateur.storage.directories.existing import mend_model
-from secateur.storage.fingerprint import agree, probe
-from secateur.storage.shapes import add_biases_, resize_
-from secateur.storage.spec import WEIGHTS, Spec, read_spec
 from secateur.storage.weights import common_dtype, fill_, misfit
 from secateur.tensorfiles import entries_of
 

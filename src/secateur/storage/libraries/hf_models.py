@@ -11,9 +11,9 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from secateur.errors import Advice, UserError, short
-from secateur.storage.bounds import UNBUILDABLE
 from secateur.storage.library import Arguments, is_argument, libraries, tuples
 from secateur.storage.network import hub_is_out_of_reach
+from secateur.storage.untrusted.bounds import UNBUILDABLE
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Names of Pillow's numbered filters."""

@@ -23,8 +23,8 @@ from torch import nn
 
 from secateur.errors import UserError, short
 from secateur.registry import unknown
-from secateur.storage.bounds import UNBUILDABLE, check_types
 from secateur.storage.library import Argument, Arguments, libraries, tuples
+from secateur.storage.untrusted.bounds import UNBUILDABLE, check_types
 
 CLASSES = {
     "VisionTransformer": VisionTransformer,

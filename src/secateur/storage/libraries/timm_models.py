@@ -12,10 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from secateur.errors import UserError, short
-from secateur.storage.bounds import UNBUILDABLE, check_types
 from secateur.storage.library import Argument, Arguments, is_argument, libraries, tuples
 from secateur.storage.meta import on_meta
 from secateur.storage.network import hub_is_out_of_reach
+from secateur.storage.untrusted.bounds import UNBUILDABLE, check_types
 
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 ADVICE = "pass --checkpoint FILE to load the weights from a local file"

@@ -8,8 +8,8 @@ import torchvision
 from torch import nn
 
 from secateur.errors import UserError, short
-from secateur.storage.bounds import UNBUILDABLE
 from secateur.storage.library import Argument, Arguments, libraries, tuples
+from secateur.storage.untrusted.bounds import UNBUILDABLE
 
 ALLOWED = frozenset({"num_classes", "image_size"})
 MARK = "torchvision_built_from"

@@ -39,9 +39,6 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FORBIDDEN = ("bytearray",)
 """Of the names that torch's reader allows, those that make objects of any size from a number."""
 
-RESIZED = ("pos_embed", "patch_embed.proj.weight")
-"""Tensors that timm's filters resample to other sizes of images and patches."""
-
 
 def read_checkpoint(path: Path, model: nn.Module | None = None) -> Weights:
     """The tensors of a checkpoint file, on the CPU.
@@ -237,7 +234,12 @@ def _filtered(model: nn.Module, tensors: Weights) -> Weights:
     if not isinstance(made, Mapping) or not all(isinstance(t, Tensor) for t in made.values()):
         return tensors
     made = {name: tensor for name, tensor in made.items() if tensor is not None}
-    resampled = any(name in made and made[name].numel() not in sizes for name in RESIZED)
     wanted = model.state_dict().keys()
+    # WHY: linear layers may be put together from several; all else of a new size was resampled.
+    resampled = any(
+        made[name].numel() not in sizes
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
+        for name in wanted & made.keys()
+    )
     better = len(wanted & made.keys()) > len(wanted & tensors.keys())
     return made if better and not resampled else tensors
