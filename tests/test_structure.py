@@ -226,7 +226,7 @@ def test_the_check_hears_every_way_to_name_a_host(source: str, found: bool) -> N
 
 MOST_FILES, MOST_LINES = 16, 300
 
-LONG_FILES = {"methods/task.py": 329, "cli/options.py": 306}
+LONG_FILES = {"cli/options.py": 306, "methods/task.py": 329}
 """Files with more lines than that, and how many: none may grow."""
 
 

@@ -1,12 +1,22 @@
 """Every test of this folder runs on the stand-in, and once more on an accelerator (`-m gpu`)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.standin_device import NAME, install
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder: the stand-in changes torch for the rest of the process."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.standin)
 
 
 def accelerator() -> torch.device | None:

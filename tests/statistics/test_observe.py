@@ -149,8 +149,9 @@ def test_modes_and_flags_return_also_after_an_error() -> None:
 @pytest.mark.parametrize("kind", ["hidden_energies", "context_moments", "mlp_gates"])
 def test_activations_that_are_not_finite_are_refused(kind: str) -> None:
     model = build("vit")
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[0] = float("nan")
     images = images_for(model)
-    images[2, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match=rf"blocks\.\d\.(attn|mlp) gives values .*{kind}"):
         observe(model, as_batches((images, torch.zeros(4, dtype=torch.long)), 2), [kind])
 

@@ -125,7 +125,7 @@ def test_a_loaded_model_can_be_trained_and_saved_in_its_own_place(tmp_path: Path
         for parameter in model.parameters():
             assert parameter.grad is not None
             parameter -= 0.1 * parameter.grad
-    save(model, out, base=base_of(model), provenance={}, results={})
+    save(model, out, base=base_of(model), provenance={}, results={}, overwrite=True)
     assert torch.equal(load(out)(x), model(x))
 
 

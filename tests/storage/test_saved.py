@@ -212,6 +212,33 @@ def test_images_larger_than_any(saved: Path, edit: Edit) -> None:
     _refused(saved, "above 4096 pixels")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec, text: spec["base"]["preprocessing"].update(interpolation=text),
+        lambda spec, text: spec["base"]["preprocessing"].update(crop_mode=text),
+        lambda spec, text: spec["base"]["preprocessing"].update({text: 1}),
+        lambda spec, text: spec["base"].update(name="vit_" + text[:196].replace("\n", "_")),
+        lambda spec, text: spec["base"]["arguments"].update(global_pool=text),
+        lambda spec, text: spec["shapes"].update({text: None}),
+        lambda spec, text: spec.update(stand_ins=[text]),
+        lambda spec, text: spec.update(widths={text: 1}),
+        lambda spec, text: spec.update(added_biases=[text]),
+        lambda spec, text: spec.update(held_norms={text: 1}),
+        lambda spec, text: spec.update(uncentred_norms=[text]),
+        lambda spec, text: spec.update({text: 1}),
+    ],
+)
+def test_messages_quote_a_little_of_a_long_text(
+    saved: Path, edit: Edit, change: Callable[[dict[str, Any], str], object]
+) -> None:
+    edit(lambda spec: change(spec, "word\n" * 5_000))
+    with pytest.raises(UserError) as caught:
+        load(saved)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("word") <= 50
+
+
 def test_a_large_header(saved: Path, edit: Edit) -> None:
     """84 MB of names; without zeros on the disk."""
     path = saved / "model.safetensors"

@@ -10,7 +10,7 @@ from secateur.masks.gates import Gate, Site
 from secateur.masks.masks import masks_of
 from secateur.models.caches import forget_cached_, shell_of
 from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.types import Anatomy, AttentionShape, Branch
 from secateur.statistics import Evidence
 from secateur.surgery.take_over import take_over
 
@@ -70,10 +70,21 @@ class Takeover:
             for site in NEEDS:
                 if site not in new.get(branch.id, {}):
                     continue
-                live = old[branch.id][site].flatten(), new[branch.id][site].flatten()
+                live = (
+                    _of_inputs(old[branch.id][site], branch),
+                    _of_inputs(new[branch.id][site], branch),
+                )
                 if bool((live[0] & ~live[1]).any()) and bool((live[0] & live[1]).any()):
                     found[branch.id, site] = live
         return found
+
+
+def _of_inputs(mask: Tensor, branch: Branch) -> Tensor:
+    """A mask of the writer's inputs (U,): one of whole heads (H, 1) counts for all their dims."""
+    shape = branch.shape
+    if isinstance(shape, AttentionShape):
+        mask = mask.expand(shape.heads, shape.vo)
+    return mask.flatten()
 
 
 def agreed(weight: Tensor) -> Tensor:

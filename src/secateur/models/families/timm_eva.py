@@ -45,7 +45,7 @@ def given(eva: Eva, index: int) -> dict[str, Any]:
     table: Any = eva.rope
     if table is None:
         return {"rope": None}
-    sized = hasattr(table, "feat_shape")
+    sized = getattr(table, "feat_shape", None) is not None
     rope = table.get_embed() if sized else table.get_embed(shape=eva.patch_embed.grid_size)
     return {"rope": rope[index] if eva.rope_mixed else rope}
 
