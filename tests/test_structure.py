@@ -15,6 +15,8 @@ ROOT = Path(secateur.registry.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "textfiles",
+    "tensorfiles",
     "whole",
     "devices",
     "progress",

@@ -128,7 +128,7 @@ def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
     require_walk(model)
-    batches, used = open_data(model, images, **request.reading())
+    batches, used = open_data(model, images, labels_needed=False, **request.reading())
     tolerance, effort, seed = request.tolerance, request.effort, request.seed
     if tolerance is None:
         tolerance = TOLERANCE[unit_of(anatomy.num_classes)]

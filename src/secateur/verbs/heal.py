@@ -39,8 +39,9 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
     `model` is a pruned model or what `prune` returned. Without a reference, the dense model of a
     bundled one is found. A reference of another family or with other preprocessing sees the same
     images in its own way; then only its outputs can be learned. `images` are a path or data
-    string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
-    or a `label_weight` in the settings, says so. With a `folder`, the run can be stopped and goes
+    string, or a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of
+    images or batches; labels are used only if `labels`, or a `label_weight` in the settings, says
+    so. With a `folder`, the run can be stopped and goes
     on from its checkpoint there; see `secateur.training.loop.fit_`.
     `device` is where to train: unless given, where the model is, or on the accelerator found
     for a model on the CPU; the model that comes out is where the one given was. Everything that can

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.data.items import has_labels
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.masks.job import LearnJob
@@ -25,7 +26,7 @@ from secateur.training.distillation.objectives import require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
-from secateur.training.session import Session, has_labels, plain_items
+from secateur.training.session import Session, plain_items
 from secateur.verbs.evaluate import measure_
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data

@@ -78,7 +78,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     anatomy = family.read(model)
     task = resolve(asked, anatomy)
     _check(model, family, anatomy, task)
-    batches, data = open_data(model, images, **request.reading())
+    batches, data = open_data(model, images, labels_needed=False, **request.reading())
     if request.polish is not None:
         require_polishable(model, batches.images)
     job = Job(
