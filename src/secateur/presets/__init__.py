@@ -15,7 +15,6 @@ from secateur.surgery.repair import Repair
 from secateur.surgery.replace import Replacement
 from secateur.textfiles import parse_fields, read_text
 
-DEFAULT = "spectral"
 DAMAGES = {"delta_kl", "delta_ce", "delta_angle"}
 """Criteria that say how the output changes, which searches measure for many layers at once."""
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.devices import usable_device
 from secateur.errors import UserError, short
-from secateur.measurement.latency import Clock
+from secateur.measurement.request import Clock
 from secateur.measurement.runtimes import require
-from secateur.methods.task import known_values
+from secateur.methods.checked import known_values
 from secateur.presets import load_preset
 from secateur.registry import unknown
 from secateur.study.structures import StructureName, score_names

@@ -17,6 +17,7 @@ from secateur.models.caches import copy_of
 from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
+from secateur.request.parts import TrainingPart
 from secateur.storage.base import Base, base_of
 from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
@@ -160,16 +161,11 @@ class Evaluation:
     Raises UserError for images that cannot be read or are of other classes.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        images: object | None,
-        skip_unreadable: bool,
-        progress: Progress | None,
-    ) -> None:
-        self._progress = progress
+    def __init__(self, models: Mapping[str, nn.Module], request: TrainingPart) -> None:
+        images, skip = request.eval_images, request.skip_unreadable
+        self._progress = request.progress
         self._opened = {
-            key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
+            key: open_data(model, images, skip_unreadable=skip)[0]
             for key, model in models.items()
             if images is not None
         }
