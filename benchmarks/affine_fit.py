@@ -94,12 +94,13 @@ def _write(args: argparse.Namespace, row: Row) -> None:
     lines.append(["median", *(f"{ratio:.2f}" for ratio in middle)])
     lines.append(["layers above 1", *(str(count) for count in worse)])
     parts = [
-        "# Does the affine stand-in hold on other images?",
-        f"ViT-Tiny. For every layer the affine map from the update of the layer before it to its "
-        f"own, fitted to all tokens of {args.images} calibration images as the stand-in `affine` "
-        "is; its squared error as a share of that of the mean update, on those images and on "
-        f"{args.limit_eval} others. Above 1 the mean stands in better. The class token, which "
-        "alone reaches the head, is one of 197 tokens of the fit.",
+        "# The affine replacement on other images",
+        "ViT-Tiny. For every layer, the affine map from the update of the previous layer to its "
+        f"own is fitted to all tokens of {args.images} calibration images, as for the replacement "
+        "`affine`. The table gives its squared error relative to that of the mean update, on "
+        "those images and on "
+        f"{args.limit_eval} others. Above 1 the mean is the better replacement. The class token, "
+        "the only input of the head, is one of 197 tokens of the fit.",
         table(["layer", *(f"{part}, {kind} images" for kind, part in columns)], lines),
         f"Measured with `{command('affine_fit', args)}`. {versions()}.",
     ]

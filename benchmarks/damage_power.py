@@ -83,13 +83,13 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
         for power in POWERS
     ]
     parts = [
-        "# Which power of the damages to add up",
-        "The knapsack of the spectral preset minimises the sum of a power of the damages that its "
-        "menus predict (docs/methods/spectral.md, section 6). KL(dense ‖ pruned) in nats ± "
+        "# The power of the degradations in the sum",
+        "The knapsack of the preset `spectral` minimises the sum of a power of the predicted "
+        "degradations (docs/methods/spectral.md, section 6). KL(dense ‖ pruned) in nats ± "
         "standard error, in brackets the agreement with the dense predictions, then the paired "
-        "difference of the divergence to that of the power in use (below 0: better than that); "
-        f"ViT-Tiny, {args.images} calibration images, {JUDGED} other calibration images to judge "
-        "by.",
+        "difference to the divergence under the default power (below 0: better); "
+        f"ViT-Tiny, {args.images} calibration images, {JUDGED} other calibration images for "
+        "evaluation.",
         table(("power", *BUDGETS), lines),
         "## Reproduce",
         f"```\n{command('damage_power', args)}\n```",

@@ -112,14 +112,15 @@ def _write(args: argparse.Namespace, bench: Bench, rows: dict[tuple[str, int, st
     some = next(iter(rows.values()))
     dense = bench.dense
     parts = [
-        "# Choosing layers to drop, and what to leave in their place",
+        "# Choice and replacement of dropped layers",
         f"{NAMES[args.model]}, dense top-1 {dense['top1']:.1f} ± {dense['stderr']:.1f} % on "
-        f"{some['n_eval']} evaluation images; {args.images} calibration images, of which "
-        f"greedy looks at {SEARCH_IMAGES}. Attention layers and MLPs compete. ± is the binomial "
+        f"{some['n_eval']} evaluation images; {args.images} calibration images, of which the "
+        f"greedy search uses {SEARCH_IMAGES}. Attention layers and MLPs compete. ± is the "
+        "binomial "
         "standard error in points; differences are paired over images, with their standard error.",
-        "## Which layers, nothing in their place",
+        "## Choice of layers, without replacement",
         _choices(rows),
-        "## What in their place",
+        "## Replacement",
         _stand_ins(rows),
         f"Measured with `{command('depth_choice', args)} --model {args.model}`. {versions()}.",
     ]

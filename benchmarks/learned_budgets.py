@@ -41,14 +41,14 @@ def main() -> None:
         "learned_budgets",
         "\n\n".join(
             [
-                "# Are budgets hit?",
+                "# The use of the budget by learned masks",
                 "Ten budgets in parameters on ViT-Tiny/16 at 96 px with ten classes "
                 f"({sum(p.numel() for p in model.parameters()):,} parameters, random weights): "
-                "scores by magnitude are projected onto the budget and what is masked is removed. "
-                "How many of the smaller model's parameters, counted in its tensors, are missing "
-                "to the budget, in percent of the dense ones. It is never exceeded.",
+                "scores by magnitude are projected onto the budget, and masked units are removed. "
+                "The table gives the unused part of the budget, counted in the tensors of the "
+                "smaller model, in percent of the dense parameters. The budget is never exceeded.",
                 table(head, rows),
-                "`per_head` has no units inside heads, so it cannot go as far as 10 %.",
+                "`per_head` has no units inside heads and does not reach 10 %.",
                 "## Reproduce\n\n```\npython benchmarks/learned_budgets.py\n```",
                 f"{versions()}. Seed {args.seed}.",
             ]

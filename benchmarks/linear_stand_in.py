@@ -146,20 +146,22 @@ def _scored(bench: Bench, model: nn.Module) -> Row:
 
 def _write(args: argparse.Namespace, dense: Row, rows: dict[tuple[str, str], Row]) -> None:
     parts = [
-        "# What stands in for dropped layers",
+        "# Replacements of dropped layers",
         f"{NAMES[args.model]}, cut without training; {dense['n_calibration']} calibration images, "
-        f"{dense['n_eval']} evaluation images, seed {args.seed}. Dense top-1 {dense['top1']:.1f} ± "
-        f"{dense['stderr']:.1f}. ± is the binomial standard error in points, KL is from the dense "
-        "model in nats, *lead* is top-1 over that with nothing in the place of the layers, on the "
-        "same images, with its paired standard error.",
+        f"{dense['n_eval']} evaluation images, seed {args.seed}. Dense top-1 {dense['top1']:.1f} "
+        "± "
+        f"{dense['stderr']:.1f}. ± is the binomial standard error in points, KL is that from the "
+        "dense model in nats, *lead* the gain in top-1 over no replacement on the same images, "
+        "with its paired standard error.",
         "## The same layers",
-        "Layers by the cosine of the stream before and after them; blocks as the window between "
-        "whose ends it turns least. *By cca*: attention layers by canonical correlations, as NBL.",
+        "Layers are chosen by the cosine of the stream before and after them, blocks as the "
+        "window of the least angle between its ends. *By cca*: attention layers by canonical "
+        "correlations, as in NBL.",
         _table(rows, DROPS),
         "## The same budget of MACs",
         "Attention layers and MLPs by cosine per MAC saved (preset `layer_drop`). A linear layer "
-        "has to be paid for, so more has to go. Whole layers rarely meet a budget exactly: compare "
-        "the MACs reached.",
+        "has a cost, so more layers must be dropped. Whole layers rarely meet a budget exactly: "
+        "compare the MACs.",
         _table(rows, BUDGETS),
         f"Measured with `{command('linear_stand_in', args)} --model {args.model}`. {versions()}.",
     ]
@@ -188,7 +190,7 @@ def _table(rows: dict[tuple[str, str], Row], wanted: tuple[str, ...]) -> str:
                 "" if lead is None else f"{lead[0]:+.1f} ± {lead[1]:.1f}",
             ]
         )
-    head = ["dropped or kept", "stand-in", "layers gone", "MACs", "parameters", "top-1", "KL"]
+    head = ["dropped or kept", "replacement", "layers dropped", "MACs", "parameters", "top-1", "KL"]
     return table([*head, "lead"], lines)
 
 

@@ -110,24 +110,25 @@ def write_report(row: Row, args: argparse.Namespace) -> None:
     every: list[Row] = row["points"]
     _plot([p for p in every if p["effort"] == "full"])
     parts = [
-        "# Do the menus tell the truth?",
-        "For each group of each branch of ViT-Tiny a menu predicts, for every size, the damage "
-        "KL(dense ‖ reduced) in nats. It is fitted to a few measured sizes "
+        "# Predicted and measured degradation of candidates",
+        "For each group of each branch of ViT-Tiny, the candidates predict the degradation "
+        "KL(dense ‖ reduced) in nats of every size. The prediction is fitted to a few measured "
+        "sizes "
         f"({_shares(FULL.shares)} of the dense size on {FULL.images} images; quick: "
-        f"{_shares(QUICK.shares)} on {QUICK.images}) and carried to the others along an analytic "
-        f"error curve. Here sizes at other shares ({_shares(EXTRA)}) are measured too, on the "
-        f"images of the fit and on {FULL.images} validation images, and set against the "
-        f"prediction; evidence from {row['n_calibration']} calibration images.",
-        "## Spearman's rank correlation of predicted and measured damage",
+        f"{_shares(QUICK.shares)} on {QUICK.images}) and interpolated along an analytic error "
+        f"curve. Here other shares ({_shares(EXTRA)}) are measured too, on the images of the fit "
+        f"and on {FULL.images} validation images, and compared with the prediction; statistics "
+        f"from {row['n_calibration']} calibration images.",
+        "## Spearman's rank correlation of predicted and measured degradation",
         "Sizes held out from the fit; number of probes in brackets. The goal is 0.9 over all.",
         table(_HEAD, _spearman_lines(every, lambda p: not p["fitted"])),
-        "The same at sizes of the fit on other images, which tells what new images alone change:",
+        "The same at the sizes of the fit on other images, the effect of new images alone:",
         table(_HEAD, _spearman_lines(every, lambda p: p["fitted"])),
-        "## Predicted over measured damage",
-        "Median and 10th–90th percentile of the ratio over held-out sizes: 1 would be perfect, "
-        "and only differences between groups matter to a plan.",
+        "## Ratio of predicted to measured degradation",
+        "Median and 10th–90th percentile of the ratio over held-out sizes: 1 is exact, and only "
+        "differences between groups affect a plan.",
         table(_HEAD, _ratio_lines([p for p in every if not p["fitted"]])),
-        "![Predicted against measured damage](menu_truth.svg)",
+        "![Predicted against measured degradation](menu_truth.svg)",
         "## Reproduce",
         f"```\npip install -e '.[bench]'\n{command('menu_truth', args)}\n```",
         f"{versions('scipy')}. Seed {args.seed}.",

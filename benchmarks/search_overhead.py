@@ -132,18 +132,18 @@ def main() -> None:
         "search_overhead",
         "\n\n".join(
             [
-                "# What a search adds to a training step",
+                "# The overhead of a search in a training step",
                 f"ViT-Tiny/16 at {args.size} px, batches of {args.batch}, {args.threads} thread; "
-                f"steps with and without gates in turns, {args.steps - 2} of each after two to "
-                "warm up; processor time, medians, and the median ratio of neighbouring steps. "
-                f"The bar is {MOST:g}.",
+                f"steps with and without gates in turns, {args.steps - 2} of each after two "
+                "warm-up steps; medians of processor time, and the median ratio of neighbouring "
+                f"steps. The limit is {MOST:g}.",
                 table(head, rows),
-                "A step is forward pass, cross-entropy, backward pass and the optimizers; a "
-                "teacher's forward pass, the same with and without gates, is left out. "
-                "`projected` projects the scores anew eleven times in a search and `schedule` up "
-                "to a hundred times, here more often per step than in a longer search. The "
-                "takeover of `projected`, a pass over a few hundred images each time, is left out "
-                "as the teacher is.",
+                "A step consists of forward pass, cross-entropy, backward pass and the "
+                "optimizers. The teacher's forward pass, equal with and without gates, is "
+                "excluded. `projected` projects the scores eleven times in a search and "
+                "`schedule` up to a hundred times, here more often per step than in a longer "
+                "search. The takeover of `projected`, a pass over a few hundred images each time, "
+                "is excluded too.",
                 "## Reproduce\n\n```\npython benchmarks/search_overhead.py "
                 f"--size {args.size} --batch {args.batch} --steps {args.steps} --threads "
                 f"{args.threads}{''.join(f' --only {name}' for name in args.only or ())}\n```",

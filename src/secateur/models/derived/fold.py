@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.derived.members import members_of, start_of
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, steps_before
@@ -98,13 +98,13 @@ def give_bias_(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> No
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        raise UserError(f"there is no module '{path}' to have an added bias.") from error
+        raise UserError(f"there is no module '{short(path)}' to have an added bias.") from error
     if type(module) is nn.ReLU and (bias := tensors.get(f"{path}.bias")) is not None:
         _shift_(model, path, bias.numel(), next(model.parameters()))
         return
     weight = getattr(module, "weight", None)
     if getattr(module, "bias", 0) is not None or not isinstance(weight, Tensor):
-        raise UserError(f"module '{path}' cannot have an added bias.")
+        raise UserError(f"module '{short(path)}' cannot have an added bias.")
     module.bias = nn.Parameter(weight.new_empty(weight.shape[0]))
 
 
