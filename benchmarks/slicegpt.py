@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from secateur.data.batches import as_batches
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of, read
-from secateur.models.runner import advance, embed_all
 from secateur.surgery.rotate import principal_basis
+from secateur.surgery.streams import advance, embed_all
 from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}

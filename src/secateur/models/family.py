@@ -21,7 +21,7 @@ from secateur.models.derived.layout import (
 )
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
-from secateur.models.modules import LinearStandIn, OnGrid, PartialBlock, WithGiven
+from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.taps import Tap
@@ -236,13 +236,14 @@ class Family:
 
     def _alone(self, model: nn.Module, step: Step) -> nn.Module:
         """A step as a module from stream to stream, in tokens; shares the model's modules."""
-        module = step.owner
+        module, given = step.owner, None
         if step.kind != "transition":
             residuals = residuals_of(self.statement, step.block, step.owner)
             module = PartialBlock(step.owner, residuals, (step.residual.path,))
             if self.statement.given is not None:
-                module = WithGiven(module, partial(self.statement.given, model, step.place[0]))
-        return module if step.grid is None else OnGrid(step.grid, module)
+                given = partial(self.statement.given, model, step.place[0])
+        plain = step.grid is None and given is None
+        return module if plain else OnTokens(module, grid=step.grid, given=given)
 
 
 families: Registry[Family] = Registry("model family", "secateur.models.families")

@@ -205,30 +205,27 @@ class PartialBlock(nn.Module):
         return update
 
 
-class WithGiven(nn.Module):
-    """A block with the arguments that its host gives it beside the stream."""
+class OnTokens(nn.Module):
+    """A block or other module between streams of tokens, whatever its host gives it beside them.
 
-    def __init__(self, block: nn.Module, given: Any) -> None:
+    `given()` are its further arguments; with `grid` it works on one of so many rows and columns.
+    """
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        *,
+        grid: tuple[int, int] | None = None,
+        given: Callable[[], Mapping[str, object]] | None = None,
+    ) -> None:
         super().__init__()
-        self.block, self.given = block, given
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """The stream behind the block."""
-        out_BND: Tensor = self.block(x_BND, **self.given())
-        return out_BND
-
-
-class OnGrid(nn.Module):
-    """Modules that work on a grid of this many rows and columns, between streams of tokens."""
-
-    def __init__(self, grid: tuple[int, int], *modules: nn.Module) -> None:
-        super().__init__()
-        self.grid: Final = grid
-        self.inner = nn.Sequential(*modules)
+        self.inner, self.grid, self.given = inner, grid, given
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
-        return as_tokens(self.inner(x_BND.transpose(1, 2).unflatten(2, self.grid)))
+        x = x_BND if self.grid is None else x_BND.transpose(1, 2).unflatten(2, self.grid)
+        out: Tensor = self.inner(x) if self.given is None else self.inner(x, **self.given())
+        return out if self.grid is None else as_tokens(out)
 
 
 def as_tokens(grid_BDHW: Tensor) -> Tensor:

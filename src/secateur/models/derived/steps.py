@@ -5,7 +5,7 @@ Legend: D residual width.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from secateur.models.statement import (
 )
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
+Grid = tuple[int, int]
 Linears = list[nn.Linear | nn.Conv2d]
 
 
@@ -42,7 +43,7 @@ class Step:
     place: tuple[int, int]
     stage: int
     owner: nn.Module
-    grid: tuple[int, int] | None
+    grid: Grid | None
     tokens: int
     residual: Residual = Residual(layers=())  # noqa: RUF009 (frozen)
     layer: Layer | None = None
@@ -148,21 +149,18 @@ def steps_of(
     grid, flat, prefix = stated.grid(model), not stated.grids, stated.prefix(model)
     steps: list[Step] = []
     met, number, transition = 0, -1, stated.transition
+
+    def add(path: str, kind: Kind, part: int, owner: nn.Module, came: Grid, **facts: Any) -> None:
+        place, tokens = (number + (part < 0), part), prefix + grid[0] * grid[1]
+        came_in = None if flat else came
+        where: dict[str, Any] = {"place": place, "stage": stage, "grid": came_in, "tokens": tokens}
+        steps.append(Step(path=path, kind=kind, owner=owner, **where, **facts))
+
     for stage, path, block in blocks_of(stated, model):
         if stage > met and transition and (owner := optional(model, transition.at(stage))):
             came, stride = grid, transition.stride(owner)
             grid = (grid[0] // stride, grid[1] // stride)
-            steps.append(
-                Step(
-                    path=transition.at(stage),
-                    kind="transition",
-                    place=(number + 1, -1),
-                    stage=stage,
-                    owner=owner,
-                    grid=None if flat else came,
-                    tokens=prefix + grid[0] * grid[1],
-                )
-            )
+            add(transition.at(stage), "transition", -1, owner, came)
         met = stage
         if type(block).__name__ == stated.flatten:
             flat = True
@@ -176,19 +174,7 @@ def steps_of(
                 continue
             whole = f"{path}.{residual.path}"
             kind, layer = ("fixed", None) if gone else _read(whole, block, residual)
-            steps.append(
-                Step(
-                    path=whole,
-                    kind=kind,
-                    place=(number, part),
-                    stage=stage,
-                    owner=block,
-                    grid=None if flat else grid,
-                    tokens=prefix + grid[0] * grid[1],
-                    residual=residual,
-                    layer=layer,
-                )
-            )
+            add(whole, kind, part, block, grid, residual=residual, layer=layer)
     return steps
 
 

@@ -4,6 +4,7 @@ Legend: D residual width.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def narrow_(
         _narrow_inputs_(_strided(stated, model, members.following), kept_D, held.get(END))
     for step in members.steps:
         _narrow_step_(step, kept_D, held.get(step.path))
-    keep_rows_(members.writer, kept_D)
+    keep_(members.writer, kept_D, 0)
     for vector in members.vectors.values():
         keep_vector_(vector, kept_D)
     for path, table in members.tables.items():
@@ -109,7 +110,7 @@ def _narrow_tail_(model: nn.Module, members: Members, kept_D: Tensor, held: Held
     for norm in norms.values():
         keep_vector_(norm, kept_D)
     for head in heads:
-        keep_columns_(head, kept_D)
+        keep_(head, kept_D, 1)
 
 
 def _narrow_step_(step: Step, kept_D: Tensor, held: Held | None) -> None:
@@ -123,9 +124,9 @@ def _narrow_step_(step: Step, kept_D: Tensor, held: Held | None) -> None:
         if isinstance(reader, nn.Conv2d):
             _narrow_inputs_(reader, kept_D, held)
         else:
-            keep_columns_(reader, kept_D)
+            keep_(reader, kept_D, 1)
     if readers:
-        keep_rows_(step.writer, kept_D)
+        keep_(step.writer, kept_D, 0)
     for vectors in (norm, step.batch_norm):
         if vectors is not None:
             keep_vector_(vectors, kept_D, step.path)
@@ -140,25 +141,16 @@ def _narrow_inputs_(conv: nn.Conv2d, kept_D: Tensor, held: Held | None) -> None:
         gone = removed(weight.shape[1], kept_D.to(weight.device))
         constant = weight[:, gone].double().sum((2, 3)) @ held.mean_D.to(weight.device)[gone]
         conv.bias.add_(constant.to(conv.bias.dtype))
-    conv.weight = _kept(conv.weight, kept_D, 1)
-    conv.in_channels = kept_D.numel()
+    keep_(conv, kept_D, 1)
 
 
-def keep_rows_(module: nn.Linear | nn.Conv2d, kept_D: Tensor) -> None:
-    """Keep these outputs of a linear layer or convolution."""
-    module.weight = _kept(module.weight, kept_D, 0)
-    if module.bias is not None:
-        module.bias = _kept(module.bias, kept_D, 0)
-    if isinstance(module, nn.Linear):
-        module.out_features = kept_D.numel()
-    else:
-        module.out_channels = kept_D.numel()
-
-
-def keep_columns_(module: nn.Linear, kept_D: Tensor) -> None:
-    """Keep these inputs of a linear layer."""
-    module.weight = _kept(module.weight, kept_D, 1)
-    module.in_features = kept_D.numel()
+def keep_(layer: nn.Linear | nn.Conv2d, kept_D: Tensor, axis: Literal[0, 1]) -> None:
+    """Keep these outputs (axis 0) or inputs (axis 1) of a linear layer or convolution."""
+    layer.weight = _kept(layer.weight, kept_D, axis)
+    if axis == 0 and layer.bias is not None:
+        layer.bias = _kept(layer.bias, kept_D, 0)
+    kind = "features" if isinstance(layer, nn.Linear) else "channels"
+    setattr(layer, f"{('out', 'in')[axis]}_{kind}", kept_D.numel())
 
 
 def keep_vector_(module: nn.Module, kept_D: Tensor, path: str = "") -> None:
