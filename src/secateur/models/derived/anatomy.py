@@ -26,11 +26,8 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         if "is stated, but" not in str(error):
             raise
         raise UserError(f"{error}; correct the statement of family '{stated.name}'.") from None
-    paths = [
-        path
-        for _, path, block in blocks_of(stated, model)
-        if type(block).__name__ != stated.flatten
-    ]
+    found = [(path, type(block).__name__) for _, path, block in blocks_of(stated, model)]
+    paths = [path for path, name in found if name != stated.flatten]
     branches = tuple(_branch(stated, step) for step in steps if step.is_branch)
     why = why_not_narrow(stated, model, steps)
     streams = () if why else streams_of(stated, model, steps)

@@ -74,7 +74,10 @@ def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeight
     )
     weights = _parts(attn, layer.qkv, "weight", shape)
     biases = _parts(attn, layer.qkv, "bias", shape)
-    table = None if position is None else parameter(attn, position.table)
+    table = places = None
+    if position is not None and (found := parameter(attn, position.table)) is not None:
+        table = found.detach().movedim(position.heads, 0)
+        places = attn.get_buffer(position.index)
     return AttentionWeights(
         q_HKD=weights[0],
         k_HKD=weights[1],
@@ -85,10 +88,8 @@ def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeight
         vb_HV=biases.get(2),
         ob_D=_detached(out.bias),
         scale=shape.qk**-0.5 if layer.scale is None else float(getattr(attn, layer.scale)),
-        table_HT=None
-        if table is None or position is None
-        else table.detach().movedim(position.heads, 0),
-        places_NN=None if table is None or position is None else attn.get_buffer(position.index),
+        table_HT=table,
+        places_NN=places,
     )
 
 
