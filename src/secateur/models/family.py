@@ -143,16 +143,17 @@ class Family:
         """Why the stream of this model cannot be rotated; None if it can."""
         if not self.one_stream:
             return (
-                f"that takes one stream, but {self.title} has one per stage, which more than "
-                "linear layers write and more than LayerNorms or RMS norms read"
+                "that takes one stream which only linear layers write and only LayerNorms or RMS "
+                "norms read"
             )
         return basis.why_not_rotate(self.statement, model)
 
     def require_rotatable(self, model: nn.Module) -> None:
         """UserError where the stream of this model cannot be rotated."""
         if why := self.why_not_rotate(model):
+            whose = "this model" if self.one_stream else self.title
             raise UserError(
-                f"the residual stream of this model cannot be rotated: {why}; {basis.SELECT}."
+                f"the residual stream of {whose} cannot be rotated: {why}; {basis.SELECT}."
             )
 
     def rotate_(self, model: nn.Module, basis_DD: Tensor) -> None:
