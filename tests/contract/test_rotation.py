@@ -270,9 +270,9 @@ def test_readers_are_not_fitted_without_evidence() -> None:
         units={"stream": {"width": tuple(range(16))}},
         reductions={"width": "rotate"},
     )
-    evidence = observe(turned, as_batches(x, 4), ["stream_sums"])
+    statistics = observe(turned, as_batches(x, 4), ["stream_sums"])
     with pytest.raises(UserError, match=r"readers of blocks.0.attn cannot be fitted"):
-        cut_(turned, plan, evidence, "least_squares")
+        cut_(turned, plan, statistics, "least_squares")
 
 
 @torch.no_grad()

@@ -174,8 +174,8 @@ def test_it_stands_in_the_way_of_the_stream_and_is_counted(name: str, gone: set[
         assert torch.equal(family.alone(smaller, branch)(arrived_BND), x_BND)
     assert torch.allclose(family.head(smaller, x_BND), smaller(images), atol=1e-5)
     assert counted(smaller, anatomy.input_size) == anatomy.cost()
-    evidence = observe(smaller, as_batches(images, 4), ["update_mean", "stream_gram"])
-    assert evidence.images == 16
+    statistics = observe(smaller, as_batches(images, 4), ["update_mean", "stream_gram"])
+    assert statistics.images == 16
 
 
 @pytest.mark.parametrize("name", STANDING)

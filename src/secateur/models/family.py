@@ -21,10 +21,10 @@ from secateur.models.derived.layout import (
 )
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
+from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
-from secateur.models.taps import Tap
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.registry import Registry
@@ -217,8 +217,8 @@ class Family:
             stream_BND = self._alone(model, step)(stream_BND)
         return self.statement.head(model, stream_BND)
 
-    def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:
-        """Where the quantities of a branch can be seen; see `secateur.models.taps`."""
+    def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
+        """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
         return sites_of(self._step(model, branch))
 
     def _own(self, model: nn.Module, branch: Branch) -> list[Step]:

@@ -162,7 +162,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joint:
+class StreamTransition:
     """What leads from one stream to another and costs by the channels of both."""
 
     first: str
@@ -187,8 +187,9 @@ class Anatomy:
     """What a host model is made of. Pure data; says nothing about weights.
 
     `ends` is the cost of all that is not a branch: embedding, final norm, heads. `streams` are
-    those that can be made narrower; where there are none, `refusals` says why. `joints` price what
-    stands between two of them, and what reads and writes one, which is part of `ends` too, as are
+    those that can be made narrower; where there are none, `refusals` says why. `transitions` price
+    what stands between two of them, and what reads and writes one, which is part of `ends` too, as
+    are
     `stand_ins`.
     """
 
@@ -203,7 +204,7 @@ class Anatomy:
     ends: Rate
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
     streams: tuple[Stream, ...] = ()
-    joints: tuple[Joint, ...] = ()
+    transitions: tuple[StreamTransition, ...] = ()
     stand_ins: tuple[StandInLayer, ...] = ()
 
     def branch(self, branch_id: str) -> Branch:
@@ -242,7 +243,7 @@ class Anatomy:
         wanted = {name: widths.get(name, width) for name, width in present.items()}
         for stream in self.streams:
             total = total + stream.ends.per_width * (wanted[stream.id] - stream.width)
-        for joint in self.joints:
+        for joint in self.transitions:
             pairs = wanted[joint.first] * wanted[joint.second]
             total = total + joint.per_pair * (pairs - present[joint.first] * present[joint.second])
         return total

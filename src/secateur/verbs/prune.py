@@ -134,7 +134,7 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
         before=job.anatomy,
         after=after,
         plan=plan,
-        menus=prepared.menus,
+        candidates=prepared.candidates,
         task=task,
         data=data,
         seconds=images.seconds,

@@ -15,7 +15,7 @@ from secateur.models.derived.members import heads_of, members_of, start_of
 from secateur.models.derived.names import optional, present
 from secateur.models.derived.steps import Step
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
-from secateur.models.types import Cost, Joint, Rate, StandInLayer, Stream
+from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransition
 
 
 def parameters(*modules: nn.Module | None) -> int:
@@ -125,7 +125,7 @@ def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[
 
 def joints_of(
     stated: Statement, model: nn.Module, steps: list[Step], streams: tuple[Stream, ...]
-) -> tuple[Joint, ...]:
+) -> tuple[StreamTransition, ...]:
     """Transitions and linear steps, which cost by the channels of two streams."""
     params, macs = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for step in steps:
@@ -137,6 +137,8 @@ def joints_of(
             params[pair] += taps
             macs[pair] += step.tokens * taps
     return tuple(
-        Joint(first=streams[i].id, second=streams[j].id, per_pair=Cost(params=n, macs=macs[i, j]))
+        StreamTransition(
+            first=streams[i].id, second=streams[j].id, per_pair=Cost(params=n, macs=macs[i, j])
+        )
         for (i, j), n in params.items()
     )

@@ -1,4 +1,4 @@
-"""Hook points of a branch, where its quantities pass by; see `secateur.models.taps`.
+"""Hook points of a branch, where its quantities pass by; see `secateur.models.hook_points`.
 
 Legend: B batch, N tokens, H heads.
 """
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 from secateur.models.derived.layout import attention_shape, held_in
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step
+from secateur.models.hook_points import HookPoint, View, whole
 from secateur.models.modules import as_tokens
 from secateur.models.statement import AttentionLayer, MlpLayer
-from secateur.models.taps import Tap, View, whole
 
 
-def sites_of(step: Step) -> dict[str, Tap]:
+def sites_of(step: Step) -> dict[str, HookPoint]:
     """Hook points of a branch; queries and keys are seen after QK-norm where there is one."""
     residual, block, view = step.residual, step.block, whole if step.grid is None else as_tokens
     before = residual.norm is not None and not residual.norm_behind and step.norm is not None
     sites = {
-        "stream": Tap(f"{block}.{residual.norm}" if before else step.path, "input", view),
-        "input": Tap(step.path, "input", view),
-        "update": Tap(_update(step), "output", view),
+        "stream": HookPoint(f"{block}.{residual.norm}" if before else step.path, "input", view),
+        "input": HookPoint(step.path, "input", view),
+        "update": HookPoint(_update(step), "output", view),
     }
     if isinstance(step.layer, MlpLayer):
-        return sites | {"hidden": Tap(f"{step.path}.{step.layer.writer}", "input", view)}
+        return sites | {"hidden": HookPoint(f"{step.path}.{step.layer.writer}", "input", view)}
     assert isinstance(step.layer, AttentionLayer)
     return sites | _attention_sites(step.path, step.module, step.layer)
 
@@ -42,20 +42,20 @@ def _update(step: Step) -> str:
     return step.path
 
 
-def _attention_sites(path: str, attn: nn.Module, layer: AttentionLayer) -> dict[str, Tap]:
+def _attention_sites(path: str, attn: nn.Module, layer: AttentionLayer) -> dict[str, HookPoint]:
     shape = attention_shape(attn, layer)
     names, sizes = ("query", "key", "value"), (shape.qk, shape.qk, shape.vo)
-    out = Tap(f"{path}.{layer.out}", "input", _by_head(shape.heads, 0, shape.vo))
+    out = HookPoint(f"{path}.{layer.out}", "input", _by_head(shape.heads, 0, shape.vo))
     sites = {"context": out}
     for weight, held in held_in(layer.qkv, "weight").items():
         first, each = 0, sum(sizes[part] for part in held) if layer.qkv.by_head else 0
         for part in held:
             view = _by_head(shape.heads, first, sizes[part], each)
-            sites[names[part]] = Tap(f"{path}.{weight.rpartition('.')[0]}", "output", view)
+            sites[names[part]] = HookPoint(f"{path}.{weight.rpartition('.')[0]}", "output", view)
             first += sizes[part]
     for name, norm in zip(names, layer.qk_norm or (), strict=False):
         if optional(attn, norm) is not None:
-            sites[name] = Tap(f"{path}.{norm}", "output", _by_token)
+            sites[name] = HookPoint(f"{path}.{norm}", "output", _by_token)
     return sites
 
 
