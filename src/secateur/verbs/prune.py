@@ -20,7 +20,6 @@ from secateur.methods.task import Task, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
 from secateur.models.sharing import refuse_shared
-from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress, timed
@@ -107,7 +106,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
     if task.preset.stand_in is not None:
         check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
-        rotatable(model, family)
+        family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
     require_walk(model)
 
