@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from _common import RESULTS
 
-from secateur.report.colours import LIGHT
+from secateur.report.drawing.colours import LIGHT
 from secateur.report.study_figures import NAMES, STRUCTURES
 from secateur.report.study_record import Curve, ModelRecord, OracleRow, Point
 from secateur.study.statistics import Array, Interval, bootstrap

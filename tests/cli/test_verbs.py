@@ -11,7 +11,7 @@ import secateur
 from secateur.models.family import read
 from tests.cli.conftest import Run
 
-ACCURACY = {"top1", "top5", "n", "stderr", "agreement", "kl"}
+ACCURACY = {"top1", "top5", "n", "stderr", "agreement", "kl", "change_stderr"}
 
 
 def test_inspect(run: Run) -> None:

@@ -46,7 +46,15 @@ def test_top1_top5_and_standard_error() -> None:
     assert (found.top1, found.top5, found.n) == (50.0, 75.0, 4)
     assert found.stderr == pytest.approx(100 * math.sqrt(0.5 * 0.5 / 4))
     assert (found.agreement, found.kl) == (None, None)
-    assert set(found.to_json()) == {"top1", "top5", "n", "stderr", "agreement", "kl"}
+    assert set(found.to_json()) == {
+        "top1",
+        "top5",
+        "n",
+        "stderr",
+        "agreement",
+        "kl",
+        "change_stderr",
+    }
 
 
 def test_agreement_and_divergence_from_the_reference() -> None:

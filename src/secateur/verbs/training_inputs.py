@@ -1,16 +1,17 @@
 """What `heal`, `train` and `learn` open before they train: model, images, images for evaluation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.measurement.accuracy import Accuracy
+from secateur.measurement.accuracy import Accuracy, paired_difference, summarize
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
@@ -21,7 +22,7 @@ from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, require_labels
-from secateur.verbs.evaluate import score
+from secateur.verbs.evaluate import predicted
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
 
@@ -148,6 +149,7 @@ class Evaluation:
         progress: Progress | None,
     ) -> None:
         self._progress = progress
+        self._dense_N: Tensor | None = None
         self._opened = {
             key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
             for key, model in models.items()
@@ -158,4 +160,11 @@ class Evaluation:
         """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""
         if key not in self._opened:
             return {}
-        return {name: score(model, self._opened[key], f"evaluate {name}", self._progress)}
+        found = predicted(model, self._opened[key], f"evaluate {name}", self._progress)
+        accuracy, correct_N = summarize(found), found.correct_N
+        if key == "dense":
+            self._dense_N = correct_N
+        elif correct_N is not None and self._dense_N is not None:
+            _, error = paired_difference(correct_N, self._dense_N)
+            accuracy = replace(accuracy, change_stderr=error)
+        return {name: accuracy}
