@@ -5,8 +5,6 @@ import re
 from typing import Any
 
 import pytest
-import timm
-import torch
 from pydantic import ValidationError
 
 from secateur.report.analysis_figures import FLOOR, importance_figure, spectra_figure
@@ -20,26 +18,9 @@ from secateur.report.analysis_words import (
     score_finding,
 )
 from secateur.report.drawing.chart_svg import chart_svg
-from secateur.verbs.analyze import analyze
 from tests.report.test_render import FETCHES, HOSTILE, Page
 
 Record = dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def shared_analysis() -> Record:
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=48,
-        depth=3,
-        num_heads=3,
-        num_classes=10,
-    )
-    found = analyze(model.eval(), torch.randn(40, 3, 32, 32), latency=False)
-    return found.record | {"model": "timm:some_vit", "command": "secateur analyze some"}
 
 
 @pytest.fixture
