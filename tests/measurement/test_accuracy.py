@@ -68,6 +68,16 @@ def test_agreement_and_divergence_from_the_reference() -> None:
     assert (found.top1, found.top5, found.stderr, found.n) == (None, None, None, 2)
 
 
+def test_the_error_of_the_difference_is_paired() -> None:
+    reference = Table([ROWS[0], [0.0, 1, 2, 3, 4, 9], ROWS[2], ROWS[3]])  # right on image 1, too
+    found = evaluate(Table(ROWS), (pointers(4), LABELS), reference=reference)
+    own, other = (predict(m, (pointers(4), LABELS)) for m in (Table(ROWS), reference))
+    assert own.correct_N is not None and other.correct_N is not None
+    change, error = paired_difference(own.correct_N, other.correct_N)
+    assert (change, found.change_stderr) == (-25.0, pytest.approx(error))
+    assert error == pytest.approx(100 * math.sqrt(0.25 * 0.75 / 4))
+
+
 def test_a_model_agrees_with_itself() -> None:
     model = Table(ROWS)
     found = evaluate(model, pointers(4), reference=model)

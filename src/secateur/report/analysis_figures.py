@@ -99,11 +99,12 @@ def series_figure(record: AnalysisRecord) -> Chart:
                 ),
             )
         )
+    lines.sort(key=lambda line: -line.width)
     return Chart(
         height=400,
         x=left_axis("MACs left", (x for line in lines for x in line.x)),
         y=Axis(title=f"damage, {record.unit}", scale="log"),
-        marks=tuple(sorted(lines, key=lambda line: -line.width)),
+        marks=tuple(lines),
         rules=(_tolerance(record),),
     )
 

@@ -4,6 +4,7 @@ What is left of the cost falls from the left to the right, as on every page.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from secateur.report.drawing.chart import Axis, Chart, Dash, Line, Rule, Symbol
 from secateur.report.figures import left_axis
@@ -47,17 +48,27 @@ def overview_figure(model: ModelRecord, *, latency: bool) -> Chart | None:
         points = [p for p in curve.points if not latency or p.latency is not None]
         if points:
             name = f"{NAMES[curve.structure]} ({curve.score})"
-            lines.append(_line(model, points, name, *STRUCTURES[curve.structure], latency=latency))
+            line = _line(model, points, name, *STRUCTURES[curve.structure], latency=latency)
+            lines.append(beneath(line) if curve.structure == "joint" else line)
     if not lines:
         return None
     front = _front(model, latency)
+    lines.sort(key=lambda line: -line.width)
     return Chart(
         height=420,
         x=_cost_axis(model, [x for line in lines for x in line.x], latency),
         y=Axis(title=_y_title(model)),
-        marks=(*([_front_line(model, front, latency)] if front else []), *lines),
+        marks=(
+            *([_front_line(model, front, latency)] if front else []),
+            *sorted(lines, key=lambda line: -line.width),
+        ),
         rules=_dense_rule(model),
     )
+
+
+def beneath(line: Line) -> Line:
+    """A line that others may lie on: layers of either kind are often all of one kind."""
+    return replace(line, width=7, opacity=0.35, dots=False, dash="solid")
 
 
 def _front(model: ModelRecord, latency: bool) -> list[Point]:

@@ -75,8 +75,8 @@ def _smallest_common(curves: Sequence[Curve]) -> list[tuple[Curve, Point]] | Non
 def _value(model: ModelRecord, point: Point) -> str:
     span = value_of(model, point)
     if point.lost is not None and model.dense.get("top1") is not None:
-        low, high = points(-point.lost.high), points(-point.lost.low)
-        return f"top-1 {span.mean:.1f}{NBSP}%, {points(-point.lost.mean)} [{low}, {high}]"
+        interval = f"[{-point.lost.high:+.1f}, {-point.lost.low:+.1f}]".replace("-", "−")
+        return f"top-1 {span.mean:.1f}{NBSP}%, {points(-point.lost.mean)} {interval}"
     return f"KL {span.mean:.3f}{NBSP}nats [{span.low:.3f}, {span.high:.3f}]"
 
 

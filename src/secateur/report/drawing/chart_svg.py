@@ -4,7 +4,7 @@ The SVG has no script and no reference to anything outside; hover texts are `tit
 """
 
 from collections.abc import Sequence
-from xml.etree.ElementTree import Element, SubElement, tostring
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from secateur.report.drawing.anatomy_picture import FONT
 from secateur.report.drawing.axes import extent, place
@@ -44,6 +44,27 @@ def chart_svg(
 
     With a `title` it is a file by itself, with a background.
     """
+    return tostring(_drawn(chart, width, paint, label, title), encoding="unicode")
+
+
+def file_svg(panels: Sequence[tuple[str, Chart]], width: float) -> str:
+    """Charts with their titles, one below the other, as a file on a light background."""
+    root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img"})
+    y = wide = 0.0
+    for title, chart in panels:
+        panel = _drawn(chart, width, file_paint, title, title)
+        del panel.attrib["xmlns"]
+        panel.set("y", px(y))
+        y += float(panel.get("height", "0"))
+        wide = float(panel.get("width", "0"))
+        root.append(panel)
+    root.attrib |= {"width": px(wide), "height": px(y), "viewBox": f"0 0 {px(wide)} {px(y)}"}
+    root.set("aria-label", "; ".join(title for title, _ in panels))
+    indent(root, space="")
+    return tostring(root, encoding="unicode") + "\n"
+
+
+def _drawn(chart: Chart, width: float, paint: Paint, label: str, title: str) -> Element:
     names = [mark for mark in chart.marks if mark.legend and mark.name]
     direct = chart.direct and width >= DIRECT and all(isinstance(mark, Line) for mark in names)
     margin = 24.0 if title else 0.0
@@ -77,7 +98,7 @@ def chart_svg(
         end_labels(area, [mark for mark in names if isinstance(mark, Line)])
     legend(area, rows, head - 10 - ROW * len(rows))
     shades(area, chart)
-    return tostring(root, encoding="unicode")
+    return root
 
 
 def _root(
