@@ -3,9 +3,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint benchmark zoo clean distclean
+.PHONY: demo test lint docs benchmark zoo clean distclean
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -19,6 +20,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Build the documentation into site/; a warning is an error.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Produce every number quoted in the documentation.
 benchmark: $(INSTALLED)
@@ -42,8 +47,13 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[dev,export,data,train]'
 	@touch $@
 
+# Apart from the others, since nobody else needs a site generator.
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

@@ -40,10 +40,11 @@ def page(
             _table(store, args, methods, percent, dense),
         ]
     parts += [
-        "`masked` is what masks claim after the projection onto the budget, `removed` what the "
-        "exported model lacks, counted in its tensors; where nothing is masked there is no such "
-        "number. `±` is the standard error of the mean over seeds, which contains neither the "
-        f"choice of test images ({dense['stderr']:.1f} points for the dense model, more for worse "
+        "`masked` is the share of masked parameters after the projection onto the budget, "
+        "`removed` the share missing in the exported model, counted in its tensors; methods "
+        "without masks have no `masked`. `±` is the standard error of the mean over seeds, which "
+        f"contains neither the choice of test images ({dense['stderr']:.1f} points for the dense "
+        "model, more for worse "
         "ones) nor that of the dense model, which is the same for all.",
         f"## Reproduce\n\n```\n{_command(file, recipe, args, smoke)}\n```",
         f"{versions('accelerate')}. Seeds 0 to {args.seeds - 1}.",
@@ -56,14 +57,13 @@ def _remarks(args: argparse.Namespace, smoke: bool) -> list[str]:
     found: list[str] = []
     if args.mix and not smoke:
         found.append(
-            "Images are mixed with one another (mixup 0.1 or cutmix 1.0) in the first four fifths "
-            "of every training, and the dense model is asked about the mixed ones."
+            "Images are mixed (mixup 0.1 or cutmix 1.0) in the first four fifths of every "
+            "training, and the teacher's outputs are those for the mixed images."
         )
     if args.search_share is not None:
         found.append(
             f"Masks are learned in the first {100 * args.search_share:g} % of the epochs (without "
-            "`--search-share`, a quarter); in the others the model without what they remove is "
-            "trained."
+            "`--search-share`, a quarter); in the remaining ones the smaller model is trained."
         )
     if args.stages > 1:
         found.append(
@@ -74,7 +74,7 @@ def _remarks(args: argparse.Namespace, smoke: bool) -> list[str]:
         )
     if args.again:
         found.append(
-            f"`{args.again:g} epochs more`: what came out is trained once more for that long, from "
+            f"`{args.again:g} epochs more`: the result is trained for that many more epochs, from "
             "half the learning rate, so longer than all others."
         )
     return found
@@ -107,7 +107,7 @@ def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:
     epochs = f"{recipe.epochs:g} epochs"
     text = (
         f"Dense: {dense['params']:,} parameters, **{dense['top1']:.2f} %** top-1 on "
-        f"{dense['n']:,} test images. Every method begins with it and trains {epochs} in the same "
+        f"{dense['n']:,} test images. Every method starts from it and trains {epochs} in the same "
         "loop, with the same images, augmentation, optimizer and objective (labels and the dense "
         "model's outputs, half each)."
     )
@@ -118,13 +118,13 @@ def _about(recipe: Any, dense: Row, smoke: bool, scratch: bool) -> str:
         )
     elif scratch:
         text += (
-            " The small model from scratch trains as long as the others, but begins with random "
+            " The small model from scratch trains as long as the others, but starts from random "
             "weights, without the pretraining of the dense one."
         )
     if smoke:
         text += (
-            " A tiny model on tiny images: this shows that the whole path works and what it does, "
-            "not how methods compare on models of practical size."
+            " On a tiny model and tiny images, these results test the implementation; they do not "
+            "compare methods on models of practical size."
         )
     return text
 
@@ -133,9 +133,10 @@ def _trained_on(store: Store, args: argparse.Namespace, dense: Row) -> str:
     rows = [store.get("dense, trained on", "100", str(seed)) for seed in range(args.seeds)]
     found = [row["top1"] for row in rows if row is not None and row["status"] == "ok"]
     if not found:
-        return "The dense model trained on for as long was not measured yet."
+        return "The dense model with the same additional training was not measured."
     return (
-        f"The dense model trained on for as long: {_mean(found)} % ({len(found)} seeds), "
+        f"The dense model with the same additional training: {_mean(found)} % ({len(found)} "
+        "seeds), "
         f"{statistics.mean(found) - dense['top1']:+.2f} points."
     )
 
@@ -233,8 +234,8 @@ def settings_page(
                 + (f" of {args.optimizer} at {args.learning_rate:g}" if other_optimizer else "")
                 + " over four "
                 f"fifths of {args.limit or 'all'} training images; top-1 on {images:,} others "
-                "of them, ± its standard error. All see the same images, so differences are surer "
-                "than that. No test image was looked at. One seed."
+                "of them, ± its standard error. All use the same images, so differences have a "
+                "smaller error. No test image was used. One seed."
                 + (f" `{PRUNED}` is `prune` and then the same training." * (PRUNED in shown)),
                 table(head, rows),
                 "## Reproduce\n\n```\n" + "\n".join(commands) + "\n```",

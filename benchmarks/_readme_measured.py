@@ -15,7 +15,7 @@ def measured_table() -> str:
     free = "## One budget over all groups"
     images = "ViT-Tiny, 650 ImageNet images"
     cifar = "ViT-Tiny at 96 px, CIFAR-10"
-    lines = ["| model and images | what was done | dense | after |", "| --- | --- | --- | --- |"]
+    lines = ["| model and images | method | dense | after |", "| --- | --- | --- | --- |"]
     dense = found("training_free", r"Dense: \*\*([\d.]+ ± [\d.]+)\*\*")
     for budget in ("80% macs", "60% macs"):
         shown = rows("training_free", free)

@@ -36,11 +36,12 @@ def write_report(
     head = ("method", *(f"{budget}" for budget in budgets))
     parts = [
         "# SNP and others: half the units of each kind",
-        f"ViT-Tiny/16 at 224 px. Every layer keeps the share named; {args.images} calibration "
+        f"ViT-Tiny/16 at 224 px. Every layer keeps the given share; {args.images} calibration "
         f"images, seed {args.seed}. Top-1 in percent ± binomial standard error on {dense['n']} "
         f"ImageNet validation images (dense: **{top1({'status': 'ok', **dense})}**), all methods "
-        "on the same images. These images are an easy selection: differences count, not heights.",
-        "## As cut, without any training",
+        "on the same images. These images are an easy selection, so only differences are "
+        "meaningful.",
+        "## Without training",
         table(head, [_line(store, m, budgets, top1) for m in known]),
         "KL(dense ‖ pruned) of the outputs, in nats:",
         table(head, [_line(store, m, budgets, _kl) for m in known]),
@@ -50,8 +51,8 @@ def write_report(
             f"## After {args.polish} steps of distillation from the same images",
             f"The [polish](../methods/polish.md), without labels, {steps} of {args.polish_batch} "
             "images, on the "
-            "same calibration images; the state with the least divergence on those held out of "
-            "them is kept, which may be the one as cut. Top-1, then KL in nats.",
+            "same calibration images; the state with the least divergence on held-out ones is "
+            "kept, possibly the untrained one. Top-1, then KL in nats.",
             table(
                 ("method", *trained),
                 [_line(store, m, trained, top1, steps) for m in known],
@@ -103,9 +104,11 @@ def _preserved(store: Store, methods: tuple[str, ...]) -> list[str]:
         parts += [
             f"## Attention scores with {budget} kept, per layer and head",
             f"![Divergence of attention per block](../images/{name})",
-            f"Lines are means over the heads, dots are heads. Both models run on the same {IMAGES} "
-            "validation images as they are, so that errors of earlier blocks count. Scores are "
-            "centred over the keys of a row, since the softmax ignores what all keys have alike. "
+            "Lines are means over the heads, dots are heads. Both models run on the same "
+            f"{IMAGES} "
+            "validation images without correction, so that errors of earlier blocks are included. "
+            "Scores are centred over the keys of a row, since the softmax is invariant to a "
+            "common shift. "
             "Means over all layers and heads:",
             table(("method", "relative error of the scores", "KL of softmax rows, nats"), lines),
         ]
@@ -131,13 +134,13 @@ def _maps(store: Store) -> list[str]:
             name = f"snp_maps_{budget.split('%')[0]}.png"
             draw_maps(models, PICTURES / name)
             parts += [
-                f"## What the class token looks at, with {budget} kept",
+                f"## Attention of the class token with {budget} kept",
                 f"![Attention maps of four images](../images/{name})",
             ]
     if parts:
         parts.append(
             f"Block {LAYER}, mean over heads, four validation images, one per row. All maps of an "
-            "image share a colour scale, which ends below the few patches that take most in the "
-            "dense model (often the corners, whatever is there)."
+            "image share a colour scale, which ends below the few patches of largest attention in "
+            "the dense model (often the corners, independently of the image)."
         )
     return parts

@@ -36,7 +36,7 @@ def write_report(store: Store, dense: Row, args: argparse.Namespace) -> None:
         "# Training-free pruning, all methods side by side",
         f"ViT-Tiny/16 at 224 px, top-1 in percent ± binomial standard error on {dense['n']} "
         f"ImageNet validation images; {args.images} calibration images, no training. Dense: "
-        f"**{top1({'status': 'ok', **dense})}**. Every method sees the same images in the same "
+        f"**{top1({'status': 'ok', **dense})}**. Every method uses the same images in the same "
         "process. A budget is a share of the dense MACs, with QKᵀ and AV counted.",
         "## One group at a time, the same share in every layer",
         table(
@@ -49,13 +49,13 @@ def write_report(store: Store, dense: Row, args: argparse.Namespace) -> None:
         "## One budget over all groups",
         f"![Accuracy over MACs]({picture.name})",
         table(costs_head, [_line(rows, name, COSTS) for name in costs]),
-        "## What `spectral` with knapsack gains over each, in points, on the same images",
+        "## Gain of `spectral` with knapsack over each method, in points, on the same images",
         "± standard error of the paired difference.",
         table(costs_head, [_gain(rows, name, COSTS) for name in costs if name != "spectral"]),
-        "## How far from the dense model",
+        "## Distance from the dense model",
         "Agreement with the dense model's class in percent / KL(dense ‖ pruned) in nats.",
         table(costs_head, [_line(rows, name, COSTS, _fidelity) for name in costs]),
-        "## What was kept: share of dense MACs / parameters in percent",
+        "## Size reached: share of dense MACs / parameters in percent",
         table(costs_head, [_line(rows, name, COSTS, _kept) for name in costs]),
         "## Cost of pruning",
         "Median over the cells above, everything from evidence to the finished model, in seconds "
@@ -167,11 +167,11 @@ def _peer_part(rows: dict[str, dict[str, Row]]) -> list[str]:
     return [
         "## Torch-Pruning's variants",
         "`GroupTaylorImportance` with gradients of the cross-entropy on the labelled calibration "
-        "images, head dims pruned alike in every head, as in its timm example. The "
-        "residual width is left alone (the example's `--bottleneck`); *global* "
+        "images, head dims pruned alike in every head, as in its timm example. The residual width "
+        "is not pruned (the example's `--bottleneck`); *global* "
         "ranks across layers, *local* takes the same share in each. The ratio is bisected to the "
         "MACs and the softmax keeps the dense temperature. The tables above show the best at each "
-        "budget, chosen by the very accuracy they show.",
+        "budget, chosen by the accuracy shown.",
         table(("variant", *COSTS), [_line(rows, name, COSTS) for name in variants]),
     ]
 

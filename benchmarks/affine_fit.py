@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of
-from secateur.models.taps import Edit, Tap, attached
+from secateur.models.hook_points import Edit, HookPoint, attached
 from secateur.statistics.anchors import Run, run_moments
 from secateur.surgery.replace import affine_map
 
@@ -71,8 +71,9 @@ def _updates(model: nn.Module, images: Pairs, names: list[str]) -> dict[str, Ten
     def see(name: str, update_BND: Tensor) -> None:
         parts[name].append(update_BND.detach().clone())
 
-    edits: list[tuple[Tap, Edit]] = [
-        (family.taps(model, anatomy.branch(name))["update"], partial(see, name)) for name in names
+    edits: list[tuple[HookPoint, Edit]] = [
+        (family.hook_points(model, anatomy.branch(name))["update"], partial(see, name))
+        for name in names
     ]
     with attached(model, edits):
         for images_BCHW, _ in images:
@@ -94,12 +95,13 @@ def _write(args: argparse.Namespace, row: Row) -> None:
     lines.append(["median", *(f"{ratio:.2f}" for ratio in middle)])
     lines.append(["layers above 1", *(str(count) for count in worse)])
     parts = [
-        "# Does the affine stand-in hold on other images?",
-        f"ViT-Tiny. For every layer the affine map from the update of the layer before it to its "
-        f"own, fitted to all tokens of {args.images} calibration images as the stand-in `affine` "
-        "is; its squared error as a share of that of the mean update, on those images and on "
-        f"{args.limit_eval} others. Above 1 the mean stands in better. The class token, which "
-        "alone reaches the head, is one of 197 tokens of the fit.",
+        "# The affine replacement on other images",
+        "ViT-Tiny. For every layer, the affine map from the update of the previous layer to its "
+        f"own is fitted to all tokens of {args.images} calibration images, as for the replacement "
+        "`affine`. The table gives its squared error relative to that of the mean update, on "
+        "those images and on "
+        f"{args.limit_eval} others. Above 1 the mean is the better replacement. The class token, "
+        "the only input of the head, is one of 197 tokens of the fit.",
         table(["layer", *(f"{part}, {kind} images" for kind, part in columns)], lines),
         f"Measured with `{command('affine_fit', args)}`. {versions()}.",
     ]

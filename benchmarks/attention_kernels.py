@@ -104,10 +104,14 @@ def main() -> None:
             [
                 "# Attention kernels in training on a CPU",
                 f"ViT-Tiny/16 with random weights, steps of {sizes}, {args.threads} thread(s), "
-                f"{args.steps} steps either way in turns after two to warm up; processor time, "
-                "medians, and the median ratio of neighbouring steps.",
+                f"{args.steps} steps with each kernel in turns after two warm-up steps; medians "
+                "of processor time, and the median ratio of neighbouring steps.",
                 table(head, rows),
-                *([] if has_bf16() else ["bf16 is not measured: this processor emulates it."]),
+                *(
+                    []
+                    if has_bf16()
+                    else ["bf16 is not measured, since this processor emulates it."]
+                ),
                 "## Reproduce\n\n```\npython benchmarks/attention_kernels.py "
                 f"--steps {args.steps} --threads {args.threads}\n```",
                 f"{versions()}.",

@@ -125,7 +125,7 @@ def report(args: argparse.Namespace) -> None:
                 f"{told['settings']['batch_size']}) on {told['images']:,} training images; "
                 f"{told['seconds'] / 60:.0f} minutes at {rate:.0f} images a second on "
                 f"{environment['device']} with {environment['threads']} thread(s). The ± is the "
-                "standard error; one seed. The test images were looked at once, afterwards.",
+                "standard error; one seed. The test images were used once, afterwards.",
                 "![loss and held-out accuracy](cifar_reference.svg)",
                 "Accuracy on the held-out training images, by which the weights were chosen, in %:",
                 markdown(("step", "running average", "top-1"), scores),

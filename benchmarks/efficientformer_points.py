@@ -43,10 +43,11 @@ def main() -> None:
         rows.append(store.run((size, budget, *groups, *way), make))
     text = [
         "# EfficientFormer at the sizes of SNP",
-        f"Preset `snp`, random weights and {IMAGES} random images (seed {args.seed}): sizes only, "
-        "no accuracy. MACs and parameters are counted in a forward pass; each model was saved, "
-        "loaded again, run and exported to ONNX. Differences are the largest over the logits. "
-        "SNP's table has L1 at 0.6 and 0.5 GFLOPs; L3 and L7 are here to show that they work. "
+        f"Preset `snp`, random weights and {IMAGES} random images (seed {args.seed}): only sizes "
+        "are reported. MACs and parameters are counted in a forward pass; each model was saved, "
+        "loaded, run and exported to ONNX. Differences are maxima over the logits. "
+        "SNP's table has L1 at 0.6 and 0.5 GFLOPs; L3 and L7 show that larger members are "
+        "supported. "
         "With `width`, and for L3 and L7, the budget is spread evenly (`--allocation uniform`): "
         "by measured losses, the stages would keep their widths.",
         table(

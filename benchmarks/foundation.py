@@ -153,7 +153,7 @@ def _decoding(bench: Bench) -> float:
 def write_report(store: Store, args: argparse.Namespace) -> None:
     """Write docs/results/foundation.md from what there is."""
     parts = [
-        "# The foundation on real weights and images",
+        "# Accuracy, counts, latency and cost on real weights and images",
         f"ViT-Tiny/16 at 224 px, {args.images} calibration images, {args.threads} thread(s).",
         "## Accuracy",
         *_accuracy(store),

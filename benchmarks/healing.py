@@ -170,16 +170,16 @@ def report(args: argparse.Namespace, store: Store) -> None:
                 "# Healing without labels",
                 f"ViT-Tiny/16 at 224 px, cut by `spectral` to {BUDGET}, then "
                 f"{told['budget']} of {told['settings']['batch_size']} images without labels, on "
-                f"the {args.images} calibration images that the cut saw ("
-                f"{told['images']} to learn on, the others held out). {args.threads} thread(s), "
+                f"the {args.images} calibration images of the cut ("
+                f"{told['images']} for training, the others held out). {args.threads} thread(s), "
                 "no accelerator.",
                 table(("model", f"top-1 on {dense['n']} images, %", "agreement, %", "KL"), rows),
                 f"Gain on the same images: **{gain:+.1f} ± {error:.1f} points** in "
                 f"{told['seconds']:.0f} s of training, held-out images included "
                 f"({rate:.1f} images a second). The ± are standard errors; one seed.",
-                "KL(dense ‖ healed) in nats on the held-out calibration images. The cut was fitted "
-                "to them as to the others, which flatters step 0; the last weights were kept, or "
-                "their running average, whichever of the two is better here:",
+                "KL(dense ‖ healed) in nats on the held-out calibration images. The cut was "
+                "fitted to these images too, which biases step 0 downwards. The last weights or "
+                "their running average are kept, whichever is better:",
                 table(("step", "running average", "KL"), scores),
                 f"## Reproduce\n\n```\n{command('healing', args)} --steps {args.steps}\n```",
                 f"{versions('accelerate')}. Seed {args.seed}.",

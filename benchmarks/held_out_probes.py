@@ -24,14 +24,14 @@ SEEDS = range(6)
 IMAGES = (128, 512)
 BUDGETS = ("60% macs", "40% macs")
 REPAIRED = """\
-title: Activation energy, measured menus
+title: Activation energy, measured candidates
 source: a preset of this benchmark
 groups: [qk, vo, hidden]
 criterion: energy
 criteria: {qk: magnitude}
 repair: least_squares
 allocation: knapsack
-menus: measured
+candidates: measured
 """
 PRESETS = {"snp": "snp", "energy, repaired": "energy_measured.yaml", "spectral": "spectral"}
 WHERE = ("fit", "held out")
@@ -100,19 +100,19 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
     for what in ("KL", "top-1"):
         head += [f"{what}, fit", f"{what}, held out", "difference"]
     parts = [
-        "# Candidates measured on images of the fit, or on images held out of it",
-        "The sizes of all groups are allocated by the divergence that each candidate causes. It is "
-        "measured either on images that its scores and repair were fitted to (*fit*: the first of "
-        "the calibration images) or on others (*held out*: every fifth batch, or image where there "
-        "are fewer than five batches of 32), as secateur does. Digits model; KL(dense ‖ pruned) in "
+        "# Candidates measured on images of the fit and on held-out images",
+        "The sizes of all groups are allocated by the divergence that each candidate causes. It "
+        "is measured either on images of the fit (*fit*: the first calibration images) or on "
+        "others (*held out*: every fifth batch, or image with fewer than five batches of 32), the "
+        "method of secateur. Digits model; KL(dense ‖ pruned) in "
         "10⁻³ nats and top-1 in % on the 450 test digits; means over "
         f"{len(SEEDS)} draws of calibration images, and the paired difference with its standard "
         "error (KL below 0, top-1 above 0: held out is better).",
         table(head, lines),
         "The final units and repairs rest on all images in either case. Without a repair (`snp`) "
         "the mean divergence is lower in three of four rows, none of them by two standard errors; "
-        "with repairs all differences are below 0.4 · 10⁻³ nats, since the digits model loses next "
-        "to nothing at these budgets.",
+        "with repairs all differences are below 0.4 · 10⁻³ nats, since the degradation of the "
+        "digits model is close to zero at these budgets.",
         "## Reproduce",
         f"```\n{command('held_out_probes', args)}\n```",
         f"{versions()}.",

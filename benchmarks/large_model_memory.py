@@ -169,13 +169,14 @@ def _write_page(rows: list[Row]) -> None:
     head = ("stage", "blocks", "parameters", "images", "at a time", "peak RSS, GiB", "seconds")
     parts = [
         "# Memory of large models",
-        "Highest resident memory of a process (torch, weights and all) that observes or analyses a "
-        "ViT-L/16 with random weights and images, on the CPU in fp32. Rows that differ only in the "
-        "number of images show what images add. `observe` collects what an analysis needs: moments "
-        "of neurons, contexts and logits, and similarities between depths. Effort `least` probes "
-        "with 2 images and one size; it holds the same buffers as `quick`.",
+        "Peak resident memory of a process (torch and weights included) that collects statistics "
+        "of or analyses a "
+        "ViT-L/16 with random weights and images, on the CPU in fp32. Rows that differ only in "
+        "the number of images show its effect. `observe` collects the statistics of an analysis: "
+        "moments of neurons, contexts and logits, and similarities between depths. Effort `least` "
+        "uses 2 probe images and one size, with the same buffers as `quick`.",
         table(head, lines),
-        "What the memory is, and why images do not add to it: "
+        "The terms of the memory, none of which grows with the number of images: "
         "[analysis](../methods/analysis.md#memory).",
         "## Reproduce",
         f"```\n{_commands(rows)}\n```",

@@ -25,7 +25,7 @@ from _common import (
 from torch import nn
 
 from secateur.allocation.budget import parse_budget
-from secateur.allocation.menus import Limits, block_menu
+from secateur.allocation.candidates import Limits, block_candidates
 from secateur.allocation.quota import quota, units_of
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
@@ -34,7 +34,7 @@ from secateur.data.batches import as_batches
 from secateur.methods.layer_search.window import best_window
 from secateur.models.family import family_of, read
 from secateur.models.types import Shapes
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.statistics.gaps import gap_moments
 from secateur.surgery.cut import cut_
@@ -57,9 +57,9 @@ def main() -> None:
     store = Store(f"linear_stand_in_{args.model}", args)
     bench = Bench(args) if args.model == "vit_tiny" else DigitsBench(args)
     dense = store.run(("dense",), lambda: _scored(bench, bench.model))
-    known: list[Evidence] = []
+    known: list[Statistics] = []
 
-    def evidence() -> Evidence:
+    def statistics() -> Statistics:
         if not known:
             known.append(observe(bench.model, as_batches(bench.calibration), NEEDS))
         return known[0]
@@ -68,12 +68,12 @@ def main() -> None:
     for drop in DROPS:
         for how in REPLACEMENTS:
             rows[drop, how] = store.run(
-                (drop, how), lambda drop=drop, how=how: _dropped(bench, evidence(), drop, how)
+                (drop, how), lambda drop=drop, how=how: _dropped(bench, statistics(), drop, how)
             )
         if drop.endswith("attention"):
             rows[drop, "linear, by cca"] = store.run(
                 (drop, "cca"),
-                lambda drop=drop: _dropped(bench, evidence(), drop, "linear", "cca"),
+                lambda drop=drop: _dropped(bench, statistics(), drop, "linear", "cca"),
             )
     for budget in BUDGETS:
         for how in REPLACEMENTS:
@@ -84,11 +84,11 @@ def main() -> None:
 
 
 def _dropped(
-    bench: Bench, evidence: Evidence, drop: str, how: Replacement, criterion: str = "cosine"
+    bench: Bench, statistics: Statistics, drop: str, how: Replacement, criterion: str = "cosine"
 ) -> Row:
     model, batches = bench.model, as_batches(bench.calibration)
     anatomy = read(model)
-    gone = _gone(bench, evidence, drop, criterion)
+    gone = _gone(bench, statistics, drop, criterion)
     shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
     anchors = {}
     if how == "affine":
@@ -96,19 +96,19 @@ def _dropped(
     elif how == "linear":
         anchors = gap_moments(model, batches, gaps_of(anatomy, shapes))
     smaller = copy.deepcopy(model)
-    cut_(smaller, Plan(shapes=shapes), evidence, "none", how, anchors)
+    cut_(smaller, Plan(shapes=shapes), statistics, "none", how, anchors)
     return _scored(bench, smaller) | {"gone": sorted(gone)}
 
 
-def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[str]:
+def _gone(bench: Bench, statistics: Statistics, drop: str, criterion: str) -> set[str]:
     """The branches that go: those of the least score, or the best window of blocks."""
     count, kind = drop.split()
     anatomy = read(bench.model)
     if kind == "blocks":
-        menus = [block_menu(block, 0.0, Limits()) for block in anatomy.blocks]
-        units = units_of(anatomy, menus)
+        candidates = [block_candidates(block, 0.0, Limits()) for block in anatomy.blocks]
+        units = units_of(anatomy, candidates)
         wanted = quota(units, parse_budget(f"drop {drop}"), None, 0.0)
-        found = best_window(anatomy, evidence, criterion, units, wanted)
+        found = best_window(anatomy, statistics, criterion, units, wanted)
         return {branch for unit in found.units for branch in unit.branches}
     family = family_of(bench.model)
     which, scores = criteria.get(criterion), {}
@@ -120,7 +120,7 @@ def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[st
             anatomy,
             "branch",
             branch.id,
-            evidence,
+            statistics,
             seed=0,
             settings=None,
         )
@@ -146,20 +146,22 @@ def _scored(bench: Bench, model: nn.Module) -> Row:
 
 def _write(args: argparse.Namespace, dense: Row, rows: dict[tuple[str, str], Row]) -> None:
     parts = [
-        "# What stands in for dropped layers",
+        "# Replacements of dropped layers",
         f"{NAMES[args.model]}, cut without training; {dense['n_calibration']} calibration images, "
-        f"{dense['n_eval']} evaluation images, seed {args.seed}. Dense top-1 {dense['top1']:.1f} ± "
-        f"{dense['stderr']:.1f}. ± is the binomial standard error in points, KL is from the dense "
-        "model in nats, *lead* is top-1 over that with nothing in the place of the layers, on the "
-        "same images, with its paired standard error.",
+        f"{dense['n_eval']} evaluation images, seed {args.seed}. Dense top-1 {dense['top1']:.1f} "
+        "± "
+        f"{dense['stderr']:.1f}. ± is the binomial standard error in points, KL is that from the "
+        "dense model in nats, *lead* the gain in top-1 over no replacement on the same images, "
+        "with its paired standard error.",
         "## The same layers",
-        "Layers by the cosine of the stream before and after them; blocks as the window between "
-        "whose ends it turns least. *By cca*: attention layers by canonical correlations, as NBL.",
+        "Layers are chosen by the cosine of the stream before and after them, blocks as the "
+        "window of the least angle between its ends. *By cca*: attention layers by canonical "
+        "correlations, as in NBL.",
         _table(rows, DROPS),
         "## The same budget of MACs",
         "Attention layers and MLPs by cosine per MAC saved (preset `layer_drop`). A linear layer "
-        "has to be paid for, so more has to go. Whole layers rarely meet a budget exactly: compare "
-        "the MACs reached.",
+        "has a cost, so more layers must be dropped. Whole layers rarely meet a budget exactly: "
+        "compare the MACs.",
         _table(rows, BUDGETS),
         f"Measured with `{command('linear_stand_in', args)} --model {args.model}`. {versions()}.",
     ]
@@ -188,7 +190,7 @@ def _table(rows: dict[tuple[str, str], Row], wanted: tuple[str, ...]) -> str:
                 "" if lead is None else f"{lead[0]:+.1f} ± {lead[1]:.1f}",
             ]
         )
-    head = ["dropped or kept", "stand-in", "layers gone", "MACs", "parameters", "top-1", "KL"]
+    head = ["dropped or kept", "replacement", "layers dropped", "MACs", "parameters", "top-1", "KL"]
     return table([*head, "lead"], lines)
 
 

@@ -162,10 +162,10 @@ def _logits(model: nn.Module, validation: tuple[tuple[Tensor, Tensor], ...]) -> 
 
 def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -> None:
     parts = [
-        "# What two faults of public LLM-Drop ports change",
-        "Layers are dropped by the cosine of the stream before and after them, as it is "
-        "(*correct*) and as hooked in public ports to vision transformers (*faulty*; see "
-        "[the method's page](../methods/llm_drop.md)); nothing takes their place. KL is from the "
+        "# The effect of two faults in public LLM-Drop ports",
+        "Layers are dropped by the cosine of the stream before and after them, computed correctly "
+        "(*correct*) and as in public ports to vision transformers (*faulty*; see "
+        "[the method's page](../methods/llm_drop.md)), without replacement. KL is that from the "
         "dense model, in nats; ± is the binomial standard error of top-1 in points.",
     ]
     for name in rows:
@@ -185,7 +185,7 @@ def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -
 
 
 def _ranks(scores: Row) -> str:
-    """Rank correlation with the damage of each layer alone, by kind and together."""
+    """Rank correlation with the degradation of each layer alone, by kind and together."""
     found = []
     for kind in DROPS:
         names = _lowest(scores["oracle"], kind, 999)

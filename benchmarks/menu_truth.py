@@ -1,4 +1,5 @@
-"""Do menus tell the truth? Predicted against measured damage, at sizes no menu was fitted to.
+"""Do candidates tell the truth? Predicted against measured degradation, at sizes no candidate list
+was fitted to.
 
 `python benchmarks/menu_truth.py` measures and write the page
 with `--report` it only writes the page from what was measured.
@@ -18,7 +19,7 @@ from torch import Tensor
 from secateur.ablation.candidates import FULL, QUICK, Probed, measure_candidates
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, refit_needs
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.data.batches import as_batches
 from secateur.data.split import all_images, first_images, fit_and_held
 from secateur.methods.spectral import token_weights
@@ -30,15 +31,15 @@ from secateur.statistics import observe
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block")
 EXTRA = (0.875, 0.625, 0.375, 0.1875)
-"""Shares measured besides: none of them is a share that a menu is fitted to."""
+"""Shares measured besides: none of them is a share that a candidate list is fitted to."""
 WHERE = {"same": "the images of the fit", "other": "other images"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Menus by effort and measurements by images."""
+    """Candidates by effort and measurements by images."""
 
-    menus: dict[str, Probed]
+    candidates: dict[str, Probed]
     truth: dict[str, Probed]
 
 
@@ -55,43 +56,43 @@ def main() -> None:
 
 
 def measure(bench: Bench) -> Measured:
-    """Fit menus as the spectral engine does in both efforts, then probe other sizes."""
+    """Fit candidates as the spectral engine does in both efforts, then probe other sizes."""
     model = bench.model
     family = family_of(model)
     anatomy = family.read(model)
     batches = as_batches(bench.calibration)
     tokens = token_weights(model, anatomy, batches, bench.seed)
-    evidence = observe(model, batches, refit_needs(GROUPS), token_weights=tokens)
+    statistics = observe(model, batches, refit_needs(GROUPS), token_weights=tokens)
 
     def probe(images_PCHW: Tensor, shares: tuple[float, ...]) -> Probed:
         run = ProbeRunner.of(model, family, anatomy, images_PCHW)
-        return measure_candidates(run, Refitted(evidence, Limits()), GROUPS, Limits(), shares)
+        return measure_candidates(run, Refitted(statistics, Limits()), GROUPS, Limits(), shares)
 
     efforts = {"full": FULL, "quick": QUICK}
     apart = fit_and_held(batches)[1]
     held = {name: all_images(first_images(apart, e.images)) for name, e in efforts.items()}
-    menus = {name: probe(held[name], effort.shares) for name, effort in efforts.items()}
+    candidates = {name: probe(held[name], effort.shares) for name, effort in efforts.items()}
     others_PCHW = torch.cat([images for images, _ in bench.validation])[: FULL.images]
     every = (*FULL.shares, *EXTRA)
     truth = {"same": probe(held["full"], EXTRA), "other": probe(others_PCHW, every)}
-    return Measured(menus=menus, truth=truth)
+    return Measured(candidates=candidates, truth=truth)
 
 
 def points(measured: Measured) -> list[Row]:
-    """Predicted and measured damage of every probe that a menu was not fitted to.
+    """Predicted and measured degradation of every probe that a candidate list was not fitted to.
 
     On other images sizes of the fit are points too, marked `fitted`: there only the images are
-    new. On the images of the fit they would only repeat what the menu was told.
+    new. On the images of the fit they would only repeat what the candidate list was told.
     """
     found = []
-    for effort, probed in measured.menus.items():
-        menus = {menu.key: menu for menu in probed.menus}
+    for effort, probed in measured.candidates.items():
+        candidates = {entry.key: entry for entry in probed.candidates}
         fitted = {(p.owner, p.group, p.size) for p in probed.probes}
         for where, truth in measured.truth.items():
             for probe in truth.probes:
                 known = (probe.owner, probe.group, probe.size) in fitted
                 if not (known and where == "same"):
-                    menu = menus[probe.owner, probe.group]
+                    entry = candidates[probe.owner, probe.group]
                     found.append(
                         {
                             "effort": effort,
@@ -100,7 +101,7 @@ def points(measured: Measured) -> list[Row]:
                             "owner": probe.owner,
                             "group": probe.group,
                             "size": probe.size,
-                            "predicted": menu.loss(probe.size),
+                            "predicted": entry.loss(probe.size),
                             "measured": probe.divergence,
                         }
                     )
@@ -112,24 +113,25 @@ def write_report(row: Row, args: argparse.Namespace) -> None:
     every: list[Row] = row["points"]
     _plot([p for p in every if p["effort"] == "full"])
     parts = [
-        "# Do the menus tell the truth?",
-        "For each group of each branch of ViT-Tiny a menu predicts, for every size, the damage "
-        "KL(dense ‖ reduced) in nats. It is fitted to a few measured sizes "
+        "# Predicted and measured degradation of candidates",
+        "For each group of each branch of ViT-Tiny, the candidates predict the degradation "
+        "KL(dense ‖ reduced) in nats of every size. The prediction is fitted to a few measured "
+        "sizes "
         f"({_shares(FULL.shares)} of the dense size on {FULL.images} images; quick: "
-        f"{_shares(QUICK.shares)} on {QUICK.images}) and carried to the others along an analytic "
-        f"error curve. Here sizes at other shares ({_shares(EXTRA)}) are measured too, on the "
-        f"images of the fit and on {FULL.images} validation images, and set against the "
-        f"prediction; evidence from {row['n_calibration']} calibration images.",
-        "## Spearman's rank correlation of predicted and measured damage",
+        f"{_shares(QUICK.shares)} on {QUICK.images}) and interpolated along an analytic error "
+        f"curve. Here other shares ({_shares(EXTRA)}) are measured too, on the images of the fit "
+        f"and on {FULL.images} validation images, and compared with the prediction; statistics "
+        f"from {row['n_calibration']} calibration images.",
+        "## Spearman's rank correlation of predicted and measured degradation",
         "Sizes held out from the fit; number of probes in brackets. The goal is 0.9 over all.",
         table(_HEAD, _spearman_lines(every, lambda p: not p["fitted"])),
-        "The same at sizes of the fit on other images, which tells what new images alone change:",
+        "The same at the sizes of the fit on other images, the effect of new images alone:",
         table(_HEAD, _spearman_lines(every, lambda p: p["fitted"])),
-        "## Predicted over measured damage",
-        "Median and 10th–90th percentile of the ratio over held-out sizes: 1 would be perfect, "
-        "and only differences between groups matter to a plan.",
+        "## Ratio of predicted to measured degradation",
+        "Median and 10th–90th percentile of the ratio over held-out sizes: 1 is exact, and only "
+        "differences between groups affect a plan.",
         table(_HEAD, _ratio_lines([p for p in every if not p["fitted"]])),
-        "![Predicted against measured damage](menu_truth.svg)",
+        "![Predicted against measured degradation](menu_truth.svg)",
         "## Reproduce",
         f"```\npip install -e '.[bench]'\n{command('menu_truth', args)}\n```",
         f"{versions('scipy')}. Seed {args.seed}.",

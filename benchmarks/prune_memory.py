@@ -4,8 +4,8 @@
     python benchmarks/prune_memory.py --images 512
 
 Every cell runs in a process of its own, whose highest resident memory is what counts: torch,
-weights and all. Images are random and made batch by batch. Menus are probed with 2 images, since
-probes hold one stream of their few images whatever the number of calibration images.
+weights and all. Images are random and made batch by batch. Candidates are probed with 2 images,
+since probes hold one stream of their few images whatever the number of calibration images.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def write_report(rows: list[Row], images: str) -> None:
         lines.append(("512, at most", most, f"{allowed:.2f}", "–"))
     parts = [
         "# Memory of pruning",
-        f"Highest resident memory of a process that prunes `timm:{MODEL}` (random weights and "
+        f"Peak resident memory of a process that prunes `timm:{MODEL}` (random weights and "
         f"images, fp32 on the CPU) to {BUDGET} with the preset `spectral`, quick probing.",
         "Only the streams grow with the number of images, by "
         f"{STREAMS * TOKENS * WIDTH * 4 / 1e6:.2f} MB each; the bound for 512 images adds them to "

@@ -69,7 +69,7 @@ def _cell(found: Inspection, group: str, reasons: dict[str, int]) -> str:
 
 def presets_table() -> str:
     """Every preset that ships, with its source."""
-    lines = [_row("preset", "what it does", "groups", "source"), _row(*["---"] * 4)]
+    lines = [_row("preset", "method", "groups", "source"), _row(*["---"] * 4)]
     for name in preset_names():
         preset = load_preset(name)
         page = Path("docs", "methods", f"{name}.md")

@@ -14,13 +14,13 @@ import torch
 from _common import Row, Store, parser, table, versions, write_page
 from torch import Tensor, nn
 
+from secateur.allocation.candidates import Limits
 from secateur.allocation.costs import cost_function
-from secateur.allocation.menus import Limits
 from secateur.masks.bank import GateBank
-from secateur.masks.estimator import forms
-from secateur.masks.granularity import Scope, gates_of, sharings
+from secateur.masks.estimator import estimators
+from secateur.masks.granularity import Scope, gates_of, granularities
 from secateur.masks.pricing import Pricing
-from secateur.masks.strategy import Way, WaySettings, ways
+from secateur.masks.strategy import SearchStrategy, WaySettings, strategies
 from secateur.models.family import family_of
 from secateur.training.lesson import Lesson, Moment
 
@@ -28,10 +28,10 @@ MOST = 1.25
 """The ratio that a search may not exceed."""
 
 
-def way_for(model: nn.Module, sharing: str, way: str) -> Way:
+def way_for(model: nn.Module, sharing: str, way: str) -> SearchStrategy:
     """A search towards 30 % of the parameters, with scores by chance."""
     family = family_of(model)
-    anatomy, which = family.read(model), sharings.get(sharing)
+    anatomy, which = family.read(model), granularities.get(sharing)
     limits = Limits(align={}, minimum={})
     scope = Scope(
         anatomy=anatomy,
@@ -43,12 +43,12 @@ def way_for(model: nn.Module, sharing: str, way: str) -> Way:
     worths = {gate.name: 2 * torch.rand(gate.rows, gate.units) - 1 for gate in gates}
     cost_of = cost_function(anatomy, "params")
     pricing = Pricing(anatomy=anatomy, cost_of=cost_of, limits=limits, limit=0.3 * cost_of({}))
-    bank = GateBank(gates, forms.get("straight_through"), worths)
-    return ways.get(way).make(bank, pricing, WaySettings())
+    bank = GateBank(gates, estimators.get("straight_through"), worths)
+    return strategies.get(way).make(bank, pricing, WaySettings())
 
 
 def steps(
-    model: nn.Module, way: Way | None, batch: tuple[Tensor, Tensor], count: int
+    model: nn.Module, way: SearchStrategy | None, batch: tuple[Tensor, Tensor], count: int
 ) -> Iterator[float]:
     """Seconds of processor time of each step; yields between steps."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
@@ -112,8 +112,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     store = Store("search_overhead", args)
     store.suffix = f"{args.size}px/batch{args.batch}/steps{args.steps}/seed{args.seed}"
-    cells = [(sharing, "projected") for sharing in sharings.names()]
-    cells += [("common_count", way) for way in ways.names() if way != "projected"]
+    cells = [(sharing, "projected") for sharing in granularities.names()]
+    cells += [("common_count", way) for way in strategies.names() if way != "projected"]
     cells = [cell for cell in cells if not args.only or cell[0] in args.only]
     rows = []
     for cell in cells:
@@ -132,18 +132,18 @@ def main() -> None:
         "search_overhead",
         "\n\n".join(
             [
-                "# What a search adds to a training step",
+                "# The overhead of a search in a training step",
                 f"ViT-Tiny/16 at {args.size} px, batches of {args.batch}, {args.threads} thread; "
-                f"steps with and without gates in turns, {args.steps - 2} of each after two to "
-                "warm up; processor time, medians, and the median ratio of neighbouring steps. "
-                f"The bar is {MOST:g}.",
+                f"steps with and without gates in turns, {args.steps - 2} of each after two "
+                "warm-up steps; medians of processor time, and the median ratio of neighbouring "
+                f"steps. The limit is {MOST:g}.",
                 table(head, rows),
-                "A step is forward pass, cross-entropy, backward pass and the optimizers; a "
-                "teacher's forward pass, the same with and without gates, is left out. "
-                "`projected` projects the scores anew eleven times in a search and `schedule` up "
-                "to a hundred times, here more often per step than in a longer search. The "
-                "takeover of `projected`, a pass over a few hundred images each time, is left out "
-                "as the teacher is.",
+                "A step consists of forward pass, cross-entropy, backward pass and the "
+                "optimizers. The teacher's forward pass, equal with and without gates, is "
+                "excluded. `projected` projects the scores eleven times in a search and "
+                "`schedule` up to a hundred times, here more often per step than in a longer "
+                "search. The takeover of `projected`, a pass over a few hundred images each time, "
+                "is excluded too.",
                 "## Reproduce\n\n```\npython benchmarks/search_overhead.py "
                 f"--size {args.size} --batch {args.batch} --steps {args.steps} --threads "
                 f"{args.threads}{''.join(f' --only {name}' for name in args.only or ())}\n```",

@@ -134,12 +134,13 @@ def _scored(bench: Bench, model: nn.Module, macs: float, params: float) -> Row:
 
 def _write(args: argparse.Namespace, dense: Row, rows: dict[tuple[str, int], Row]) -> None:
     parts = [
-        "# A narrower stream: principal components or selected channels",
+        "# A narrower stream: principal components and selected channels",
         f"{NAMES[args.model]}, cut without training; {dense['n_calibration']} calibration images, "
-        f"{dense['n_eval']} evaluation images, seed {args.seed}. Dense top-1 {dense['top1']:.1f} ± "
-        f"{dense['stderr']:.1f}. ± is the binomial standard error in points, KL is from the dense "
-        "model in nats, *lead* is top-1 over that of plain `slicegpt` at the same width on the "
-        "same images with its paired standard error.",
+        f"{dense['n_eval']} evaluation images, seed {args.seed}. Dense top-1 {dense['top1']:.1f} "
+        "± "
+        f"{dense['stderr']:.1f}. ± is the binomial standard error in points, KL is that from the "
+        "dense model in nats, *lead* the gain in top-1 over plain `slicegpt` at the same width "
+        "on the same images, with its paired standard error.",
     ]
     for width in dict.fromkeys(width for _, width in rows):
         lines = []
@@ -164,7 +165,8 @@ def _write(args: argparse.Namespace, dense: Row, rows: dict[tuple[str, int], Row
             table(["method", "MACs", "parameters", "top-1", "KL", "lead"], lines),
         ]
     parts += [
-        "*A basis per branch* is the paper's form: every skip connection is a product with its own "
+        "*A basis per branch* is the paper's form: every skip connection is a product with its "
+        "own "
         "matrix, counted here as `tokens × width²` MACs and `width²` parameters per branch.",
         f"Measured with `{command('slicegpt', args)} --model {args.model}`. {versions()}.",
     ]

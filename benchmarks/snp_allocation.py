@@ -69,14 +69,16 @@ def measured(bench: Bench, chosen: int, budget: str, way: str) -> Row:
 def write_report(rows: dict[tuple[str, str], Row], args: argparse.Namespace) -> None:
     """Write docs/results/snp_allocation.md."""
     parts = [
-        "# How SNP's budget is spread over the layers",
+        "# Allocation of SNP's budget over the layers",
         f"ViT-Tiny/16 at 224 px, preset `snp` without any training. Units are chosen from "
-        f"{args.images} calibration images (seed {args.seed}); agreement of the top class with the "
+        f"{args.images} calibration images (seed {args.seed}); agreement of the top class with "
+        "the "
         f"dense model ± binomial standard error, and KL(dense ‖ pruned) in nats, are of "
         f"{args.held} other calibration images. `equal shares`: every layer keeps the same share. "
-        "`summed scores`: the least scores go first, each layer's scores divided by their sum. "
-        "`measured losses`: what the preset does (the loss of each group at half and at a quarter "
-        "of its size, and a knapsack). No size is set by hand.",
+        "`summed scores`: units of least score are removed first, each layer's scores divided by "
+        "their sum. "
+        "`measured losses`: the method of the preset (the degradation of each group at half and "
+        "at a quarter of its size, and a knapsack). No size is set by hand.",
     ]
     for budget in args.budgets.split(","):
         own = {way: rows[budget, way] for way in WAYS}

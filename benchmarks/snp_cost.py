@@ -69,15 +69,15 @@ def write_report(choices: dict[str, dict[str, list[float]]], args: argparse.Name
         low, middle, high = statistics.quantiles(ratios, n=4)
         lines.append((name, f"**{middle:.2f}**", f"{low:.2f} to {high:.2f}"))
     parts = [
-        "# What it costs to score with SNP",
+        "# The cost of scoring with SNP",
         f"ViT-Tiny/16 at 224 px, {args.images} images in batches of 32, {args.threads} thread(s). "
-        "The unit is a plain forward pass over the same images. One pass that observes queries and "
-        "keys, and the scores of all query/key dims, values and neurons of all layers, take",
+        "The unit is a plain forward pass over the same images. The statistics of queries and "
+        "keys and the scores of all query/key dims, values and neurons of all layers take",
         table(("decomposed are the scores of", "forward passes", "middle half of rounds"), lines),
-        f"Medians over {args.rounds} rounds of processor time, each set against the plain passes "
-        "just before and after it. Most of what comes on top of the pass is the eigenvalue problem "
-        "of each image and head, which must be solved in fp64: components far from the largest "
-        "would mix in fp32. Stacked scores need one per head.",
+        f"Medians over {args.rounds} rounds of processor time, each relative to the plain passes "
+        "just before and after it. Most of the additional cost is the eigenvalue problem of each "
+        "image and head, solved in fp64, since components far from the largest would mix in "
+        "fp32. Stacked scores need one per head.",
         "## How this was measured",
         f"`{command('snp_cost', args)} --rounds {args.rounds}`; {versions()}.",
     ]
@@ -99,16 +99,18 @@ def forward(model: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def score_all(model: torch.nn.Module, images: torch.Tensor, settings: dict[str, object]) -> None:
-    """A pass with evidence, and the scores of all query/key, value and hidden units."""
+    """A pass with statistics, and the scores of all query/key, value and hidden units."""
     which = criteria.get("snp")
     chosen = settings_of(which, settings)
-    evidence = observe(model, as_batches(images, 32), needs_of(which, "qk", chosen))
+    statistics = observe(model, as_batches(images, 32), needs_of(which, "qk", chosen))
     family = family_of(model)
     groups: tuple[GroupName, ...] = ("qk", "vo", "hidden")
     anatomy = family.read(model)
     for branch in anatomy.branches:
         for group in [group for group in groups if group in branch.groups]:
-            ask(which, model, family, anatomy, group, branch.id, evidence, seed=0, settings=chosen)
+            ask(
+                which, model, family, anatomy, group, branch.id, statistics, seed=0, settings=chosen
+            )
 
 
 if __name__ == "__main__":

@@ -65,11 +65,11 @@ def main() -> None:
     lines = [_line(name, point, store.get(name)) for name, point in POINTS.items()]
     text = [
         "# SNP's DeiT models: sizes",
-        f"Random weights and {IMAGES} random images (seed {args.seed}): sizes only, no accuracy. "
-        "MACs and parameters are counted in a forward pass. `wanted` is what the ratios released "
-        "with the paper imply (recipes), or the figure in its table (heads or blocks removed "
-        "first; there the budget is spread evenly). Each model was saved, loaded again, run and "
-        "exported to ONNX; differences are the largest over the logits.",
+        f"Random weights and {IMAGES} random images (seed {args.seed}): only sizes are reported. "
+        "MACs and parameters are counted in a forward pass. `wanted` is the size implied by the "
+        "ratios released with the paper (recipes), or the figure in its table (heads or blocks "
+        "removed first, under a uniform allocation). Each model was saved, loaded, run and "
+        "exported to ONNX; differences are maxima over the logits.",
         table(
             (
                 "recipe or preset", "model", "GMACs", "wanted", "M parameters", "wanted",

@@ -41,7 +41,11 @@ def main() -> None:
         record = replace(record, models=tuple(replace(m, dense_ms=None) for m in record.models))
     picture = plot(record.models, name)
     names = ", ".join(model.name for model in record.models)
-    parts = [f"# {record.title}: {names}", _lead(record), f"![Damage by structure]({picture.name})"]
+    parts = [
+        f"# {record.title}: {names}",
+        _lead(record),
+        f"![Degradation by structure]({picture.name})",
+    ]
     for model in record.models:
         own = Table(study, model.name, store.dense()[model.name], rows, store.latency())
         parts += [f"## {model.name}"] if len(record.models) > 1 else []
@@ -73,7 +77,7 @@ def _lead(record: StudyRecord) -> str:
         f"{record.cells} cells: {counts}{rest}. Calibration: "
         f"{_named(setting['calibration'])}. Evaluation: {_named(setting['evaluation'])}, the same "
         f"for every cell. Scores: {setting['scores']}. Budgets: {setting['budgets']}. Repair: "
-        f"{setting['repair']} (for whole layers `least_squares` is the affine stand-in). "
+        f"{setting['repair']} (for whole layers, `least_squares` is the affine replacement). "
         "Intervals are 95 % bootstrap over images and draws; p-values are of Wilcoxon's "
         "signed-rank test over images, given the draws, Holm-corrected for all tests of the study."
     )
@@ -94,16 +98,22 @@ def _model(model: ModelRecord, own: Table, *, time: bool) -> list[str]:
         )
     if model.dense_ms is not None:
         parts.append(
-            f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model ran "
+            f"Dense latency: {model.dense_ms:.1f} ms ({model.runtime}); dense and pruned model "
+            "ran "
             "in turns."
         )
     parts += ["## Findings", claims(own, model)]
-    parts += ["## Which structure is most redundant", *_rates(model, own)]
+    parts += ["## Redundancy by structure", *_rates(model, own)]
     parts.append(_structures(model, time=time))
     if model.oracle:
-        parts += ["## Which score predicts damage", _oracle(model), _beside(own), _scores(model)]
+        parts += [
+            "## Prediction of the degradation by scores",
+            _oracle(model),
+            _beside(own),
+            _scores(model),
+        ]
     if model.repairs:
-        parts += ["## What repair changes", _repairs(model)]
+        parts += ["## Effect of the repair", _repairs(model)]
     return parts
 
 

@@ -4,7 +4,7 @@
 with `--report` it only writes the page from what was measured.
 
 Everything here, the choice included, is measured on calibration images: the first `--images` of
-them are cut with, others tell the damage. No validation image is looked at.
+them are cut with, others tell the degradation. No validation image is looked at.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def cell(bench: Split, budget: str, power: float) -> Row:
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(Options(budget=budget), anatomy)
-    shapes = shapes_of(anatomy, decide(anatomy, spectral.plain_menus(anatomy, task), task.demand))
+    shapes = shapes_of(
+        anatomy, decide(anatomy, spectral.plain_candidates(anatomy, task), task.demand)
+    )
     weights = {
         name: spectral.softened(square_N, power) for name, square_N in bench.sensitivities.items()
     }
@@ -114,14 +116,14 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
         for power, title in POWERS.items()
     ]
     parts = [
-        "# Does it pay to weigh tokens?",
-        "The spectral preset weighs each token by a power of the mean squared gradient of the "
-        "loss there (docs/methods/spectral.md, section 4). KL(dense ‖ pruned) in nats ± standard "
-        "error, in brackets the agreement with the dense predictions, then the paired "
-        "difference of the divergence to that with all tokens alike (below 0: weighing pays); "
-        "ViT-Tiny, "
-        f"{args.images} calibration images to cut with, {JUDGED} other calibration images to "
-        "judge by, one group at a time at the same share in every layer.",
+        "# The benefit of token weights",
+        "The preset `spectral` weights each token by a power of its sensitivity, the mean squared "
+        "gradient of the loss (docs/methods/spectral.md, section 4). KL(dense ‖ pruned) in nats ± "
+        "standard "
+        "error, in brackets the agreement with the dense predictions, then the paired difference "
+        "to the divergence under equal weights (below 0: better); ViT-Tiny, "
+        f"{args.images} calibration images for the cut, {JUDGED} other calibration images for "
+        "evaluation, one group at a time at the same share in every layer.",
         table(("weights", *BUDGETS), lines),
         "## Reproduce",
         f"```\n{command('token_weights', args)}\n```",

@@ -15,9 +15,12 @@ ROOT = Path(secateur.registry.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "textfiles",
+    "tensorfiles",
     "whole",
     "devices",
     "progress",
+    "request",
     "data",
     "zoo",
     "models",
@@ -99,7 +102,7 @@ def test_imports_point_backwards(path: Path) -> None:
     [
         ("import torch", True),
         ("from secateur.errors import UserError", True),
-        ("from secateur.allocation.menus import Menu", True),
+        ("from secateur.allocation.candidates import Menu", True),
         ("from . import repair", True),
         ("from .repair import solve", True),
         ("from ..models import types", True),
@@ -224,7 +227,7 @@ def test_the_check_hears_every_way_to_name_a_host(source: str, found: bool) -> N
 
 MOST_FILES, MOST_LINES = 16, 300
 
-LONG_FILES = {"cli/options.py": 306, "methods/task.py": 329}
+LONG_FILES: dict[str, int] = {}
 """Files with more lines than that, and how many: none may grow."""
 
 

@@ -258,7 +258,7 @@ def test_specs_that_lie_about_norms_are_refused(tmp_path: Path) -> None:
         ([], "does not give the outputs it was saved with"),
         (["blocks.0.attn"], "'blocks.0.attn' is said to be uncentred"),
     ):
-        path.write_text(json.dumps(spec | {"uncentred_norms": uncentred}))
+        path.write_text(json.dumps(spec | {"uncentred_norms": uncentred, "checksum": None}))
         with pytest.raises(UserError, match=words):
             load(tmp_path / "small")
 
@@ -274,9 +274,9 @@ def test_readers_are_not_fitted_without_evidence() -> None:
         units={"stream": {"width": tuple(range(16))}},
         reductions={"width": "rotate"},
     )
-    evidence = observe(turned, as_batches(x, 4), ["stream_sums"])
+    statistics = observe(turned, as_batches(x, 4), ["stream_sums"])
     with pytest.raises(UserError, match=r"readers of blocks.0.attn cannot be fitted"):
-        cut_(turned, plan, evidence, "least_squares")
+        cut_(turned, plan, statistics, "least_squares")
 
 
 @torch.no_grad()

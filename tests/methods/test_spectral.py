@@ -133,7 +133,7 @@ def test_any_choice_of_groups_can_be_measured(groups: tuple[str, ...]) -> None:
         minimum=SMALL,
     )
     assert done.cost.macs <= 0.85 * done.cost_dense.macs
-    assert {menu.group for menu in done.menus} == set(groups)
+    assert {entry.group for entry in done.candidates} == set(groups)
 
 
 def test_another_repair_makes_no_sense() -> None:

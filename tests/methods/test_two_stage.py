@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.allocation.target import Target, decide, unweighed
 from secateur.allocation.types import Plan, shapes_of
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
+from secateur.methods.checked import check
 from secateur.methods.images import Images
 from secateur.methods.method import Job, Prepared
-from secateur.methods.task import Options, Task, resolve
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import Task, resolve
 from secateur.methods.two_stage import TwoStage
 from secateur.models.family import family_of, read
 from secateur.models.types import Anatomy, AttentionShape
@@ -63,7 +65,7 @@ def test_the_first_stage_takes_its_share_of_the_saving() -> None:
         "{title: a, source: b, groups: [heads, hidden], criterion: magnitude,"
         " allocation: ranking, per_cost: false, first: {group: heads, share: SHARE}}"
     )
-    task = resolve(Options(budget="70% macs", preset="magnitude"), read(build("vit")))
+    task = resolve(check(PruneRequest("70% macs", preset="magnitude")), read(build("vit")))
     anatomy = read(build("vit"))
     heads = []
     for share in ("0.01", "0.3", "0.6"):
@@ -81,10 +83,10 @@ class Blind:
         return set()
 
     def prepare(self, job: Job) -> Prepared:
-        return Prepared(menus=unweighed(job.anatomy, job.task.demand), dense=job.model)
+        return Prepared(candidates=unweighed(job.anatomy, job.task.demand), dense=job.model)
 
     def plan(self, job: Job, prepared: Prepared, target: Target | None = None) -> Plan:
-        sizes = decide(job.anatomy, prepared.menus, job.task.demand, target)
+        sizes = decide(job.anatomy, prepared.candidates, job.task.demand, target)
         return Plan(shapes=shapes_of(job.anatomy, sizes))
 
     def cut(self, job: Job, prepared: Prepared, plan: Plan) -> nn.Module:
@@ -111,7 +113,7 @@ def _plan(anatomy: Anatomy, task: Task, **changes: object) -> Plan:
 def test_deit_b_reaches_a_fifth(preset: str) -> None:
     model = load_shape("timm:deit_base_patch16_224", device="meta")
     anatomy = read(model)
-    task = resolve(Options(budget="3.5 GMACs", preset=preset, allocation="uniform"), anatomy)
+    task = resolve(check(PruneRequest("3.5 GMACs", preset=preset, allocation="uniform")), anatomy)
 
     job, method = _blind_job(model, task), TwoStage(Blind())
     prepared = method.prepare(job)

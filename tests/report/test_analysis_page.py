@@ -35,7 +35,7 @@ def test_the_page_leads_with_its_findings(analysis: Record) -> None:
     text = " ".join(page.text.split())
     positions = [text.index(" ".join(sentence.replace("\u00a0", " ").split())) for sentence in told]
     assert positions == sorted(positions) and positions[-1] < text.index(
-        "Damage of each layer alone"
+        "Degradation of each layer alone"
     )
 
 

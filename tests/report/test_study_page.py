@@ -134,7 +134,7 @@ def test_findings_come_first() -> None:
     assert best.startswith("At the budget 70% macs, MLPs chosen by cosine lose least (top-1 60.0")
     assert "attention layers most (top-1 41.5" in best
     assert repair.startswith("Repair lowers the KL clearly in 1 of 1 comparisons")
-    assert "cosine agrees best with the damage of single removals" in score
+    assert "cosine agrees best with the degradation of single removals" in score
     text = text_of(render_study(study))
     first = " ".join(best.replace("\u00a0", " ").split())
     assert text.index(first) < text.index("cells measured")

@@ -175,8 +175,8 @@ def test_it_stands_in_the_way_of_the_stream_and_is_counted(name: str, gone: set[
         assert torch.equal(family.alone(smaller, branch)(arrived_BND), x_BND)
     assert torch.allclose(family.head(smaller, x_BND), smaller(images), atol=1e-5)
     assert counted(smaller, anatomy.input_size) == anatomy.cost()
-    evidence = observe(smaller, as_batches(images, 4), ["update_mean", "stream_gram"])
-    assert evidence.images == 16
+    statistics = observe(smaller, as_batches(images, 4), ["update_mean", "stream_gram"])
+    assert statistics.images == 16
 
 
 @pytest.mark.parametrize("name", STANDING)
@@ -274,7 +274,7 @@ def test_specs_that_lie_about_it_are_refused(tmp_path: Path) -> None:
         ([*spec["stand_ins"], "blocks.0.mlp"], "blocks.0.mlp, which was not dropped"),
         (["blocks.9.mlp"], "blocks.9.mlp, which was not dropped"),
     ):
-        path.write_text(json.dumps(spec | {"stand_ins": stand_ins}))
+        path.write_text(json.dumps(spec | {"stand_ins": stand_ins, "checksum": None}))
         with pytest.raises(UserError, match=words):
             load(tmp_path / "small")
 

@@ -7,7 +7,7 @@ from secateur.criteria.registry import Criterion, Question, score
 from secateur.models.family import Family
 from secateur.models.stream import stream_weights
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 
 
 def ask(
@@ -17,7 +17,7 @@ def ask(
     anatomy: Anatomy,
     group: GroupName,
     owner: str,
-    evidence: Evidence,
+    statistics: Statistics,
     *,
     seed: int,
     settings: BaseModel | None,
@@ -39,8 +39,8 @@ def ask(
         group=group,
         owner=owner,
         weights=weights,
-        sums=evidence.about(owner),
-        images=evidence.images,
+        sums=statistics.about(owner),
+        images=statistics.images,
         seed=seed_of(numbered or anatomy, group, owner, seed),
         stream=stream,
         settings=settings,

@@ -17,11 +17,12 @@ from secateur.statistics import Sums
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a criterion is asked: the worth of the units of one group of one branch.
+    """The input of a criterion: one group of one branch, with its weights and statistics.
 
-    `weights` is None for the groups `block` and `width`; for `width`, `stream` has all that
-    writes and reads the channels. `seed` differs from branch to branch. `settings` are an instance
-    of the criterion's own, None for the default ones.
+    `sums` holds the sums of each kind of statistic in the criterion's needs, over `images` images.
+    `weights` is None for the groups `block` and `width`; for `width`, `stream` holds the readers
+    and writers of the channels. `seed` differs from branch to branch. `settings` is an instance of
+    the criterion's settings, None for the defaults.
     """
 
     group: GroupName
@@ -42,11 +43,11 @@ Check = Callable[[BaseModel | None, Anatomy, GroupName], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """A named criterion; `needs` lists for each group it can score the kinds of evidence.
+    """A named criterion; `needs` lists the kinds of statistic for each group that it can score.
 
     A criterion with choices names a pydantic model of them as `settings`, which presets fill;
-    where they change what it needs, `needs_with(settings)` says how. `check(settings, anatomy,
-    group)` raises UserError for a model that it, or its settings, do not suit.
+    `needs_with(settings)` gives the needs of settings that change them. `check(settings, anatomy,
+    group)` raises UserError for a model that the criterion or its settings do not suit.
     """
 
     name: str
@@ -74,7 +75,7 @@ def criterion(
 ) -> Callable[[Answer], Answer]:
     """Register a function as a criterion for the groups in `needs`.
 
-    The function returns one number per unit, higher for units worth keeping: (F,) for `hidden`,
+    The function returns one score per unit, higher for units to keep: (F,) for `hidden`,
     (H, K) for `qk`, (H, V) for `vo`, (H,) for `heads`, (D,) for `width`, () for `branch` and
     `block`.
     """
@@ -100,7 +101,7 @@ def criterion(
 def needs_of(
     which: Criterion, group: GroupName, settings: BaseModel | None = None
 ) -> tuple[str, ...]:
-    """The kinds of evidence to score a group; UserError when the criterion cannot score it."""
+    """The kinds of statistics to score a group; UserError when the criterion cannot score it."""
     if group not in which.needs:
         raise UserError(
             f"criterion '{which.name}' cannot score '{group}'; it scores {', '.join(which.needs)}."

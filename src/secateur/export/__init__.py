@@ -26,9 +26,9 @@ def export(
     *,
     overwrite: bool = False,
 ) -> Parity:
-    """Write `model` to the file `out` for the target `to` and say how near its outputs are.
+    """Write `model` to the file `out` for the target `to` and return the difference of outputs.
 
-    `input_size` (C, H, W) is needed only for models of no known family. A file that is there is
+    `input_size` (C, H, W) is needed only for models of no known family. An existing file is
     replaced only with `overwrite`. UserError for an unknown target, a missing package or a place
     that cannot be written; RuntimeError, and no file, if the outputs differ.
     """

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from torch import nn
 
 from secateur.allocation.target import Target
-from secateur.allocation.types import Menu, Plan
+from secateur.allocation.types import Candidates, Plan
 from secateur.methods.images import Images
 from secateur.methods.task import Task
 from secateur.models.family import Family
@@ -17,7 +17,7 @@ from secateur.progress import timed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A dense model with all that pruning it needs."""
+    """The inputs of a pruning run: a dense model, its structure, the resolved task, the images."""
 
     model: nn.Module
     family: Family
@@ -32,12 +32,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All that plans rest on. A method adds fields of its own.
+    """The result of `prepare`, from which plans are made. A method adds fields of its own.
 
     `dense` is the model that will be cut: the one given, or the same function in another basis.
     """
 
-    menus: list[Menu]
+    candidates: list[Candidates]
     dense: nn.Module
 
 

@@ -51,7 +51,7 @@ class Rotated:
                 job.model, job.family, job.anatomy, job.images.batches, job.images.progress
             )
         inner = self.method.prepare(replace(job, model=turned))
-        return Turned(menus=inner.menus, dense=turned, inner=inner)
+        return Turned(candidates=inner.candidates, dense=turned, inner=inner)
 
     def plan(self, job: Job, prepared: Turned, target: Target | None = None) -> Plan:
         """The inner method's plan."""

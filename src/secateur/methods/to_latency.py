@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 from secateur.allocation.budget import CostBudget
-from secateur.allocation.menus import least_sizes
+from secateur.allocation.candidates import least_sizes
 from secateur.allocation.target import Target, check_reachable, unweighed
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes
 from secateur.errors import OutOfReach
 from secateur.measurement.latency import Row, bench
 from secateur.measurement.layer_table import LayerTable, Setting, latency_cost, layer_table
-from secateur.methods.task import Options, Task
+from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Shapes
+from secateur.request.parts import TimingPart
 
 ROUNDS = 3
 MORE = 3
@@ -79,7 +80,7 @@ def times_count(task: Task) -> bool:
     return isinstance(task.budget, CostBudget) and task.budget.unit == "ms"
 
 
-def setting_of(model: nn.Module, options: Options) -> Setting:
+def setting_of(model: nn.Module, options: TimingPart) -> Setting:
     """Where a latency budget counts."""
     return Setting(
         runtime=options.runtime,
@@ -104,7 +105,7 @@ def latency_target(
     budget = task.budget
     if not isinstance(budget, CostBudget) or not times_count(task):
         return None
-    sizes = {menu.key: menu.sizes for menu in unweighed(anatomy, task.demand)}
+    sizes = {entry.key: entry.sizes for entry in unweighed(anatomy, task.demand)}
     setting = setting_of(model, task.options)
     table = layer_table(model, family, anatomy, setting, sizes, progress=progress)
     target = _target(anatomy, budget, table)

@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.taps import Tap
+from secateur.models.hook_points import HookPoint
 from secateur.models.types import Anatomy, Branch
 from secateur.models.weights import BranchWeights
 from secateur.registry import Registry
@@ -88,8 +88,8 @@ class Family(Protocol):
         """What the model makes of the stream after the last branch, with all that follows it."""
         ...
 
-    def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:
-        """Where the quantities of a branch can be seen; see `secateur.models.taps`."""
+    def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
+        """Where the quantities of a branch can be seen; see `secateur.models.hook points`."""
         ...
 
 

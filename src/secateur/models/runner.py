@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches
 from secateur.models.family import Family, family_of
-from secateur.models.taps import attached
+from secateur.models.hook_points import attached
 from secateur.models.types import Anatomy, Branch
 
 Streams = list[Tensor]
@@ -176,7 +176,7 @@ def advance_seen(
     sites: tuple[str, ...],
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """The streams after one branch, each with the quantities that passed at `sites` on the way."""
-    taps = family.taps(model, branch) if sites else {}
+    hook_points = family.hook_points(model, branch) if sites else {}
     step = family.through(model, branch)
     seen: dict[str, Tensor] = {}
 
@@ -186,9 +186,9 @@ def advance_seen(
 
         return see
 
-    # WHY: the taps name modules of the whole model; `through` shares those modules, so a hook on
-    # the model also fires when the branch runs alone.
-    with attached(model, [(taps[site], keep(site)) for site in sites]):
+    # WHY: the hook points name modules of the whole model; `through` shares those modules, so a
+    # hook on the model also fires when the branch runs alone.
+    with attached(model, [(hook_points[site], keep(site)) for site in sites]):
         for x_BND in streams:
             seen.clear()
             yield step(x_BND), dict(seen)

@@ -166,7 +166,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joint:
+class StreamTransition:
     """What leads from one stream to another and costs by the channels of both."""
 
     first: str
@@ -191,8 +191,9 @@ class Anatomy:
     """What a host model is made of. Pure data; says nothing about weights.
 
     `ends` is the cost of all that is not a branch: embedding, final norm, heads. `streams` are
-    those that can be made narrower; where there are none, `refusals` says why. `joints` price what
-    stands between two of them, and what reads and writes one, which is part of `ends` too, as are
+    those that can be made narrower; where there are none, `refusals` says why. `transitions` price
+    what stands between two of them, and what reads and writes one, which is part of `ends` too, as
+    are
     `stand_ins`.
     """
 
@@ -207,7 +208,7 @@ class Anatomy:
     ends: Rate
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
     streams: tuple[Stream, ...] = ()
-    joints: tuple[Joint, ...] = ()
+    transitions: tuple[StreamTransition, ...] = ()
     stand_ins: tuple[StandInLayer, ...] = ()
 
     def branch(self, branch_id: str) -> Branch:
@@ -243,7 +244,7 @@ class Anatomy:
             width = widths.get(stream.id, stream.width)
             total = total + stream.ends.at(width) - stream.ends.at(stream.width)
         present = self.widths
-        for joint in self.joints:
+        for joint in self.transitions:
             first, second = present[joint.first], present[joint.second]
             pairs = widths.get(joint.first, first) * widths.get(joint.second, second)
             total = total + joint.per_pair * pairs - joint.per_pair * (first * second)

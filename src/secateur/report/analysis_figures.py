@@ -28,7 +28,7 @@ SYMBOLS: dict[str, Symbol] = {
     **MARKERS,
 }
 FLOOR = 1e-4
-"""Damages below this are drawn at it: on a log axis, nothing has no place."""
+"""Degradations below this are drawn at it: on a log axis, nothing has no place."""
 KINDS: tuple[tuple[str, str, float, Symbol], ...] = (
     ("attention", "attention", -0.12, "circle"),
     ("mlp", "hidden", 0.12, "square"),
@@ -36,7 +36,7 @@ KINDS: tuple[tuple[str, str, float, Symbol], ...] = (
 
 
 def importance_figure(record: AnalysisRecord) -> Chart:
-    """Damage of every layer alone, with its standard error; droppable layers are hollow."""
+    """Degradation of every layer alone, with its standard error; droppable layers are hollow."""
     blocks = sorted({layer.block for layer in record.layers})
     lines = []
     for kind, colour, shift, symbol in KINDS:
@@ -62,7 +62,7 @@ def importance_figure(record: AnalysisRecord) -> Chart:
     return Chart(
         height=330,
         x=block_axis([str(block) for block in blocks]),
-        y=Axis(title=f"damage alone, {record.unit}", scale="log"),
+        y=Axis(title=f"degradation alone, {record.unit}", scale="log"),
         marks=tuple(lines),
         rules=(_tolerance(record),),
         direct=False,
@@ -70,7 +70,7 @@ def importance_figure(record: AnalysisRecord) -> Chart:
 
 
 def series_figure(record: AnalysisRecord) -> Chart:
-    """More and more of each structure gone at once: damage over MACs left."""
+    """More and more of each structure gone at once: degradation over MACs left."""
     lines = []
     for series in record.series:
         name = NAMES[series.structure]
@@ -103,14 +103,14 @@ def series_figure(record: AnalysisRecord) -> Chart:
     return Chart(
         height=400,
         x=left_axis("MACs left", (x for line in lines for x in line.x)),
-        y=Axis(title=f"damage, {record.unit}", scale="log"),
+        y=Axis(title=f"degradation, {record.unit}", scale="log"),
         marks=tuple(lines),
         rules=(_tolerance(record),),
     )
 
 
 def curves_figure(record: AnalysisRecord, group: str) -> Chart | None:
-    """Damage of one group over its kept share, one line per layer; measured sizes are dots."""
+    """Degradation of one group over its kept share, one line per layer; measured sizes are dots."""
     own = [curve for curve in record.curves if curve.group == group]
     if not own:
         return None
@@ -148,7 +148,7 @@ def curves_figure(record: AnalysisRecord, group: str) -> Chart | None:
     return Chart(
         height=270,
         x=Axis(title="left", low=1.0, high=0.0, form="percent"),
-        y=Axis(title=f"damage, {record.unit}", scale="log"),
+        y=Axis(title=f"degradation, {record.unit}", scale="log"),
         marks=tuple(lines),
         rules=(_tolerance(record),),
     )
@@ -215,7 +215,7 @@ def ranks_figure(record: AnalysisRecord) -> Chart:
 
 
 def score_figure(record: AnalysisRecord, name: str) -> Chart:
-    """One criterion against measured damage, by rank of the criterion."""
+    """One criterion against measured degradation, by rank of the criterion."""
     order = sorted(record.layers, key=lambda layer: layer.scores[name])
     rank = {layer.id: i + 1 for i, layer in enumerate(order)}
     lines = []

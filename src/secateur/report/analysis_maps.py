@@ -96,7 +96,7 @@ def heads_figure(record: AnalysisRecord) -> Chart:
 
 
 def interactions_figure(record: AnalysisRecord) -> Chart | None:
-    """Damage of two layers together less the sum of both alone."""
+    """Degradation of two layers together less the sum of both alone."""
     found = record.interactions
     if found is None:
         return None

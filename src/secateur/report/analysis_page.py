@@ -69,10 +69,10 @@ def render_analysis(record: Mapping[str, object]) -> str:
         next_command=next_command(found)[1],
         tiles=_tiles(found),
         importance=figure_html(
-            importance_figure(found), label="Damage of leaving out each layer alone."
+            importance_figure(found), label="Degradation of leaving out each layer alone."
         ),
         series=figure_html(
-            series_figure(found), label="Damage against MACs left for every structure."
+            series_figure(found), label="Degradation against MACs left for every structure."
         ),
         shares=figure_html(shares_figure(found), label="Parameters, MACs and time by structure."),
         has_time=found.ms is not None,
@@ -87,7 +87,7 @@ def render_analysis(record: Mapping[str, object]) -> str:
                 about="ρ = " + ("–" if score.rho is None else f"{score.rho:.2f}"),
                 figure=figure_html(
                     score_figure(found, score.name),
-                    label=f"Measured damage over the rank by {score.name}.",
+                    label=f"Measured degradation over the rank by {score.name}.",
                     widths=QUARTER,
                 ),
             )
@@ -150,7 +150,7 @@ def _curves(found: AnalysisRecord) -> list[Chart]:
                     about="",
                     figure=figure_html(
                         figure,
-                        label=f"Damage over {NAMES[group]} left, by layer.",
+                        label=f"Degradation over {NAMES[group]} left, by layer.",
                         widths=QUARTER,
                     ),
                 )
@@ -222,7 +222,7 @@ def _interactions(found: AnalysisRecord) -> Markup | None:
     figure = interactions_figure(found)
     if figure is None:
         return None
-    label = "Damage of pairs of layers beyond the sum of both alone."
+    label = "Degradation of pairs of layers beyond the sum of both alone."
     return figure_html(figure, label=label, widths=HALF)
 
 
@@ -274,7 +274,7 @@ def _cost_rows(found: AnalysisRecord) -> list[tuple[str, str, str]]:
 def _provenance(found: AnalysisRecord) -> list[tuple[str, str]]:
     rows = [
         ("images", f"{found.data.images} from {found.data.source}"),
-        ("probe images", f"{found.probe_images} of them, on which damage is measured"),
+        ("probe images", f"{found.probe_images} of them, on which degradation is measured"),
         ("fingerprint", found.data.fingerprint or "none: images given as tensors"),
         ("seed", str(found.seed)),
         ("versions", ", ".join(f"{name} {v}" for name, v in found.environment.items())),

@@ -67,7 +67,7 @@ class SeriesRecord(_Part):
 
 
 class CurveRecord(_Part):
-    """The damage of one group of one branch at each size; `measured` sizes were, others follow."""
+    """The degradation of a group of a branch at each size; `measured` sizes were, others follow."""
 
     owner: str
     group: Literal["qk", "vo", "heads", "hidden"]
@@ -104,7 +104,7 @@ class SpectrumRecord(_Part):
 
 
 class InteractionsRecord(_Part):
-    """Damage of two branches together less that of each alone; null where not measured."""
+    """Degradation of two branches together less that of each alone; null where not measured."""
 
     owners: tuple[str, ...]
     excess: Matrix
@@ -112,7 +112,7 @@ class InteractionsRecord(_Part):
 
 
 class ScoreRecord(_Part):
-    """How well a criterion orders the branches by measured damage: Spearman's ρ."""
+    """How well a criterion orders the branches by measured degradation: Spearman's ρ."""
 
     name: str
     title: str
@@ -138,7 +138,7 @@ class CostRecord(_Part):
 
 
 class AnalysisRecord(_Part):
-    """The redundancy of one model. `unit` is that of all damages."""
+    """The redundancy of one model. `unit` is that of all degradations."""
 
     model: str | None = None
     family: str

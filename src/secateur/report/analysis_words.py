@@ -20,7 +20,7 @@ CLEAR = 0.6
 
 
 def damage_words(value: float, unit: str) -> str:
-    """A damage with its unit, three digits at most."""
+    """A degradation with its unit, three digits at most."""
     if value < 0.0005:
         return f"under 0.001{NBSP}{unit}"
     digits = f"{value:.3f}" if value < 0.1 else significant(value)
@@ -28,7 +28,7 @@ def damage_words(value: float, unit: str) -> str:
 
 
 def loss_words(damage: float, agreement: float | None, unit: str) -> str:
-    """A damage as a person reads it: the share of predictions that stay first, where known."""
+    """A degradation as a person reads it: the share of predictions that stay first, where known."""
     told = damage_words(damage, unit)
     return told if agreement is None else f"{percent(agreement, 0)} of predictions stay ({told})"
 
@@ -149,7 +149,7 @@ def _vital(record: AnalysisRecord) -> str:
     rest = sorted(layer.damage for layer in record.layers)[len(order) // 2]
     top = [layer for layer in order[:3] if layer.damage > 5 * rest]
     if not top:
-        return "No single layer stands out as vital: damages are within a factor of five."
+        return "No single layer stands out as vital: degradations are within a factor of five."
     return (
         f"{listed([layer.id for layer in top])} must stay: without "
         f"{'it' if len(top) == 1 else 'one of them'}, "
@@ -160,7 +160,7 @@ def _vital(record: AnalysisRecord) -> str:
 def _left(layer: LayerRecord, unit: str) -> str:
     """How the model is without a layer alone."""
     if layer.agreement is None:
-        return f"the damage is {damage_words(layer.damage, unit)}"
+        return f"the degradation is {damage_words(layer.damage, unit)}"
     return loss_words(layer.damage, layer.agreement, unit)
 
 
@@ -177,16 +177,16 @@ def score_finding(record: AnalysisRecord) -> str:
     if rho < CLEAR:
         return (
             f"No cheap score orders the layers well here (best: {best.name}, ρ = {rho:.2f}"
-            f"{beside}); trust measured damage."
+            f"{beside}); trust measured degradation."
         )
     return (
         f"Of the cheap scores, {best.name} orders the layers best (ρ = {rho:.2f} with measured "
-        f"damage{beside})."
+        f"degradation{beside})."
     )
 
 
 def damage_at(series: SeriesRecord, saving: float) -> float | None:
-    """The damage at a share of MACs saved, linear between measured points; None outside."""
+    """The degradation at a share of MACs saved, linear between measured points; None outside."""
     return _between([(0.0, 0.0), *zip(series.macs, series.damage, strict=True)], saving)
 
 

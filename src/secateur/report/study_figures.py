@@ -1,4 +1,4 @@
-"""Charts of a study: damage over cost, with the intervals as bands, and ranks beside the oracle.
+"""Charts of a study: degradation over cost with intervals as bands, and ranks beside the oracle.
 
 What is left of the cost falls from the left to the right, as on every page.
 """
@@ -72,7 +72,7 @@ def beneath(line: Line) -> Line:
 
 
 def _front(model: ModelRecord, latency: bool) -> list[Point]:
-    """The points that no other beats in both cost and damage, dearest first."""
+    """The points that no other beats in both cost and degradation, dearest first."""
     points = [p for curve in model.curves for p in curve.points]
     points = [p for p in points if not latency or p.latency is not None]
     points.sort(key=lambda point: (_x(model, point, latency), _harm(model, point)))

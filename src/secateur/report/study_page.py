@@ -156,10 +156,10 @@ def _overview(model: ModelRecord) -> list[Panel]:
         "alike."
     )
     charts = []
-    by_macs = _html(overview_figure(model, latency=False), "Damage over MACs by structure.")
+    by_macs = _html(overview_figure(model, latency=False), "Degradation over MACs by structure.")
     if by_macs is not None:
         charts.append(Panel(title="Per MAC", about=about, html=by_macs))
-    by_time = _html(overview_figure(model, latency=True), "Damage over latency by structure.")
+    by_time = _html(overview_figure(model, latency=True), "Degradation over latency by structure.")
     if by_time is not None:
         timed = f"The same over measured time ({model.runtime}), dense and pruned in turns."
         charts.append(Panel(title="Per millisecond", about=timed, html=by_time))

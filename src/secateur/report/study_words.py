@@ -108,6 +108,6 @@ def _score(model: ModelRecord) -> str:
     means = {name: sum(own) / most for name, own in by_score.items() if len(own) == most}
     best = max(means, key=means.__getitem__)
     return (
-        f"Of {len(means)} scores, {best} agrees best with the damage of single removals "
+        f"Of {len(means)} scores, {best} agrees best with the degradation of single removals "
         f"(mean rank correlation {means[best]:+.2f})."
     )

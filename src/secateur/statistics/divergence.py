@@ -16,7 +16,7 @@ OutputLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
+class Degradation:
     """`divergence`: mean KL(dense || changed) in nats; for a model without classes, mean
     1 - cos(dense features, changed features). `agreement`: share of images, 0…1, with the same
     top class; None without classes. `stderr`: standard error of the divergence over the images."""
@@ -37,20 +37,20 @@ def divergence(dense_BC: Tensor, changed_BC: Tensor) -> Tensor:
     return F.kl_div(log_q_BC, log_p_BC, log_target=True, reduction="none").sum(-1)
 
 
-def damage(dense_PC: Tensor, changed_PC: Tensor, num_classes: int) -> Damage:
+def degradation(dense_PC: Tensor, changed_PC: Tensor, num_classes: int) -> Degradation:
     """Compare outputs, in fp32."""
     dense_PC, changed_PC = dense_PC.float(), changed_PC.float()
     if not num_classes:
         units = (F.normalize(x.flatten(1), dim=-1) for x in (dense_PC, changed_PC))
         cosine_P = torch.linalg.vecdot(*units)
-        return Damage(
+        return Degradation(
             divergence=float((1 - cosine_P).mean().clamp(min=0)),
             agreement=None,
             stderr=_stderr(cosine_P),
         )
     same_P = dense_PC.argmax(-1) == changed_PC.argmax(-1)
     divergence_P = divergence(dense_PC, changed_PC)
-    return Damage(
+    return Degradation(
         divergence=float(divergence_P.mean()),
         agreement=float(same_P.float().mean()),
         stderr=_stderr(divergence_P),

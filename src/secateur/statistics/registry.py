@@ -1,4 +1,4 @@
-"""Kinds of evidence: each names the sites it looks at and adds what it sees to running sums."""
+"""Kinds of statistic: each names its sites in a branch and adds their tensors to running sums."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ def _nothing(_sums: Sums, _seen: Seen) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvidenceKind:
-    """One kind of evidence.
+class StatisticsKind:
+    """One kind of statistic, collected only if a criterion or a repair names it.
 
-    `update(sums, seen)` gets the canonical tensors of one branch (or block) for one batch; with
-    `gradient`, each site's tensor comes with `<site>.grad` of the loss, summed over the batch.
-    `covers` names kinds that need not be collected beside it, since it holds all they hold.
-    A kind of scope `model` has a `trial` in place of the update: it gets the model and a batch and
-    runs what it likes, such as the model without one of its layers.
-    The scope `stream` sees the residual stream of a batch at all boundaries of blocks at once, at
-    a few tokens: `points` (number of boundaries), `<i>.class` (B, 1, D) and `<i>.patches`
-    (B, T, D), where there are such; its one owner is `STREAM`.
+    `update(sums, seen)` receives the canonical tensors of one branch (or block) for one batch;
+    with `gradient`, each site's tensor is accompanied by `<site>.grad`, the gradient of the loss
+    summed over the batch. `covers` names kinds whose sums this kind contains.
+    A kind of scope `model` has a `trial` in place of the update, which receives the model and a
+    batch and runs it in other ways, such as without one of its layers.
+    The scope `stream` receives the residual stream of a batch at all boundaries of blocks, at a
+    few tokens: `points` (number of boundaries), `<i>.class` (B, 1, D) and `<i>.patches`
+    (B, T, D), where they exist; its one owner is `STREAM`.
     """
 
     name: str
@@ -47,10 +47,12 @@ class EvidenceKind:
 STREAM = "stream"
 """The owner of what is known about the stream as a whole."""
 
-evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.statistics.kinds")
+statistics_kinds: Registry[StatisticsKind] = Registry(
+    "kind of evidence", "secateur.statistics.kinds"
+)
 
 
-def evidence_kind(
+def statistics_kind(
     name: str,
     *,
     scope: Scope,
@@ -58,24 +60,24 @@ def evidence_kind(
     gradient: bool = False,
     covers: tuple[str, ...] = (),
 ) -> Callable[[Update], Update]:
-    """Register an update function as a kind of evidence."""
+    """Register an update function as a kind of statistic."""
 
     def file(update: Update) -> Update:
-        kind = EvidenceKind(
+        kind = StatisticsKind(
             name=name, scope=scope, sites=sites, update=update, gradient=gradient, covers=covers
         )
-        evidence_kinds.register(name)(kind)
+        statistics_kinds.register(name)(kind)
         return update
 
     return file
 
 
-def evidence_trial(name: str) -> Callable[[Trial], Trial]:
-    """Register a function that experiments with the model as a kind of evidence."""
+def statistics_trial(name: str) -> Callable[[Trial], Trial]:
+    """Register a function that runs the model in other ways as a kind of statistic."""
 
     def file(trial: Trial) -> Trial:
-        kind = EvidenceKind(name=name, scope="model", sites=(), trial=trial)
-        evidence_kinds.register(name)(kind)
+        kind = StatisticsKind(name=name, scope="model", sites=(), trial=trial)
+        statistics_kinds.register(name)(kind)
         return trial
 
     return file
@@ -92,8 +94,8 @@ def add_(sums: Sums, key: str, value: Tensor) -> None:
         sums[key] = value.clone()
 
 
-def chosen_kinds(needs: Iterable[str]) -> list[EvidenceKind]:
+def chosen_kinds(needs: Iterable[str]) -> list[StatisticsKind]:
     """The kinds to collect for `needs`, sorted, without those that another one covers."""
-    kinds = [evidence_kinds.get(name) for name in sorted(set(needs))]
+    kinds = [statistics_kinds.get(name) for name in sorted(set(needs))]
     covered = {name for kind in kinds for name in kind.covers}
     return [kind for kind in kinds if kind.name not in covered]

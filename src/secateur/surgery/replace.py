@@ -31,7 +31,7 @@ from secateur.models.family import Family
 from secateur.models.stream import linearisable
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
-from secateur.statistics import Evidence, Sums
+from secateur.statistics import Statistics, Sums
 from secateur.statistics.gaps import HELD
 from secateur.statistics.kinds.similarity import TINY
 from secateur.statistics.moments import joint_moments
@@ -47,7 +47,7 @@ LINEAR_RIDGE = 1e-3
 
 
 def replacement_needs(stand_in: Replacement) -> set[str]:
-    """The kinds of evidence that a replacement asks of the uncut model.
+    """The kinds of statistics that a replacement asks of the uncut model.
 
     `affine` and `linear` also take a pass of their own once the plan is known. Where there is no
     branch before the dropped ones, `affine` falls back on the mean; searches take the mean for
@@ -114,7 +114,7 @@ def drop_(
     anatomy: Anatomy,
     shapes: Shapes,
     stand_in: Replacement,
-    evidence: Evidence | None,
+    statistics: Statistics | None,
     anchors: Mapping[str, Sums],
 ) -> None:
     """Remove the branches whose shape is None from `model` and put the replacement in place.
@@ -133,7 +133,7 @@ def drop_(
             linear.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
     family.drop_(model, dropped - set(gaps))
     if stand_in == "scalar":
-        _shorten_(model, family, anatomy, dropped, evidence)
+        _shorten_(model, family, anatomy, dropped, statistics)
     done: set[str] = set()
     if stand_in == "affine":
         for anchor, run in runs_of(anatomy, shapes).items():
@@ -142,12 +142,12 @@ def drop_(
     if stand_in in ("mean", "affine"):
         for branch in anatomy.branches:
             if branch.id in dropped - done:
-                family.add_constant_(model, branch, mean_update(evidence, branch))
+                family.add_constant_(model, branch, mean_update(statistics, branch))
 
 
-def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
+def mean_update(statistics: Statistics | None, branch: Branch) -> Tensor:
     """Mean over tokens of what a branch adds to the stream (D,), fp64."""
-    about = {} if evidence is None else evidence.about(branch.id)
+    about = {} if statistics is None else statistics.about(branch.id)
     sums = about.get("update_mean") or about.get("branch_similarity")
     if sums is None:
         raise UserError(
@@ -219,13 +219,13 @@ def _shorten_(
     family: Family,
     anatomy: Anatomy,
     dropped: set[str],
-    evidence: Evidence | None,
+    statistics: Statistics | None,
 ) -> None:
     """Divide every later writer by how much longer the dropped branches made the stream."""
     longer = 1.0
     for branch in anatomy.branches:
         if branch.id in dropped:
-            sums = {} if evidence is None else evidence.about(branch.id)["branch_similarity"]
+            sums = {} if statistics is None else statistics.about(branch.id)["branch_similarity"]
             before, after = (
                 float(sums[f"{when}_norm"] / sums["count"]) for when in ("stream", "after")
             )

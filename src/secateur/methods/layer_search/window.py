@@ -5,11 +5,11 @@ from collections.abc import Callable
 from secateur.allocation.quota import Quota, Unit
 from secateur.methods.layer_search.drops import Found, open_units
 from secateur.models.types import Anatomy
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 
 
 def best_window(
-    anatomy: Anatomy, evidence: Evidence, criterion: str, units: list[Unit], quota: Quota
+    anatomy: Anatomy, statistics: Statistics, criterion: str, units: list[Unit], quota: Quota
 ) -> Found:
     """The run of blocks whose ends are most alike, as short as the quota allows (UIDL).
 
@@ -26,17 +26,19 @@ def best_window(
         ]
         fitting = [window for window in windows if quota.met(window)]
         if fitting:
-            distance = _distances(evidence, criterion, length)
+            distance = _distances(statistics, criterion, length)
             best = min(fitting, key=lambda window: distance(window))
-            return Found(units=tuple(best), damages=(distance(best),) * len(best))
-    return Found(units=tuple(open_units(units, units, quota)), damages=())
+            return Found(units=tuple(best), degradations=(distance(best),) * len(best))
+    return Found(units=tuple(open_units(units, units, quota)), degradations=())
 
 
-def _distances(evidence: Evidence, criterion: str, length: int) -> Callable[[list[Unit]], float]:
+def _distances(
+    statistics: Statistics, criterion: str, length: int
+) -> Callable[[list[Unit]], float]:
     def distance(window: list[Unit]) -> float:
         if not window:
             return 0.0
-        sums = evidence.of("window_similarity", window[0].key[0])
+        sums = statistics.of("window_similarity", window[0].key[0])
         mean = float(sums[criterion][length - 1] / sums["count"])
         return 1 - mean if criterion == "cosine" else mean
 

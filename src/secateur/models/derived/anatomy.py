@@ -49,7 +49,7 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         ends=Rate(base=ends_of(stated, model, steps)),
         refusals={"width": why} if why else {},
         streams=streams,
-        joints=() if why else joints_of(stated, model, steps, streams),
+        transitions=() if why else joints_of(stated, model, steps, streams),
         stand_ins=tuple(stand_in(step) for step in steps if step.kind == "linear"),
     )
 

@@ -16,7 +16,7 @@ from secateur.models.derived.names import classifiers, optional, parameter
 from secateur.models.derived.steps import Step, start_of
 from secateur.models.modules import ShiftedReLU
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
-from secateur.models.types import Cost, Joint, Rate, StandInLayer, Stream
+from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransition
 
 
 class Prices(TypedDict, total=False):
@@ -151,18 +151,20 @@ def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[
 
 def joints_of(
     stated: Statement, model: nn.Module, steps: list[Step], streams: tuple[Stream, ...]
-) -> tuple[Joint, ...]:
+) -> tuple[StreamTransition, ...]:
     """Transitions and linear steps, which cost by the channels of two streams."""
     params, macs = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for step in steps:
-        taps, pair = 1, (step.stage, step.stage)
+        hook_points, pair = 1, (step.stage, step.stage)
         if step.kind == "transition":
-            taps = start_of(stated, model, step.stage).writer.weight[0, 0].numel()
+            hook_points = start_of(stated, model, step.stage).writer.weight[0, 0].numel()
             pair = (step.stage - 1, step.stage)
         if step.kind in ("transition", "linear"):
-            params[pair] += taps
-            macs[pair] += step.tokens * taps
+            params[pair] += hook_points
+            macs[pair] += step.tokens * hook_points
     return tuple(
-        Joint(first=streams[i].id, second=streams[j].id, per_pair=Cost(params=n, macs=macs[i, j]))
+        StreamTransition(
+            first=streams[i].id, second=streams[j].id, per_pair=Cost(params=n, macs=macs[i, j])
+        )
         for (i, j), n in params.items()
     )

@@ -1,4 +1,4 @@
-"""Hook points of a branch, where its quantities pass by; see `secateur.models.taps`.
+"""Hook points of a branch, where its quantities pass by; see `secateur.models.hook points`.
 
 Legend: B batch, N tokens, H heads.
 """
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 from secateur.models.derived.layout import attention_shape, out_of
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step
+from secateur.models.hook_points import HookPoint, View, whole
 from secateur.models.modules import SlimAttention, as_tokens
 from secateur.models.statement import AttentionLayer, MlpLayer, Packed, Separate
-from secateur.models.taps import Tap, View, whole
 
 
-def sites_of(step: Step) -> dict[str, Tap]:
+def sites_of(step: Step) -> dict[str, HookPoint]:
     """Hook points of a branch; queries and keys are seen after QK-norm where there is one."""
     residual, block, view = step.residual, step.block, whole if step.grid is None else as_tokens
     before = residual.norm is not None and not residual.norm_behind and step.norm is not None
     sites = {
-        "stream": Tap(f"{block}.{residual.norm}" if before else step.path, "input", view),
-        "input": Tap(step.path, "input", view),
-        "update": Tap(_update(step), "output", view),
+        "stream": HookPoint(f"{block}.{residual.norm}" if before else step.path, "input", view),
+        "input": HookPoint(step.path, "input", view),
+        "update": HookPoint(_update(step), "output", view),
     }
     if isinstance(step.layer, MlpLayer):
-        return sites | {"hidden": Tap(f"{step.path}.{step.layer.writer}", "input", view)}
+        return sites | {"hidden": HookPoint(f"{step.path}.{step.layer.writer}", "input", view)}
     assert isinstance(step.layer, AttentionLayer)
     return sites | _attention_sites(step.path, step.module, step.layer)
 
@@ -42,7 +42,7 @@ def _update(step: Step) -> str:
     return step.path
 
 
-def _attention_sites(path: str, attn: nn.Module, layer: AttentionLayer) -> dict[str, Tap]:
+def _attention_sites(path: str, attn: nn.Module, layer: AttentionLayer) -> dict[str, HookPoint]:
     shape, own = attention_shape(attn, layer), isinstance(attn, SlimAttention)
     heads, qk, vo = shape.heads, shape.qk, shape.vo
     qkv = Packed() if own else layer.qkv
@@ -59,15 +59,15 @@ def _attention_sites(path: str, attn: nn.Module, layer: AttentionLayer) -> dict[
         else:
             views = [_by_head(i * heads * qk, heads, dims) for i, dims in enumerate((qk, qk, vo))]
     sites = {
-        name: Tap(f"{path}.{at}", "output", view)
+        name: HookPoint(f"{path}.{at}", "output", view)
         for name, at, view in zip(names, paths, views, strict=True)
     }
     norms = ("q_norm", "k_norm") if own else layer.qk_norm or ()
     for name, norm in zip(("query", "key"), norms, strict=False):
         if optional(attn, norm) is not None:
-            sites[name] = Tap(f"{path}.{norm}", "output", _by_token)
+            sites[name] = HookPoint(f"{path}.{norm}", "output", _by_token)
     return sites | {
-        "context": Tap(f"{path}.{out_of(attn, layer)}", "input", _by_head(0, heads, vo))
+        "context": HookPoint(f"{path}.{out_of(attn, layer)}", "input", _by_head(0, heads, vo))
     }
 
 

@@ -28,10 +28,10 @@ from secateur.models.derived.steps import (
     steps_of,
 )
 from secateur.models.family import families
+from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnGrid, PartialBlock, WithGiven
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
-from secateur.models.taps import Tap
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
 
@@ -159,7 +159,7 @@ class StatedFamily:
             stream_BND = self._alone(model, step)(stream_BND)
         return self.statement.head(model, stream_BND)
 
-    def taps(self, model: nn.Module, branch: Branch) -> dict[str, Tap]:
+    def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
         """Hook points of a branch."""
         return sites_of(self._step(model, branch))
 

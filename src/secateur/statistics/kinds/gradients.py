@@ -13,10 +13,10 @@ from secateur.data.batches import Batch
 from secateur.models.caches import copy_of, forget_cached_
 from secateur.models.family import family_of
 from secateur.models.weights import AttentionWeights, BranchWeights
-from secateur.statistics.registry import Sums, add_, evidence_trial
+from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
-@evidence_trial("weight_gradients")
+@statistics_trial("weight_gradients")
 def weight_gradients(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
     """Sums over images of each weight's gradient (`NAME`) and of its square (`NAME_square`).
 

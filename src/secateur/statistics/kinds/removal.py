@@ -14,17 +14,17 @@ from torch import nn
 from secateur.data.batches import Batch
 from secateur.models.runner import Runner
 from secateur.statistics.divergence import OUTPUT_LOSSES
-from secateur.statistics.registry import Sums, add_, evidence_trial
+from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
-@evidence_trial("branch_removal")
+@statistics_trial("branch_removal")
 def branch_removal(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
     """Sums over images, by branch, of all `OUTPUT_LOSSES`."""
     runner = Runner.of(model)
     _add_losses_(sums_of, runner, batch, {name: (name,) for name in runner.names})
 
 
-@evidence_trial("block_removal")
+@statistics_trial("block_removal")
 def block_removal(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
     """The same by block."""
     runner = Runner.of(model)

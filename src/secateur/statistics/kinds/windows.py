@@ -12,10 +12,10 @@ from torch import nn
 from secateur.data.batches import Batch
 from secateur.models.runner import Runner
 from secateur.statistics.kinds.similarity import angle
-from secateur.statistics.registry import Sums, add_, evidence_trial
+from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
-@evidence_trial("window_similarity")
+@statistics_trial("window_similarity")
 def window_similarity(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
     """For each block, sums over tokens by length of the window that begins there.
 

@@ -1,0 +1,1 @@
+"""How a preset becomes a plan and a smaller model: one protocol, one file per method."""
