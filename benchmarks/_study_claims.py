@@ -10,8 +10,10 @@ from statistics import fmean
 import numpy as np
 from _common import RESULTS
 
-from secateur.report.colours import LIGHT
-from secateur.report.study_figures import NAMES, STRUCTURES
+from secateur.report.drawing.chart import Axis, Chart, Line
+from secateur.report.drawing.chart_svg import file_svg
+from secateur.report.figures import left_axis
+from secateur.report.study_figures import NAMES, STRUCTURES, beneath
 from secateur.report.study_record import Curve, ModelRecord, OracleRow, Point
 from secateur.study.statistics import Array, Interval, bootstrap
 from secateur.study.structures import BY_NAME
@@ -208,50 +210,46 @@ def _capital(words: str) -> str:
 
 def plot(models: Sequence[ModelRecord], name: str) -> Path:
     """KL of the best score of every structure over MACs and, if measured, over time."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    # The same rows give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "secateur"
-    from matplotlib import pyplot
-
-    panels = [
-        (model, timed)
-        for model in models
-        for timed in (False, True)
-        if not timed or model.dense_ms is not None
-    ]
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.6), layout="constrained", squeeze=False
-    )
-    for panel, (model, timed) in zip(axes[0], panels, strict=True):
-        for curve in model.best:
-            points = [p for p in curve.points if not timed or p.latency is not None]
-            xs = [
-                (p.latency or 0) * (model.dense_ms or 0) if timed else 100 * p.macs for p in points
-            ]
-            colour, _, dash = STRUCTURES[curve.structure]
-            panel.errorbar(
-                xs,
-                [p.kl.mean for p in points],
-                yerr=[
-                    [p.kl.mean - p.kl.low for p in points],
-                    [p.kl.high - p.kl.mean for p in points],
-                ],
-                label=f"{NAMES[curve.structure]} ({curve.score})",
-                color=LIGHT[colour],
-                linestyle={"solid": "-", "dash": "--", "dot": ":"}[dash],
-                marker="o",
-                markersize=4,
-                capsize=2,
-            )
-        unit = f"ms ({model.runtime}; dense {model.dense_ms:.0f})" if timed else "MACs left, %"
-        panel.set(xlabel=unit, ylabel="KL from dense, nats", yscale="log", title=model.name)
-        panel.invert_xaxis()
-        panel.grid(alpha=0.25)
-    axes[0][0].legend(fontsize=7)
+    panels = []
+    for model in models:
+        for timed in (False, True):
+            if timed and model.dense_ms is None:
+                continue
+            unit = f"ms ({model.runtime}; dense {model.dense_ms:.0f})" if timed else "MACs left"
+            panels.append((f"{model.name}: KL from dense, nats, by {unit}", _chart(model, timed)))
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.svg"
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    path.write_text(file_svg(panels, 980), encoding="utf-8")
     return path
+
+
+def _chart(model: ModelRecord, timed: bool) -> Chart:
+    lines = []
+    for curve in model.best:
+        points = [p for p in curve.points if not timed or p.latency is not None]
+        cost = (model.dense_ms or 0.0) if timed else 1.0
+        placed = sorted(
+            (((p.latency or 0) * cost if timed else p.macs, p.kl) for p in points),
+            key=lambda pair: pair[0],
+        )
+        colour, symbol, dash = STRUCTURES[curve.structure]
+        line = Line(
+            name=f"{NAMES[curve.structure]} ({curve.score})",
+            x=tuple(x for x, _ in reversed(placed)),
+            y=tuple(kl.mean for _, kl in reversed(placed)),
+            low=tuple(kl.low for _, kl in reversed(placed)),
+            high=tuple(kl.high for _, kl in reversed(placed)),
+            colour=colour,
+            symbol=symbol,
+            dash=dash,
+        )
+        if points:
+            lines.append(beneath(line) if curve.structure == "joint" else line)
+    values = [x for line in lines for x in line.x]
+    axis = Axis(title="ms", low=max(values), high=min(values)) if timed else None
+    return Chart(
+        height=430,
+        x=axis or left_axis("MACs left", values),
+        y=Axis(scale="log"),
+        marks=tuple(sorted(lines, key=lambda line: -line.width)),
+    )

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from _common import RESULTS, Row, Store, command, difference, table, top1, versions, write_page
 
+from secateur.report.drawing.chart import Axis, Chart, Dash, Line, Rule
+from secateur.report.drawing.chart_svg import file_svg
+from secateur.report.figures import left_axis
+
 SHAPES = ("50% qk", "25% qk", "50% vo", "50% hidden")
 COSTS = ("80% macs", "70% macs", "60% macs", "50% macs")
 FLOOR = {"50% qk": 80.8, "25% qk": 72.7, "50% vo": 71.4, "50% hidden": 60.0}
@@ -184,37 +188,38 @@ def _reasons(rows: dict[str, dict[str, Row]]) -> list[str]:
     return ["## Cells without a number", "\n".join(lines)]
 
 
+COLOURS = ("qk", "vo", "hidden", "heads", "attention", "dropped")
+DASHES: tuple[Dash, ...] = ("solid", "dash", "dot")
+
+
 def _plot(rows: dict[str, dict[str, Row]], dense: Row) -> Path:
-    import matplotlib
-
-    matplotlib.use("svg")
-    # The same rows give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "secateur"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.5, 5.2), layout="constrained")
-    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-    axes.axhline(dense["top1"], color="#888", linestyle=":", label="dense")
+    lines = []
     names = [name for name in _shown(_methods(rows, COSTS)) if name != "spectral-quick"]
     for number, name in enumerate(names):
         good = [r for b, r in rows[name].items() if b in COSTS and r["status"] == "ok"]
-        good.sort(key=lambda row: row["macs"])
-        axes.errorbar(
-            [100 * row["macs"] for row in good],
-            [row["top1"] for row in good],
-            yerr=[row["stderr"] for row in good],
-            label=CAPTION.get(name, name),
-            color=colours[2 * number % 20 + number // 10],
-            linewidth=2.6 if name.startswith("spectral") else 1.3,
-            marker="o",
-            markersize=4,
-            capsize=2,
+        good.sort(key=lambda row: -row["macs"])
+        lines.append(
+            Line(
+                name=CAPTION.get(name, name),
+                x=tuple(row["macs"] for row in good),
+                y=tuple(row["top1"] for row in good),
+                low=tuple(row["top1"] - row["stderr"] for row in good),
+                high=tuple(row["top1"] + row["stderr"] for row in good),
+                colour=COLOURS[number % len(COLOURS)],
+                dash=DASHES[number // len(COLOURS)],
+                width=3 if name.startswith("spectral") else 1.5,
+                size=3.5,
+            )
         )
-    axes.set(xlabel="MACs, % of dense", ylabel="top-1, % (± standard error)", ylim=(0, 100))
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    chart = Chart(
+        height=460,
+        x=left_axis("MACs left", [x for line in lines for x in line.x]),
+        y=Axis(low=0, high=100),
+        marks=tuple(lines),
+        rules=(Rule(y=dense["top1"], label="dense", dash="dot"),),
+    )
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "training_free.svg"
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    title = "Top-1 in % ± standard error, by MACs left"
+    path.write_text(file_svg([(title, chart)], 980), encoding="utf-8")
     return path

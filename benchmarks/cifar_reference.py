@@ -16,6 +16,8 @@ from _common import HERE, RESULTS, versions, write_page
 from _common import table as markdown
 
 import secateur
+from secateur.report.drawing.chart import Axis, Chart, Line
+from secateur.report.drawing.chart_svg import file_svg
 from secateur.storage.spec import SPEC
 from secateur.training.settings import read_settings
 from secateur.training.verbs import FineTuneSettings
@@ -137,25 +139,35 @@ def report(args: argparse.Namespace) -> None:
 
 def curve(told: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Training loss and held-out accuracy over the steps, as SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "secateur"
-    figure, left = plt.subplots(figsize=(7, 3.5), layout="constrained")
     history, scores = told["history"], told["scores"]
-    left.plot([row["step"] for row in history], [row["loss"] for row in history], color="0.5")
-    left.set(xlabel="step", ylabel="training loss (smoothed labels)")
-    right = left.twinx()
-    for averaged, style in ((False, "o-"), (True, "s--")):
+    lines = [
+        Line(
+            name="training",
+            x=tuple(row["step"] for row in history),
+            y=tuple(row["loss"] for row in history),
+            colour="stem",
+            width=1.4,
+            dots=False,
+        )
+    ]
+    judged = []
+    for averaged, name, colour in ((False, "weights", "qk"), (True, "running average", "vo")):
         rows = [s for s in scores if s["averaged"] is averaged and s["step"] > 0]
-        label = "running average" if averaged else "weights"
-        values = [100 - row["values"]["error"] for row in rows]  # type: ignore[index]
-        right.plot([row["step"] for row in rows], values, style, label=label)
-    right.set(ylabel="held-out top-1, %")
-    right.legend(loc="center right")
-    figure.savefig(path, metadata={"Date": None})
+        judged.append(
+            Line(
+                name=name,
+                x=tuple(row["step"] for row in rows),
+                y=tuple(100 - row["values"]["error"] for row in rows),  # type: ignore[index]
+                colour=colour,
+                symbol="square" if averaged else "circle",
+            )
+        )
+    steps = Axis(title="step", low=0, high=history[-1]["step"])
+    panels = [
+        ("Training loss (smoothed labels)", Chart(x=steps, y=Axis(), marks=tuple(lines))),
+        ("Top-1 on held-out images, %", Chart(x=steps, y=Axis(), marks=tuple(judged))),
+    ]
+    path.write_text(file_svg(panels, 780), encoding="utf-8")
 
 
 if __name__ == "__main__":

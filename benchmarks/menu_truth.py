@@ -25,6 +25,8 @@ from secateur.data.split import all_images, first_images, fit_and_held
 from secateur.methods.spectral import token_weights
 from secateur.models.family import family_of
 from secateur.models.types import GroupName
+from secateur.report.drawing.chart import Axis, Chart, Line
+from secateur.report.drawing.chart_svg import file_svg
 from secateur.statistics import observe
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block")
@@ -181,31 +183,42 @@ def _shares(shares: Iterable[float]) -> str:
     return ", ".join(f"{share:.4g}" for share in sorted(shares, reverse=True))
 
 
+COLOURS = {"branch": "attention", "block": "dropped"}
+
+
 def _plot(every: list[Row]) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    # The same rows give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "secateur"
-    from matplotlib import pyplot
-
-    figure, pair = pyplot.subplots(1, 2, figsize=(10, 4.8), layout="constrained", sharey=True)
-    for axes, (where, title) in zip(pair, WHERE.items(), strict=True):
+    panels = []
+    for where, title in WHERE.items():
         here = [p for p in every if p["images"] == where]
+        pairs = [(max(p["predicted"], 1e-6), max(p["measured"], 1e-6)) for p in here]
+        low, high = min(map(min, pairs)), max(map(max, pairs))
+        marks = [
+            Line(name="equal", x=(low, high), y=(low, high), colour="muted", width=1, dots=False)
+        ]
         for group in GROUPS:
-            own = [p for p in here if p["group"] == group]
+            own = [pair for p, pair in zip(here, pairs, strict=True) if p["group"] == group]
             if own:
-                x, y = [p["predicted"] for p in own], [p["measured"] for p in own]
-                axes.scatter(x, y, s=14, alpha=0.75, label=group)
-        values = [max(v, 1e-6) for p in here for v in (p["predicted"], p["measured"])]
-        axes.plot([min(values), max(values)], [min(values), max(values)], color="#888", lw=1)
-        axes.set(xscale="log", yscale="log", xlabel="predicted, nats", title=f"on {title}")
-        axes.grid(alpha=0.25)
-    pair[0].set(ylabel="measured, nats")
-    pair[1].legend(fontsize=8)
+                marks.append(
+                    Line(
+                        name=group,
+                        x=tuple(x for x, _ in own),
+                        y=tuple(y for _, y in own),
+                        colour=COLOURS.get(group, group),
+                        line=False,
+                        size=3,
+                        opacity=0.8,
+                    )
+                )
+        chart = Chart(
+            height=460,
+            x=Axis(title="predicted, nats", scale="log", low=low, high=high),
+            y=Axis(title="measured, nats", scale="log", low=low, high=high),
+            marks=tuple(marks),
+            direct=False,
+        )
+        panels.append((f"Predicted and measured damage on {title}", chart))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / "menu_truth.svg", metadata={"Date": None})
-    pyplot.close(figure)
+    (RESULTS / "menu_truth.svg").write_text(file_svg(panels, 560), encoding="utf-8")
 
 
 if __name__ == "__main__":

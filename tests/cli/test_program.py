@@ -12,7 +12,7 @@ import secateur
 from tests.cli.conftest import Run
 
 VERBS = ["inspect", "prune", "evaluate", "bench", "export", "study", "demo"]
-HEAVY = ["torch", "timm", "numpy", "plotly", "sklearn", "PIL"]
+HEAVY = ["torch", "timm", "numpy", "sklearn", "PIL"]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

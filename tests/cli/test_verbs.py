@@ -11,7 +11,7 @@ import secateur
 from secateur.models.family import read
 from tests.cli.conftest import Run
 
-ACCURACY = {"top1", "top5", "n", "stderr", "agreement", "kl"}
+ACCURACY = {"top1", "top5", "n", "stderr", "agreement", "kl", "change_stderr"}
 
 
 def test_inspect(run: Run) -> None:
@@ -65,7 +65,7 @@ def test_analyze(run: Run, tmp_path: Path) -> None:
     saved = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
     assert told.pop("replaced") is None
     assert saved == {key: value for key, value in told.items() if key != "out"}
-    assert "digits_vit: what it could do without" in (out / "analysis.html").read_text("utf-8")
+    assert "digits_vit: redundancy" in (out / "analysis.html").read_text("utf-8")
     text = " ".join(run(*arguments).out.split())
     assert "forward passes over 48 images" in text
     assert "Rank correlation of scores with damage" in text

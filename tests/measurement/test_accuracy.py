@@ -46,7 +46,15 @@ def test_top1_top5_and_standard_error() -> None:
     assert (found.top1, found.top5, found.n) == (50.0, 75.0, 4)
     assert found.stderr == pytest.approx(100 * math.sqrt(0.5 * 0.5 / 4))
     assert (found.agreement, found.kl) == (None, None)
-    assert set(found.to_json()) == {"top1", "top5", "n", "stderr", "agreement", "kl"}
+    assert set(found.to_json()) == {
+        "top1",
+        "top5",
+        "n",
+        "stderr",
+        "agreement",
+        "kl",
+        "change_stderr",
+    }
 
 
 def test_agreement_and_divergence_from_the_reference() -> None:
@@ -58,6 +66,16 @@ def test_agreement_and_divergence_from_the_reference() -> None:
     assert found.kl == pytest.approx(expected / 2, rel=1e-5)
     assert found.agreement == 50.0
     assert (found.top1, found.top5, found.stderr, found.n) == (None, None, None, 2)
+
+
+def test_the_error_of_the_difference_is_paired() -> None:
+    reference = Table([ROWS[0], [0.0, 1, 2, 3, 4, 9], ROWS[2], ROWS[3]])  # right on image 1, too
+    found = evaluate(Table(ROWS), (pointers(4), LABELS), reference=reference)
+    own, other = (predict(m, (pointers(4), LABELS)) for m in (Table(ROWS), reference))
+    assert own.correct_N is not None and other.correct_N is not None
+    change, error = paired_difference(own.correct_N, other.correct_N)
+    assert (change, found.change_stderr) == (-25.0, pytest.approx(error))
+    assert error == pytest.approx(100 * math.sqrt(0.25 * 0.75 / 4))
 
 
 def test_a_model_agrees_with_itself() -> None:

@@ -7,14 +7,17 @@ import pytest
 import timm
 import torch
 
+from secateur.training.verbs import HealSettings
+from secateur.verbs.analyze import analyze
+from secateur.verbs.heal import heal
 from secateur.verbs.prune import prune
 
 Record = dict[str, Any]
 
 
-def pruned_record(budget: str, **options: Any) -> Record:
+def tiny_model() -> torch.nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model(
+    model: torch.nn.Module = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=32,
         patch_size=8,
@@ -23,9 +26,12 @@ def pruned_record(budget: str, **options: Any) -> Record:
         num_heads=3,
         num_classes=10,
     )
-    return prune(
-        model.eval(), torch.randn(8, 3, 32, 32), budget, **{"preset": "energy"} | options
-    ).record()
+    return model.eval()
+
+
+def pruned_record(budget: str, **options: Any) -> Record:
+    model, images = tiny_model(), torch.randn(8, 3, 32, 32)
+    return prune(model, images, budget, **{"preset": "energy"} | options).record()
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +65,25 @@ def measured(record: Record) -> Record:
         ],
         "data": record["data"] | {"fingerprint": "sha256:9f2c1b", "unreadable": ["n01/bad.JPEG"]},
     }
+
+
+@pytest.fixture(scope="session")
+def shared_analysis() -> Record:
+    found = analyze(tiny_model(), torch.randn(40, 3, 32, 32), latency=False)
+    return found.record | {"model": "timm:some_vit", "command": "secateur analyze some"}
+
+
+@pytest.fixture(scope="session")
+def shared_training() -> Record:
+    """The record of a real short healing run."""
+    model = tiny_model()
+    images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 10
+    smaller = prune(model, images, "50% hidden", preset="energy")
+    settings = HealSettings(steps=8, log_every=2, held_out=0.25, batch_size=6)
+    healed = heal(smaller, images, reference=model, settings=settings, eval_images=(images, labels))
+    return healed.record() | {"model": "timm:some_vit", "command": "secateur heal some"}
+
+
+@pytest.fixture
+def training(shared_training: Record) -> Record:
+    return copy.deepcopy(shared_training)

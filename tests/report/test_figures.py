@@ -1,30 +1,32 @@
-import json
 from typing import Any
 
 import pytest
 from jinja2 import DictLoader
 
 from secateur.report import figures
-from secateur.report.colours import DARK, LIGHT
-from secateur.report.figures import figure_html, macs_figure, plain_figure, shares_figure
+from secateur.report.drawing.chart import Axis, Boxes, Chart, Line
+from secateur.report.drawing.colours import DARK, LIGHT
+from secateur.report.figures import figure_html, macs_figure, shares_figure
 from secateur.report.record import RunRecord
 
 
 def test_bars_show_the_macs_of_every_branch(record: dict[str, Any]) -> None:
     run = RunRecord.model_validate(record)
     attention = [b for b in record["branches"] if b["kind"] == "attention"]
-    dense, pruned, mlp_dense, mlp_pruned, dropped = macs_figure(run).data
-    assert list(dense.y) == [b["macs"]["dense"] for b in attention]
-    assert list(pruned.y) == [b["macs"]["pruned"] for b in attention]
-    assert min(pruned.y) == 0 and len(dropped.x) == 1
-    assert sum(mlp_pruned.y) < sum(mlp_dense.y)
-    assert list(pruned.x) < list(mlp_pruned.x)
+    dense, pruned, mlp_dense, mlp_pruned, dropped = macs_figure(run).marks
+    assert isinstance(dense, Boxes) and isinstance(pruned, Boxes) and isinstance(dropped, Line)
+    assert isinstance(mlp_dense, Boxes) and isinstance(mlp_pruned, Boxes)
+    assert [box.y1 for box in dense.boxes] == [b["macs"]["dense"] for b in attention]
+    assert [box.y1 for box in pruned.boxes] == [b["macs"]["pruned"] for b in attention]
+    assert min(box.y1 for box in pruned.boxes) == 0 and len(dropped.x) == 1
+    assert sum(box.y1 for box in mlp_pruned.boxes) < sum(box.y1 for box in mlp_dense.boxes)
+    assert [box.x0 for box in pruned.boxes] < [box.x0 for box in mlp_pruned.boxes]
 
 
 def test_lines_show_only_groups_that_changed(record: dict[str, Any]) -> None:
     shares = shares_figure(RunRecord.model_validate(record))
     assert shares is not None
-    lines = {trace.name: list(trace.y) for trace in shares.data}
+    lines = {line.name: list(line.y) for line in shares.lines}
     assert set(lines) == {"query/key dims", "MLP neurons"}
     gone = [b["kept"] is None for b in record["branches"] if b["kind"] == "attention"]
     assert lines["query/key dims"] == [None if g else 0.5 for g in gone]
@@ -36,14 +38,13 @@ def test_no_lines_where_only_layers_were_dropped(record: dict[str, Any]) -> None
     assert shares_figure(RunRecord.model_validate(record)) is None
 
 
-def test_figures_are_data_that_cannot_leave_their_element() -> None:
-    fig = plain_figure(height=200, x_title="</script><b>")
-    fig.add_bar(x=[1, 2], y=[3.0, 4.0], name="</script>")
-    html = str(figure_html(fig, label='a "label" <i>'))
-    assert html.count("</script>") == 1
-    assert 'aria-label="a &#34;label&#34; &lt;i&gt;"' in html
-    data = json.loads(html.partition('json">')[2].partition("</script>")[0])
-    assert data["data"][0]["name"] == "</script>" and data["layout"]["height"] == 200
+def test_text_cannot_leave_its_element() -> None:
+    line = Line(name="</svg><b>", x=(1, 2), y=(3.0, 4.0), colour="qk", hover=("<i>", "&"))
+    chart = Chart(height=200, x=Axis(title="</script><b>"), marks=(line,))
+    html = str(figure_html(chart, label='a "label" <i>', widths=(400,)))
+    assert html.count("</svg>") == 1 and "<b>" not in html and "<i>" not in html
+    assert 'aria-label="a &quot;label&quot; &lt;i&gt;"' in html
+    assert "&lt;/script&gt;" in html and "<title>&lt;i&gt;</title>" in html
 
 
 def test_other_pages_can_build_on_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +57,9 @@ def test_other_pages_can_build_on_the_base(monkeypatch: pytest.MonkeyPatch) -> N
         | {"own.html.j2": own}
     )
     monkeypatch.setattr(environment, "loader", loader)
-    chart = figure_html(plain_figure(), label="empty")
+    chart = figure_html(Chart(), label="empty")
     html = figures.page("own.html.j2", text="<b>", chart=chart)
-    assert "&lt;b&gt;" in html and '<div class="chart"' in html and "plotly.js v" in html
-    assert "plotly.js v" not in figures.page("own.html.j2", text="", chart="", charts=False)
+    assert "&lt;b&gt;" in html and '<div class="chart"' in html and "<script" not in html
 
 
 def luminance(colour: str) -> float:

@@ -27,7 +27,7 @@ def test_counts_have_three_digits(number: float, text: str) -> None:
 
 def test_a_change_names_a_common_unit_once() -> None:
     assert plain(change(94_126_080, 51_729_984)) == "94.1 → 51.7 M"
-    assert plain(change(2_620_000, 109_000)) == "2.62 M → 109 k"
+    assert plain(change(2_620_000, 109_000)) == "2.62 → 0.109 M"
     assert plain(change(5_000, 5_000)) == "5.00 k"
 
 

@@ -105,6 +105,9 @@ def test_a_saved_model_is_healed_and_saved_again(saved: Path, tmp_path: Path) ->
     }
     training = json.loads((tmp_path / "healed" / "training.json").read_text())
     assert training["training"]["history"][-1]["step"] == 10
+    assert 0 <= training["accuracy"]["pruned"]["change_stderr"] < 5
+    page = (tmp_path / "healed" / "report.html").read_text(encoding="utf-8")
+    assert "healed" in page and "held-out score" in page and "paired standard error" in page
     record = found.record()
     assert record["preset"] == "magnitude" and record["macs"]["pruned"] < record["macs"]["dense"]
     assert record["seconds"] == pytest.approx(sum(found.seconds.values()))

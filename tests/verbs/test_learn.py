@@ -68,6 +68,8 @@ def test_every_sharing_ends_within_its_budget_and_loads_again(sharing: str, tmp_
     }  # fmt: skip
     spec = json.loads((tmp_path / "small" / "spec.json").read_text())
     assert spec["provenance"]["learning"]["sharing"] == sharing
+    page = (tmp_path / "small" / "report.html").read_text(encoding="utf-8")
+    assert "Search: loss" in page and "Tune: loss" in page
 
 
 def test_the_model_given_stays_as_it_is() -> None:

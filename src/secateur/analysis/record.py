@@ -85,6 +85,7 @@ def layer_records(
                 "params": cost.params,
                 "ms": None if times is None else times.of(branch.id),
                 "damage": damage.divergence,
+                "stderr": damage.stderr,
                 "agreement": damage.agreement,
                 "update": float((sums["update_square"] / sums["stream_square"]).sqrt()),
                 "turn": float(1 - sums["cosine"] / sums["count"]),
@@ -121,6 +122,7 @@ def series_record(anatomy: Anatomy, series: Series, times: Times | None) -> Plai
         "ms": [None if times is None else _gone(anatomy, times, s) for s in series.shapes],
         "damage": [damage.divergence for damage in series.damage],
         "agreement": [damage.agreement for damage in series.damage],
+        "stderr": [damage.stderr for damage in series.damage],
         "order": series.order,
     }
 

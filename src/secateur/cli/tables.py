@@ -6,6 +6,8 @@ from rich import box
 from rich.table import Table
 
 from secateur.measurement.accuracy import Accuracy
+from secateur.report.advice import advise
+from secateur.report.record import RunRecord
 from secateur.report.words import count, duration, milliseconds, percent
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ def show_result(console: "Console", result: "Result") -> None:
     console.print(f"{result.data.images} calibration images; {stages}.")
     for note in result.notes:
         console.print(f"Note: {note}")
+    advice = advise(RunRecord.model_validate(result.record()))
+    console.print(advice.sentence, markup=False)
+    if advice.command:
+        console.print(advice.command, markup=False, soft_wrap=True)
 
 
 def _use(shortfall_percent: float) -> str:

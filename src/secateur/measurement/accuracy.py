@@ -26,7 +26,8 @@ class Accuracy:
     `top1` and `top5`, in percent (`top5` only with at least 5 classes); `stderr`, the binomial
     standard error of `top1`, in percentage points; `agreement`, the percentage of images for
     which the reference predicts the same class; `kl`, the mean over images of
-    KL(reference ‖ model), in nats.
+    KL(reference ‖ model), in nats; `change_stderr`, the standard error of `top1` minus that of
+    the reference on the same images, in points.
     """
 
     top1: float | None
@@ -35,6 +36,7 @@ class Accuracy:
     stderr: float | None
     agreement: float | None
     kl: float | None
+    change_stderr: float | None = None
 
     def to_json(self) -> dict[str, float | int | None]:
         """Return the fields by name, in their units."""
@@ -153,9 +155,14 @@ def summarize(predictions: Predictions) -> Accuracy:
     """Average predictions over their images."""
     n = len(predictions.top1_N)
     top1 = _percent(predictions.correct_N)
-    agree_N = None
+    agree_N = error = None
     if predictions.reference_N is not None:
         agree_N = predictions.top1_N == predictions.reference_N
+        labels_N = predictions.labels_N
+        if labels_N is not None:
+            _, error = paired_difference(
+                predictions.top1_N == labels_N, predictions.reference_N == labels_N
+            )
     return Accuracy(
         top1=top1,
         top5=_percent(predictions.in_top5_N),
@@ -163,6 +170,7 @@ def summarize(predictions: Predictions) -> Accuracy:
         stderr=None if top1 is None else math.sqrt(top1 * (100 - top1) / n),
         agreement=_percent(agree_N),
         kl=None if predictions.kl_N is None else predictions.kl_N.mean().item(),
+        change_stderr=error,
     )
 
 

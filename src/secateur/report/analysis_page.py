@@ -11,15 +11,24 @@ from secateur.report.analysis_figures import (
     ranks_figure,
     score_figure,
     series_figure,
-    shares_figure,
     spectra_figure,
 )
-from secateur.report.analysis_maps import heads_figure, interactions_figure, similarity_figure
+from secateur.report.analysis_maps import (
+    heads_figure,
+    interactions_figure,
+    shares_figure,
+    similarity_figure,
+)
 from secateur.report.analysis_record import AnalysisRecord
-from secateur.report.analysis_words import NAMES, damage_words, findings, score_finding
-from secateur.report.figures import figure_html, page
-from secateur.report.run_page import Tile
-from secateur.report.words import count, duration, milliseconds, percent, plural
+from secateur.report.analysis_words import (
+    NAMES,
+    damage_words,
+    findings,
+    next_command,
+    score_finding,
+)
+from secateur.report.figures import HALF, QUARTER, Tile, figure_html, page
+from secateur.report.words import count, duration, milliseconds, percent, plural, significant
 
 PARTS = {"class": "class token", "patches": "patches"}
 STAGES = {
@@ -56,12 +65,14 @@ def render_analysis(record: Mapping[str, object]) -> str:
         found=found,
         model=found.model or "A vision transformer",
         findings=findings(found),
+        why_next=next_command(found)[0],
+        next_command=next_command(found)[1],
         tiles=_tiles(found),
         importance=figure_html(
-            importance_figure(found), label="Damage of leaving out each layer alone."
+            importance_figure(found), label="Degradation of leaving out each layer alone."
         ),
         series=figure_html(
-            series_figure(found), label="Damage against MACs saved for every structure."
+            series_figure(found), label="Degradation against MACs left for every structure."
         ),
         shares=figure_html(shares_figure(found), label="Parameters, MACs and time by structure."),
         has_time=found.ms is not None,
@@ -76,7 +87,8 @@ def render_analysis(record: Mapping[str, object]) -> str:
                 about="ρ = " + ("–" if score.rho is None else f"{score.rho:.2f}"),
                 figure=figure_html(
                     score_figure(found, score.name),
-                    label=f"Measured damage over the rank by {score.name}.",
+                    label=f"Measured degradation over the rank by {score.name}.",
+                    widths=QUARTER,
                 ),
             )
             for score in found.scores
@@ -99,6 +111,14 @@ def _tiles(found: AnalysisRecord) -> list[Tile]:
     seconds = sum(cost.seconds or 0 for cost in found.costs)
     return [
         Tile(
+            name="Layers that can go together",
+            value=f"{len(droppable)} of {len(found.layers)}",
+            detail=f"within {found.tolerance:g} {found.unit}, measured",
+            more=f"{sum(x.kind == 'attention' for x in droppable)} attention, "
+            f"{sum(x.kind == 'mlp' for x in droppable)} MLP",
+            meter=len(droppable) / len(found.layers),
+        ),
+        Tile(
             name="Size",
             value=count(found.params),
             detail=f"parameters, {count(found.macs)}MACs",
@@ -109,14 +129,6 @@ def _tiles(found: AnalysisRecord) -> list[Tile]:
             value="not measured" if found.ms is None else milliseconds(found.ms),
             detail=found.setting or "give --latency",
             absent=found.ms is None,
-        ),
-        Tile(
-            name="Layers that can go together",
-            value=f"{len(droppable)} of {len(found.layers)}",
-            detail=f"within {found.tolerance:g} {found.unit}, measured",
-            more=f"{sum(x.kind == 'attention' for x in droppable)} attention, "
-            f"{sum(x.kind == 'mlp' for x in droppable)} MLP",
-            meter=len(droppable) / len(found.layers),
         ),
         Tile(
             name="What this took",
@@ -136,7 +148,11 @@ def _curves(found: AnalysisRecord) -> list[Chart]:
                 Chart(
                     title=NAMES[group][0].upper() + NAMES[group][1:],
                     about="",
-                    figure=figure_html(figure, label=f"Damage over kept {NAMES[group]}, by layer."),
+                    figure=figure_html(
+                        figure,
+                        label=f"Degradation over {NAMES[group]} left, by layer.",
+                        widths=QUARTER,
+                    ),
                 )
             )
     return charts
@@ -154,6 +170,7 @@ def _similarity(found: AnalysisRecord) -> list[Chart]:
                     figure=figure_html(
                         similarity_figure(values, points, name),
                         label=f"{name} of the stream between depths, {PARTS.get(part, part)}.",
+                        widths=QUARTER,
                     ),
                 )
             )
@@ -167,16 +184,18 @@ def _inside(found: AnalysisRecord) -> list[Chart]:
             Chart(
                 title="Dims in use",
                 about="Effective rank of each group as a share of its size: 100 % uses all alike.",
-                figure=figure_html(ranks_figure(found), label="Effective rank over depth."),
+                figure=figure_html(
+                    ranks_figure(found), label="Effective rank over depth.", widths=HALF
+                ),
             )
         )
     if found.heads:
         charts.append(
             Chart(
-                title="Heads with a double",
-                about="CKA of every head with the head of its layer most like it: dark heads are "
-                "nearly told by another.",
-                figure=figure_html(heads_figure(found), label="Similarity of heads."),
+                title="Similar heads",
+                about="CKA of every head with the head of its layer most like it: a strong colour "
+                "marks a head that another nearly gives.",
+                figure=figure_html(heads_figure(found), label="Similarity of heads.", widths=HALF),
             )
         )
     return charts
@@ -193,7 +212,7 @@ def _spectra(found: AnalysisRecord) -> list[Chart]:
                 Chart(
                     title=name[0].upper() + name[1:],
                     about="",
-                    figure=figure_html(figure, label=label),
+                    figure=figure_html(figure, label=label, widths=QUARTER),
                 )
             )
     return charts
@@ -203,7 +222,8 @@ def _interactions(found: AnalysisRecord) -> Markup | None:
     figure = interactions_figure(found)
     if figure is None:
         return None
-    return figure_html(figure, label="Damage of pairs of layers beyond the sum of both alone.")
+    label = "Degradation of pairs of layers beyond the sum of both alone."
+    return figure_html(figure, label=label, widths=HALF)
 
 
 def _layer_rows(found: AnalysisRecord) -> list[dict[str, object]]:
@@ -222,14 +242,22 @@ def _layer_rows(found: AnalysisRecord) -> list[dict[str, object]]:
                 "ms": "–" if layer.ms is None else milliseconds(layer.ms),
                 "change": percent(layer.update),
                 "turn": f"{layer.turn:.4f}",
-                "damage": damage_words(layer.damage, ""),
-                "agreement": "–" if layer.agreement is None else percent(layer.agreement),
+                "damage": damage_words(layer.damage, "")
+                + (f"± {significant(layer.stderr)}" if layer.stderr >= 0.005 else ""),
+                "agreement": _share_with_error(layer.agreement, found.probe_images),
                 "droppable": layer.droppable,
                 "bar": layer.damage / max(worst, 1e-12),
             }
         )
         opened.add(layer.block)
     return rows
+
+
+def _share_with_error(share: float | None, images: int) -> str:
+    """A share of images with its binomial standard error, in points."""
+    if share is None:
+        return "–"
+    return f"{percent(share)} ± {100 * (share * (1 - share) / images) ** 0.5:.1f}"
 
 
 def _cost_rows(found: AnalysisRecord) -> list[tuple[str, str, str]]:
@@ -246,7 +274,7 @@ def _cost_rows(found: AnalysisRecord) -> list[tuple[str, str, str]]:
 def _provenance(found: AnalysisRecord) -> list[tuple[str, str]]:
     rows = [
         ("images", f"{found.data.images} from {found.data.source}"),
-        ("probe images", f"{found.probe_images} of them, on which damage is measured"),
+        ("probe images", f"{found.probe_images} of them, on which degradation is measured"),
         ("fingerprint", found.data.fingerprint or "none: images given as tensors"),
         ("seed", str(found.seed)),
         ("versions", ", ".join(f"{name} {v}" for name, v in found.environment.items())),

@@ -17,10 +17,10 @@ class _Part(BaseModel):
 class LayerRecord(_Part):
     """One branch: what it costs, and what the model loses without it (its mean stays).
 
-    `degradation` is in the record's `unit`; `agreement` and `turn` (1 - mean cosine of the stream
-    before and after) are shares of one; `update` is |update| / |stream|, root mean square;
-    `droppable` says whether it is among the least damaging ones that can go together within the
-    tolerance.
+    `damage` is in the record's `unit`, `stderr` its standard error over images (0 in records
+    that do not have it); `agreement` and `turn` (1 - mean cosine of the stream before
+    and after) are shares of one; `update` is |update| / |stream|, root mean square; `droppable`
+    says whether it is among the least damaging ones that can go together within the tolerance.
     `scores` are those of the criteria by name.
     """
 
@@ -31,6 +31,7 @@ class LayerRecord(_Part):
     params: int
     ms: float | None
     damage: float
+    stderr: float = 0.0
     agreement: float | None
     update: float
     turn: float
@@ -61,6 +62,7 @@ class SeriesRecord(_Part):
     ms: tuple[float | None, ...]
     damage: tuple[float, ...]
     agreement: Numbers
+    stderr: tuple[float, ...] = ()
     order: tuple[str, ...] = ()
 
 

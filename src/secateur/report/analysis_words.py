@@ -1,7 +1,9 @@
 """The main findings of an analysis as plain sentences, computed from its record."""
 
+import shlex
 from collections.abc import Iterable
 from itertools import pairwise
+from math import ceil
 
 from secateur.report.analysis_record import AnalysisRecord, LayerRecord, SeriesRecord
 from secateur.report.words import GROUP_NAMES, NBSP, listed, percent, significant
@@ -25,6 +27,39 @@ def damage_words(value: float, unit: str) -> str:
     return f"{digits}{NBSP}{unit}"
 
 
+def loss_words(damage: float, agreement: float | None, unit: str) -> str:
+    """A degradation as a person reads it: the share of predictions that stay first, where known."""
+    told = damage_words(damage, unit)
+    return told if agreement is None else f"{percent(agreement, 0)} of predictions stay ({told})"
+
+
+def next_command(record: AnalysisRecord) -> tuple[str, str]:
+    """Why to prune to which budget next, and the command; the budget is kept MACs in percent."""
+    saving, why = _safe_saving(record)
+    budget = min(99, max(1, ceil(100 * (1 - saving) - 1e-9)))
+    images = record.data.source if record.data.fingerprint else "IMAGES"
+    parts = [record.model or "MODEL", "--data", images, "--budget", f"{budget}% macs"]
+    return why, f"secateur prune {shlex.join(parts)} --out smaller"
+
+
+def _safe_saving(record: AnalysisRecord) -> tuple[float, str]:
+    """The largest saving measured within the tolerance, as a share of the MACs, and its reason."""
+    limit = f"{record.tolerance:g}{NBSP}{record.unit}"
+    within = [
+        (macs, series.structure)
+        for series in record.series
+        for macs, damage in zip(series.macs, series.damage, strict=True)
+        if damage <= record.tolerance and 0.01 <= macs < 1
+    ]
+    if not within:
+        return 0.1, f"No removal measured here stays within {limit}; start with a small one."
+    macs, structure = max(within)
+    return macs, (
+        f"Making {NAMES[structure]} fewer saves {percent(macs, 0)} of the MACs within {limit}; "
+        "pruning with repair over all structures should do at least as well."
+    )
+
+
 def findings(record: AnalysisRecord) -> list[str]:
     """At most four sentences: what can go, what is cheapest, which kind matters, what must stay."""
     sentences = [_droppable(record), _cheapest(record), _kinds(record), _vital(record)]
@@ -37,8 +72,8 @@ def _droppable(record: AnalysisRecord) -> str:
     if not own:
         least = min(record.layers, key=lambda layer: layer.damage)
         return (
-            f"No whole layer can go within {limit}: even {least.id} alone costs "
-            f"{damage_words(least.damage, record.unit)}."
+            f"No whole layer can go within {limit}: without {least.id} alone, "
+            f"{_left(least, record.unit)}."
         )
     together = next(series for series in record.series if series.structure == "layers")
     at = max(i for i, value in enumerate(together.damage) if value <= record.tolerance)
@@ -67,43 +102,43 @@ def _cheapest(record: AnalysisRecord) -> str:
     saving = _common_saving(record.series)
     if saving is None:
         return ""
-    at = {
-        series.structure: value
-        for series in record.series
-        if (value := damage_at(series, saving)) is not None
-    }
+    at: dict[str, float] = {}
+    words: dict[str, str] = {}
+    for series in record.series:
+        if (value := damage_at(series, saving)) is not None:
+            at[series.structure] = value
+            same = _agreement_at(series, saving)
+            words[series.structure] = loss_words(value, same, record.unit)
     if len(at) < 2:
         return ""
     best, worst = min(at, key=at.__getitem__), max(at, key=at.__getitem__)
     repaired = ", repaired" if best in ("qk", "vo", "heads", "hidden") else ""
     return (
         f"For a saving of {percent(saving, 0)} of the MACs, {NAMES[best]} are the cheapest to "
-        f"take away ({damage_words(at[best], record.unit)}{repaired}) and {NAMES[worst]} the "
-        f"dearest ({damage_words(at[worst], record.unit)})."
+        f"take away: {words[best]}{repaired}. The dearest are {NAMES[worst]}: {words[worst]}."
     )
 
 
 def _kinds(record: AnalysisRecord) -> str:
     """Attention against MLPs, layer by layer."""
-    means = {}
+    middle: dict[str, LayerRecord] = {}
     for kind in ("attention", "mlp"):
-        own = sorted(layer.damage for layer in record.layers if layer.kind == kind)
+        own = [layer for layer in record.layers if layer.kind == kind]
+        own.sort(key=lambda layer: layer.damage)
         if own:
-            means[kind] = own[len(own) // 2]
-    if len(means) < 2 or min(means.values()) <= 0:
+            middle[kind] = own[len(own) // 2]
+    if len(middle) < 2 or min(layer.damage for layer in middle.values()) <= 0:
         return ""
-    less, more = sorted(means, key=means.__getitem__)
-    ratio = means[more] / means[less]
-    if ratio < 1.2:
+    less, more = sorted(middle, key=lambda kind: middle[kind].damage)
+    low, high = (_left(middle[kind], record.unit) for kind in (less, more))
+    if middle[more].damage < 1.2 * middle[less].damage:
         return (
-            "Taken alone, attention layers and MLPs matter alike: the median costs "
-            f"{damage_words(means[less], record.unit)} and "
-            f"{damage_words(means[more], record.unit)}."
+            "Taken alone, attention layers and MLPs matter alike: without the median layer, "
+            f"{low} and {high}."
         )
     return (
-        f"Taken alone, {NAMES[less]} matter less than {NAMES[more]}: the median costs "
-        f"{damage_words(means[less], record.unit)} against "
-        f"{damage_words(means[more], record.unit)}."
+        f"Taken alone, {NAMES[less]} matter less than {NAMES[more]}: without the median layer, "
+        f"{low} against {high}."
     )
 
 
@@ -114,12 +149,19 @@ def _vital(record: AnalysisRecord) -> str:
     rest = sorted(layer.damage for layer in record.layers)[len(order) // 2]
     top = [layer for layer in order[:3] if layer.damage > 5 * rest]
     if not top:
-        return "No single layer stands out as vital: damages are within a factor of five."
+        return "No single layer stands out as vital: degradations are within a factor of five."
     return (
-        f"{listed([layer.id for layer in top])} must stay: "
-        f"{'it costs' if len(top) == 1 else 'they cost'} "
-        f"{listed([damage_words(layer.damage, record.unit) for layer in top])} alone."
+        f"{listed([layer.id for layer in top])} must stay: without "
+        f"{'it' if len(top) == 1 else 'one of them'}, "
+        f"{listed([_left(layer, record.unit) for layer in top])}."
     )
+
+
+def _left(layer: LayerRecord, unit: str) -> str:
+    """How the model is without a layer alone."""
+    if layer.agreement is None:
+        return f"the degradation is {damage_words(layer.damage, unit)}"
+    return loss_words(layer.damage, layer.agreement, unit)
 
 
 def score_finding(record: AnalysisRecord) -> str:
@@ -135,20 +177,29 @@ def score_finding(record: AnalysisRecord) -> str:
     if rho < CLEAR:
         return (
             f"No cheap score orders the layers well here (best: {best.name}, ρ = {rho:.2f}"
-            f"{beside}); trust measured damage."
+            f"{beside}); trust measured degradation."
         )
     return (
         f"Of the cheap scores, {best.name} orders the layers best (ρ = {rho:.2f} with measured "
-        f"damage{beside})."
+        f"degradation{beside})."
     )
 
 
 def damage_at(series: SeriesRecord, saving: float) -> float | None:
     """The degradation at a share of MACs saved, linear between measured points; None outside."""
-    points = sorted([(0.0, 0.0), *zip(series.macs, series.damage, strict=True)])
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 <= saving <= x1 and x1 > x0:
-            return y0 + (y1 - y0) * (saving - x0) / (x1 - x0)
+    return _between([(0.0, 0.0), *zip(series.macs, series.damage, strict=True)], saving)
+
+
+def _agreement_at(series: SeriesRecord, saving: float) -> float | None:
+    """The share of predictions that stay there, in the same way."""
+    known = [(x, y) for x, y in zip(series.macs, series.agreement, strict=True) if y is not None]
+    return _between([(0.0, 1.0), *known], saving) if known else None
+
+
+def _between(points: list[tuple[float, float]], at: float) -> float | None:
+    for (x0, y0), (x1, y1) in pairwise(sorted(points)):
+        if x0 <= at <= x1 and x1 > x0:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return None
 
 

@@ -1,23 +1,52 @@
-"""Pieces of pages: charts in the house style, and the template that every page is built on.
+"""Charts of a run's page, and the template that every page is built on.
 
-Charts are plotly figures whose colours are CSS variables (`var(--qk)`), resolved in the browser,
-so that they follow the page into dark mode. Pages embed plotly.js once and fetch nothing.
+Charts are drawn here, as SVG whose colours are CSS variables (`var(--qk)`), so that they follow the
+page into dark mode; a page has no script and fetches nothing.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
-from html import escape
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from secateur.report.colours import DARK, LIGHT, style_variables
+from secateur.report.advice import Change
+from secateur.report.drawing.chart import Axis, Box, Boxes, Chart, Line, Symbol
+from secateur.report.drawing.chart_svg import chart_svg
+from secateur.report.drawing.colours import DARK, LIGHT, style_variables
 from secateur.report.record import GROUPS, BranchRecord, RunRecord, blocks_of
 from secateur.report.words import GROUP_NAMES, count, percent, size_lines
 
-MARKERS = {"qk": "circle", "vo": "square", "heads": "diamond", "hidden": "triangle-up"}
+MARKERS: dict[str, Symbol] = {"qk": "circle", "vo": "square", "heads": "diamond", "hidden": "up"}
 LABELS = {"attention": "attention", "mlp": "MLP"}
+FULL, HALF, QUARTER = (1120.0, 460.0), (544.0, 452.0), (262.0,)
+"""Widths in which a chart is drawn; the page shows the one that fits (see style.css)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A headline number; `meter` (0…1) draws a bar, `absent` greys the value out.
+
+    `state` colours a value that is better or worse than before.
+    """
+
+    name: str
+    value: str
+    detail: str = ""
+    more: str = ""
+    meter: float | None = None
+    absent: bool = False
+    state: Change | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chapter:
+    """A chart with its heading and one sentence on how to read it."""
+
+    title: str
+    about: str
+    figure: Markup
 
 
 def page(template: str, **values: object) -> str:
@@ -25,84 +54,48 @@ def page(template: str, **values: object) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def figure_html(fig: go.Figure, *, label: str) -> Markup:
-    """A chart for a page; `label` says in words what it shows, to those who cannot see it."""
-    data = Markup(fig.to_json().replace("<", "\\u003c").replace(">", "\\u003e"))
-    return Markup(
-        '<div class="chart" role="img" aria-label="{label}" style="height: {height}px">'
-        '<script type="application/json">{data}</script></div>'
-    ).format(label=label, height=int(fig.layout.height), data=data)
+def figure_html(chart: Chart, *, label: str, widths: tuple[float, ...] = FULL) -> Markup:
+    """A chart for a page; `label` says in words what it shows, to those who cannot see it.
+
+    Of several `widths` the page shows the one that has room.
+    """
+    drawn = [chart_svg(chart, width, label=label) for width in widths]
+    names = ["only"] if len(drawn) == 1 else ["broad", "slim"]
+    parts = (f'<div class="{name}">{svg}</div>' for name, svg in zip(names, drawn, strict=True))
+    return Markup(f'<div class="chart">{"".join(parts)}</div>')
 
 
-def plain_figure(*, height: int = 300, x_title: str = "", y_title: str = "") -> go.Figure:
-    """An empty figure in the house style, to add traces to."""
-    axis = {
-        "showline": False,
-        "zeroline": False,
-        "ticks": "",
-        "fixedrange": True,
-        "title": {"font": {"size": 12}, "standoff": 8},
-    }
-    fig = go.Figure()
-    fig.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 52, "r": 12, "t": 30, "b": 42},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 12},
-        hoverlabel={"bgcolor": "var(--ink)", "bordercolor": "var(--ink)", "align": "left"},
-        hoverlabel_font={"color": "var(--paper)", "size": 12},
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        xaxis={**axis, "showgrid": False, "title_text": x_title},
-        yaxis={**axis, "showgrid": True, "title_text": y_title, "rangemode": "tozero"},
-    )
-    return fig
-
-
-def macs_figure(record: RunRecord) -> go.Figure:
+def macs_figure(record: RunRecord) -> Chart:
     """MACs of every branch, dense (outline) and pruned (filled), in stream order."""
     blocks = blocks_of(record.branches)
-    fig = plain_figure(x_title="block", y_title="MACs")
     places = list(_places(blocks))
+    marks: list[Boxes | Line] = []
     for kind, colour in (("attention", "attention"), ("mlp", "hidden")):
-        own = [(x, width, branch) for x, width, branch in places if branch.kind == kind]
+        own = [place for place in places if place[2].kind == kind]
         if not own:
             continue
-        xs, widths = [x for x, _, _ in own], [width for _, width, _ in own]
-        hover = [_macs_hover(branch) for _, _, branch in own]
-        fig.add_bar(
-            x=xs,
-            width=widths,
-            y=[branch.macs.dense for _, _, branch in own],
-            marker={
-                "color": f"var(--{colour}-pale)",
-                "line": {"color": f"var(--{colour}-faint)", "width": 1},
-            },
-            hovertext=hover,
-            hoverinfo="text",
-            showlegend=False,
-        )
-        fig.add_bar(
-            x=xs,
-            width=widths,
-            y=[branch.macs.pruned for _, _, branch in own],
-            marker={"color": f"var(--{colour})"},
-            name=LABELS[kind],
-            hovertext=hover,
-            hoverinfo="text",
-        )
-    _mark_dropped(fig, [(x, branch) for x, _, branch in places])
-    fig.update_layout(barmode="overlay", hovermode="closest")
-    _block_axis(fig, blocks)
-    return fig
+        dense, pruned = (
+            tuple(
+                Box(x0=x - width / 2, x1=x + width / 2, y0=0, y1=getattr(branch.macs, which),
+                    hover=_macs_hover(branch))
+                for x, width, branch in own
+            )
+            for which in ("dense", "pruned")
+        )  # fmt: skip
+        marks.append(Boxes(name="", colour=colour, boxes=dense, outline=True, legend=False))
+        marks.append(Boxes(name=LABELS[kind], colour=colour, boxes=pruned))
+    marks += _dropped(places)
+    return Chart(
+        x=block_axis([str(block[0].block) for block in blocks]),
+        y=Axis(title="MACs", low=0, form="count"),
+        marks=tuple(marks),
+    )
 
 
-def shares_figure(record: RunRecord) -> go.Figure | None:
+def shares_figure(record: RunRecord) -> Chart | None:
     """Kept share of every group that changed, over depth; None when none did."""
     blocks = blocks_of(record.branches)
-    fig = plain_figure(x_title="block", y_title="kept")
+    lines = []
     for group in GROUPS:
         points = [
             (x, share, branch)
@@ -113,26 +106,38 @@ def shares_figure(record: RunRecord) -> go.Figure | None:
         ]
         if all(share in (None, 1.0) for _, share, _ in points):
             continue
-        fig.add_scatter(
-            x=[x for x, _, _ in points],
-            y=[share for _, share, _ in points],
-            mode="lines+markers",
-            name=GROUP_NAMES[group],
-            line={"color": f"var(--{group})", "width": 2},
-            marker={
-                "symbol": MARKERS[group],
-                "size": 8,
-                "color": f"var(--{group})",
-                "line": {"color": "var(--paper)", "width": 1},
-            },
-            hovertext=[_share_hover(branch, group) for _, _, branch in points],
-            hoverinfo="text",
+        lines.append(
+            Line(
+                name=GROUP_NAMES[group],
+                x=tuple(x for x, _, _ in points),
+                y=tuple(share for _, share, _ in points),
+                colour=group,
+                symbol=MARKERS[group],
+                hover=tuple(_share_hover(branch, group) for _, _, branch in points),
+            )
         )
-    if not fig.data:
+    if not lines:
         return None
-    fig.update_yaxes(range=[0, 1.04], tickformat=".0%", dtick=0.25)
-    _block_axis(fig, blocks)
-    return fig
+    return Chart(
+        x=block_axis([str(block[0].block) for block in blocks]),
+        y=Axis(title="kept", low=0, high=1.0, form="percent"),
+        marks=tuple(lines),
+    )
+
+
+def block_axis(names: list[str], title: str = "block") -> Axis:
+    """An axis along the blocks of a model, which lie at 0, 1, ..."""
+    return Axis(
+        title=title,
+        low=-0.6,
+        high=len(names) - 0.4,
+        ticks=tuple((float(x), name) for x, name in enumerate(names)),
+    )
+
+
+def left_axis(title: str, shares: Iterable[float]) -> Axis:
+    """What is left, as on every page: the whole model at the left, smaller ones to the right."""
+    return Axis(title=title, low=1.0, high=max(0.0, min(shares) - 0.02), form="percent")
 
 
 def _places(blocks: list[list[BranchRecord]]) -> list[tuple[float, float, BranchRecord]]:
@@ -144,33 +149,28 @@ def _places(blocks: list[list[BranchRecord]]) -> list[tuple[float, float, Branch
     ]
 
 
-def _mark_dropped(fig: go.Figure, places: list[tuple[float, BranchRecord]]) -> None:
-    gone = [(x, branch) for x, branch in places if branch.kept is None]
-    if gone:
-        fig.add_scatter(
-            x=[x for x, _ in gone],
-            y=[0.03 * max(branch.macs.dense for _, branch in places)] * len(gone),
-            mode="markers",
+def _dropped(places: list[tuple[float, float, BranchRecord]]) -> list[Line]:
+    gone = [(x, branch) for x, _, branch in places if branch.kept is None]
+    if not gone:
+        return []
+    low = 0.03 * max(branch.macs.dense for _, _, branch in places)
+    return [
+        Line(
             name="dropped",
-            marker={"symbol": "x-thin", "size": 8, "line": {"color": "var(--dropped)", "width": 2}},
-            hovertext=[_macs_hover(branch) for _, branch in gone],
-            hoverinfo="text",
+            x=tuple(x for x, _ in gone),
+            y=(low,) * len(gone),
+            colour="dropped",
+            line=False,
+            symbol="cross",
+            hover=tuple(_macs_hover(branch) for _, branch in gone),
         )
-
-
-def _block_axis(fig: go.Figure, blocks: list[list[BranchRecord]]) -> None:
-    step = max(1, len(blocks) // 16)
-    fig.update_xaxes(
-        range=[-0.6, len(blocks) - 0.4],
-        tickvals=list(range(0, len(blocks), step)),
-        ticktext=[str(block[0].block) for block in blocks[::step]],
-    )
+    ]
 
 
 def _macs_hover(branch: BranchRecord) -> str:
     left = "dropped" if branch.kept is None else f"{percent(branch.macs.kept)} left"
     return (
-        f"<b>{escape(branch.id)}</b><br>{count(branch.macs.dense)}MACs dense<br>"
+        f"{branch.id}\n{count(branch.macs.dense)}MACs dense\n"
         f"{count(branch.macs.pruned)}MACs pruned, {left}"
     )
 
@@ -178,7 +178,7 @@ def _macs_hover(branch: BranchRecord) -> str:
 def _share_hover(branch: BranchRecord, group: str) -> str:
     sizes = size_lines(branch)
     text = sizes.get(group) or ", ".join(sizes.values())
-    return f"<b>{escape(branch.id)}</b><br>{GROUP_NAMES[group]} {text}"
+    return f"{branch.id}\n{GROUP_NAMES[group]} {text}"
 
 
 @cache
@@ -192,9 +192,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {
-        "plotly_js": Markup(get_plotlyjs().replace("</script", "<\\/script")),
         "light": Markup(style_variables(LIGHT)),
         "dark": Markup(style_variables(DARK)),
-        "bands": [name for name in LIGHT if not name.endswith("-text")],
     }
     return environment

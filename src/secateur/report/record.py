@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Group = Literal["qk", "vo", "heads", "hidden"]
 GROUPS: tuple[Group, ...] = ("qk", "vo", "heads", "hidden")
@@ -69,12 +69,14 @@ class AccuracyRecord(_Part):
     stderr: float | None
     agreement: float | None
     kl: float | None
+    change_stderr: float | None = None
 
 
 class AccuracyPair(_Part):
-    """Accuracy of both models; None where not measured."""
+    """Accuracy of both models; None where not measured. `before` is that before training."""
 
     dense: AccuracyRecord | None = None
+    before: AccuracyRecord | None = None
     pruned: AccuracyRecord | None = None
 
 
@@ -121,6 +123,57 @@ class PolishRecord(_Part):
     kl_after: float
 
 
+class ScoresRecord(_Part):
+    """See `secateur.training.judging.Scores`: means over held-out images, lower is better."""
+
+    step: int
+    averaged: bool
+    values: Annotated[dict[str, float], Field(min_length=1)]
+
+
+class FitRecord(_Part):
+    """See `secateur.training.loop.FitReport`: the log of a training run, seconds."""
+
+    budget: str
+    steps: int
+    seconds: float
+    images: int
+    processes: int = 1
+    best_step: int
+    averaged: bool
+    scores: tuple[ScoresRecord, ...] = ()
+    history: tuple[dict[str, float], ...] = ()
+
+
+class LearningRecord(_Part):
+    """The training runs of learned masks by phase."""
+
+    phases: dict[str, FitRecord]
+
+
+class TrainingRecord(_Part):
+    """A healed or fine-tuned model; see `secateur.verbs.training_result.Trained`."""
+
+    model: str | None = None
+    preset: str | None
+    budget: str | None
+    macs: Pair
+    params: Pair
+    stages: dict[str, float]
+    accuracy: AccuracyPair = AccuracyPair()
+    training: FitRecord
+    reference: str | None = None
+    data: DataRecord
+    environment: dict[str, str]
+    command: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @field_validator("accuracy", mode="before")
+    @classmethod
+    def _measured(cls, value: object) -> object:
+        return {} if value is None else value
+
+
 class RunRecord(_Part):
     """A pruning run; `model` is what a person calls the dense model, `width` its stream's."""
 
@@ -143,6 +196,7 @@ class RunRecord(_Part):
     accuracy: AccuracyPair = AccuracyPair()
     latency: tuple[LatencyRow, ...] = ()
     polish: PolishRecord | None = None
+    learning: LearningRecord | None = None
     seconds: dict[str, float]
     data: DataRecord
     environment: dict[str, str]

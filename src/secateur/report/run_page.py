@@ -1,51 +1,52 @@
 """The page of one pruning run: what was asked, what is left, what it costs and how to redo it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.report.anatomy_picture import svg
-from secateur.report.figures import figure_html, macs_figure, page, shares_figure
+from secateur.report.advice import advise, difference, error_words
+from secateur.report.drawing.anatomy_picture import svg
+from secateur.report.figures import (
+    FULL,
+    HALF,
+    Tile,
+    figure_html,
+    macs_figure,
+    page,
+    shares_figure,
+)
 from secateur.report.record import (
     GROUPS,
     AccuracyRecord,
-    Pair,
     RunRecord,
     blocks_of,
     dropped,
     kept_share,
     latency_settings,
 )
-from secateur.report.run_tables import branch_rows, comparisons, provenance, setting_words
+from secateur.report.run_tables import (
+    branch_rows,
+    comparisons,
+    cost_tile,
+    provenance,
+    setting_words,
+)
+from secateur.report.training_page import curves
 from secateur.report.words import (
     GROUP_NAMES,
     NBSP,
     budget_words,
-    change,
-    count,
     duration,
     listed,
     milliseconds,
     percent,
     plural,
+    points,
     significant,
 )
 
 WIDE = 16
 """From this many blocks on, charts need the whole width."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """A headline number; `meter` (0…1) draws a bar, `absent` greys the value out."""
-
-    name: str
-    value: str
-    detail: str = ""
-    more: str = ""
-    meter: float | None = None
-    absent: bool = False
 
 
 def render(record: Mapping[str, object]) -> str:
@@ -56,14 +57,16 @@ def render(record: Mapping[str, object]) -> str:
     """
     run = RunRecord.model_validate(record)
     shares, total = shares_figure(run), sum(run.seconds.values())
+    wide = len(blocks_of(run.branches)) > WIDE
+    widths = FULL if wide or shares is None else HALF
     return page(
         "run.html.j2",
         run=run,
         model=run.model or "A vision transformer",
         lead=_lead(run),
         tiles=[
-            _cost_tile("MACs", run.macs, "MACs"),
-            _cost_tile("Parameters", run.params, ""),
+            cost_tile("MACs", run.macs, "MACs"),
+            cost_tile("Parameters", run.params, ""),
             _accuracy_tile(run),
             _latency_tile(run),
         ],
@@ -74,11 +77,17 @@ def render(record: Mapping[str, object]) -> str:
         total=duration(total),
         picture=Markup(svg(run, heading=False)),
         removed=_removed(run),
-        macs=figure_html(macs_figure(run), label="MACs of every branch, dense and pruned."),
+        macs=figure_html(
+            macs_figure(run), label="MACs of every branch, dense and pruned.", widths=widths
+        ),
         shares=None
         if shares is None
-        else figure_html(shares, label="Kept share of every group that changed, block by block."),
-        wide=len(blocks_of(run.branches)) > WIDE,
+        else figure_html(
+            shares, label="Kept share of every group that changed, block by block.", widths=widths
+        ),
+        wide=wide,
+        advice=advise(run),
+        curves=[] if run.learning is None else curves(run.learning.phases),
         comparisons=list(comparisons(run)),
         provenance=list(provenance(run)),
         branches=list(branch_rows(run)),
@@ -103,16 +112,6 @@ def _lead(run: RunRecord) -> Markup:
     )
 
 
-def _cost_tile(name: str, pair: Pair, unit: str) -> Tile:
-    return Tile(
-        name=f"{name} kept",
-        value=percent(pair.kept),
-        detail=change(pair.dense, pair.pruned) + unit,
-        more=f"{count(pair.dense - pair.pruned)}{unit} removed",
-        meter=pair.kept,
-    )
-
-
 def _accuracy_tile(run: RunRecord) -> Tile:
     dense, pruned = run.accuracy.dense, run.accuracy.pruned
     if pruned is None:
@@ -129,15 +128,21 @@ def _accuracy_tile(run: RunRecord) -> Tile:
             meter=None if agreement is None else agreement / 100,
             absent=agreement is None,
         )
-    detail = "dense not measured"
-    if dense is not None and dense.top1 is not None:
-        detail = f"{_with_error(dense)} → {_with_error(pruned)}"
+    found = difference(run.accuracy)
+    if found is None or dense is None:
+        return Tile(
+            name="Top-1 accuracy",
+            value=percent(pruned.top1 / 100),
+            detail="dense not measured",
+            more=f"standard error {pruned.stderr or 0:.1f}, {plural(pruned.n, 'image')}",
+            meter=pruned.top1 / 100,
+        )
     return Tile(
-        name="Top-1 accuracy",
-        value=percent(pruned.top1 / 100),
-        detail=detail,
-        more=f"± standard error, {plural(pruned.n, 'image')}",
-        meter=pruned.top1 / 100,
+        name="Top-1, dense → pruned",
+        value=points(found.points),
+        detail=f"{_with_error(dense)} → {_with_error(pruned)}{NBSP}%",
+        more=error_words(found, pruned.n),
+        state=found.change,
     )
 
 

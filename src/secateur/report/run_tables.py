@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from secateur.report.figures import Tile
 from secateur.report.record import (
     AccuracyRecord,
     LatencyRow,
+    Pair,
     PolishRecord,
     RunRecord,
     blocks_of,
@@ -15,6 +17,7 @@ from secateur.report.words import (
     GROUP_NAMES,
     NBSP,
     change,
+    count_like,
     duration,
     listed,
     milliseconds,
@@ -46,6 +49,17 @@ class Comparison:
     pruned: str
     change: str
     note: str = ""
+
+
+def cost_tile(name: str, pair: Pair, unit: str) -> Tile:
+    """The share of a cost that is left, with both counts in one unit."""
+    return Tile(
+        name=f"{name} kept",
+        value=percent(pair.kept),
+        detail=change(pair.dense, pair.pruned) + unit,
+        more=f"{count_like(pair.dense, pair.dense - pair.pruned)}{unit} removed",
+        meter=pair.kept,
+    )
 
 
 def comparisons(run: RunRecord) -> Iterator[Comparison]:

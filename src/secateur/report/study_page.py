@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.report.figures import figure_html, page
+from secateur.report.drawing.chart import Chart
+from secateur.report.figures import FULL, HALF, figure_html, page
 from secateur.report.study_figures import (
     NAMES,
     STRUCTURES,
@@ -14,20 +15,12 @@ from secateur.report.study_figures import (
     structure_figure,
 )
 from secateur.report.study_record import Curve, ModelRecord, Point, Span, StudyRecord
+from secateur.report.study_words import REPAIRS, findings, p_words
 from secateur.report.words import count, milliseconds, percent
-
-SURE = 0.05
-"""A corrected p-value below this counts as a difference."""
-REPAIRS = {
-    "none": "without repair",
-    "mean": "mean repair",
-    "least_squares": "least-squares repair",
-    "own": "each with its own groups and repair",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
+class Panel:
     """A chart with its heading."""
 
     title: str
@@ -50,8 +43,8 @@ class ModelPage:
     name: str
     source: str
     tiles: tuple[tuple[str, str, str], ...]
-    overview: tuple[Chart, ...]
-    structures: tuple[Chart, ...]
+    overview: tuple[Panel, ...]
+    structures: tuple[Panel, ...]
     oracle: Markup | None
     losses: tuple[Row, ...]
     repairs: tuple[Row, ...]
@@ -65,6 +58,7 @@ def render_study(record: StudyRecord) -> str:
         "study.html.j2",
         title=record.title,
         lead=_lead(record),
+        findings=findings(record),
         models=[_model(model) for model in record.models],
         setting=record.setting,
         unreachable=record.unreachable,
@@ -104,7 +98,7 @@ def _model(model: ModelRecord) -> ModelPage:
                     _small(row.kl_before),
                     _small(row.kl_after),
                     _nats(row.saved),
-                    _p(row.p),
+                    p_words(row.p, row.saved),
                 ),
             )
             for row in model.repairs
@@ -118,7 +112,7 @@ def _model(model: ModelRecord) -> ModelPage:
                     row.score,
                     _small(row.kl),
                     _nats(row.better),
-                    _p(row.p),
+                    p_words(row.p, row.better),
                 ),
             )
             for row in sorted(
@@ -154,24 +148,25 @@ def _tiles(model: ModelRecord) -> tuple[tuple[str, str, str], ...]:
     return tuple(tiles)
 
 
-def _overview(model: ModelRecord) -> list[Chart]:
+def _overview(model: ModelRecord) -> list[Panel]:
     about = (
         "Of every structure the score with the least mean divergence on these images, under the "
-        "last repair. Bands: 95 % bootstrap over images and calibration draws. Dotted: dense. "
-        "Broad and grey: the best of everything in the grid, scores and repairs alike."
+        "last repair. Bands: 95 % bootstrap over images and calibration draws. Smaller models "
+        "are to the right. Broad and grey: the best of everything in the grid, scores and repairs "
+        "alike."
     )
     charts = []
-    by_macs = _html(overview_figure(model, latency=False), "Damage over MACs by structure.")
+    by_macs = _html(overview_figure(model, latency=False), "Degradation over MACs by structure.")
     if by_macs is not None:
-        charts.append(Chart(title="Per MAC", about=about, html=by_macs))
-    by_time = _html(overview_figure(model, latency=True), "Damage over latency by structure.")
+        charts.append(Panel(title="Per MAC", about=about, html=by_macs))
+    by_time = _html(overview_figure(model, latency=True), "Degradation over latency by structure.")
     if by_time is not None:
         timed = f"The same over measured time ({model.runtime}), dense and pruned in turns."
-        charts.append(Chart(title="Per millisecond", about=timed, html=by_time))
+        charts.append(Panel(title="Per millisecond", about=timed, html=by_time))
     return charts
 
 
-def _structures(model: ModelRecord) -> list[Chart]:
+def _structures(model: ModelRecord) -> list[Panel]:
     charts = []
     repairs = list(dict.fromkeys(curve.repair for curve in model.curves))
     for structure in dict.fromkeys(curve.structure for curve in model.curves):
@@ -179,11 +174,12 @@ def _structures(model: ModelRecord) -> list[Chart]:
             html = _html(
                 structure_figure(model, structure, repair),
                 f"Every score on {NAMES[structure]}, {REPAIRS[repair]}.",
+                HALF,
             )
             if html is not None:
                 name = NAMES[structure]
                 title = f"{name[0].upper()}{name[1:]}"
-                charts.append(Chart(title=title, about=REPAIRS[repair], html=html))
+                charts.append(Panel(title=title, about=REPAIRS[repair], html=html))
     return charts
 
 
@@ -235,14 +231,8 @@ def _small(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.1g}"
 
 
-def _p(p: float) -> str:
-    if p < 0.001:
-        return "< 0.001 *"
-    return f"{p:.3f}" + (" *" if p < SURE else "")
-
-
-def _html(figure: object, label: str) -> Markup | None:
-    return None if figure is None else figure_html(figure, label=label)
+def _html(figure: Chart | None, label: str, widths: tuple[float, ...] = FULL) -> Markup | None:
+    return None if figure is None else figure_html(figure, label=label, widths=widths)
 
 
 __all__: Sequence[str] = ("render_study",)

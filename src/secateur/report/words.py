@@ -7,6 +7,7 @@ from secateur.report.record import BranchRecord, MlpSize, Size
 NBSP = "\u00a0"
 """Between a number and its unit, so that no line breaks there."""
 
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 GROUP_NAMES = {
     "qk": "query/key dims",
     "vo": "value dims",
@@ -21,20 +22,27 @@ _DROPPED = {"attention": "attention layer", "mlp": "MLP", "layer": "layer", "blo
 
 def count(number: float) -> str:
     """A count in three digits: 94126080 → "94.1 M"."""
-    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= scale * 0.9995:
-            return f"{significant(number / scale)}{NBSP}{unit}"
-    return f"{number:.0f}"
+    return count_like(number, number)
 
 
 def change(dense: float, pruned: float) -> str:
-    """Both counts in one unit: "94.1 → 51.7 M"; one alone where nothing changed."""
+    """Both counts in the unit of the first: "94.1 → 51.7 M"; one alone where nothing changed."""
     if dense == pruned:
         return count(dense)
-    before, after = count(dense), count(pruned)
-    if before.split(NBSP)[1:] == after.split(NBSP)[1:]:
-        before = before.split(NBSP)[0]
-    return f"{before} → {after}"
+    before, _, unit = count(dense).partition(NBSP)
+    return f"{before} → {count_like(dense, pruned).removesuffix(unit).removesuffix(NBSP)}" + (
+        f"{NBSP}{unit}" if unit else ""
+    )
+
+
+def count_like(reference: float, number: float) -> str:
+    """A count in the unit that `count` gives the reference: (2.62e6, 109e3) → "0.109 M"."""
+    for scale, unit in _SCALES:
+        if abs(reference) >= scale * 0.9995:
+            value = number / scale
+            told = significant(value) if abs(value) >= 0.9995 or not value else f"{value:.3g}"
+            return f"{told}{NBSP}{unit}"
+    return f"{number:.0f}"
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -3,6 +3,7 @@
 Legend: B or P images, C outputs (classes, or features of a model without a head).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,10 +19,11 @@ OutputLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Degradation:
     """`divergence`: mean KL(dense || changed) in nats; for a model without classes, mean
     1 - cos(dense features, changed features). `agreement`: share of images, 0…1, with the same
-    top class; None without classes."""
+    top class; None without classes. `stderr`: standard error of the divergence over the images."""
 
     divergence: float
     agreement: float | None
+    stderr: float = 0.0
 
 
 def unit_of(num_classes: int) -> str:
@@ -41,12 +43,23 @@ def degradation(dense_PC: Tensor, changed_PC: Tensor, num_classes: int) -> Degra
     if not num_classes:
         units = (F.normalize(x.flatten(1), dim=-1) for x in (dense_PC, changed_PC))
         cosine_P = torch.linalg.vecdot(*units)
-        return Degradation(divergence=float((1 - cosine_P).mean().clamp(min=0)), agreement=None)
+        return Degradation(
+            divergence=float((1 - cosine_P).mean().clamp(min=0)),
+            agreement=None,
+            stderr=_stderr(cosine_P),
+        )
     same_P = dense_PC.argmax(-1) == changed_PC.argmax(-1)
+    divergence_P = divergence(dense_PC, changed_PC)
     return Degradation(
-        divergence=float(divergence(dense_PC, changed_PC).mean()),
+        divergence=float(divergence_P.mean()),
         agreement=float(same_P.float().mean()),
+        stderr=_stderr(divergence_P),
     )
+
+
+def _stderr(values_P: Tensor) -> float:
+    """Standard error of the mean over images."""
+    return float(values_P.std(correction=0)) / math.sqrt(len(values_P))
 
 
 def _divergence_sum(dense_BC: Tensor, changed_BC: Tensor, _labels_B: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from secateur.data.batches import Batches
-from secateur.measurement.accuracy import Accuracy, evaluate_both
+from secateur.measurement.accuracy import Accuracy, Predictions, evaluate_both, predict
 from secateur.measurement.accuracy import evaluate as measure_accuracy
 from secateur.measurement.latency import bench
 from secateur.progress import Progress
@@ -41,6 +41,13 @@ def score(
     """Accuracy on batches that are open already, reporting progress as `stage`."""
     counted = _counter(stage, batches.images, progress)
     return measure_accuracy(model, batches, reference=reference, on_batch=counted)
+
+
+def predicted(
+    model: nn.Module, batches: Batches, stage: str, progress: Progress | None
+) -> Predictions:
+    """Predictions on batches that are open already, reporting progress as `stage`."""
+    return predict(model, batches, on_batch=_counter(stage, batches.images, progress))
 
 
 def _counter(stage: str, total: int, progress: Progress | None) -> Callable[[int], None]:

@@ -42,7 +42,7 @@ class Learned:
         return {**self.result.record(), "learning": self._learning()}
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
-        """Write the ordinary saved form, with training.json, into `out`, or nothing.
+        """Write the ordinary saved form, with training.json and curves in the report, or nothing.
 
         `overwrite` and what is returned are those of `Result.save`.
         """
@@ -50,12 +50,14 @@ class Learned:
 
         learning = self._learning()
         told = {key: value for key, value in learning.items() if key != "phases"}
-        text = json.dumps(self.record(), indent=2, ensure_ascii=False) + "\n"
+        record = self.record()
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         return save_result(
             self.result,
             Path(out),
             more={"learning": told},
             files={"training.json": text},
+            shown=record,
             overwrite=overwrite,
         )
 

@@ -32,12 +32,14 @@ def save_result(
     base: Base | None = None,
     more: Mapping[str, object] | None = None,
     files: Mapping[str, str] | None = None,
+    shown: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str | None:
     """Save the pruned model and its report in `out`, whole or not at all.
 
     `base` is what the dense model can be rebuilt from, found out unless given; `more` is added to
-    the provenance, `files` are further files. Returns in words the model that was replaced, which
+    the provenance, `files` are further files; `shown` is the record of the report where it is
+    more than the result's. Returns in words the model that was replaced, which
     needs `overwrite`. UserError when the model cannot be rebuilt, and where `out` cannot be
     written.
     """
@@ -52,7 +54,7 @@ def save_result(
         provenance={key: record[key] for key in PROVENANCE}
         | {"environment": record["environment"], "command": result.command, **(more or {})},
         results=_results(record),
-        extra_files={"report.html": render(record), **(files or {})},
+        extra_files={"report.html": render(shown or record), **(files or {})},
         overwrite=overwrite,
     )
 

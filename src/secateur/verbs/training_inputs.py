@@ -1,18 +1,19 @@
 """What `heal`, `train` and `learn` open before they train: model, images, images for evaluation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.data.classes import refuse_labels_beyond
 from secateur.data.images import ImageSet, open_images
 from secateur.data.items import as_items, count_of, has_labels, shape_of_items
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.measurement.accuracy import Accuracy
+from secateur.measurement.accuracy import Accuracy, paired_difference, summarize
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
@@ -24,7 +25,7 @@ from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
 from secateur.training.session import Session, require_labels
-from secateur.verbs.evaluate import score
+from secateur.verbs.evaluate import predicted
 from secateur.verbs.load import DataUsed, open_data, refuse_other_images, unreadable_note
 from secateur.verbs.result import Result
 
@@ -164,6 +165,7 @@ class Evaluation:
     def __init__(self, models: Mapping[str, nn.Module], request: TrainingPart) -> None:
         images, skip = request.eval_images, request.skip_unreadable
         self._progress = request.progress
+        self._dense_N: Tensor | None = None
         self._opened = {
             key: open_data(model, images, skip_unreadable=skip)[0]
             for key, model in models.items()
@@ -174,4 +176,11 @@ class Evaluation:
         """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""
         if key not in self._opened:
             return {}
-        return {name: score(model, self._opened[key], f"evaluate {name}", self._progress)}
+        found = predicted(model, self._opened[key], f"evaluate {name}", self._progress)
+        accuracy, correct_N = summarize(found), found.correct_N
+        if key == "dense":
+            self._dense_N = correct_N
+        elif correct_N is not None and self._dense_N is not None:
+            _, error = paired_difference(correct_N, self._dense_N)
+            accuracy = replace(accuracy, change_stderr=error)
+        return {name: accuracy}

@@ -12,6 +12,7 @@ from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.models.family import family_of
 from secateur.models.types import Cost
+from secateur.report.training_page import render_training
 from secateur.storage.base import Base, build
 from secateur.storage.save import save
 from secateur.training.loop import FitReport
@@ -84,8 +85,11 @@ class Trained:
             "notes": self.notes,
         }
 
+    def _name(self) -> str | None:
+        return f"{self.base.library}:{self.base.name}" if isinstance(self.base, Base) else None
+
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
-        """Write the model and training.json into `out`, whole or not at all.
+        """Write the model, report.html and training.json into `out`, whole or not at all.
 
         The spec tells the settings that are not the defaults, training.json everything. A model
         saved there is replaced only with `overwrite`; what it was is returned in words, and files
@@ -97,6 +101,7 @@ class Trained:
         if isinstance(self.base, str):
             raise UserError(self.base)
         record = self.record()
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
         told = {
             **self.about,
@@ -112,7 +117,10 @@ class Trained:
             base=self.base,
             provenance={**self.earlier, self.verb: told},
             results=_results(record, self.verb),
-            extra_files={"training.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n"},
+            extra_files={
+                "training.json": text,
+                "report.html": render_training(record | {"model": self._name()}, self.verb),
+            },
             overwrite=overwrite,
         )
 

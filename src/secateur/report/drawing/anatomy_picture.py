@@ -7,8 +7,17 @@ them by class. The SVG has no script, no style sheet and no reference to anythin
 from collections.abc import Mapping
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from secateur.report.anatomy_layout import LEFT, LINE, Box, Layout, Row, cell_gap, lay_out, parts
-from secateur.report.colours import LIGHT
+from secateur.report.drawing.anatomy_layout import (
+    LEFT,
+    LINE,
+    Box,
+    Layout,
+    Row,
+    cell_gap,
+    lay_out,
+    parts,
+)
+from secateur.report.drawing.colours import LIGHT
 from secateur.report.record import AttentionSize, BranchRecord, Group, RunRecord, kept_share
 from secateur.report.words import GROUP_NAMES, change, count, percent, size_lines
 

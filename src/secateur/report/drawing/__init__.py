@@ -1,0 +1,1 @@
+"""Drawings as SVG: charts, and the picture of a model."""
