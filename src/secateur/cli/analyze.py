@@ -55,6 +55,14 @@ def analyze(
             show_default=False,
         ),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            rich_help_panel=ANALYSIS,
+            show_default=False,
+        ),
+    ] = None,
     latency: Annotated[
         bool,
         typer.Option("--latency/--no-latency", help="Time layers.", rich_help_panel=ANALYSIS),
@@ -93,6 +101,7 @@ def analyze(
             data,
             effort=effort,
             tolerance=tolerance,
+            loss=loss,
             limit=limit or None,
             seed=images.seed,
             batch_size=images.batch_size,

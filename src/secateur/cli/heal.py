@@ -44,6 +44,14 @@ def heal(
             show_default=False,
         ),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
 ) -> Answer:
     """Let a pruned model learn from the dense one, and save it again.
 
@@ -72,6 +80,7 @@ def heal(
                 opened,
                 data,
                 reference=reference,
+                loss=loss,
                 settings=settings,
                 folder=training_folder(out),
                 restart=options.restart,

@@ -60,6 +60,14 @@ def learn(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
     latency: Annotated[
         bool,
         typer.Option(
@@ -116,6 +124,7 @@ def learn(
                 protect=names(masks.protect) or (),
                 align=align,
                 minimum=minimum,
+                loss=loss,
                 settings=settings,
                 folder=training_folder(out),
                 restart=options.restart,

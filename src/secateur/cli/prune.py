@@ -68,6 +68,14 @@ class PruneOptions(UnitOptions):
             show_default=False,
         ),
     ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Between outputs, where it decides: kl, mse, bce, cosine; else as suits the head.",
+            rich_help_panel=PRUNING,
+            show_default=False,
+        ),
+    ] = None
     polish: Annotated[
         str | None,
         typer.Option(
@@ -158,6 +166,7 @@ def prune(
             preset=preset,
             repair=options.repair,
             stand_in=options.stand_in,
+            loss=options.loss,
             allocation=options.allocation,
             effort=options.effort,
             polish=options.polish,
@@ -180,6 +189,7 @@ def prune(
             protect=names(options.protect) or (),
             repair=options.repair,
             stand_in=options.stand_in,
+            loss=options.loss,
             allocation=options.allocation,
             align=align,
             minimum=minimum,

@@ -69,6 +69,7 @@ class ByScore:
                     evidence,
                     held,
                     partial(images.say, "probe"),
+                    images.loss,
                 )
             # WHY: only measurements need images that are held out; units and repair rest on all.
             evidence = evidence.plus(images.observe(model, needs, held))

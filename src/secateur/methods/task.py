@@ -39,8 +39,7 @@ class Options:
 
     `limit`, `workers` and `skip_unreadable` concern images given as a path or data string;
     `polish` is a time or a number of steps of training after the cut (None: no training). Latency
-    counts, and is measured, in `runtime` with `latency_batch` images at a time. A `recipe`, a name
-    or a file, stands in place of a budget; give one of the two.
+    counts in `runtime` with `latency_batch` images at a time. A `recipe` stands for a budget.
     """
 
     budget: str | None = None
@@ -53,6 +52,7 @@ class Options:
     repair: str | None = None
     stand_in: str | None = None
     allocation: str | None = None
+    loss: str | None = None
     effort: str = "full"
     seed: int = 0
     batch_size: int = 32

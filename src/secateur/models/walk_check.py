@@ -21,7 +21,8 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
 
 @torch.no_grad()
 def require_walk(model: nn.Module) -> None:
-    """UserError for a model whose own forward pass is not the walk through its steps.
+    """UserError for a model whose own forward pass is not the walk through its steps, or that
+    classifies every token.
 
     Both see two random images of the model's size, on its device and in its type, in evaluation
     mode. The model is left as it was; one without values (on the meta device) is not looked at.
@@ -40,6 +41,12 @@ def require_walk(model: nn.Module) -> None:
     if walked.shape != own.shape:
         shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
         _refuse(model, family, f"it gives outputs of {shapes}")
+    if own.ndim > 2 and anatomy.num_classes:
+        raise UserError(
+            f"{_name(model)} gives the scores of its classes for every token, outputs of shape "
+            f"{tuple(own.shape)}, where one row per image is counted and compared; let it pool "
+            "(global_pool='token' or 'avg'), or take off its classifier (num_classes=0)."
+        )
     largest = float(own.abs().max()) if own.numel() else 0.0
     apart = float((own - walked).abs().nan_to_num(0.0).max()) if own.numel() else 0.0
     if apart > TOLERANCES.get(own.dtype, 0.05) * max(largest, 1e-6):

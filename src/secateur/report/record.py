@@ -61,7 +61,7 @@ class BranchRecord(_Part):
 
 
 class AccuracyRecord(_Part):
-    """See `secateur.measurement.accuracy.Accuracy`: percent, points, nats."""
+    """See `secateur.measurement.accuracy.Accuracy`: percent, points, nats, shares of variance."""
 
     top1: float | None
     top5: float | None
@@ -69,6 +69,7 @@ class AccuracyRecord(_Part):
     stderr: float | None
     agreement: float | None
     kl: float | None
+    squared_error: float | None = None
 
 
 class AccuracyPair(_Part):

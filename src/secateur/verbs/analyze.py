@@ -25,6 +25,7 @@ from secateur.analysis.scores import (
 )
 from secateur.data.batches import Batches
 from secateur.data.split import keep_evenly
+from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
@@ -38,14 +39,14 @@ from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import findings
-from secateur.statistics.divergence import unit_of
+from secateur.statistics.divergence import LossName, loss_for, unit_of
 from secateur.storage.directories.files import check_files, write_files
 from secateur.verbs.load import open_data, unreadable_note
 
 LIMIT = 256
 """Images taken from a path or data string unless told otherwise."""
 PAGE, DATA = "analysis.html", "analysis.json"
-TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05}
+TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05, "of the variance": 0.05}
 """Damage within which layers count as droppable, by unit."""
 BACKWARD = 2
 """A backward pass counts as this many forward passes."""
@@ -114,6 +115,7 @@ def analyze(
     *,
     effort: str = "quick",
     tolerance: float | None = None,
+    loss: str | None = None,
     limit: int | None = LIMIT,
     seed: int = 0,
     batch_size: int = 32,
@@ -127,7 +129,8 @@ def analyze(
     """Measure what `model` could do without, on images that need no labels.
 
     `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
-    damage (nats) within which layers count as droppable. The model is left as it was, and memory
+    damage (in the unit of the loss) within which layers count as droppable. `loss` compares
+    outputs: see `secateur.prune`. The model is left as it was, and memory
     does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
     Raises UserError for wrong options, unknown models and images that cannot be read.
     """
@@ -140,7 +143,10 @@ def analyze(
     require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
+    compared = loss_for(anatomy.num_classes, loss)
     require_walk(model)
+    if loss is None:
+        compared = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
     batches, used = open_data(
         model,
         images,
@@ -150,16 +156,19 @@ def analyze(
         workers=workers,
         skip_unreadable=skip_unreadable,
     )
-    tolerance = TOLERANCE[unit_of(anatomy.num_classes)] if tolerance is None else tolerance
+    tolerance = (
+        TOLERANCE[unit_of(anatomy.num_classes, compared)] if tolerance is None else tolerance
+    )
     timing = None
     if latency:
         timing = partial(time_branches, runtime=runtime, batch_size=latency_batch)
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
         record = _measured(
-            model, family, anatomy, batches, effort, seed, tolerance, timing, progress
+            model, family, anatomy, batches, effort, seed, tolerance, timing, progress, compared
         )
     record |= {
+        "loss": compared,
         "effort": effort,
         "seed": seed,
         "data": asdict(used),
@@ -180,20 +189,21 @@ def _measured(
     tolerance: float,
     timing: Callable[..., Times] | None,
     progress: Progress | None,
+    loss: LossName,
 ) -> dict[str, object]:
     """Observe, score, remove and time, with what each stage cost."""
     seconds, passes = dict[str, float](), dict[str, float]()
     chosen = branch_criteria(anatomy)
     with timed(seconds, "observe"):
         seen, probes = keep_evenly(batches, EFFORTS[effort].images)
-        observed = observe_all(model, anatomy, seen, chosen, progress)
+        observed = observe_all(model, anatomy, seen, chosen, progress, loss)
         passes["observe"] = _observed_passes(observed)
         probes_PCHW = torch.cat(probes)
     with timed(seconds, "score"):
         scores, notes = score_branches(model, family, anatomy, chosen, observed, seed)
     with timed(seconds, "remove"), torch.no_grad():
         removals = measure_removals(
-            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress
+            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress, loss
         )
         passes |= removals.passes
     times = None
@@ -202,7 +212,7 @@ def _measured(
             times = timing(model, family, anatomy, progress=progress)
     with timed(seconds, "summarise"), torch.no_grad():
         record = plain.measured(
-            model, family, anatomy, observed.forward, removals, scores, times, tolerance
+            model, family, anatomy, observed.forward, removals, scores, times, tolerance, loss
         )
     return record | {"notes": list(notes), "costs": _costs(passes, seconds, batches.images)}
 

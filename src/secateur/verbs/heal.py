@@ -37,6 +37,7 @@ def heal(
     *,
     reference: nn.Module | str | Path | None = None,
     labels: bool | None = None,
+    loss: str | None = None,
     settings: HealSettings | None = None,
     folder: Path | None = None,
     restart: bool = False,
@@ -53,7 +54,8 @@ def heal(
     bundled one is found. A reference of another family or with other preprocessing sees the same
     images in its own way; then only its outputs can be learned. `images` are a path or data
     string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
-    or a `label_weight` in the settings, says so. With a `folder`, the run can be stopped and goes
+    or a `label_weight` in the settings, says so. `loss` compares outputs with the reference's, see
+    `secateur.prune`. With a `folder`, the run can be stopped and goes
     on from its checkpoint there; see `secateur.training.loop.fit_`.
     `device` is where to train: unless given, where the model is, or on the accelerator found
     for a model on the CPU; the model that comes out is where the one given was. Everything that can
@@ -78,6 +80,7 @@ def heal(
         held_out=settings.held_out,
         labels=supervised,
         required=supervised,
+        loss=loss,
         limit=limit,
         skip_unreadable=skip_unreadable,
         folder=folder,
@@ -118,6 +121,8 @@ def _fit_(
     """Refit the head if wanted, then train; returns the ridge that was chosen for the head."""
     teacher, ridge = objective.teacher, None
     about = {"teacher": digest(teacher.model)}
+    if session.loss != "kl":
+        about["loss"] = session.loss
     judge = session.judge(settings, teacher)
     if settings.refit_head:
         if judge is None:

@@ -47,6 +47,7 @@ def learn(
     reference: nn.Module | str | Path | None = None,
     sharing: str = "common_count",
     gates: str = "straight_through",
+    loss: str | None = None,
     criterion: str = "spectral",
     groups: Sequence[str] | None = None,
     protect: Sequence[str] = (),
@@ -69,7 +70,8 @@ def learn(
     """Return a smaller copy of `model` within `budget`, its masks learned with its weights.
 
     `sharing` says which units share a mask, `gates` how a score becomes one, `criterion` in which
-    order scores start. The images are those of `secateur.heal`; their labels are used where there
+    order scores start, `loss` how outputs are compared with the teacher's (see `secateur.prune`).
+    The images are those of `secateur.heal`; their labels are used where there
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
@@ -104,6 +106,7 @@ def learn(
         model,
         images,
         settings,
+        loss=loss,
         limit=limit,
         skip_unreadable=skip_unreadable,
         folder=folder,

@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
-from secateur.data.batches import Batches
+from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
@@ -25,6 +25,7 @@ from secateur.models.types import Anatomy, Cost, GroupName
 from secateur.models.walk_check import require_walk
 from secateur.presets import DEFAULT
 from secateur.progress import Progress, timed
+from secateur.statistics.divergence import LossName, check_output_criterion, loss_for
 from secateur.storage.reference import base_or_reason, logits
 from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.replace import check_replacement
@@ -46,6 +47,7 @@ def prune(
     protect: Sequence[str] = (),
     repair: str | None = None,
     stand_in: str | None = None,
+    loss: str | None = None,
     allocation: str | None = None,
     effort: str = "full",
     align: Mapping[str, int] | None = None,
@@ -70,12 +72,15 @@ def prune(
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
-    give the dense outputs on the calibration images; without it nothing is trained.
-    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped
-    layers. See `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and
-    pruned model are evaluated; with `latency` they are timed in turns. Times count in `runtime`
-    with `latency_batch` images at a time, also those of a budget in ms. Everything that can be
-    wrong with the request raises UserError before the pass over the images begins.
+    give the dense outputs on the calibration images; without it nothing is trained. `stand_in`
+    ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped layers.
+    `loss` compares outputs where they decide: 'kl' between class distributions, 'mse', squared
+    error, 'bce' between the probabilities of several labels, 'cosine'; without it 'mse' for one
+    output, 'cosine' for features, 'bce' with multi-hot labels, else 'kl'. See
+    `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and pruned model
+    are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
+    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
+    with the request raises UserError before the pass over the images begins.
     """
     options = Options(
         budget=budget,
@@ -87,6 +92,7 @@ def prune(
         protect=tuple(protect),
         repair=repair,
         stand_in=stand_in,
+        loss=loss,
         allocation=allocation,
         effort=effort,
         seed=seed,
@@ -124,7 +130,10 @@ def run(
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(options, anatomy)
-    _check(model, family, anatomy, task)
+    loss = loss_for(anatomy.num_classes, options.loss)
+    _check(model, family, anatomy, task, loss)
+    if options.loss is None:
+        loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
     batches, data = open_data(
         model,
         images,
@@ -141,14 +150,14 @@ def run(
         family=family,
         anatomy=anatomy,
         task=task,
-        images=Images(batches=batches, progress=progress),
+        images=Images(batches=batches, progress=progress, loss=loss),
     )
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
         return _carried_out(job, data)
 
 
-def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> None:
+def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss: LossName) -> None:
     """UserError for what cannot be done, before any image is read."""
     refuse_shared(model, family, anatomy, task.groups)
     if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
@@ -158,6 +167,9 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
         )
     require_double(next(model.parameters()).device, "pruning")
     method_of(task).needs(task)
+    for group in task.groups:
+        criterion = task.preset.criterion_for(group)
+        check_output_criterion(criterion, anatomy.num_classes, loss)
     check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:
         check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
@@ -182,7 +194,7 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
         found = cut_to_latency(prepared.dense, job.anatomy, task, target, plan_for, cut)
         smaller, plan = found.model, found.plan
     with job.timed("polish") if options.polish else nullcontext():
-        report = _polish(smaller, prepared.dense, images.batches, options, plan, images.progress)
+        report = _polish(smaller, prepared.dense, options, plan, images)
     after = job.family.read(smaller)
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
@@ -207,22 +219,23 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
 def _polish(
     smaller: nn.Module,
     dense: nn.Module,
-    batches: Batches,
     options: Options,
     plan: Plan,
-    progress: Progress | None,
+    images: Images,
 ) -> PolishReport | None:
     if options.polish is None:
         return None
 
     def on_step(done: int, total: int) -> None:
-        if progress is not None:
-            progress("polish", done, total)
+        images.say("polish", done, total)
 
     budget = parse_run_length(options.polish)
     kept = [units["width"] for units in plan.units.values() if "width" in units]
     channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
-    return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
+    loss = images.loss or "kl"
+    return polish_(
+        smaller, dense, images.batches, budget, options.seed, on_step, channels=channels, loss=loss
+    )
 
 
 def _notes(

@@ -64,7 +64,8 @@ def _results(record: Mapping[str, Any]) -> dict[str, object]:
     if dense is not None and pruned is not None:
         for key in ("top1", "top5", "stderr"):
             found[key] = {"dense": dense[key], "pruned": pruned[key]}
-        found |= {key: pruned[key] for key in ("agreement", "kl")} | {"images": pruned["n"]}
+        compared = [key for key in ("agreement", "kl", "squared_error") if key in pruned]
+        found |= {key: pruned[key] for key in compared} | {"images": pruned["n"]}
     rows = record["latency"]
     for one, other in zip(rows[::2], rows[1::2], strict=True):
         name = f"ms, {one['runtime']}, batch {one['batch_size']}, {one['threads']} threads"

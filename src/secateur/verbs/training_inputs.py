@@ -9,12 +9,14 @@ from torch import nn
 
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
+from secateur.data.targets import multi_hot
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
+from secateur.statistics.divergence import loss_for
 from secateur.storage.base import Base, base_of
 from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
@@ -60,6 +62,7 @@ def open_session(
     held_out: float,
     labels: bool,
     required: bool,
+    loss: str | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
     folder: Path | None = None,
@@ -71,10 +74,16 @@ def open_session(
     """Images to train `model` on, a share of them held out, where they came from, and notes.
 
     Their labels are learned if `labels` and there are any. UserError where labels are `required`
-    and missing, or are of other classes than the head's; for images that cannot be read; and for
-    too few.
+    and missing, of a head of one output, or are of other classes than the head's; for images that
+    cannot be read; and for too few.
     """
     classes = family_of(model).read(model).num_classes
+    compared = loss_for(classes, loss, multi_label=multi_hot(images))
+    if classes == 1 and (labels and required):
+        raise UserError(
+            "the model has one output, which the cross-entropy of labels cannot train; learn from "
+            "the dense model without labels (--no-labels)."
+        )
     found, used, notes = open_training_images(
         images,
         Preprocessing.of(model),
@@ -89,8 +98,9 @@ def open_session(
     session = Session(
         train=train,
         held=held,
-        labels=labels and has_labels(found),
+        labels=labels and has_labels(found) and classes != 1,
         classes=classes,
+        loss=compared,
         folder=folder,
         restart=restart,
         device=device,
