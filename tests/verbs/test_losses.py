@@ -182,3 +182,9 @@ def test_one_output_has_no_accuracy(number: nn.Module, images: Tensor) -> None:
     assert found.squared_error == pytest.approx(share_lost(cut.model, number, images), rel=1e-3)
     labelled = secateur.evaluate(number, (images, torch.zeros(64, dtype=torch.int64)))
     assert labelled.top1 is None and labelled.n == 64
+
+
+def test_features_have_no_accuracy_to_measure_after_the_work(images: Tensor) -> None:
+    model = host(num_classes=0)
+    with pytest.raises(UserError, match="no classifier, so there is no accuracy"):
+        secateur.prune(model, Untouched(), "75% macs", eval_images=images)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from torch import nn
 
 from secateur.data.batches import Batches
+from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, evaluate_both
 from secateur.measurement.accuracy import evaluate as measure_accuracy
 from secateur.measurement.latency import bench
+from secateur.models.family import family_of
 from secateur.progress import Progress
 from secateur.verbs.load import open_data
 from secateur.verbs.result import Result
@@ -44,6 +46,15 @@ def evaluate(
         skip_unreadable=skip_unreadable,
     )
     return score(model, batches, "evaluate", progress, reference=reference)
+
+
+def require_classifier(model: nn.Module) -> None:
+    """UserError for a model whose outputs are features, of which there is no accuracy."""
+    if not family_of(model).read(model).num_classes:
+        raise UserError(
+            "the model has no classifier, so there is no accuracy on images for evaluation; leave "
+            "them out, and compare features with evaluate --metrics features."
+        )
 
 
 def score(

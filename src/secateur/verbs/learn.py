@@ -30,7 +30,7 @@ from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, plain_items
-from secateur.verbs.evaluate import measure_
+from secateur.verbs.evaluate import measure_, require_classifier
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
 from secateur.verbs.result import Result
@@ -100,6 +100,8 @@ def learn(
     task = resolve_learn(options, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
     require_walk(model)
+    if eval_images is not None:
+        require_classifier(model)
     scored = None if eval_images is None else open_data(model, eval_images)[0]
     settings = options.settings
     session, used, notes = _open(

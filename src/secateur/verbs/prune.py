@@ -19,6 +19,7 @@ from secateur.methods.method import Job
 from secateur.methods.task import LIMIT, Options, Task, parse_groups, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
+from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
 from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost, GroupName
@@ -31,7 +32,7 @@ from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.replace import check_replacement
 from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.training.run_length import parse_run_length
-from secateur.verbs.evaluate import measure_
+from secateur.verbs.evaluate import measure_, require_classifier
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
 
@@ -106,6 +107,7 @@ def prune(
     )
     scored, used = None, None
     if eval_images is not None:
+        require_classifier(model)
         scored, used = open_data(
             model,
             eval_images,
@@ -177,6 +179,8 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss:
         rotatable(model, family)
     refuse_not_finite(model.state_dict(), "the model")
     require_walk(model)
+    if task.preset.rotate:
+        require_rotatable(model, family)
 
 
 def _carried_out(job: Job, data: DataUsed) -> Result:

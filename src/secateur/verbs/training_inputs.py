@@ -23,7 +23,7 @@ from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
 from secateur.training.session import Session, has_labels, require_labels
-from secateur.verbs.evaluate import score
+from secateur.verbs.evaluate import require_classifier, score
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
 
@@ -158,6 +158,8 @@ class Evaluation:
         progress: Progress | None,
     ) -> None:
         self._progress = progress
+        for model in models.values() if images is not None else ():
+            require_classifier(model)
         self._opened = {
             key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
             for key, model in models.items()
