@@ -52,6 +52,14 @@ def heal(
             show_default=False,
         ),
     ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="By what weights are judged while training: held_out, a share of --data, or "
+            "eval_data.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "held_out",
 ) -> Answer:
     """Let a pruned model learn from the dense one, and save it again.
 
@@ -63,11 +71,13 @@ def heal(
     from secateur.training.verbs import HealSettings
     from secateur.verbs.heal import heal as run
     from secateur.verbs.heal import open_reference, with_labels
+    from secateur.verbs.judgement import check_judge
     from secateur.verbs.load import load
     from secateur.verbs.training_result import training_folder
 
     check_out(out, overwrite=options.overwrite)
     settings = with_labels(read_settings(HealSettings, options.config, options.changes()), labels)
+    check_judge(judge, lesson.eval_data)
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
     device = machine.check()
@@ -87,6 +97,7 @@ def heal(
                 limit=lesson.limit or None,
                 skip_unreadable=lesson.skip_unreadable,
                 eval_images=lesson.eval_data,
+                judge=judge,
                 device=machine.device,
                 progress=progress,
                 on_log=Speaker(),

@@ -17,7 +17,14 @@ from secateur.cli.options import (
     refuse_missing_images,
     use_threads,
 )
-from secateur.cli.training import LessonOptions, Speaker, TrainingOptions, finish, one_voice
+from secateur.cli.training import (
+    TRAINING,
+    LessonOptions,
+    Speaker,
+    TrainingOptions,
+    finish,
+    one_voice,
+)
 
 
 @verb
@@ -33,6 +40,14 @@ def train(
         bool,
         typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=MODEL),
     ] = False,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="By what weights are judged while training: held_out, a share of --data, or "
+            "eval_data.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "held_out",
 ) -> Answer:
     """Fine-tune a model on labelled images, and save it in secateur's form.
 
@@ -42,12 +57,14 @@ def train(
     from secateur.storage.save import check_out
     from secateur.training.settings import read_settings
     from secateur.training.verbs import FineTuneSettings
+    from secateur.verbs.judgement import check_judge
     from secateur.verbs.train import open_to_train
     from secateur.verbs.train import train as run
     from secateur.verbs.training_result import training_folder
 
     check_out(out, overwrite=options.overwrite)
     settings = read_settings(FineTuneSettings, options.config, options.changes())
+    check_judge(judge, lesson.eval_data)
     refuse_missing_images(data, lesson.eval_data)
     use_threads(machine)
     machine.check()
@@ -73,6 +90,7 @@ def train(
                 folder=training_folder(out),
                 restart=options.restart,
                 eval_images=lesson.eval_data,
+                judge=judge,
                 device=machine.device,
                 progress=progress,
                 on_log=Speaker(),

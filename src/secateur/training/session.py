@@ -38,7 +38,8 @@ SPREAD_IMAGES = 128
 class Session:
     """Training and held-out images, with `labels` for a head of `classes` or without.
 
-    `loss` compares outputs with a teacher's. With a `folder`, a run that was stopped resumes from
+    `loss` compares outputs with a teacher's; `judge_labels` says whether the held-out images have
+    labels, where these are others. With a `folder`, a run that was stopped resumes from
     its checkpoint there, unless `restart`. Training takes place on `device`, see
     `secateur.training.machine.training_device`.
     """
@@ -48,6 +49,7 @@ class Session:
     labels: bool
     classes: int
     loss: LossName = "kl"
+    judge_labels: bool | None = None
     folder: Path | None = None
     restart: bool = False
     device: torch.device | str | None = None
@@ -60,7 +62,7 @@ class Session:
             return None
         return HeldOut(
             items=plain_items(self.held),
-            labels=self.labels,
+            labels=self.labels if self.judge_labels is None else self.judge_labels,
             teacher=teacher,
             batch_size=settings.batch_size,
             workers=settings.workers,

@@ -25,6 +25,7 @@ from secateur.training.run import OnLog
 from secateur.training.session import Session, on_device, plain_items
 from secateur.training.updates.lora import attach_, merge_
 from secateur.training.verbs import HealSettings
+from secateur.verbs.judgement import judgement
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.result import Result
 from secateur.verbs.training_inputs import Evaluation, copy_to_train, open_session
@@ -44,6 +45,7 @@ def heal(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    judge: str = "held_out",
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
@@ -57,6 +59,8 @@ def heal(
     or a `label_weight` in the settings, says so. `loss` compares outputs with the reference's, see
     `secateur.prune`. With a `folder`, the run can be stopped and goes
     on from its checkpoint there; see `secateur.training.loop.fit_`.
+    `judge` 'held_out' judges weights by a share of the images, which are then not trained on;
+    'eval_data' by `eval_images`, whose accuracy then flatters where the best weights are kept.
     `device` is where to train: unless given, where the model is, or on the accelerator found
     for a model on the CPU; the model that comes out is where the one given was. Everything that can
     be wrong with the request raises UserError before training begins.
@@ -81,6 +85,8 @@ def heal(
         labels=supervised,
         required=supervised,
         loss=loss,
+        judge=judge,
+        eval_images=eval_images,
         limit=limit,
         skip_unreadable=skip_unreadable,
         folder=folder,
@@ -101,6 +107,9 @@ def heal(
         seconds["heal"] = report.seconds
         with timed(seconds, "measure"):
             accuracy |= evaluation("pruned", "own", student)
+    judged = judgement(report, used, earlier, judge, "heal")
+    if judged is not None and judged.worse:
+        notes.append(judged.note())
     return Trained(
         verb="heal",
         model=student,
@@ -110,6 +119,7 @@ def heal(
         about={"reference": _name(reference, base), "head_ridge": ridge},
         earlier=earlier,
         accuracy=accuracy,
+        judged=judged,
         seconds=seconds,
         notes=notes + more,
     )
@@ -121,6 +131,8 @@ def _fit_(
     """Refit the head if wanted, then train; returns the ridge that was chosen for the head."""
     teacher, ridge = objective.teacher, None
     about = {"teacher": digest(teacher.model)}
+    if session.judge_labels is not None:
+        about["judge"] = "eval_data"
     if session.loss != "kl":
         about["loss"] = session.loss
     judge = session.judge(settings, teacher)

@@ -16,6 +16,7 @@ from secateur.training.machine import training_device
 from secateur.training.run import OnLog
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
+from secateur.verbs.judgement import judgement
 from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
 from secateur.verbs.training_inputs import (
     Evaluation,
@@ -36,6 +37,7 @@ def train(
     limit: int | None = None,
     skip_unreadable: bool = False,
     eval_images: object | None = None,
+    judge: str = "held_out",
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     on_log: OnLog | None = None,
@@ -43,7 +45,7 @@ def train(
     """Return a copy of `model` that has learned the labels of `images`.
 
     The model must have a head for their classes: `open_to_train` makes one ready. For images,
-    `folder`, `device` and errors see `secateur.heal`.
+    `folder`, `judge`, `device` and errors see `secateur.heal`.
     """
     settings = settings or FineTuneSettings()
     student, base, earlier = copy_to_train(model)
@@ -55,6 +57,8 @@ def train(
         held_out=settings.held_out,
         labels=True,
         required=True,
+        judge=judge,
+        eval_images=eval_images,
         limit=limit,
         skip_unreadable=skip_unreadable,
         folder=folder,
@@ -71,10 +75,14 @@ def train(
             supervised(settings.label_smoothing),
             settings,
             judge=session.judge(settings, teacher=None),
+            about={} if session.judge_labels is None else {"judge": "eval_data"},
         )
         seconds["train"] = report.seconds
         with timed(seconds, "measure"):
             accuracy = evaluation("pruned", "own", student)
+    judged = judgement(report, used, earlier, judge, "train")
+    if judged is not None and judged.worse:
+        notes.append(judged.note())
     return Trained(
         verb="train",
         model=student,
@@ -84,6 +92,7 @@ def train(
         about={},
         earlier=earlier,
         accuracy=accuracy,
+        judged=judged,
         seconds=seconds,
         notes=notes,
     )

@@ -22,8 +22,9 @@ from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
-from secateur.training.session import Session, has_labels, require_labels
+from secateur.training.session import Session, has_labels, plain_items, require_labels
 from secateur.verbs.evaluate import require_classifier, score
+from secateur.verbs.judgement import check_judge
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
 
@@ -44,7 +45,7 @@ def copy_to_train(
 def _origin(model: nn.Module | Result) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
     if isinstance(model, Result):
         record = model.record()
-        keys = ("preset", "preset_source", "budget", "groups", "seed", "dense_logits")
+        keys = ("preset", "preset_source", "budget", "groups", "seed", "data", "dense_logits")
         return model.model, model.base or "", {key: record[key] for key in keys}
     spec = getattr(model, "secateur_spec", None)
     earlier = dict(spec.provenance) if isinstance(spec, Spec) else {}
@@ -63,6 +64,8 @@ def open_session(
     labels: bool,
     required: bool,
     loss: str | None = None,
+    judge: str = "held_out",
+    eval_images: object | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
     folder: Path | None = None,
@@ -73,10 +76,12 @@ def open_session(
 ) -> tuple[Session, DataUsed, list[str]]:
     """Images to train `model` on, a share of them held out, where they came from, and notes.
 
+    With the judge `eval_data`, nothing is held out: the images for evaluation judge the weights.
     Their labels are learned if `labels` and there are any. UserError where labels are `required`
     and missing, of a head of one output, or are of other classes than the head's; for images that
     cannot be read; and for too few.
     """
+    check_judge(judge, eval_images)
     classes = family_of(model).read(model).num_classes
     compared = loss_for(classes, loss, multi_label=multi_hot(images))
     if classes == 1 and (labels and required):
@@ -94,13 +99,18 @@ def open_session(
     )
     if required:
         require_labels(found)
-    train, held = hold_out(found, used.images, held_out)
+    judged_labels = None
+    if judge == "eval_data":
+        train, (held, judged_labels) = found, _judges(model, eval_images, classes, skip_unreadable)
+    else:
+        train, held = hold_out(found, used.images, held_out)
     session = Session(
         train=train,
         held=held,
         labels=labels and has_labels(found) and classes != 1,
         classes=classes,
         loss=compared,
+        judge_labels=judged_labels,
         folder=folder,
         restart=restart,
         device=device,
@@ -108,6 +118,24 @@ def open_session(
         on_log=on_log,
     )
     return session, used, notes
+
+
+def _judges(
+    model: nn.Module, images: object, classes: int, skip_unreadable: bool
+) -> tuple[object, bool]:
+    """Images for evaluation that judge weights, and whether they have labels of the head."""
+    found, _, _ = open_training_images(
+        images,
+        Preprocessing.of(model),
+        limit=None,
+        seed=0,
+        num_classes=classes or None,
+        skip_unreadable=skip_unreadable,
+    )
+    if isinstance(found, ImageSet):
+        return found, found.labelled and classes > 1
+    first = plain_items(found)[0]
+    return found, classes > 1 and isinstance(first, tuple | list) and len(first) == 2
 
 
 def open_training_images(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from secateur.models.types import Cost
 from secateur.storage.base import Base, build
 from secateur.storage.save import save
 from secateur.training.loop import FitReport
+from secateur.verbs.judgement import Judgement
 from secateur.verbs.load import DataUsed
 from secateur.verbs.result import environment
 
@@ -32,7 +33,7 @@ class Trained:
     """A trained model. `earlier` is what is known of the model before, `about` of this training.
 
     `accuracy` has, where it was measured, `before`, `pruned` (the model that comes out) and, where
-    there is a reference, `dense`.
+    there is a reference, `dense`. `judged` compares the saved weights with those before training.
     """
 
     verb: str
@@ -43,6 +44,7 @@ class Trained:
     about: dict[str, Any]
     earlier: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    judged: Judgement | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     command: str | None = None
@@ -72,6 +74,7 @@ class Trained:
             "stages": self.seconds,
             "accuracy": {key: value.to_json() for key, value in self.accuracy.items()} or None,
             "training": self.report.to_json(),
+            "judged": None if self.judged is None else asdict(self.judged),
             **self.about,
             "data": {
                 "source": self.data.source,
@@ -103,6 +106,7 @@ class Trained:
             **{key: record["training"][key] for key in kept},
             "settings": self.report.settings.model_dump(mode="json", exclude_defaults=True),
             "data": record["data"],
+            "judged": record["judged"],
             "device": record["environment"]["device"],
             "command": self.command,
         }
