@@ -12,6 +12,9 @@ from secateur.verbs.load import DataUsed
 JudgedOn = Literal["held_out", "eval_data"]
 """Images that judge weights during training: a share of those to learn, or those for evaluation."""
 
+NEGLIGIBLE = 1e-3
+"""A rise of a score by this much, in its unit, is no harm."""
+
 ORIGINS = {
     "same": "among the calibration images of the cut, which flatter the model before healing",
     "source": "from the source of the calibration images of the cut, may be among them",
@@ -36,8 +39,8 @@ class Judgement:
 
     @property
     def worse(self) -> bool:
-        """Whether training made the model worse on these images."""
-        return self.saved > self.before
+        """Whether training made the model worse on these images, by more than `NEGLIGIBLE`."""
+        return self.saved > self.before + NEGLIGIBLE
 
     def note(self) -> str:
         """A warning about weights that are worse than those before training."""
