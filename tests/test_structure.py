@@ -15,9 +15,12 @@ ROOT = Path(secateur.registry.__file__).parent
 ORDER = [
     "errors",
     "registry",
+    "textfiles",
+    "tensorfiles",
     "whole",
     "devices",
     "progress",
+    "request",
     "data",
     "zoo",
     "models",
@@ -224,7 +227,7 @@ def test_the_check_hears_every_way_to_name_a_host(source: str, found: bool) -> N
 
 MOST_FILES, MOST_LINES = 16, 300
 
-LONG_FILES = {"cli/options.py": 306, "methods/task.py": 329}
+LONG_FILES: dict[str, int] = {}
 """Files with more lines than that, and how many: none may grow."""
 
 

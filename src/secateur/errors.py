@@ -1,5 +1,16 @@
 """What is said to users: the input was wrong, or something is worth knowing."""
 
+QUOTED = 200
+"""Characters of a user's text that a message quotes."""
+
+
+def short(text: object) -> str:
+    """A text of a user's as messages quote it: in one line, its end left out where it is long."""
+    # WHY sliced first: the text may be as long as a file.
+    words = " ".join(str(text)[: 4 * QUOTED].split())
+    words = words.encode("utf-8", "backslashreplace").decode("utf-8")
+    return words if len(words) <= QUOTED else words[: QUOTED - 1] + "…"
+
 
 class UserError(Exception):
     """What was wrong, where, and what to do about it, in one sentence.

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 
 T = TypeVar("T")
 
@@ -70,6 +70,6 @@ class Registry(Generic[T]):
 
 def unknown(sort: str, name: str, known: list[str]) -> str:
     """The sentence for an unknown name: what it was, what may have been meant, what exists."""
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    close = get_close_matches(short(name), known, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown {sort} '{name}'; {hint}Known: {', '.join(known)}."
+    return f"unknown {sort} '{short(name)}'; {hint}Known: {', '.join(known)}."

@@ -9,7 +9,9 @@ from secateur.allocation.menus import block_menu, drop_menu, unit_menu
 from secateur.allocation.target import check_reachable, decide
 from secateur.allocation.types import Menu, Shapes, shapes_of
 from secateur.errors import UserError
-from secateur.methods.task import Options, resolve
+from secateur.methods.checked import check
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import resolve
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
@@ -20,7 +22,7 @@ FINE = {"hidden": 1, "qk": 1, "vo": 1, "heads": 1}
 def shapes(budget: str, drops: dict[str, float] | None = None, **options: object) -> Shapes:
     """What a budget makes of the small ViT; `drops` are losses of branches and blocks."""
     anatomy = anatomy_of("vit")
-    task = resolve(Options(budget=budget, **options), anatomy)  # type: ignore[arg-type]
+    task = resolve(check(PruneRequest(budget, **options)), anatomy)  # type: ignore[arg-type]
     losses = drops or {}
     menus: list[Menu] = []
     for branch in anatomy.branches:

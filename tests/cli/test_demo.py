@@ -37,6 +37,6 @@ def test_again_in_the_same_place_for_people(run: Run, tmp_path: Path) -> None:
 def test_another_model_on_disk_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("secateur.verbs.demo")
     dense = secateur.load("digits_vit")
-    monkeypatch.setattr(module, "load", lambda source: dense)
+    monkeypatch.setattr(module, "load", lambda source, device: dense)
     with pytest.raises(RuntimeError, match="is not the one saved"):
         demo(tmp_path / "demo", limit=32, test_limit=20, latency=False)

@@ -258,7 +258,7 @@ def test_specs_that_lie_about_norms_are_refused(tmp_path: Path) -> None:
         ([], "does not give the outputs it was saved with"),
         (["blocks.0.attn"], "'blocks.0.attn' is said to be uncentred"),
     ):
-        path.write_text(json.dumps(spec | {"uncentred_norms": uncentred}))
+        path.write_text(json.dumps(spec | {"uncentred_norms": uncentred, "checksum": None}))
         with pytest.raises(UserError, match=words):
             load(tmp_path / "small")
 

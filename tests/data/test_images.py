@@ -125,7 +125,7 @@ def test_a_folder_that_may_not_be_read_is_named(
         raise PermissionError(13, "Permission denied", str(folder))
 
     # Not by chmod: it does not keep out the superuser, whom tests may run as.
-    monkeypatch.setattr("secateur.data.folders.os.scandir", refuse)
+    monkeypatch.setattr("secateur.data.sources.folders.os.scandir", refuse)
     with pytest.raises(UserError, match=f"no permission to read {tmp_path}"):
         open_images(tmp_path, SMALL)
 

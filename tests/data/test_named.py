@@ -10,7 +10,7 @@ from timm.data.dataset import IterableImageDataset
 from torchvision.datasets import MNIST
 
 from secateur.data.images import open_images
-from secateur.data.named import copy_stream
+from secateur.data.sources.named import copy_stream
 from secateur.errors import UserError
 from tests.data.made_up import SMALL, png
 

@@ -13,9 +13,10 @@ from secateur.masks.granularity import sharings
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import exact_cost, left_of_masks
 from secateur.masks.projection import project
+from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
 from secateur.masks.start.from_plans import spectral_needs, spectral_worths
-from secateur.masks.task import LearnOptions, pricing_of, resolve_learn
+from secateur.masks.task import check_learning, pricing_of, resolve_learn
 from secateur.measurement.accuracy import predict, summarize
 from secateur.models.family import family_of, read
 from secateur.statistics import Evidence, observe
@@ -28,8 +29,8 @@ IMAGES = as_batches(
 
 def started(sharing: str, percent: int):  # type: ignore[no-untyped-def]
     family, anatomy = family_of(DIGITS), read(DIGITS)
-    options = LearnOptions(budget=f"{percent}% params", sharing=sharing)
-    task = resolve_learn(options, DIGITS, family, anatomy)
+    asked = LearnRequest(budget=f"{percent}% params", sharing=sharing)
+    task = resolve_learn(check_learning(asked), DIGITS, family, anatomy)
     pricing = pricing_of(task, anatomy, None)
     needs = spectral_needs(task.gates)
     evidence = observe(DIGITS, IMAGES, needs) if needs else Evidence(images=0, tokens=0)

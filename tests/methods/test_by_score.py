@@ -5,7 +5,9 @@ import pytest
 from secateur.allocation.types import Plan
 from secateur.errors import UserError
 from secateur.methods.by_score import criteria_needs
-from secateur.methods.task import Options, resolve
+from secateur.methods.checked import check
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import resolve
 from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
@@ -45,7 +47,8 @@ def test_the_predicted_loss_sums_the_scores_of_what_goes() -> None:
 
 def test_only_what_criteria_ask_for_is_collected() -> None:
     def needs(budget: str, preset: str) -> set[str]:
-        return criteria_needs(resolve(Options(budget=budget, preset=preset), anatomy_of("vit")))
+        asked = check(PruneRequest(budget, preset=preset))
+        return criteria_needs(resolve(asked, anatomy_of("vit")))
 
     assert needs("50% hidden", "magnitude") == set()
     assert needs("50% hidden", "energy") == {"hidden_energies"}

@@ -13,9 +13,11 @@ from secateur.allocation.target import Target, decide, unweighed
 from secateur.allocation.types import Plan, shapes_of
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
+from secateur.methods.checked import check
 from secateur.methods.images import Images
 from secateur.methods.method import Job, Prepared
-from secateur.methods.task import Options, Task, resolve
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import Task, resolve
 from secateur.methods.two_stage import TwoStage
 from secateur.models.family import family_of, read
 from secateur.models.types import Anatomy, AttentionShape
@@ -63,7 +65,7 @@ def test_the_first_stage_takes_its_share_of_the_saving() -> None:
         "{title: a, source: b, groups: [heads, hidden], criterion: magnitude,"
         " allocation: ranking, per_cost: false, first: {group: heads, share: SHARE}}"
     )
-    task = resolve(Options(budget="70% macs", preset="magnitude"), read(build("vit")))
+    task = resolve(check(PruneRequest("70% macs", preset="magnitude")), read(build("vit")))
     anatomy = read(build("vit"))
     heads = []
     for share in ("0.01", "0.3", "0.6"):
@@ -111,7 +113,7 @@ def _plan(anatomy: Anatomy, task: Task, **changes: object) -> Plan:
 def test_deit_b_reaches_a_fifth(preset: str) -> None:
     model = load_shape("timm:deit_base_patch16_224", device="meta")
     anatomy = read(model)
-    task = resolve(Options(budget="3.5 GMACs", preset=preset, allocation="uniform"), anatomy)
+    task = resolve(check(PruneRequest("3.5 GMACs", preset=preset, allocation="uniform")), anatomy)
 
     job, method = _blind_job(model, task), TwoStage(Blind())
     prepared = method.prepare(job)

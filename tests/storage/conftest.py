@@ -10,6 +10,7 @@ import pytest
 
 from secateur.storage.base import base_of
 from secateur.storage.save import save
+from secateur.storage.spec import checksum_of
 from tests.storage.tiny import host, shrink_
 
 
@@ -30,12 +31,13 @@ def saved(saved_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit(saved: Path) -> Callable[[Callable[[dict[str, Any]], object]], None]:
-    """Change spec.json of `saved` by a function of its contents."""
+    """Change spec.json of `saved` by a function of its contents, and its checksum with it."""
 
     def edit(change: Callable[[dict[str, Any]], object]) -> None:
         path = saved / "spec.json"
         spec = json.loads(path.read_text())
         change(spec)
+        spec["checksum"] = checksum_of(spec)
         path.write_text(json.dumps(spec))
 
     return edit

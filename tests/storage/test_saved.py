@@ -123,6 +123,42 @@ def test_spec_that_does_not_validate(
         ({"arguments": {"block_fn": "os.system"}}, "cannot build"),
         ({"arguments": {"norm_layer": "os.system"}}, "cannot build"),
         ({"arguments": {"depth": -1}}, "rebuilt"),
+        ({"arguments": {"depth": 2**31}}, "out of bounds"),
+        ({"arguments": {"depth": 100_000}}, "the shapes of 8 branches"),
+        ({"arguments": {"embed_dim": 2**40}}, "out of bounds"),
+        ({"arguments": {"mlp_ratio": 1e300}}, "out of bounds"),
+        ({"arguments": {"img_size": [16] * 5_000}}, "out of bounds"),
+        ({"arguments": {"num_heads": True}}, "'num_heads' of the base model is True"),
+        ({"arguments": {"img_size": [True, 16]}}, "no truth value"),
+        ({"arguments": {"qkv_bias": 3}}, "not true or false"),
+        ({"arguments": {"patch_size": 0}}, "cannot build"),
+        ({"name": "vit_tiny" * 20}, "unknown timm model"),
+        ({"name": "v" * 10**6}, "base.name"),
+        (
+            {
+                "library": "timm-class",
+                "name": "VisionTransformer",
+                "arguments": {"num_heads": True},
+            },
+            "'num_heads' of the base model is True",
+        ),
+        (
+            {"library": "torchvision", "name": "vit_b_16", "arguments": {"image_size": True}},
+            "no whole number",
+        ),
+        (
+            {"library": "hf", "name": "timm_wrapper", "arguments": {"architecture": "x"}},
+            "'timm_wrapper' is no model type",
+        ),
+        ({"library": "hf", "name": "timm_backbone"}, "'timm_backbone' is no model type"),
+        (
+            {"library": "hf", "name": "vit", "arguments": {"use_timm_backbone": True}},
+            "'use_timm_backbone' is no setting",
+        ),
+        (
+            {"library": "hf", "name": "vit", "arguments": {"backbone": "resnet50"}},
+            "'backbone' is no setting",
+        ),
         ({"library": "timm-class", "name": "os.system"}, "unknown class 'os.system'"),
         (
             {"library": "timm-class", "name": "VisionTransformer", "arguments": {"device": "cpu"}},
@@ -144,6 +180,122 @@ def test_base_that_could_reach_further_than_sizes(
 ) -> None:
     edit(lambda spec: spec["base"].update(base))
     _refused(saved, word)
+
+
+def test_more_shapes_than_any_model_has(saved: Path, edit: Edit) -> None:
+    edit(lambda spec: spec["shapes"].update({f"blocks.{i}.mlp": None for i in range(20_000)}))
+    _refused(saved, "not valid at 'shapes'")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"dynamic_img_size": True}])
+def test_a_fingerprint_of_larger_images(
+    saved: Path, edit: Edit, arguments: dict[str, object]
+) -> None:
+    edit(lambda spec: spec["base"]["arguments"].update(arguments))
+    edit(lambda spec: spec["fingerprint"].update(input_size=[3, 4096, 4096]))
+    _refused(saved, "input size of its fingerprint is (3, 4096, 4096), that of the model (3, 16")
+
+
+def test_a_model_of_more_tokens_than_tensors(saved: Path, edit: Edit) -> None:
+    """Without a position table, no tensor says how large the images are."""
+    edit(
+        lambda spec: spec["base"]["arguments"].update(
+            pos_embed="none", dynamic_img_size=True, img_size=[2048, 2048]
+        )
+    )
+    edit(lambda spec: spec["fingerprint"].update(input_size=[3, 2048, 2048]))
+    _refused(saved, "tokens, for which the file has no tensor")
+
+
+def test_images_larger_than_any(saved: Path, edit: Edit) -> None:
+    edit(lambda spec: spec["base"]["preprocessing"].update(input_size=[3, 10**6, 10**6]))
+    _refused(saved, "above 4096 pixels")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec, text: spec["base"]["preprocessing"].update(interpolation=text),
+        lambda spec, text: spec["base"]["preprocessing"].update(crop_mode=text),
+        lambda spec, text: spec["base"]["preprocessing"].update({text: 1}),
+        lambda spec, text: spec["base"].update(name="vit_" + text[:196].replace("\n", "_")),
+        lambda spec, text: spec["base"]["arguments"].update(global_pool=text),
+        lambda spec, text: spec["shapes"].update({text: None}),
+        lambda spec, text: spec.update(stand_ins=[text]),
+        lambda spec, text: spec.update(widths={text: 1}),
+        lambda spec, text: spec.update(added_biases=[text]),
+        lambda spec, text: spec.update(held_norms={text: 1}),
+        lambda spec, text: spec.update(uncentred_norms=[text]),
+        lambda spec, text: spec.update({text: 1}),
+    ],
+)
+def test_messages_quote_a_little_of_a_long_text(
+    saved: Path, edit: Edit, change: Callable[[dict[str, Any], str], object]
+) -> None:
+    edit(lambda spec: change(spec, "word\n" * 5_000))
+    with pytest.raises(UserError) as caught:
+        load(saved)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("word") <= 50
+
+
+def test_a_large_header(saved: Path, edit: Edit) -> None:
+    """84 MB of names; without zeros on the disk."""
+    path = saved / "model.safetensors"
+    length = 84 * 10**6
+    with path.open("wb") as file:
+        file.write(length.to_bytes(8, "little"))
+        file.truncate(length + 8)
+    weights = {"bytes": length + 8, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    edit(lambda spec: spec["weights"].update(weights))
+    _refused(saved, "model.safetensors", "its header has 84000000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b'{"a": {"dtype": "F32", "shape": [4294967296, 65536], "data_offsets": [0, 4]}}', "hold"),
+        (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "no list of tensors"),
+        (b'{"a": 1}', "no list of tensors"),
+        (b"[]", "no list of tensors"),
+        (b"[" * 10**5, "no list of tensors"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 9]}}', "safetensors"),
+    ],
+)
+def test_headers_that_lie(saved: Path, edit: Edit, header: bytes, words: str) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    weights = {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    edit(lambda spec: spec["weights"].update(weights))
+    _refused(saved, "no readable safetensors file", words)
+
+
+@pytest.mark.parametrize("place", ["base", "provenance", "fingerprint"])
+def test_a_changed_spec_shows(saved: Path, place: str) -> None:
+    path = saved / "spec.json"
+    spec = json.loads(path.read_text())
+    changes: dict[str, Callable[[], object]] = {
+        "base": lambda: spec["base"]["preprocessing"].update(mean=[0.4, 0.5, 0.5]),
+        "provenance": lambda: spec["provenance"].update(preset="energy"),
+        "fingerprint": lambda: spec["fingerprint"].update(tolerance=1e3),
+    }
+    changes[place]()
+    path.write_text(json.dumps(spec))
+    _refused(saved, "spec.json was changed after it was saved", "'checksum'")
+
+
+def test_specs_without_a_checksum_load(saved: Path) -> None:
+    """Those of earlier versions have none; order and spaces do not matter to it."""
+    path = saved / "spec.json"
+    spec = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(spec.items())), indent=7))
+    assert load(saved).secateur_spec.checksum == spec["checksum"]
+    del spec["checksum"]
+    path.write_text(json.dumps(spec))
+    assert load(saved).secateur_spec.checksum is None
 
 
 def test_shapes_of_other_branches(saved: Path, edit: Edit) -> None:

@@ -274,7 +274,7 @@ def test_specs_that_lie_about_it_are_refused(tmp_path: Path) -> None:
         ([*spec["stand_ins"], "blocks.0.mlp"], "blocks.0.mlp, which was not dropped"),
         (["blocks.9.mlp"], "blocks.9.mlp, which was not dropped"),
     ):
-        path.write_text(json.dumps(spec | {"stand_ins": stand_ins}))
+        path.write_text(json.dumps(spec | {"stand_ins": stand_ins, "checksum": None}))
         with pytest.raises(UserError, match=words):
             load(tmp_path / "small")
 

@@ -1,13 +1,16 @@
 """The checkpoint file: any tree of plain data and tensors, or a sentence about the damage."""
 
+import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from secateur.errors import UserError
-from secateur.training.checkpoint import FILE, read, write
+from secateur.errors import Advice, UserError
+from secateur.tensorfiles import digest
+from secateur.training.checkpoint import FILE, pack, read, write
 
 
 def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -50,4 +53,52 @@ def test_damaged_files_are_named(damage: str, tmp_path: Path) -> None:
     else:
         path.write_text("hello")
     with pytest.raises(UserError, match=r"no checkpoint that this secateur can read .*remove it"):
+        read(tmp_path)
+
+
+def test_no_bit_of_the_file_can_change_unseen(tmp_path: Path) -> None:
+    """Every byte of the numbers and of the header in turn: refused, or the very same state."""
+    tree = {"x": torch.arange(3.0), "b": torch.ones(2, dtype=torch.bfloat16), "curve": [0.5, "a"]}
+    write(tmp_path, tree)
+    path = tmp_path / FILE
+    whole, refusals = path.read_bytes(), 0
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Advice)
+                found = read(tmp_path)
+        except UserError:
+            refusals += 1
+            continue
+        assert found is not None and found["curve"] == tree["curve"], place
+        assert torch.equal(found["x"], tree["x"]) and torch.equal(found["b"], tree["b"]), place
+    # The spaces with which safetensors fills up its header may change.
+    assert refusals >= len(whole) - 16
+
+
+def test_checkpoints_of_earlier_versions_have_no_checksum(tmp_path: Path) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps({"format": 1, "state": pack({"x": torch.ones(3)}, "", tensors)})
+    save_file(tensors, tmp_path / FILE, metadata={"secateur": text})
+    with pytest.warns(Advice, match=r"by an earlier version, without a checksum"):
+        found = read(tmp_path)
+    assert found is not None and torch.equal(found["x"], torch.ones(3))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 3, "state": 1}', "[" * 10**5, "nonsense"])
+def test_a_right_checksum_of_something_else(text: str, tmp_path: Path) -> None:
+    about = {"secateur": text, "sha256": digest(text, {})}
+    save_file({}, tmp_path / FILE, metadata=about)
+    with pytest.raises(UserError, match=r"no checkpoint that this secateur can read"):
+        read(tmp_path)
+
+
+def test_a_file_without_its_checksum_is_no_earlier_one(tmp_path: Path) -> None:
+    write(tmp_path, {"x": torch.ones(2)})
+    text = json.dumps({"format": 2, "state": {"map": [["x", {"tensor": "/x"}]]}})
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, metadata={"secateur": text})
+    with pytest.raises(UserError, match=r"\(format 2\)"):
         read(tmp_path)

@@ -8,7 +8,9 @@ from torch import nn
 from secateur.allocation.target import budget_use, check_reachable
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.methods.task import Options, resolve
+from secateur.methods.checked import check
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import resolve
 from secateur.models.family import read
 from secateur.verbs.prune import prune
 
@@ -46,9 +48,10 @@ def test_the_smallest_reachable_budget_is_reached_and_nothing_below(
 
 def test_protection_counts_in_what_is_reachable(model: nn.Module) -> None:
     anatomy = read(model)
-    free = resolve(Options(budget="40% params", preset="energy"), anatomy)
+    free = resolve(check(PruneRequest("40% params", preset="energy")), anatomy)
     check_reachable(anatomy, free.demand)
-    bound = resolve(Options(budget="40% params", preset="energy", protect=("blocks.0",)), anatomy)
+    asked = PruneRequest("40% params", preset="energy", protect=("blocks.0",))
+    bound = resolve(check(asked), anatomy)
     with pytest.raises(UserError, match="40% params"):
         check_reachable(anatomy, bound.demand)
 
@@ -56,9 +59,10 @@ def test_protection_counts_in_what_is_reachable(model: nn.Module) -> None:
 @pytest.mark.parametrize("budget", ["drop 2 attention", "drop 1 blocks", "drop 75% layers"])
 def test_drops_count_what_is_protected(model: nn.Module, budget: str) -> None:
     anatomy = read(model)
-    check_reachable(anatomy, resolve(Options(budget=budget, preset="layer_drop"), anatomy).demand)
+    free = resolve(check(PruneRequest(budget, preset="layer_drop")), anatomy)
+    check_reachable(anatomy, free.demand)
     protect = ("blocks.0.attn", "blocks.1.attn")
-    task = resolve(Options(budget=budget, preset="layer_drop", protect=protect), anatomy)
+    task = resolve(check(PruneRequest(budget, preset="layer_drop", protect=protect)), anatomy)
     with pytest.raises(UserError, match="cannot drop"):
         check_reachable(anatomy, task.demand)
 

@@ -7,8 +7,9 @@ import torch
 
 import secateur
 from secateur.errors import UserError
+from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
-from secateur.masks.task import LearnOptions, resolve_learn
+from secateur.masks.task import check_learning, resolve_learn
 from secateur.models.family import family_of, read
 from secateur.training.distillation.objectives import DistilSettings
 from secateur.verbs.learn import learn
@@ -82,7 +83,7 @@ def test_a_budget_in_ms_leaves_the_stream_alone() -> None:
 @pytest.mark.parametrize(("budget", "narrows"), [("50% params", True), ("50% ms", False)])
 def test_mixed_gates_the_stream_where_the_budget_can_weigh_it(budget: str, narrows: bool) -> None:
     model = secateur.load("digits_vit")
-    options = LearnOptions(budget=budget, sharing="mixed")
-    found = resolve_learn(options, model, family_of(model), read(model))
+    asked = LearnRequest(budget=budget, sharing="mixed")
+    found = resolve_learn(check_learning(asked), model, family_of(model), read(model))
     assert ("width" in found.task.groups) is narrows
     assert any(gate.group == "width" for gate in found.gates) is narrows

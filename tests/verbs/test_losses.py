@@ -160,6 +160,20 @@ def test_multi_hot_targets_are_recognised(images: Tensor) -> None:
         assert not multi_hot(given)
 
 
+def test_multi_hot_targets_choose_the_loss_and_hinder_nothing(images: Tensor) -> None:
+    model = host()
+    rows = (torch.rand(64, 10, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    loader = DataLoader(TensorDataset(images, rows), 16)
+    plain = DataLoader(TensorDataset(images), 16)
+    found = secateur.prune(model, loader, "75% macs", preset="evopress", **QUICK)
+    named = secateur.prune(model, plain, "75% macs", preset="evopress", loss="bce", **QUICK)
+    assert found.plan == named.plan
+    assert secateur.analyze(model, loader, latency=False).record["loss"] == "bce"
+    how = HealSettings.model_validate({"steps": 2, "batch_size": 16, "trackers": (), "ema": None})
+    healed = secateur.heal(found, loader, reference=model, settings=how)
+    assert list(healed.report.scores[0].values) == ["bce"]
+
+
 def test_healing_brings_one_output_nearer(number: nn.Module, images: Tensor) -> None:
     cut = secateur.prune(number, images, "50% hidden, drop 1 attention", preset="magnitude")
     how = HealSettings.model_validate(

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from secateur.errors import UserError
+from secateur.errors import QUOTED, UserError, short
 from secateur.models.types import GroupName
 from secateur.registry import unknown
 
@@ -78,6 +78,8 @@ Budget = CostBudget | ShapeBudget | SizesBudget
 
 def parse_budget(text: str) -> Budget:
     """Parse a budget string; UserError with the known units when it cannot be understood."""
+    if len(text) > QUOTED:
+        raise UserError(f"budget '{short(text)}' is too long; {HELP}.")
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1:
         cost = _parse_cost(parts[0])

@@ -5,20 +5,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from secateur.cli.common import Answer, is_first_process, progress_bar, verb
+from secateur.cli.common import Answer, is_first_process, verb
 from secateur.cli.options import (
     DATA_HELP,
-    IMAGES,
-    DataOptions,
     HostOptions,
     MachineOptions,
     Model,
     Overwrite,
     open_model,
-    use_threads,
+    refuse_missing_images,
 )
+from secateur.request.say import Say
+from secateur.verbs.requests import AnalyzeRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,92 +24,30 @@ if TYPE_CHECKING:
     from secateur.report.analysis_record import AnalysisRecord
     from secateur.verbs.analyze import Analysis
 
-ANALYSIS = "Analysis"
-
 
 @verb
 def analyze(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"Images; labels are not needed. {DATA_HELP}")],
+    data: Annotated[str, Say(f"Images; labels are not needed. {DATA_HELP}")],
+    request: AnalyzeRequest,
     host: HostOptions,
-    images: DataOptions,
     machine: MachineOptions,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Write analysis.html and analysis.json here.", show_default=False
-        ),
+        Path | None, Say("Write analysis.html and analysis.json here.", metavar="DIR")
     ] = None,
-    effort: Annotated[
-        str,
-        typer.Option(help="How much is measured: quick or full.", rich_help_panel=ANALYSIS),
-    ] = "quick",
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NATS",
-            help="Damage within which layers count as droppable; 0.1 unless given.",
-            rich_help_panel=ANALYSIS,
-            show_default=False,
-        ),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="Between outputs: kl, mse, bce, cosine; else as suits the head.",
-            rich_help_panel=ANALYSIS,
-            show_default=False,
-        ),
-    ] = None,
-    latency: Annotated[
-        bool,
-        typer.Option("--latency/--no-latency", help="Time layers.", rich_help_panel=ANALYSIS),
-    ] = True,
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="Where layers are timed: eager, compile, onnxruntime or openvino.",
-            rich_help_panel=ANALYSIS,
-        ),
-    ] = "eager",
-    latency_batch: Annotated[
-        int, typer.Option(help="Images at a time for latency.", rich_help_panel=ANALYSIS)
-    ] = 1,
-    limit: Annotated[
-        int, typer.Option(help="Images to use; 0 for all.", rich_help_panel=IMAGES)
-    ] = 256,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Show what a model could do without: every layer, head and dim, measured.
 
     Takes about 15 forward passes over 256 images for a model of 12 blocks; the page says how many.
     """
-    from secateur.verbs.analyze import analyze as run
-    from secateur.verbs.analyze import check_words
-    from secateur.verbs.load import refuse_missing
+    from secateur.verbs.analyze import analyze_checked, check_analysis, check_place
 
-    check_words(effort, runtime, latency_batch, tolerance, out, overwrite)
-    refuse_missing(data)
-    use_threads(machine)
-    device = machine.check()
-    opened = open_model(model, host, device)
-    with progress_bar() as progress:
-        found = run(
-            opened,
-            data,
-            effort=effort,
-            tolerance=tolerance,
-            loss=loss,
-            limit=limit or None,
-            seed=images.seed,
-            batch_size=images.batch_size,
-            workers=images.workers,
-            skip_unreadable=images.skip_unreadable,
-            latency=latency,
-            runtime=runtime,
-            latency_batch=latency_batch,
-            progress=progress,
-        )
+    check_analysis(request)
+    if out is not None:
+        check_place(out, overwrite)
+    refuse_missing_images(data)
+    found = analyze_checked(open_model(model, host, machine.use()), data, request)
     found.record |= {"model": model, "command": "secateur " + shlex.join(sys.argv[1:])}
     replaced = None
     if out is not None and is_first_process():

@@ -1,13 +1,15 @@
 """`secateur bench`: latency of models side by side, in the runtimes they are deployed in."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli.common import Answer, verb
-from secateur.cli.options import MACHINE, DeviceOptions, names
+from secateur.cli.options import MachineOptions
 from secateur.errors import UserError
+from secateur.measurement.request import BenchRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,22 +35,8 @@ def bench(
             show_default=False,
         ),
     ],
-    machine: DeviceOptions,
-    runtime: Annotated[
-        str, typer.Option(metavar="A,B", help="eager, compile, onnxruntime, openvino.")
-    ] = "eager",
-    batch_size: Annotated[str, typer.Option(metavar="N,N", help="Images per pass.")] = "1",
-    min_runs: Annotated[int, typer.Option(help="Least passes per model.")] = 30,
-    max_seconds: Annotated[
-        float,
-        typer.Option(help="Seconds per runtime and batch size, or more."),
-    ] = 10.0,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="CPU threads; all cores unless given.", rich_help_panel=MACHINE, show_default=False
-        ),
-    ] = None,
+    request: BenchRequest,
+    machine: MachineOptions,
 ) -> Answer:
     """Time models in turns: median and spread of many passes over random images.
 
@@ -57,22 +45,12 @@ def bench(
     from secateur.measurement.latency import bench as measure
     from secateur.measurement.runtimes import require
 
-    chosen = names(runtime) or []
     device = machine.check()
-    for name in chosen:
+    for name in request.runtimes:
         require(name, device)
-    batches = _whole_numbers(batch_size)
     opened = _open(models)
-    rows = measure(
-        opened,
-        _input_size(opened),
-        runtimes=chosen,
-        batch_sizes=batches,
-        min_runs=min_runs,
-        max_seconds=max_seconds,
-        threads=threads,
-        device=device,
-    )
+    asked = replace(request, threads=machine.threads, device=device)
+    rows = measure(opened, _input_size(opened), **vars(asked))
     return Answer(
         data={"rows": [row.to_json() for row in rows]}, show=lambda console: _show(console, rows)
     )
@@ -103,13 +81,6 @@ def _input_size(models: dict[str, "nn.Module"]) -> tuple[int, int, int]:
         told = ", ".join(f"{name} {'×'.join(map(str, size))}" for name, size in sizes.items())
         raise UserError(f"the models take images of different sizes ({told}); measure them apart.")
     return next(iter(sizes.values()))
-
-
-def _whole_numbers(text: str) -> list[int]:
-    parts = names(text) or []
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--batch-size {text} cannot be understood; write for example 1,8.")
-    return [int(part) for part in parts]
 
 
 def _show(console: "Console", rows: "Sequence[Row]") -> None:

@@ -10,14 +10,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
 from secateur.errors import Advice, UserError
 from secateur.progress import Progress
+from secateur.request.say import Option, Say, option, options_of, said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,68 +62,88 @@ Version = Annotated[
 class OutputOptions:
     """Options of every verb."""
 
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
-    ] = False
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show warnings, and where an error came from.")
-    ] = False
-    version: Version = False
+    json: Annotated[bool, Say("Print one JSON object and nothing else.")] = False
+    debug: Annotated[bool, Say("Show warnings, and where an error came from.")] = False
+
+
+VERSION = Option("version", Version, False, Say(""))
 
 
 def verb(function: Callable[..., Answer]) -> Callable[..., None]:
     """Make a function that returns an Answer into a command.
 
-    Parameters that are dataclasses become one option per field; `OutputOptions` are added.
+    Parameters that are dataclasses, such as a verb's request, become one option per field that has
+    a `Say`, other parameters one option each; `OutputOptions` are added. A parameter or a field
+    called progress is given the bar.
     """
-    bundles: dict[str, type] = {
+    hints = get_type_hints(function, include_extras=True)
+    bundles = {
         name: hint
-        for name, hint in get_type_hints(function, include_extras=True).items()
+        for name, hint in hints.items()
         if isinstance(hint, type) and is_dataclass(hint) and name != "return"
     }
+    own = [
+        _own(hints[name], p)
+        for name, p in inspect.signature(function).parameters.items()
+        if name not in bundles and name != "progress"
+    ]
 
     @wraps(function)
-    def command(**values: Any) -> None:
-        output = _take(OutputOptions, values)
-        arguments = {name: _take(bundle, values) for name, bundle in bundles.items()}
+    def command(**given: Any) -> None:
+        del given[VERSION.name]
+        output: OutputOptions = _take(OutputOptions, given, {})
         with _errors_as_sentences(output.debug), _terminating():
-            with redirect_stdout(sys.stderr) if output.json else nullcontext():
-                answer = function(**arguments, **values)
+            quiet = redirect_stdout(sys.stderr) if output.json else nullcontext()
+            with quiet, progress_bar() as progress:
+                more = {"progress": progress}
+                values = {name: _take(kind, given, more) for name, kind in bundles.items()}
+                values |= {one.name: one.value(given.pop(one.name)) for one in own}
+                answer = function(**values, **(more if "progress" in hints else {}))
             _print(answer, output)
             if answer.code != DONE:
                 raise typer.Exit(answer.code)
 
-    signature = _flat_signature(function, {**bundles, "output": OutputOptions})
-    command.__signature__ = signature  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    offered = [*own, *(one for kind in bundles.values() for one in options_of(kind))]
+    shown = [_shown(one) for one in [*offered, *options_of(OutputOptions), VERSION]]
+    vars(command)["__signature__"] = inspect.Signature(shown)
+    command.__annotations__ = {p.name: p.annotation for p in shown}
     return command
 
 
-def _flat_signature(
-    function: Callable[..., Answer], bundles: Mapping[str, type]
-) -> inspect.Signature:
-    hints = get_type_hints(function, include_extras=True)
-    plain = [
-        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in bundles
-    ]
-    for bundle in bundles.values():
-        kinds = get_type_hints(bundle, include_extras=True)
-        plain += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=kinds[field.name],
-            )
-            for field in fields(bundle)
+def _own(hint: Any, parameter: inspect.Parameter) -> Option:
+    found, default = said(hint), parameter.default
+    kind, say = found if found is not None else (hint, Say(""))
+    return option(
+        parameter.name, kind, say, MISSING if default is inspect.Parameter.empty else default
+    )
+
+
+def _shown(one: Option) -> inspect.Parameter:
+    """An option as typer reads it; what is typer's already stays."""
+    say, kind = one.say, one.kind
+    if get_origin(kind) is not Annotated:
+        plain = [f"--{one.name.replace('_', '-')}"] if kind is bool else []
+        kind = Annotated[
+            kind,
+            typer.Option(
+                *([say.flag] if say.flag else plain),
+                help=say.help,
+                rich_help_panel=say.panel,
+                metavar=say.metavar,
+                show_default=one.default is not None if say.shown is None else say.shown,
+            ),
         ]
-    return inspect.Signature(plain)
+    default = inspect.Parameter.empty if one.required else one.default
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+    )
 
 
-def _take(bundle: Any, values: dict[str, Any]) -> Any:
-    return bundle(**{field.name: values.pop(field.name) for field in fields(bundle)})
+def _take(bundle: Any, given: dict[str, Any], more: Mapping[str, Any]) -> Any:
+    """A bundle of options from what was typed, with `more` for the fields that it has of it."""
+    typed = [(one, given.pop(one.name)) for one in options_of(bundle)]
+    values = {one.name: one.value(value) for one, value in typed if value is not None}
+    return bundle(**values, **{k: v for k, v in more.items() if k in bundle.__dataclass_fields__})
 
 
 def is_first_process() -> bool:
@@ -229,11 +250,16 @@ def progress_bar() -> Iterator[Progress]:
     tasks: dict[str, Any] = {}
 
     def report(stage: str, done: int, total: int) -> None:
+        # WHY here: until something is measured, others may show bars of their own.
+        bars.start()
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, rate="")
         speed = bars.tasks[bars.task_ids.index(tasks[stage])].speed
         rate = f"{speed:.0f}/s" if speed else ""
         bars.update(tasks[stage], completed=done, total=total, rate=rate)
 
-    with bars:
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from secateur.cli.common import Answer, progress_bar, verb
-from secateur.cli.options import MachineOptions, Overwrite, use_threads
+from secateur.cli.common import Answer, verb
+from secateur.cli.options import MachineOptions, Overwrite
+from secateur.progress import Progress
+from secateur.request.say import Say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,19 +15,17 @@ if TYPE_CHECKING:
 @verb
 def demo(
     machine: MachineOptions,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where to save; an earlier demo is replaced.")
-    ] = Path("secateur-demo"),
+    progress: Progress,
+    out: Annotated[Path, Say("Where to save; an earlier demo is replaced.", metavar="DIR")] = Path(
+        "secateur-demo"
+    ),
     overwrite: Overwrite = False,
 ) -> Answer:
     """Prune a small bundled model to half its MACs, save it, load it again and evaluate both."""
     from secateur.cli.prune import answer
     from secateur.verbs.demo import demo as run
 
-    use_threads(machine)
-    device = machine.check()
-    with progress_bar() as progress:
-        found = run(out, device=device, overwrite=overwrite, progress=progress)
+    found = run(out, device=machine.use(), overwrite=overwrite, progress=progress)
     pruned = answer(
         found.result,
         out,

@@ -1,25 +1,23 @@
 """`secateur evaluate`: how well a model classifies, and how near it is to a reference."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
-    IMAGES,
-    DataOptions,
     HostOptions,
     MachineOptions,
     Model,
     ReferenceOptions,
-    names,
     open_model,
     refuse_missing_images,
-    use_threads,
 )
+from secateur.request.say import Say
+from secateur.request.text import all_if_zero, names
+from secateur.verbs.requests import EvaluateRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,65 +30,52 @@ if TYPE_CHECKING:
 FEATURES = "Features"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureOptions:
     """What is measured of the features before the classifier."""
 
     metrics: Annotated[
-        str | None,
-        typer.Option(
+        Sequence[str],
+        Say(
+            "Of the features before the classifier: knn, linear_probe, retrieval, features.",
+            FEATURES,
             metavar="A,B",
-            help="Of the features before the classifier: knn, linear_probe, retrieval, features.",
-            rich_help_panel=FEATURES,
-            show_default=False,
+            read=names,
         ),
-    ] = None
+    ] = ()
     train_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled images that knn and linear_probe learn from.",
-            rich_help_panel=FEATURES,
-            show_default=False,
-        ),
+        str | None, Say("Labelled images that knn and linear_probe learn from.", FEATURES)
     ] = None
     train_limit: Annotated[
-        int, typer.Option(help="How many of them; 0 for all.", rich_help_panel=FEATURES)
-    ] = 0
+        int | None,
+        Say("How many of them; 0 for all.", FEATURES, read=all_if_zero, default=0),
+    ] = None
     features_only: Annotated[
         bool,
-        typer.Option(
-            "--features-only",
-            help="The labels are not those of the model's head: measure only --metrics.",
-            rich_help_panel=FEATURES,
-        ),
+        Say("The labels are not those of the model's head: measure only --metrics.", FEATURES),
     ] = False
 
 
 @verb
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"Images to score. {DATA_HELP}")],
+    data: Annotated[str, Say(f"Images to score. {DATA_HELP}")],
+    request: EvaluateRequest,
     host: HostOptions,
-    images: DataOptions,
     machine: MachineOptions,
     features: FeatureOptions,
     other: ReferenceOptions,
-    limit: Annotated[
-        int, typer.Option(help="Images to score; 0 for all.", rich_help_panel=IMAGES)
-    ] = 0,
 ) -> Answer:
     """Measure accuracy, agreement and KL with a reference, and what features are good for."""
     from secateur.data.preprocessing import Preprocessing
     from secateur.measurement.metrics import chosen
 
     refuse_missing_images(data, features.train_data)
-    use_threads(machine)
-    device = machine.check()
+    device = machine.use()
     opened = open_model(model, host, device)
     beside, note = _reference(opened, other, host, device)
-    which = names(features.metrics) or []
-    chosen(which, train=features.train_data is not None, reference=beside is not None)
-    found, measured, used = _measure(opened, beside, data, limit, features, which, images)
+    chosen(features.metrics, train=features.train_data is not None, reference=beside is not None)
+    found, measured, used = _measure(opened, data, features, replace(request, reference=beside))
     prepared = Preprocessing.of(opened).to_json()
     return Answer(
         data={
@@ -110,13 +95,7 @@ def evaluate(
 
 
 def _measure(
-    opened: "nn.Module",
-    beside: "nn.Module | None",
-    data: str,
-    limit: int,
-    features: FeatureOptions,
-    which: list[str],
-    images: DataOptions,
+    opened: "nn.Module", data: str, features: FeatureOptions, request: EvaluateRequest
 ) -> "tuple[Accuracy, Metrics, DataUsed]":
     """Accuracy, where the model has a head for these images, and the metrics named."""
     from secateur.errors import UserError
@@ -127,38 +106,30 @@ def _measure(
     from secateur.verbs.metrics import check_classes, evaluate_metrics
 
     headless = features.features_only or read(opened).num_classes == 0
-    if headless and not which:
+    if headless and not features.metrics:
         raise UserError(
             "without a head there is no accuracy; name some --metrics, such as knn or retrieval."
         )
-    read_as = partial(
-        open_data,
-        opened,
-        seed=images.seed,
-        batch_size=images.batch_size,
-        workers=images.workers,
-        skip_unreadable=images.skip_unreadable,
-        own_labels=headless,
-    )
-    batches, used = read_as(data, limit=limit or None)
-    train = None
+    read_as = partial(open_data, opened, own_labels=headless)
+    batches, used = read_as(data, **request.reading())
+    train, beside = None, request.reference
     if features.train_data is not None:
-        train, learnt = read_as(features.train_data, limit=features.train_limit or None)
+        reading = request.reading() | {"limit": features.train_limit}
+        train, learnt = read_as(features.train_data, **reading)
         check_classes(used.classes, learnt.classes)
     found, measured = NOTHING, dict[str, dict[str, object]]()
-    with progress_bar() as progress:
-        if which:
-            measured = evaluate_metrics(
-                opened,
-                batches,
-                which,
-                train=train,
-                reference=beside,
-                seed=images.seed,
-                progress=progress,
-            )
-        if not headless:
-            found = score(opened, batches, "evaluate", progress, reference=beside)
+    if features.metrics:
+        measured = evaluate_metrics(
+            opened,
+            batches,
+            features.metrics,
+            train=train,
+            reference=beside,
+            seed=request.seed,
+            progress=request.progress,
+        )
+    if not headless:
+        found = score(opened, batches, "evaluate", request.progress, reference=beside)
     return found, measured, used
 
 
@@ -168,7 +139,7 @@ def _reference(
     """The model to compare with, and what to say about it."""
     from secateur.storage.reference import dense_of
 
-    if (name := other.name) is not None:
+    if (name := other.reference) is not None:
         own = replace(host, checkpoint=other.reference_checkpoint, num_classes=None)
         return open_model(name, own, device), f"reference: {name}."
     return dense_of(model)

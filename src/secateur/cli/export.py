@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from secateur.cli.common import Answer, verb
 from secateur.cli.options import HostOptions, Model, Overwrite, open_model
+from secateur.request.say import Say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
 @verb
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="onnx, openvino or torch.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")],
+    to: Annotated[str, Say("onnx, openvino or torch.")],
+    out: Annotated[Path, Say("Where to write it.", metavar="FILE")],
     host: HostOptions,
     overwrite: Overwrite = False,
 ) -> Answer:

@@ -1,11 +1,10 @@
 """`secateur inspect`: what a model is made of and what of it can be pruned."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from secateur.cli.common import Answer, progress_bar, verb
-from secateur.cli.options import HostOptions, MachineOptions, Model, open_model, use_threads
+from secateur.cli.common import Answer, verb
+from secateur.cli.options import HostOptions, MachineOptions, Model, open_model
+from secateur.verbs.requests import InspectRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from secateur.verbs.inspect import BranchRow, Inspection
 
 
-LATENCY = "Latency"
 WIDE = 76
 """Columns of a terminal from which shares are shown beside counts."""
 
@@ -22,20 +20,9 @@ WIDE = 76
 @verb
 def inspect(
     model: Model,
+    request: InspectRequest,
     host: HostOptions,
     machine: MachineOptions,
-    latency: Annotated[
-        bool, typer.Option("--latency", help="Also time every layer.", rich_help_panel=LATENCY)
-    ] = False,
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="Where: eager, compile, onnxruntime or openvino.", rich_help_panel=LATENCY
-        ),
-    ] = "eager",
-    latency_batch: Annotated[
-        int, typer.Option(help="Images at a time.", rich_help_panel=LATENCY)
-    ] = 1,
 ) -> Answer:
     """Show the anatomy of a model: parameters, MACs and time per branch, what can be pruned.
 
@@ -45,27 +32,19 @@ def inspect(
     from secateur.verbs.inspect import inspect as look_at
     from secateur.verbs.load import load_shape
 
-    check_timing(runtime, latency_batch)
-    use_threads(machine)
-    device = machine.check()
+    check_timing(request.runtime, request.latency_batch)
+    device = machine.use()
     opened = (
         load_shape(
             model,
             num_classes=host.num_classes,
             img_size=host.img_size,
-            device=device if latency else "meta",
+            device=device if request.latency else "meta",
         )
         if host.checkpoint is None
         else open_model(model, host, device)
     )
-    with progress_bar() as progress:
-        found = look_at(
-            opened,
-            latency=latency,
-            runtime=runtime,
-            latency_batch=latency_batch,
-            progress=progress,
-        )
+    found = look_at(opened, **vars(request))
     return Answer(
         data={"model": model, **found.to_json()}, show=lambda console: _show(console, model, found)
     )

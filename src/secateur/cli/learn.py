@@ -2,27 +2,26 @@
 
 import shlex
 import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.common import Answer, progress_bar, verb
-from secateur.cli.masks import MaskOptions
+from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
-    MODEL,
     HostOptions,
     MachineOptions,
     Model,
+    Overwrite,
     ReferenceOptions,
-    names,
     open_model,
     refuse_missing_images,
-    use_threads,
-    widths,
 )
-from secateur.cli.training import TRAINING, LessonOptions, Speaker, TrainingOptions, one_voice
+from secateur.cli.training import Speaker, TrainingOptions, one_voice
+from secateur.masks.request import MASKS, LearnRequest
+from secateur.request.say import MODEL, Say, shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,126 +33,82 @@ if TYPE_CHECKING:
 FROM_SCRATCH_WARMUP = 0.4
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How masks are searched; what is given replaces what a settings file says."""
+
+    search: Annotated[
+        str | None,
+        Say(
+            f"How masks are searched: {shipped('masks/strategies', '.py')}.",
+            MASKS,
+            shown="projected",
+        ),
+    ] = None
+    search_share: Annotated[
+        float | None,
+        Say("Share of the training in which masks are learned; 0 takes the criterion's.", MASKS),
+    ] = None
+    warmup_share: Annotated[
+        float | None,
+        Say("Share in which the dense model is trained first; 0, or 0.4 from scratch.", MASKS),
+    ] = None
+
+
 @verb
 def learn(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"Images to learn on. {DATA_HELP}")],
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="What is kept of the whole model: '30% params', '2.0 GMACs', '6.5 ms', "
-            "'2x faster'."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the smaller model.")],
-    masks: MaskOptions,
+    data: Annotated[str, Say(f"Images to learn on. {DATA_HELP}")],
+    out: Annotated[Path, Say("Where to save the smaller model.", metavar="DIR")],
+    request: LearnRequest,
+    search: SearchOptions,
     options: TrainingOptions,
     host: HostOptions,
     machine: MachineOptions,
-    lesson: LessonOptions,
     dense: ReferenceOptions,
     from_scratch: Annotated[
-        bool,
-        typer.Option(
-            "--from-scratch",
-            help="Begin with random weights and a head for the classes of the data.",
-            rich_help_panel=MODEL,
-        ),
+        bool, Say("Begin with random weights and a head for the classes of the data.", MODEL)
     ] = False,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="Between outputs: kl, mse, bce, cosine; else as suits the head.",
-            rich_help_panel=TRAINING,
-            show_default=False,
-        ),
-    ] = None,
-    latency: Annotated[
-        bool,
-        typer.Option(
-            "--latency/--no-latency",
-            help="Time dense and smaller model in turns.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> Answer:
     """Learn which units to remove while training, remove them, fine-tune what is left.
 
     A run that was stopped goes on when the same command is given again. Several processes:
     accelerate launch -m secateur learn ...
     """
-    from secateur.masks.task import LearnOptions, check_learn_words
-    from secateur.methods.task import parse_groups
+    from secateur.masks.task import check_learning
     from secateur.storage.save import check_out
-    from secateur.verbs.heal import open_reference
-    from secateur.verbs.learn import learn as run
+    from secateur.verbs.learn import learn_checked
     from secateur.verbs.training_result import training_folder
 
-    check_out(out, overwrite=options.overwrite)
-    align, minimum = widths("--align", masks.align), widths("--min-width", masks.min_width)
-    groups = names(masks.groups)
-    parse_groups([*(groups or []), *align, *minimum])
-    settings = _settings(masks, options, from_scratch)
-    check_learn_words(
-        LearnOptions(
-            budget=budget,
-            sharing=masks.sharing,
-            gates=masks.gates,
-            criterion=masks.criterion,
-            runtime=masks.runtime,
-            latency_batch=masks.latency_batch,
+    check_out(out, overwrite=overwrite)
+    settings = _settings(search, options, from_scratch)
+    asked = check_learning(
+        replace(
+            request,
             settings=settings,
+            folder=training_folder(out),
+            device=machine.device,
+            on_log=Speaker(),
+            on_note=lambda text: typer.echo(text, err=True),
         )
     )
-    refuse_missing_images(data, lesson.eval_data)
-    use_threads(machine)
-    device = machine.check()
-    teacher, weights = dense.name, dense.reference_checkpoint
-    opened, images = _open(model, host, device, data, from_scratch, settings.seed, lesson)
+    refuse_missing_images(data, request.eval_images)
+    opened, images = _open(model, host, machine.use(), data, from_scratch, settings.seed, request)
     with one_voice(out):
-        with progress_bar() as progress:
-            result = run(
-                opened,
-                images,
-                budget,
-                reference=None if teacher is None else open_reference(opened, teacher, weights),
-                sharing=masks.sharing,
-                gates=masks.gates,
-                criterion=masks.criterion,
-                groups=groups,
-                protect=names(masks.protect) or (),
-                align=align,
-                minimum=minimum,
-                loss=loss,
-                settings=settings,
-                folder=training_folder(out),
-                restart=options.restart,
-                limit=lesson.limit or None,
-                skip_unreadable=lesson.skip_unreadable,
-                eval_images=lesson.eval_data,
-                device=machine.device,
-                latency=latency,
-                runtime=masks.runtime,
-                latency_batch=masks.latency_batch,
-                progress=progress,
-                on_log=Speaker(),
-                on_note=lambda text: typer.echo(text, err=True),
-            )
-        return _finish(result, out, options.overwrite)
+        asked = replace(asked, request=replace(asked.request, reference=dense.opened(opened)))
+        return _finish(learn_checked(opened, images, asked), out, overwrite)
 
 
-def _settings(masks: MaskOptions, options: TrainingOptions, from_scratch: bool) -> "LearnSettings":
+def _settings(
+    search: SearchOptions, options: TrainingOptions, from_scratch: bool
+) -> "LearnSettings":
     from secateur.masks.settings import LearnSettings
     from secateur.training.settings import read_settings
 
-    changes = {
-        **options.changes(),
-        "search": masks.search,
-        "search_share": masks.search_share,
-        "warmup_share": masks.warmup_share,
-    }
+    changes = options.changes() | asdict(search)
     settings = read_settings(LearnSettings, options.config, changes)
-    if from_scratch and not settings.warmup_share and masks.warmup_share is None:
+    if from_scratch and not settings.warmup_share and search.warmup_share is None:
         settings = settings.model_copy(update={"warmup_share": FROM_SCRATCH_WARMUP})
     return settings
 
@@ -165,31 +120,24 @@ def _open(
     data: str,
     from_scratch: bool,
     seed: int,
-    lesson: LessonOptions,
+    request: LearnRequest,
 ) -> "tuple[nn.Module, object]":
     """The model, and the images as named, or opened where their classes make the head."""
     if not from_scratch:
         return open_model(model, host, device), data
-    from dataclasses import asdict
-
     import torch
 
-    from secateur.cli.options import numbers
     from secateur.verbs.train import open_to_train
 
-    given = asdict(host)
-    mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
     torch.manual_seed(seed)
     opened, images = open_to_train(
         model,
         data,
         from_scratch=True,
-        mean=mean,
-        std=std,
-        limit=lesson.limit or None,
+        limit=request.limit,
         seed=seed,
-        skip_unreadable=lesson.skip_unreadable,
-        **given,
+        skip_unreadable=request.skip_unreadable,
+        **asdict(host),
     )
     return opened.to(device), images
 

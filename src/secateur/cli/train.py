@@ -1,53 +1,34 @@
 """`secateur train`: fine-tune a dense model on labelled images."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from secateur.cli.common import Answer, progress_bar, verb
+from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
-    MODEL,
     HostOptions,
     MachineOptions,
     Model,
-    numbers,
+    Overwrite,
     refuse_missing_images,
-    use_threads,
 )
-from secateur.cli.training import (
-    TRAINING,
-    LessonOptions,
-    Speaker,
-    TrainingOptions,
-    finish,
-    one_voice,
-)
+from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
+from secateur.request.say import MODEL, Say
+from secateur.verbs.requests import TrainRequest
 
 
 @verb
 def train(
     model: Model,
-    data: Annotated[str, typer.Option(help=f"Labelled images to learn. {DATA_HELP}")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save the trained model.")],
+    data: Annotated[str, Say(f"Labelled images to learn. {DATA_HELP}")],
+    out: Annotated[Path, Say("Where to save the trained model.", metavar="DIR")],
+    request: TrainRequest,
     options: TrainingOptions,
     host: HostOptions,
     machine: MachineOptions,
-    lesson: LessonOptions,
-    from_scratch: Annotated[
-        bool,
-        typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=MODEL),
-    ] = False,
-    judge: Annotated[
-        str,
-        typer.Option(
-            help="By what weights are judged while training: held_out, a share of --data, or "
-            "eval_data.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "held_out",
+    from_scratch: Annotated[bool, Say("Begin with random weights.", MODEL)] = False,
+    overwrite: Overwrite = False,
 ) -> Answer:
     """Fine-tune a model on labelled images, and save it in secateur's form.
 
@@ -57,42 +38,29 @@ def train(
     from secateur.storage.save import check_out
     from secateur.training.settings import read_settings
     from secateur.training.verbs import FineTuneSettings
-    from secateur.verbs.judgement import check_judge
     from secateur.verbs.train import open_to_train
     from secateur.verbs.train import train as run
     from secateur.verbs.training_result import training_folder
 
-    check_out(out, overwrite=options.overwrite)
+    check_out(out, overwrite=overwrite)
     settings = read_settings(FineTuneSettings, options.config, options.changes())
-    check_judge(judge, lesson.eval_data)
-    refuse_missing_images(data, lesson.eval_data)
-    use_threads(machine)
-    machine.check()
-    given = asdict(host)
-    mean, std = (numbers(f"--{name}", given.pop(name)) for name in ("mean", "std"))
+    refuse_missing_images(data, request.eval_images)
+    machine.use()
+    asked = replace(
+        request,
+        settings=settings,
+        folder=training_folder(out),
+        device=machine.device,
+        on_log=Speaker(),
+    )
     with one_voice(out):
         opened, images = open_to_train(
             model,
             data,
             from_scratch=from_scratch,
-            limit=lesson.limit or None,
+            limit=request.limit,
             seed=settings.seed,
-            skip_unreadable=lesson.skip_unreadable,
-            mean=mean,
-            std=std,
-            **given,
+            skip_unreadable=request.skip_unreadable,
+            **asdict(host),
         )
-        with progress_bar() as progress:
-            result = run(
-                opened,
-                images,
-                settings=settings,
-                folder=training_folder(out),
-                restart=options.restart,
-                eval_images=lesson.eval_data,
-                judge=judge,
-                device=machine.device,
-                progress=progress,
-                on_log=Speaker(),
-            )
-        return finish(result, out, options.overwrite)
+        return finish(run(opened, images, **vars(asked)), out, overwrite)

@@ -5,129 +5,50 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.common import DONE, Answer
-from secateur.cli.options import IMAGES, Overwrite, SkipUnreadable
+from secateur.request.say import TRAINING, Say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from secateur.verbs.training_result import Trained
 
-TRAINING = "Training"
 SPEAK_EVERY = 30.0
 """Seconds between lines of a run that is not watched on a terminal."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How long and how to train; what is given replaces what a settings file says."""
 
     config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Settings of the run in YAML.",
-            rich_help_panel=TRAINING,
-            show_default=False,
-        ),
+        Path | None, Say("Settings of the run in YAML.", TRAINING, metavar="FILE")
     ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Steps to train.", rich_help_panel=TRAINING, show_default=False),
-    ] = None
+    steps: Annotated[int | None, Say("Steps to train.", TRAINING)] = None
     epochs: Annotated[
-        float | None,
-        typer.Option(
-            help="Passes over the images; 10 without steps or time.",
-            rich_help_panel=TRAINING,
-            show_default=False,
-        ),
+        float | None, Say("Passes over the images; 10 without steps or time.", TRAINING)
     ] = None
     time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Time to train: '30s', '5min', '1.5h'.",
-            rich_help_panel=TRAINING,
-            show_default=False,
-        ),
+        str | None, Say("Time to train: '30s', '5min', '1.5h'.", TRAINING, metavar="TIME")
     ] = None
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Images per step, over all processes.",
-            rich_help_panel=TRAINING,
-            show_default=False,
-        ),
-    ] = None
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(help="At its peak.", rich_help_panel=TRAINING, show_default=False),
-    ] = None
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Of every random choice; 0 unless given.",
-            rich_help_panel=TRAINING,
-            show_default=False,
-        ),
-    ] = None
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes that decode images.", rich_help_panel=TRAINING, show_default=False
-        ),
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(help="no or bf16.", rich_help_panel=TRAINING, show_default=False),
-    ] = None
-    restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart",
-            help="Begin anew where a run was stopped, instead of going on.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = False
-    overwrite: Overwrite = False
+    batch_size: Annotated[int | None, Say("Images per step, over all processes.", TRAINING)] = None
+    learning_rate: Annotated[float | None, Say("At its peak.", TRAINING)] = None
+    seed: Annotated[int | None, Say("Of every random choice; 0 unless given.", TRAINING)] = None
+    workers: Annotated[int | None, Say("Processes that decode images.", TRAINING)] = None
+    precision: Annotated[str | None, Say("no or bf16.", TRAINING)] = None
 
     def changes(self) -> dict[str, Any]:
         """As changes of settings."""
-        return {
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "time": self.time,
-            "batch_size": self.batch_size,
-            "optimizer.learning_rate": self.learning_rate,
-            "seed": self.seed,
-            "workers": self.workers,
-            "precision": self.precision,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LessonOptions:
-    """Which images are learned, and which judge the result."""
-
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Labelled images on which accuracy is measured, before and after.",
-            rich_help_panel=IMAGES,
-            show_default=False,
-        ),
-    ] = None
-    limit: Annotated[
-        int, typer.Option(help="Images to learn; 0 for all.", rich_help_panel=IMAGES)
-    ] = 0
-    skip_unreadable: SkipUnreadable = False
+        given = asdict(self)
+        rate = given.pop("learning_rate")
+        del given["config"]
+        return {**given, "optimizer.learning_rate": rate}
 
 
 def speak(row: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 Shape suffixes: B batch, C channels, H height, W width; n images.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -11,24 +11,28 @@ from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-    default_collate,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from secateur.data.examples import (
+    ACCEPTED,
+    Shape,
+    labelled,
+    refuse_mixed_shapes,
+    refuse_not_finite_images,
+    shape_of,
+    split,
+)
+from secateur.data.images import ImageSet
+from secateur.data.loaders import (
+    batch_numbers,
+    batches_of,
+    collated,
+    every_batch,
+    images_alone,
+)
 from secateur.errors import UserError
 
 _Device = torch.device | str | None
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-_ACCEPTED = (
-    "give a tensor [n, C, H, W], a Dataset of image tensors or (image, label) pairs, "
-    "a DataLoader that does not shuffle, or a list of tensors"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Batches to iterate over any number of times; `len` counts batches, `images` images."""
+    """Batches to iterate over any number of times; `len` counts batches, `images` images.
+
+    `shape` is that of every image [C, H, W], where it is known beforehand.
+    """
 
     images: int
     labelled: bool
     _count: int
     _start: Callable[[], Iterator[Batch]]
     _every: Callable[[int, int], Iterator[Batch]] | None = None
+    shape: Shape | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -77,7 +85,45 @@ def some_batches(batches: Batches, keep: Callable[[int], bool]) -> Batches:
         return (batch for number, batch in enumerate(batches) if keep(number))
 
     images = sum(min(size, batches.images - number * size) for number in chosen)
-    return Batches(images=images, labelled=batches.labelled, _count=len(chosen), _start=start)
+    return replace(batches, images=images, _count=len(chosen), _start=start, _every=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Making:
+    """How what a list or loader gives becomes a batch."""
+
+    labelled: bool
+    any_targets: bool
+    shape: Shape
+    device: _Device
+    dtype: torch.dtype | None
+
+    def batch(self, item: object) -> Batch:
+        """A batch as it is, checked and moved."""
+        return self.moved(*split(item, any_targets=self.any_targets))
+
+    def stacked(self, items: Sequence[object]) -> Batch:
+        """A batch of single images."""
+        pairs = [split(item, any_targets=self.any_targets) for item in items]
+        known = [label for _, label in pairs if label is not None]
+        labels_B = torch.stack(known) if len(known) == len(pairs) else None
+        return self.moved(torch.stack([image for image, _ in pairs]), labels_B)
+
+    def moved(self, images_BCHW: Tensor, labels_B: Tensor | None) -> Batch:
+        """Images of one shape and finite, with labels where the first had one."""
+        if images_BCHW.ndim != 4:
+            images_BCHW = images_BCHW[None]
+            labels_B = None if labels_B is None else labels_B[None]
+        refuse_mixed_shapes([self.shape, shape_of(images_BCHW)])
+        refuse_not_finite_images(images_BCHW)
+        if self.labelled and not labelled(labels_B):
+            raise UserError("only some images have a label; give all a label or none.")
+        return Batch(
+            images_BCHW.to(device=self.device, dtype=self.dtype),
+            labels_B.to(self.device, torch.int64)
+            if self.labelled and labels_B is not None
+            else None,
+        )
 
 
 def as_batches(
@@ -85,6 +131,9 @@ def as_batches(
     batch_size: int = 32,
     workers: int = 0,
     device: _Device = None,
+    *,
+    dtype: torch.dtype | None = None,
+    any_targets: bool = False,
 ) -> Batches:
     """Turn `images` into batches on `device` (where they are, if None), in their own order.
 
@@ -92,41 +141,55 @@ def as_batches(
     Dataset that gives tensors [C, H, W] or (tensor, label); a DataLoader that does not shuffle; a
     list of images [C, H, W] or of batches [B, C, H, W], each alone or in a tuple with its labels;
     or what an earlier call returned. Lists of batches and loaders keep their batch sizes. A label
-    below 0 means none.
+    below 0 means none. With `any_targets`, for work that needs no labels, images may come with
+    targets of any other kind, which are passed over. Images become of type `dtype`.
 
-    Raises UserError for anything else, for iterators, which cannot be passed over twice, and for
-    no images at all.
+    Raises UserError for anything else, for iterators, which cannot be passed over twice, for
+    images of several sizes, and for no images at all.
     """
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}.")
     if isinstance(images, Batches):
-        if device is None:
+        if device is None and dtype is None:
             return images
-        moved = partial(_move_every, images, device)
-        return replace(images, _start=partial(_move, images, device), _every=moved)
+        moved = partial(_move_every, images, device, dtype)
+        return replace(images, _start=partial(_move, images, device, dtype), _every=moved)
     if isinstance(images, IterableDataset | Iterator):
-        raise UserError(f"a {type(images).__name__} cannot be passed over twice; {_ACCEPTED}.")
+        raise UserError(f"a {type(images).__name__} cannot be passed over twice; {ACCEPTED}.")
+    making = partial(_Making, any_targets=any_targets, device=device, dtype=dtype)
     if isinstance(images, DataLoader):
-        return _from_loader(images, device)
-    if isinstance(images, Tensor) or _is_whole_set(images):
-        return _from_list(_slices(images, batch_size), batch_size, device)
+        return _from_loader(images, making, any_targets)
+    if isinstance(images, Tensor) or is_whole_set(images):
+        return _from_list(_slices(images, batch_size), batch_size, making, any_targets)
     if isinstance(images, list | tuple):
-        return _from_list(images, batch_size, device)
+        return _from_list(images, batch_size, making, any_targets)
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         dataset = cast("Dataset[object]", images)
         _refuse_none(len(images))
-        return _from_loader(DataLoader(dataset, batch_size, num_workers=workers), device)
-    raise UserError(f"cannot read images from a {type(images).__name__}; {_ACCEPTED}.")
+        loader = DataLoader(dataset, batch_size, num_workers=workers)
+        if any_targets and split(collated(loader, 0), any_targets=True)[1] is None:
+            # WHY: targets such as boxes cannot be collated.
+            loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=images_alone)
+        return _from_loader(loader, making, any_targets)
+    raise UserError(f"cannot read images from a {type(images).__name__}; {ACCEPTED}.")
 
 
-def _is_whole_set(images: object) -> TypeGuard[tuple[Tensor, Tensor]]:
-    """Whether `images` is one pair of images [n, C, H, W] and labels [n]."""
-    return (
+def is_whole_set(images: object) -> TypeGuard[tuple[Tensor, Tensor]]:
+    """Whether `images` is one pair of images [n, C, H, W] and targets [n, ...]."""
+    if not (
         isinstance(images, tuple)
         and len(images) == 2
         and all(isinstance(part, Tensor) for part in images)
-        and (images[0].ndim, images[1].ndim) == (4, 1)
-    )
+        and images[0].ndim == 4
+        and images[1].ndim not in (0, 4)
+    ):
+        return False
+    if len(images[0]) != len(images[1]):
+        raise UserError(
+            f"there are {len(images[0])} images but {len(images[1])} labels; give one label per "
+            "image."
+        )
+    return True
 
 
 def _slices(images: Tensor | tuple[Tensor, Tensor], batch_size: int) -> Sequence[object]:
@@ -138,10 +201,12 @@ def _slices(images: Tensor | tuple[Tensor, Tensor], batch_size: int) -> Sequence
     return torch.split(images, batch_size) if len(images) else []
 
 
-def _from_list(items: Sequence[object], batch_size: int, device: _Device) -> Batches:
+def _from_list(
+    items: Sequence[object], batch_size: int, making: Callable[..., _Making], any_targets: bool
+) -> Batches:
     """Batches as they are, or single images stacked."""
     _refuse_none(len(items))
-    pairs = [_split(item) for item in items]
+    pairs = [split(item, any_targets=any_targets) for item in items]
     number = 0
     for images, _ in pairs:
         refuse_not_finite_images(images, number)
@@ -149,139 +214,65 @@ def _from_list(items: Sequence[object], batch_size: int, device: _Device) -> Bat
     if len({(images.ndim, labels is None) for images, labels in pairs}) > 1:
         raise UserError(
             "a list of images must not mix single images with batches, nor labelled with "
-            f"unlabelled ones; {_ACCEPTED}."
+            f"unlabelled ones; {ACCEPTED}."
         )
-    if pairs[0][0].ndim == 3:
-        chunks = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-    else:
-        chunks = [[item] for item in items]
-    labelled = _labelled(pairs[0][1])
+    refuse_mixed_shapes([shape_of(images) for images, _ in pairs])
+    make = making(labelled=labelled(pairs[0][1]), shape=shape_of(pairs[0][0]))
+    single = pairs[0][0].ndim == 3
+    size = batch_size if single else 1
+    chunks = [items[i : i + size] for i in range(0, len(items), size)]
+
+    def start(some: Sequence[Sequence[object]]) -> Iterator[Batch]:
+        return (make.stacked(chunk) if single else make.batch(chunk[0]) for chunk in some)
+
     return Batches(
-        images=sum(1 if images.ndim == 3 else len(images) for images, _ in pairs),
-        labelled=labelled,
+        images=number,
+        labelled=make.labelled,
         _count=len(chunks),
-        _start=partial(_from_chunks, chunks, labelled, device),
-        _every=lambda first, step: _from_chunks(chunks[first::step], labelled, device),
+        _start=partial(start, chunks),
+        _every=lambda first, step: start(chunks[first::step]),
+        shape=make.shape,
     )
 
 
-def _from_chunks(
-    chunks: Sequence[Sequence[object]], labelled: bool, device: _Device
-) -> Iterator[Batch]:
-    for chunk in chunks:
-        item = chunk[0]
-        single = _split(item)[0].ndim == 3
-        yield _batch(default_collate(list(chunk)) if single else item, labelled, device)
-
-
-def _from_loader(loader: "DataLoader[object]", device: _Device) -> Batches:
-    if isinstance(loader.dataset, IterableDataset):
-        raise UserError(
-            f"a DataLoader over a {type(loader.dataset).__name__} cannot be passed over twice in "
-            f"the same order; {_ACCEPTED}."
-        )
-    if isinstance(loader.sampler, _SHUFFLING) or getattr(loader.sampler, "shuffle", False):
-        raise UserError("the DataLoader shuffles, so no two passes agree; give shuffle=False.")
-    if loader.batch_sampler is None:
-        raise UserError("the DataLoader does not batch; give it a batch_size.")
-    sizes = [len(numbers) for numbers in loader.batch_sampler]
-    _refuse_none(len(sizes))
-    first = next(iter(loader.batch_sampler))[0]
+def _from_loader(
+    loader: "DataLoader[object]", making: Callable[..., _Making], any_targets: bool
+) -> Batches:
+    numbers = batch_numbers(loader)
+    _refuse_none(len(numbers))
     # One image tells whether there are labels, without starting the loader's workers.
-    labelled = _labelled(_split(loader.collate_fn([loader.dataset[first]]))[1])
+    images, labels = split(collated(loader, numbers[0][0]), any_targets=any_targets)
+    if not isinstance(loader.dataset, ImageSet):
+        last, _ = split(collated(loader, numbers[-1][-1]), any_targets=any_targets)
+        refuse_mixed_shapes([shape_of(images), shape_of(last)])
+    make = making(labelled=labelled(labels), shape=shape_of(images))
     return Batches(
-        images=sum(sizes),
-        labelled=labelled,
-        _count=len(sizes),
-        _start=partial(_from_each, loader, labelled, device),
-        _every=partial(_from_some, loader, labelled, device),
+        images=sum(map(len, numbers)),
+        labelled=make.labelled,
+        _count=len(numbers),
+        _start=lambda: map(make.batch, batches_of(loader, make.shape)),
+        _every=lambda first, step: map(
+            make.batch, batches_of(every_batch(loader, first, step), make.shape)
+        ),
+        shape=make.shape,
     )
 
 
-def _from_each(items: Iterable[object], labelled: bool, device: _Device) -> Iterator[Batch]:
-    return (_batch(item, labelled, device) for item in items)
-
-
-def _from_some(
-    loader: "DataLoader[object]", labelled: bool, device: _Device, first: int, step: int
+def _move_every(
+    batches: Batches, device: _Device, dtype: torch.dtype | None, first: int, step: int
 ) -> Iterator[Batch]:
-    """Some batches of a loader, read by a loader for these alone."""
-    assert loader.batch_sampler is not None
-    some: DataLoader[object] = DataLoader(
-        loader.dataset,
-        batch_sampler=list(loader.batch_sampler)[first::step],
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-    )
-    return _from_each(some, labelled, device)
+    return (_moved(batch, device, dtype) for batch in batches.every(first, step))
 
 
-def _move_every(batches: Batches, device: _Device, first: int, step: int) -> Iterator[Batch]:
-    return (_moved(batch, device) for batch in batches.every(first, step))
+def _move(batches: Batches, device: _Device, dtype: torch.dtype | None) -> Iterator[Batch]:
+    return (_moved(batch, device, dtype) for batch in batches)
 
 
-def _move(batches: Batches, device: _Device) -> Iterator[Batch]:
-    return (_moved(batch, device) for batch in batches)
-
-
-def _moved(batch: Batch, device: _Device) -> Batch:
-    labels_B = None if batch.labels_B is None else batch.labels_B.to(device)
-    return Batch(batch.images_BCHW.to(device), labels_B)
-
-
-def _split(item: object) -> tuple[Tensor, Tensor | None]:
-    """Images and labels of a batch or of a single image; raise UserError if it is neither."""
-    images, labels = item, None
-    if isinstance(item, list | tuple) and len(item) in (1, 2):
-        images, labels = item[0], item[1] if len(item) == 2 else None
-    if not isinstance(images, Tensor) or images.ndim not in (3, 4):
-        kind = (
-            f"tensor {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        )
-        raise UserError(f"found a {kind} where an image or a batch was expected; {_ACCEPTED}.")
-    if not images.is_floating_point():
-        raise UserError(
-            f"images are {images.dtype}; scale and normalise them to floating point, as "
-            "Preprocessing.transform() does."
-        )
-    if labels is None:
-        return images, None
-    labels_B = torch.as_tensor(labels)
-    if labels_B.is_floating_point() or labels_B.shape != images.shape[:-3]:
-        raise UserError(
-            f"labels are {labels_B.dtype} {list(labels_B.shape)} for images "
-            f"{list(images.shape)}; give one class number per image."
-        )
-    return images, labels_B
-
-
-def _labelled(labels: Tensor | None) -> bool:
-    return labels is not None and bool((labels >= 0).all())
-
-
-def _batch(item: object, labelled: bool, device: _Device) -> Batch:
-    images_BCHW, labels_B = _split(item)
-    refuse_not_finite_images(images_BCHW)
-    if labelled and not _labelled(labels_B):
-        raise UserError("only some images have a label; give all a label or none.")
-    return Batch(
-        images_BCHW.to(device),
-        labels_B.to(device, torch.int64) if labelled and labels_B is not None else None,
-    )
-
-
-def refuse_not_finite_images(images: Tensor, first: int | None = None) -> None:
-    """UserError for an image, or a batch from number `first` on, with NaN or infinite pixels."""
-    fine = images.isfinite().flatten(-3).all(-1)
-    if not bool(fine.all()):
-        number = int((~fine).flatten().nonzero()[0])
-        which = f"number {number} of a batch" if first is None else f"number {first + number}"
-        raise UserError(
-            f"image {which}, counted from 0, has NaN or infinite pixels; leave it out, or mend how "
-            "the images are read and normalised."
-        )
+def _moved(batch: Batch, device: _Device, dtype: torch.dtype | None) -> Batch:
+    labels_B = None if batch.labels_B is None else batch.labels_B.to(device=device)
+    return Batch(batch.images_BCHW.to(device=device, dtype=dtype), labels_B)
 
 
 def _refuse_none(count: int) -> None:
     if count == 0:
-        raise UserError(f"there are no images; {_ACCEPTED}.")
+        raise UserError(f"there are no images; {ACCEPTED}.")

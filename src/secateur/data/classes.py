@@ -10,6 +10,7 @@ from secateur.errors import UserError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IMAGENET_1K = 1000
+_CHANCE = 1000
 
 
 @cache
@@ -61,6 +62,24 @@ def class_indices(
             "name them n01440764, n01443537, ...."
         )
     return by_position
+
+
+def refuse_unlikely_numbers(labels: Sequence[int], num_classes: int, where: str) -> None:
+    """Raise UserError when class numbers without names can hardly be outputs of the head.
+
+    That is when one is beyond the `num_classes` outputs, and when all lie in the first half of
+    them although so many labels, drawn evenly, would do so less than once in `_CHANCE`: such are
+    the numbers 0 to 9 of ten ImageNet classes counted anew.
+    """
+    largest = max(labels)
+    refuse_labels_beyond(largest, num_classes, where)
+    share = (largest + 1) / num_classes
+    if share <= 0.5 and share ** len(labels) < 1 / _CHANCE:
+        raise UserError(
+            f"{where} numbers its classes {min(labels)} to {largest} without naming them, but the "
+            f"head has {num_classes} outputs, so they cannot be matched; name the classes in the "
+            "data (in parquet, as Hugging Face datasets do), or give a folder of images per class."
+        )
 
 
 def refuse_labels_beyond(largest: int, num_classes: int, where: str) -> None:

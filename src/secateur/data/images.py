@@ -1,8 +1,8 @@
 """Open images from wherever they are, checked, prepared for a model and in a fixed order."""
 
 import hashlib
-import io
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from secateur.data.classes import class_indices, refuse_labels_beyond
-from secateur.data.folders import open_folder
-from secateur.data.named import is_named, open_named
-from secateur.data.parquet import open_parquet
+from secateur.data.classes import class_indices, refuse_unlikely_numbers
+from secateur.data.decoding import decode
 from secateur.data.preprocessing import Preprocessing, Transform
-from secateur.data.shards import open_shards
-from secateur.data.source import Source, encode_lossless, refuse_mixed_splits
-from secateur.errors import UserError
+from secateur.data.sources.folders import open_folder
+from secateur.data.sources.named import is_named, open_named
+from secateur.data.sources.parquet import open_parquet
+from secateur.data.sources.shards import open_shards
+from secateur.data.sources.source import Source, encode_lossless, refuse_mixed_splits
+from secateur.errors import Advice, UserError
 
 DIGITS = {"digits": "test", "digits/test": "test", "digits/train": "train"}
 _VERIFIED_AT_ONCE = 4096
@@ -59,9 +60,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name, label = self.names[index], self.labels[index]
         try:
-            with Image.open(io.BytesIO(self.read(index))) as image:
-                pixels = image.convert(self.preprocessing.image_mode)
-        except OSError as error:
+            pixels = decode(self.read(index), self.preprocessing.image_mode)
+        # Decoders fail on damaged files with errors of every kind.
+        except Exception as error:
             raise UserError(
                 f"image '{name}' of {self.source} could be read before but cannot be now: "
                 f"{error}; leave the images alone while they are in use."
@@ -76,6 +77,7 @@ def open_images(
     limit: int | None = None,
     seed: int = 0,
     num_classes: int | None = None,
+    labels_needed: bool = True,
     skip_unreadable: bool = False,
 ) -> ImageSet:
     """Open the images of `source`, each of which has been decoded once to see that it can be.
@@ -87,21 +89,34 @@ def open_images(
     `limit` keeps that many images, spread over the classes as evenly as they allow; which ones,
     depends only on `seed` and their names, and a smaller limit keeps a part of a larger one's.
     `num_classes` is the number of outputs of the head that the labels are for: folders named by
-    WordNet id go to the outputs of ImageNet's classes.
+    WordNet id go to the outputs of ImageNet's classes. Where labels are not `labels_needed`, images
+    of other classes count as unlabelled, and Advice tells of it.
 
-    Raises UserError when nothing is there, when classes do not match the head, or when an image
-    cannot be decoded, unless `skip_unreadable` leaves it out (fewer than `limit` may be left).
+    Raises UserError when nothing is there, when the model takes neither grey nor RGB images, when
+    needed classes do not match the head, or when an image cannot be decoded, unless
+    `skip_unreadable` leaves it out (fewer than `limit` may be left).
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit on images must be at least 1, not {limit}.")
-    where = str(source)
+    where, mode = str(source), preprocessing.image_mode
     try:
         found = _open_source(source)
     except PermissionError as error:
         raise UserError(f"no permission to read {error.filename or where}; ask for it.") from error
-    labels, label_count = _labels_of_head(found, num_classes, where)
+    except OSError as error:
+        raise UserError(
+            f"cannot list the images of {where}: {error.strerror or error}; check the path."
+        ) from error
+    try:
+        labels, label_count = _labels_of_head(found, num_classes, where)
+    except UserError as error:
+        if labels_needed:
+            raise
+        labels, label_count = None, 0
+        reason = str(error).rpartition("; ")[0] or str(error).rstrip(".")
+        warnings.warn(f"the labels of {where} are not used: {reason}.", Advice, stacklevel=3)
     chosen = _choose(found.names, labels, limit, seed)
-    sizes, reasons = _verify(found, chosen, preprocessing.image_mode)
+    sizes, reasons = _verify(found, chosen, mode)
     if reasons and (not skip_unreadable or len(reasons) == len(chosen)):
         raise UserError(_unreadable_sentence(where, reasons, len(chosen)))
     kept = [index for index in chosen if found.names[index] not in reasons]
@@ -141,6 +156,11 @@ def _open_source(source: str | Path) -> Source:
         refuse_mixed_splits(files, where)
     else:
         files = [path]
+    odd = next((file for file in files if file.exists() and not file.is_file()), None)
+    if odd is not None:
+        raise UserError(
+            f"'{odd}' is no regular file; give an image folder, parquet files or tar shards."
+        )
     if not all(file.is_file() for file in files) or not files:
         raise UserError(
             f"no images at '{where}': there is no such file or folder; give an image folder, "
@@ -175,6 +195,8 @@ def _labels_of_head(
     found: Source, num_classes: int | None, where: str
 ) -> tuple[list[int] | None, int]:
     """The labels as outputs of the head, and the number of classes they count over."""
+    if found.problem is not None:
+        raise UserError(found.problem)
     if found.labels is None:
         return None, 0
     largest = max(found.labels)
@@ -184,7 +206,7 @@ def _labels_of_head(
         )
         return [indices[label] for label in found.labels], count
     if num_classes is not None:
-        refuse_labels_beyond(largest, num_classes, where)
+        refuse_unlikely_numbers(found.labels, num_classes, where)
     return list(found.labels), num_classes or largest + 1
 
 
@@ -230,10 +252,7 @@ def _check(read: Callable[[int], bytes], mode: str, index: int) -> int | str:
     """The size of an image in bytes, or why it cannot be read."""
     try:
         content = read(index)
-        with Image.open(io.BytesIO(content)) as image:
-            # JPEG: decoded at an eighth of its size, which still reads the whole file.
-            image.draft(image.mode, (1, 1))
-            image.convert(mode)
+        decode(content, mode, small=True)
     # Decoders fail on damaged files with errors of every kind.
     except Exception as error:
         return f"{type(error).__name__}: {error}"

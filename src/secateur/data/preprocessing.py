@@ -14,12 +14,14 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 
 Transform = Callable[[Image.Image], Tensor]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+LARGEST_SIDE = 4096
+"""In pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +90,24 @@ class Preprocessing:
 
     @property
     def image_mode(self) -> str:
-        """The Pillow mode an image is converted to: grey "L" or "RGB"."""
-        return "L" if self.input_size[0] == 1 else "RGB"
+        """The Pillow mode an image file is converted to: grey "L" or "RGB".
+
+        Raises UserError for a model of other channels, which image files do not have.
+        """
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise UserError(
+                f"the model takes images of {channels} channels, but image files have 1 or 3; give "
+                "tensors [n, C, H, W] or a Dataset of them."
+            )
+        return "L" if channels == 1 else "RGB"
 
     def transform(self) -> Transform:
-        """Return the evaluation transform from an image in `image_mode` to float32 [C, H, W]."""
+        """Return the evaluation transform from an image in `image_mode` to float32 [C, H, W].
+
+        Raises UserError as `image_mode` does.
+        """
+        _ = self.image_mode
         transform: Transform = create_transform(
             input_size=self.input_size,
             is_training=False,
@@ -116,29 +131,33 @@ class Preprocessing:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"bad preprocessing: '{where}': {first['msg'].lower()}.") from error
+            raise UserError(
+                f"bad preprocessing: '{short(where)}': {first['msg'].lower()}."
+            ) from error
 
 
 def _problem(it: Preprocessing) -> str | None:
     """The first thing wrong with `it`, in words."""
     channels = it.input_size[0]
-    if channels not in (1, 3):
-        return f"images have 1 or 3 channels, not {channels}"
     if min(it.input_size) < 1:
         return f"the input size {it.input_size} is not positive"
+    if max(it.input_size) > LARGEST_SIDE:
+        return f"the input size {it.input_size} is above {LARGEST_SIDE} pixels"
     if it.interpolation not in INTERPOLATIONS:
-        return f"unknown interpolation '{it.interpolation}'; known: {', '.join(INTERPOLATIONS)}"
+        return (
+            f"unknown interpolation '{short(it.interpolation)}'; known: {', '.join(INTERPOLATIONS)}"
+        )
     if it.crop_mode not in CROP_MODES:
-        return f"unknown crop mode '{it.crop_mode}'; known: {', '.join(CROP_MODES)}"
+        return f"unknown crop mode '{short(it.crop_mode)}'; known: {', '.join(CROP_MODES)}"
     if not 0 < it.crop_pct <= 1:
         return f"crop_pct is a share between 0 and 1, not {it.crop_pct}"
     for name, values in (("mean", it.mean), ("std", it.std)):
         if len(values) != channels:
             return f"{name} has {len(values)} values for {channels} channels"
         if not all(math.isfinite(value) for value in values):
-            return f"{name} is not finite: {values}"
+            return f"{name} is not finite: {short(values)}"
     if min(it.std) <= 0:
-        return f"std must be positive, not {it.std}"
+        return f"std must be positive, not {short(it.std)}"
     return None
 
 

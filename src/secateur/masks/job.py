@@ -36,7 +36,7 @@ class LearnJob:
 
     def batches(self, model: nn.Module) -> Batches:
         """The training images that give statistics, spread over all of them, unaugmented."""
-        chosen = self.session.spread(self.task.options.settings.observe)
+        chosen = self.session.spread(self.task.settings.observe)
         return as_batches(chosen, 32, 0, next(model.parameters()).device)
 
     def observe(self, model: nn.Module, needs: set[str]) -> Evidence:

@@ -16,13 +16,13 @@ from secateur.masks.masks import masks_of, plan_of_masks
 from secateur.masks.projection import project
 from secateur.masks.removal.refit import refit_
 from secateur.masks.removal.remove import remove
+from secateur.masks.removal.summary import Compression, compression
 from secateur.masks.removal.takeover import Takeover
 from secateur.masks.settings import Phase
 from secateur.masks.start.axes import axes_needs, turn_attention_
 from secateur.masks.start.by_criterion import start_needs, starting_worths
 from secateur.masks.start.from_plans import SPECTRAL, spectral_needs, spectral_worths
 from secateur.masks.strategy import Way, ways
-from secateur.masks.summary import Compression, compression
 from secateur.masks.task import NO_CRITERION, pricing_of
 from secateur.measurement.within import require_within
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
@@ -59,7 +59,7 @@ def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
     # WHY: times count on the device where the model was when its layers were timed.
     device = training_device(home, job.session.device) if job.target is None else home
     dense = copy_of(model).to(device)
-    _phase(job, "warmup", dense, supervised(job.task.options.settings.label_smoothing), None)
+    _phase(job, "warmup", dense, supervised(job.task.settings.label_smoothing), None)
     student = copy_of(dense)
     teaches = dense if job.reference is None else job.reference.to(device)
     teacher = teacher_for(student, teaches)
@@ -78,7 +78,7 @@ def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
 
 def turn_(job: LearnJob, student: nn.Module) -> None:
     """Turn the dims of attention into principal axes, if the settings say so; outputs stay."""
-    if job.task.options.settings.axes == "given":
+    if job.task.settings.axes == "given":
         return
     session = job.session.stage(AXES)
     folder = session.folder
@@ -111,7 +111,7 @@ def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
         evidence = job.observe(model, spectral_needs(gates))
         batches, progress = job.batches(model), job.session.progress
         return spectral_worths(model, family, gates, pricing, evidence, batches, progress)
-    which, seed = criteria.get(task.options.criterion), task.options.settings.seed
+    which, seed = criteria.get(task.options.criterion), task.settings.seed
     evidence = job.observe(model, start_needs(which, gates))
     return starting_worths(model, family, gates, pricing, evidence, which, seed)
 
@@ -119,7 +119,7 @@ def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
 def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank) -> Way:
     """Let masks and weights learn; without a search phase the scores stay those at the start."""
     pricing = pricing_of(job.task, job.anatomy, job.target)
-    settings = job.task.options.settings
+    settings = job.task.settings
     way = ways.get(settings.search).make(bank, pricing, settings.way())
     if settings.takeover:
         way.takeover = Takeover(
@@ -151,8 +151,8 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: Way) -> Shr
             way.close(last)
         masks = masks_of(bank.gates, last)
         smaller, plan = remove(student, masks, limits)
-        if job.task.options.settings.refit:
-            seed = job.task.options.settings.seed
+        if job.task.settings.refit:
+            seed = job.task.settings.seed
             refit_(smaller, dense, plan, job.batches(dense), seed)
         kept = compression(job.anatomy, masks, plan)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
@@ -184,7 +184,7 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: Way) -> Shr
 
 def _distil(job: LearnJob, teacher: Teacher) -> Distil:
     """What a student learns from the teacher; from it alone where there are no labels."""
-    settings = job.task.options.settings
+    settings = job.task.settings
     distil = settings.distil
     if not job.session.labels:
         weight = distil.logit_weight or 1.0

@@ -1,7 +1,7 @@
 """What a user may ask of learned masks, checked before any work is done."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
 
@@ -17,14 +17,18 @@ from secateur.masks.gates import Gate
 from secateur.masks.granularity import Scope, Sharing, gates_of, sharings, silenced_by_weights
 from secateur.masks.pricing import Pricing
 from secateur.masks.projection import check_reachable
+from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
 from secateur.masks.start.by_criterion import start_needs
 from secateur.masks.start.from_plans import SPECTRAL
 from secateur.masks.strategy import ways
-from secateur.methods.task import Options, Task, check_offered, check_timing, check_widths
+from secateur.methods.checked import Units, check_units
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import Task, check_offered
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName
 from secateur.presets import Preset
+from secateur.request.parts import UnitsPart
 
 PRESET = "learned_masks"
 NO_CRITERION = "none"
@@ -32,27 +36,21 @@ SEARCH = ("search", "axes", "takeover", "refit", "ascent", "damping", "ramp", "t
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnOptions:
-    """A run in full. `groups` None: those of the sharing. `criterion` "none": all units alike."""
+class CheckedLearning:
+    """A request of which all is checked that needs no model, its words parsed once."""
 
-    budget: str
-    sharing: str = "common_count"
-    gates: str = "straight_through"
-    criterion: str = "spectral"
-    groups: tuple[GroupName, ...] | None = None
-    protect: tuple[str, ...] = ()
-    align: Mapping[GroupName, int] = field(default_factory=dict)
-    minimum: Mapping[GroupName, int] = field(default_factory=dict)
-    runtime: str = "eager"
-    latency_batch: int = 1
-    settings: LearnSettings = field(default_factory=LearnSettings)
+    request: LearnRequest
+    settings: LearnSettings
+    budget: CostBudget
+    units: Units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnTask:
-    """Options resolved against a model. `task` is the same in the words of `prune`."""
+    """A request resolved against a model. `task` is the same in the words of `prune`."""
 
-    options: LearnOptions
+    options: LearnRequest
+    settings: LearnSettings
     sharing: Sharing
     gates: tuple[Gate, ...]
     task: Task
@@ -69,44 +67,43 @@ class LearnTask:
             "protect": list(it.protect),
             "align": dict(self.task.limits.align),
             "min_width": dict(self.task.limits.minimum),
-            "search": {k: getattr(it.settings, k) for k in SEARCH},
-            "distil": it.settings.distil.model_dump(mode="json"),
+            "search": {k: getattr(self.settings, k) for k in SEARCH},
+            "distil": self.settings.distil.model_dump(mode="json"),
         }
 
 
-def check_learn_words(options: LearnOptions) -> CostBudget:
-    """The budget, once all is checked that needs no model; UserError otherwise."""
-    budget = parse_budget(options.budget)
+def check_learning(request: LearnRequest) -> CheckedLearning:
+    """Check all of a request that needs no model, and parse its words; UserError otherwise."""
+    units = check_units(request)
+    budget = parse_budget(request.budget)
     if not isinstance(budget, CostBudget):
         raise UserError(
-            f"budget '{options.budget}' is one of shapes; masks are learned under a budget of the "
+            f"budget '{request.budget}' is one of shapes; masks are learned under a budget of the "
             "whole model, such as '30% params', '2 GMACs' or '6.5 ms'."
         )
-    check_timing(options.runtime, options.latency_batch)
-    check_widths(options.align, options.minimum)
-    sharings.get(options.sharing)
-    forms.get(options.gates)
-    ways.get(options.settings.search)
-    if options.criterion not in (NO_CRITERION, SPECTRAL):
-        criteria.get(options.criterion)
-    it = options.settings
+    sharings.get(request.sharing)
+    forms.get(request.gates)
+    it = request.settings or LearnSettings()
+    ways.get(it.search)
+    if request.criterion not in (NO_CRITERION, SPECTRAL):
+        criteria.get(request.criterion)
     if it.warmup_share + it.search_share >= 1 - 1e-9:
         raise UserError(
             f"warm-up ({it.warmup_share:g}) and search ({it.search_share:g}) take the whole run; "
             "leave a share for fine-tuning."
         )
-    return budget
+    return CheckedLearning(request=request, settings=it, budget=budget, units=units)
 
 
 def resolve_learn(
-    options: LearnOptions, model: nn.Module, family: Family, anatomy: Anatomy
+    asked: CheckedLearning, model: nn.Module, family: Family, anatomy: Anatomy
 ) -> LearnTask:
-    """Check options against a model; UserError with what to do for anything that cannot work."""
-    budget = check_learn_words(options)
+    """The task that a request is for a model; UserError with what to do where it cannot work."""
+    options, budget = asked.request, asked.budget
     sharing = sharings.get(options.sharing)
-    limits = _limits(options, budget)
+    limits = _limits(asked)
     check_protected(anatomy, limits)
-    groups = _groups(options, sharing, anatomy, budget)
+    groups = _groups(asked, sharing, anatomy)
     preset = Preset(
         name=PRESET,
         title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
@@ -115,7 +112,7 @@ def resolve_learn(
         criterion=options.criterion,
     )
     check_offered(groups, anatomy, budget)
-    if "width" in groups and options.settings.distil.needs_streams:
+    if "width" in groups and asked.settings.distil.needs_streams:
         raise UserError(
             "a narrower stream cannot be compared with the dense one, but the settings ask for it "
             "(distil: token_weight, feature_weight or layerwise); set these to 0, or leave out the "
@@ -131,24 +128,24 @@ def resolve_learn(
     if options.criterion not in (NO_CRITERION, SPECTRAL):
         _check_criterion(criteria.get(options.criterion), groups, anatomy, gates)
     task = Task(
-        options=_described(options), preset=preset, budget=budget, groups=groups, limits=limits
+        options=_described(asked), preset=preset, budget=budget, groups=groups, limits=limits
     )
-    found = LearnTask(options=options, sharing=sharing, gates=gates, task=task)
+    found = LearnTask(
+        options=options, settings=asked.settings, sharing=sharing, gates=gates, task=task
+    )
     if budget.unit != "ms":
         check_reachable(gates, pricing_of(found, anatomy, None), options.budget)
     return found
 
 
-def _groups(
-    options: LearnOptions, sharing: Sharing, anatomy: Anatomy, budget: CostBudget
-) -> tuple[GroupName, ...]:
+def _groups(asked: CheckedLearning, sharing: Sharing, anatomy: Anatomy) -> tuple[GroupName, ...]:
     """The groups asked for, else those of the sharing that the model and the budget know of.
 
     A narrower stream cannot be timed layer by layer.
     """
-    if options.groups is not None:
-        return options.groups
-    narrows = bool(anatomy.streams) and budget.unit != "ms"
+    if asked.units.groups is not None:
+        return asked.units.groups
+    narrows = bool(anatomy.streams) and asked.budget.unit != "ms"
     return tuple(group for group in sharing.groups if group != "width" or narrows)
 
 
@@ -173,29 +170,21 @@ def pricing_of(task: LearnTask, anatomy: Anatomy, target: Target | None) -> Pric
     return Pricing(anatomy=anatomy, cost_of=cost_of, limits=task.task.limits, limit=limit)
 
 
-def _limits(options: LearnOptions, budget: CostBudget) -> Limits:
+def _limits(asked: CheckedLearning) -> Limits:
     """Widths of any size for what is counted; those that runtimes like for what is timed.
 
     A stream keeps some channels, since a norm over few of them says nothing.
     """
-    defaults = Limits() if budget.unit == "ms" else Limits(align={}, minimum={"width": 8})
+    defaults = Limits() if asked.budget.unit == "ms" else Limits(align={}, minimum={"width": 8})
     return replace(
         defaults,
-        align={**defaults.align, **options.align},
-        minimum={**defaults.minimum, **options.minimum},
-        protect=options.protect,
+        align={**defaults.align, **asked.units.align},
+        minimum={**defaults.minimum, **asked.units.minimum},
+        protect=tuple(asked.request.protect),
     )
 
 
-def _described(options: LearnOptions) -> Options:
-    """The options in the words of `prune`, for the record of the run."""
-    return Options(
-        budget=options.budget,
-        preset=PRESET,
-        align=options.align,
-        minimum=options.minimum,
-        protect=options.protect,
-        seed=options.settings.seed,
-        runtime=options.runtime,
-        latency_batch=options.latency_batch,
-    )
+def _described(asked: CheckedLearning) -> PruneRequest:
+    """The request in the words of `prune`, for the record of the run."""
+    shared = {one.name: getattr(asked.request, one.name) for one in fields(UnitsPart)}
+    return PruneRequest(asked.request.budget, preset=PRESET, seed=asked.settings.seed, **shared)

@@ -4,12 +4,11 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,12 @@ from torch import Tensor, nn
 from secateur.devices import same_device, usable_device
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, example_images
+from secateur.measurement.request import BenchRequest, Clock
 from secateur.measurement.runtimes import Run, require, runtimes
 from secateur.models.caches import copy_of
+from secateur.request.takes import takes
 
 WARM_UPS = 3
-Clock = Literal["wall", "processor"]
-"""Processor time does not count while other processes have the core: on one thread it is what the
-wall clock would say on a quiet machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +62,9 @@ class Row:
         return {"model": self.model, "ratio": self.ratio, **self.latency.to_json()}
 
 
+@takes(BenchRequest)
 def bench(
-    models: Mapping[str, nn.Module],
-    input_size: tuple[int, int, int],
-    *,
-    runtimes: Sequence[str] = ("eager",),
-    batch_sizes: Sequence[int] = (1,),
-    min_runs: int = 30,
-    max_seconds: float = 10.0,
-    threads: int | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-    clock: Clock = "wall",
+    models: Mapping[str, nn.Module], input_size: tuple[int, int, int], request: BenchRequest
 ) -> list[Row]:
     """Measure `models` on random images, one row per runtime, batch size and model.
 
@@ -86,17 +75,25 @@ def bench(
     Models on another device are copied to `device`; none is changed. UserError for unknown or
     missing runtimes before anything is measured.
     """
-    _check(models, runtimes, batch_sizes, min_runs, threads, device)
+    _check(models, request)
+    device = request.device
     rows: list[Row] = []
     with ExitStack() as stack:
-        stack.enter_context(using_threads(threads))
+        stack.enter_context(using_threads(request.threads))
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="secateur-")))
         placed = {name: _on(device, model) for name, model in models.items()}
         stack.enter_context(evaluating(*placed.values()))
-        for runtime in runtimes:
-            for batch in batch_sizes:
+        for runtime in request.runtimes:
+            for batch in request.batch_sizes:
                 calls = _prepare(placed, input_size, runtime, batch, scratch)
-                times = take_turns(calls, min_runs, max_seconds, waiting(device), seed, clock)
+                times = take_turns(
+                    calls,
+                    request.min_runs,
+                    request.max_seconds,
+                    waiting(device),
+                    request.seed,
+                    request.clock,
+                )
                 rows += _rows(times, batch, runtime, device)
     return rows
 
@@ -134,25 +131,18 @@ def take_turns(
     return times
 
 
-def _check(
-    models: Mapping[str, nn.Module],
-    names: Sequence[str],
-    batch_sizes: Sequence[int],
-    min_runs: int,
-    threads: int | None,
-    device: str,
-) -> None:
+def _check(models: Mapping[str, nn.Module], request: BenchRequest) -> None:
     if not models:
         raise UserError("there is no model to measure; name at least one.")
-    if any(batch < 1 for batch in batch_sizes):
-        raise UserError(f"batch sizes must be at least 1, not {min(batch_sizes)}.")
-    if min_runs < 2:
-        raise UserError(f"a median and a spread need at least 2 runs, not {min_runs}.")
-    if threads is not None and threads < 1:
-        raise UserError(f"the number of threads must be at least 1, not {threads}.")
-    usable_device(device)
-    for name in names:
-        require(name, device)
+    if any(batch < 1 for batch in request.batch_sizes):
+        raise UserError(f"batch sizes must be at least 1, not {min(request.batch_sizes)}.")
+    if request.min_runs < 2:
+        raise UserError(f"a median and a spread need at least 2 runs, not {request.min_runs}.")
+    if request.threads is not None and request.threads < 1:
+        raise UserError(f"the number of threads must be at least 1, not {request.threads}.")
+    usable_device(request.device)
+    for name in request.runtimes:
+        require(name, request.device)
 
 
 def _prepare(

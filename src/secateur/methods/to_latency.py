@@ -20,9 +20,10 @@ from secateur.allocation.types import GROUPS_OF, Plan, Sizes
 from secateur.errors import OutOfReach
 from secateur.measurement.latency import Row, bench
 from secateur.measurement.layer_table import LayerTable, Setting, latency_cost, layer_table
-from secateur.methods.task import Options, Task
+from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Shapes
+from secateur.request.parts import TimingPart
 
 ROUNDS = 3
 MORE = 3
@@ -79,7 +80,7 @@ def times_count(task: Task) -> bool:
     return isinstance(task.budget, CostBudget) and task.budget.unit == "ms"
 
 
-def setting_of(model: nn.Module, options: Options) -> Setting:
+def setting_of(model: nn.Module, options: TimingPart) -> Setting:
     """Where a latency budget counts."""
     return Setting(
         runtime=options.runtime,

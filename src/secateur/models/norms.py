@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.stream import Held
 
 TINY = 1e-6
@@ -138,14 +138,18 @@ def hold_norms_(
     Those in `uncentred` subtract no mean, whatever the norm did that they replace.
     """
     if odd := sorted(set(uncentred) - set(missing)):
-        raise UserError(f"'{odd[0]}' is said to be uncentred, but not how many channels it misses.")
+        raise UserError(
+            f"'{short(odd[0])}' is said to be uncentred, but not how many channels it misses."
+        )
     for path, count in missing.items():
         try:
             norm = model.get_submodule(path)
         except AttributeError as error:
-            raise UserError(f"there is no norm '{path}' to hold channels.") from error
+            raise UserError(f"there is no norm '{short(path)}' to hold channels.") from error
         if not can_hold(norm) or isinstance(norm, HeldNorm):
-            raise UserError(f"'{path}' is a {type(norm).__name__}, which cannot hold channels.")
+            raise UserError(
+                f"'{short(path)}' is a {type(norm).__name__}, which cannot hold channels."
+            )
         new = _like(norm, norm.get_parameter("weight").detach(), count)
         new.centre = new.centre and path not in uncentred
         parent, _, name = path.rpartition(".")

@@ -3,19 +3,18 @@
 from importlib.resources import files
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.allocation.normalise import Normalise
 from secateur.criteria import criteria
 from secateur.criteria.registry import settings_of
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.types import GroupName
 from secateur.registry import unknown
 from secateur.surgery.repair import Repair
 from secateur.surgery.replace import Replacement
+from secateur.textfiles import parse_fields, read_text
 
-DEFAULT = "spectral"
 DAMAGES = {"delta_kl", "delta_ce", "delta_angle"}
 """Criteria that say how the output changes, which searches measure for many layers at once."""
 
@@ -107,11 +106,7 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Preset:
     """The preset called `name`, or the one in a YAML file; UserError when it is not valid."""
     if name.endswith((".yaml", ".yml")):
-        try:
-            with open(name, encoding="utf-8") as file:
-                text = file.read()
-        except OSError as error:
-            raise UserError(f"preset file '{name}' cannot be read: {error.strerror}.") from error
+        text = read_text(name, f"preset file '{name}'")
     elif name in preset_names():
         text = (files("secateur.presets") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
@@ -121,18 +116,16 @@ def load_preset(name: str) -> Preset:
 
 def parse_preset(name: str, text: str) -> Preset:
     """A preset from YAML text; UserError naming the field that is wrong."""
+    fields = parse_fields(text, f"preset '{name}'")
     try:
-        fields = yaml.safe_load(text)
         preset = Preset.model_validate({"name": name, **fields})
-    except (yaml.YAMLError, TypeError) as error:
-        raise UserError(f"preset '{name}' is not valid YAML: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = list(Preset.model_fields)
             raise UserError(f"preset '{name}': {unknown('field', where, known)}") from error
-        raise UserError(f"preset '{name}': field '{where}': {first['msg']}.") from error
+        raise UserError(f"preset '{name}': field '{short(where)}': {first['msg']}.") from error
     for used in {preset.criterion, *preset.criteria.values()}:
         criteria.get(used)
     for name_of, values in preset.settings.items():

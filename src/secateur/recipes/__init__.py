@@ -2,16 +2,15 @@
 
 import math
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.allocation.types import GROUPS_OF, Sizes
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.registry import unknown
+from secateur.textfiles import parse_fields, read_text
 
 ENDINGS = (".yaml", ".yml", ".json")
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
@@ -59,12 +58,7 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """The recipe called `name`, or the one in a YAML or JSON file; UserError if it is not valid."""
     if name.endswith(ENDINGS):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"recipe file '{name}' cannot be read: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"recipe file '{name}' is no text.") from error
+        text = read_text(name, f"recipe file '{name}'")
     elif name in recipe_names():
         text = (files("secateur.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
@@ -74,11 +68,9 @@ def load_recipe(name: str) -> Recipe:
 
 def parse_recipe(name: str, text: str) -> Recipe:
     """A recipe from YAML (or JSON) text; UserError naming the field that is wrong."""
+    fields = parse_fields(text, f"recipe '{name}'")
     try:
-        fields = yaml.safe_load(text)
         return Recipe.model_validate({"name": name, **fields})
-    except (yaml.YAMLError, TypeError) as error:
-        raise UserError(f"recipe '{name}' is not valid YAML: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
@@ -90,8 +82,8 @@ def parse_recipe(name: str, text: str) -> Recipe:
             (_place(one["loc"]) for one in error.errors()), key=lambda name: "[" not in name
         )
         raise UserError(
-            f"recipe '{name}': field '{where}' is not understood: give whole numbers of at least "
-            "1 for units, or shares such as 0.5 or 50%."
+            f"recipe '{name}': field '{short(where)}' is not understood: give whole numbers of at "
+            "least 1 for units, or shares such as 0.5 or 50%."
         ) from error
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.storage.base import identify
 from secateur.storage.load import load
-from secateur.storage.weights import Weights, read_checkpoint, refuse_not_finite
+from secateur.storage.untrusted.checkpoints import read_checkpoint
+from secateur.storage.weights import Weights, refuse_not_finite
 
 TIMM = "timm:"
 

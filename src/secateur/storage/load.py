@@ -17,11 +17,11 @@ from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta
 from secateur.storage.saved import load_saved
 from secateur.storage.spec import SPEC
+from secateur.storage.untrusted.checkpoints import read_checkpoint
 from secateur.storage.weights import (
     Weights,
     fill_,
     misfit,
-    read_checkpoint,
     refuse_not_finite,
 )
 
@@ -88,7 +88,7 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
     with on_meta():
         model = library.open(name, pretrained=False, **sizes)
     base = identify(model, compare_outputs=False)
-    tensors = read_checkpoint(path)
+    tensors = read_checkpoint(path, model)
     if sizes["num_classes"] == 0:
         tensors = _without_classifier(model, tensors)
     _refuse_other_classes(model, tensors, path, source, sizes["num_classes"])

@@ -28,7 +28,16 @@ from secateur.storage.directories.existing import (
 from secateur.storage.fingerprint import SEED, agree, probe, tolerance
 from secateur.storage.saved import complete_, sha256
 from secateur.storage.shapes import added_biases, resize_, shapes_of, widths_of
-from secateur.storage.spec import CARD, SPEC, WEIGHTS, BaseSpec, Spec, present_versions, read_spec
+from secateur.storage.spec import (
+    CARD,
+    SPEC,
+    WEIGHTS,
+    BaseSpec,
+    Spec,
+    present_versions,
+    read_spec,
+    sealed,
+)
 from secateur.storage.weights import common_dtype, refuse_not_finite
 from secateur.whole import reason_of, replacing
 
@@ -185,7 +194,7 @@ def _plain(value: object) -> object:
 
 
 def _json(spec: Spec) -> str:
-    return json.dumps(spec.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(sealed(spec), indent=2, ensure_ascii=False) + "\n"
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

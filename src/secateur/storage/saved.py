@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.data.preprocessing import Preprocessing
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.family import family_of
 from secateur.models.norms import hold_norms_
 from secateur.storage.base import Base, build
@@ -18,7 +18,15 @@ from secateur.storage.directories.existing import mend_model
 from secateur.storage.fingerprint import agree, probe
 from secateur.storage.shapes import add_biases_, resize_
 from secateur.storage.spec import WEIGHTS, Spec, read_spec
+from secateur.storage.untrusted.bounds import (
+    UNBUILDABLE,
+    check_arguments,
+    check_dense,
+    check_input,
+    few_modules,
+)
 from secateur.storage.weights import common_dtype, fill_, misfit
+from secateur.tensorfiles import entries_of
 
 
 def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -38,6 +46,10 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
         model = assemble(base, spec, tensors)
     except UserError as error:
         raise UserError(f"{directory} cannot be rebuilt: {error}") from error
+    except UNBUILDABLE as error:
+        # WHY: libraries raise what they like for sizes that only a changed spec can name.
+        reason = short(error).rstrip(".")
+        raise UserError(f"{directory} cannot be rebuilt: {reason}.") from error
     _check_fingerprint(model, spec, directory)
     model.__dict__.update(secateur_base=base, secateur_spec=spec)
     return model.to(device)
@@ -46,9 +58,13 @@ def load_saved(directory: Path, device: torch.device | str = "cpu") -> nn.Module
 def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The pruned model in eval mode: base on the meta device → shapes → tensors, strictly."""
     shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
-    model = build(base)
+    check_arguments(base.arguments, len(shapes))
+    with few_modules(len(shapes)):
+        model = build(base)
     family = family_of(model)
-    resize_(model, family, family.read(model), shapes, spec.widths, spec.stand_ins)
+    anatomy = family.read(model)
+    check_input(spec.fingerprint.input_size, anatomy, tensors)
+    resize_(model, family, anatomy, shapes, spec.widths, spec.stand_ins)
     return complete_(model, base, spec.added_biases, tensors, spec.held_norms, spec.uncentred_norms)
 
 
@@ -69,9 +85,15 @@ def complete_(
     add_biases_(resized, added_biases, tensors)
     if reason := misfit(resized, tensors):
         raise UserError(f"the weights do not fit the shapes: {reason}.")
-    fill_(resized, tensors, lambda: build(base, "cpu"))
+    fill_(resized, tensors, lambda: _dense(base, tensors))
     _give_preprocessing_(resized, base.preprocessing)
     return resized.eval()
+
+
+def _dense(base: Base, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The dense model with real buffers."""
+    check_dense(build(base), tensors)
+    return build(base, "cpu")
 
 
 def _read_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
@@ -86,9 +108,10 @@ def _read_weights(path: Path, spec: Spec) -> dict[str, Tensor]:
     if sha256(path) != spec.weights.sha256:
         raise UserError(f"{path} was changed after it was saved (its SHA-256 differs).")
     try:
+        entries_of(path)
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {error}.") from error
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file: {short(error)}.") from error
     if str(common_dtype(tensors)) != f"torch.{spec.weights.dtype}":
         raise UserError(f"{path} does not hold {spec.weights.dtype} weights as its spec says.")
     return tensors
@@ -99,9 +122,9 @@ def _check_fingerprint(model: nn.Module, spec: Spec, directory: Path) -> None:
     try:
         expected = torch.tensor(fingerprint.logits, dtype=torch.float64)
         found = probe(model, fingerprint.input_size, fingerprint.seed)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except UNBUILDABLE as error:
         raise UserError(
-            f"{directory} cannot be run on its fingerprint's input: {error}."
+            f"{directory} cannot be run on its fingerprint's input: {short(error)}."
         ) from error
     if not agree(found, expected, fingerprint.tolerance):
         largest = (
@@ -109,7 +132,7 @@ def _check_fingerprint(model: nn.Module, spec: Spec, directory: Path) -> None:
             if found.shape == expected.shape
             else f"of shape {tuple(found.shape)}"
         )
-        versions = ", ".join(f"{name} {number}" for name, number in spec.versions.items())
+        versions = short(", ".join(f"{name} {number}" for name, number in spec.versions.items()))
         raise UserError(
             f"{directory} does not give the outputs it was saved with (difference {largest}, "
             f"allowed {fingerprint.tolerance:.2g}); its files do not belong together, or a library "

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.derived.fold import give_bias_
 from secateur.models.family import Family, read
 from secateur.models.stream import linearisable, narrowable
@@ -46,7 +46,7 @@ def resize_(
     kinds or the streams are not those of `models`.
     """
     if odd := sorted(set(shapes) ^ set(anatomy.shapes)):
-        raise UserError(f"branch {odd[0]} is not in both the file and its base model.")
+        raise UserError(f"branch {short(odd[0])} is not in both the file and its base model.")
     for branch in anatomy.branches:
         shape = shapes[branch.id]
         if shape is None or shape == branch.shape:
@@ -60,7 +60,9 @@ def resize_(
             raise UserError(f"the shape of branch {branch.id} is not one of its kind.")
     dropped = {branch_id for branch_id, shape in shapes.items() if shape is None}
     if odd := sorted(set(stand_ins) - dropped):
-        raise UserError(f"a linear layer is said to stand in for {odd[0]}, which was not dropped.")
+        raise UserError(
+            f"a linear layer is said to stand in for {short(odd[0])}, which was not dropped."
+        )
     for branch_id in stand_ins:
         if (linear := linearisable(family)) is None:
             raise UserError(f"no linear layer can stand in for {branch_id} in {family.title}.")
@@ -69,7 +71,9 @@ def resize_(
         linear.put_linear_(model, branch, empty_DD, empty_DD[0])
     family.drop_(model, dropped - set(stand_ins))
     if odd := sorted(set(widths or {}) - set(anatomy.widths)):
-        raise UserError(f"the base model has no stream '{odd[0]}' that can be made narrower.")
+        raise UserError(
+            f"the base model has no stream '{short(odd[0])}' that can be made narrower."
+        )
     for stream in anatomy.streams:
         width = (widths or {}).get(stream.id, stream.width)
         if width > stream.width:

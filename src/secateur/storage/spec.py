@@ -1,10 +1,12 @@
 """`spec.json`: everything a pruned model is rebuilt from, except its weights. Pure data."""
 
+import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,16 +19,18 @@ from pydantic import (
 )
 
 from secateur.data.preprocessing import Preprocessing
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.types import AttentionShape, MlpShape, Shape
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import IMAGES, LOGITS
 from secateur.storage.library import Argument, is_argument
+from secateur.textfiles import parse_json, read_text
 
 FORMAT = 1
 SPEC, WEIGHTS, CARD = "spec.json", "model.safetensors", "README.md"
 LARGEST_SPEC = 8 * 2**20
 """In bytes; a file that claims to be a spec is not read beyond this."""
+MOST_BRANCHES = 1024
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**24)]
@@ -52,7 +56,7 @@ class BaseSpec(_Strict):
         for key, value in self.arguments.items():
             if not is_argument(value):
                 raise UserError(
-                    f"argument '{key}' of the base model is neither a scalar nor a list."
+                    f"argument '{short(key)}' of the base model is neither a scalar nor a list."
                 )
             arguments[key] = value  # type: ignore[assignment]
         return Base(
@@ -129,11 +133,11 @@ class FingerprintSpec(_Strict):
 
 
 class Spec(_Strict):
-    """One saved model."""
+    """One saved model. `checksum` is over all of it; earlier versions wrote none."""
 
     format: Literal[1] = 1
     base: BaseSpec
-    shapes: dict[str, BranchSpec | None]
+    shapes: Annotated[dict[str, BranchSpec | None], Field(max_length=MOST_BRANCHES)]
     stand_ins: list[str] = []
     widths: dict[str, Size] = {}
     held_norms: dict[str, Count] = {}
@@ -144,6 +148,21 @@ class Spec(_Strict):
     versions: dict[str, str] = {}
     provenance: dict[str, JsonValue] = {}
     results: dict[str, JsonValue] = {}
+    checksum: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
+def checksum_of(fields: Mapping[str, Any]) -> str:
+    """Hexadecimal SHA-256 of a spec as JSON, whatever its checksum and the order of its keys."""
+    others = {key: value for key, value in fields.items() if key != "checksum"}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def sealed(spec: Spec) -> dict[str, Any]:
+    """The spec as JSON, with its checksum."""
+    fields = spec.model_dump(mode="json", exclude={"checksum"})
+    # WHY from the text: a reader knows nothing but that.
+    return {**fields, "checksum": checksum_of(json.loads(json.dumps(fields)))}
 
 
 def read_spec(directory: Path) -> Spec:
@@ -151,24 +170,25 @@ def read_spec(directory: Path) -> Spec:
     path = directory / SPEC
     if not path.is_file():
         raise UserError(f"{directory} is no model saved by secateur: it has no {SPEC}.")
-    if path.stat().st_size > LARGEST_SPEC:
-        raise UserError(f"{path} is larger than {LARGEST_SPEC} bytes and was not read.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON; the file is damaged.") from error
+    raw = parse_json(read_text(path, str(path), LARGEST_SPEC), str(path))
     found = raw.get("format") if isinstance(raw, dict) else None
     if type(found) is not int or found != FORMAT:
         raise UserError(
-            f"{path} has format version {found!r}; this secateur reads version {FORMAT}: install "
-            "the secateur that wrote it, or save the model again."
+            f"{path} has format version {short(repr(found))}; this secateur reads version "
+            f"{FORMAT}: install the secateur that wrote it, or save the model again."
         )
     try:
-        return Spec.model_validate(raw)
+        spec = Spec.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = short(".".join(str(part) for part in first["loc"]))
         raise UserError(f"{path} is not valid at '{where}': {first['msg'].lower()}.") from error
+    if spec.checksum is not None and spec.checksum != checksum_of(raw):
+        raise UserError(
+            f"{path} was changed after it was saved (its SHA-256 differs); bring back the file as "
+            "it was, or, if the change is yours, remove its entry 'checksum'."
+        )
+    return spec
 
 
 def present_versions() -> dict[str, str]:

@@ -1,57 +1,15 @@
-"""Tensors from files into modules: read without running code, checked by name, all or nothing."""
+"""Tensors into modules: checked by name, shape and value, all or nothing."""
 
-import pickle
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 3
 
 Weights = dict[str, Tensor]
-
-
-def read_checkpoint(path: Path) -> Weights:
-    """The tensors of a checkpoint file, on the CPU.
-
-    `.safetensors`, or `.pth`, `.pt` and `.bin` through torch's weights-only reader. Unwraps
-    {"state_dict": …} and {"model": …} (averaged weights first, as in timm) and the prefixes that
-    DataParallel and torch.compile put before names. Raises UserError for anything else.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint file {path}.")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} is no checkpoint file: known endings are {', '.join(SUFFIXES)}.")
-    try:
-        found = load_state_dict(str(path), device="cpu", weights_only=True)
-    except (SafetensorError, EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(_unreadable(path, error)) from error
-    except (AttributeError, TypeError, ValueError, LookupError) as error:
-        raise UserError(f"{path} holds no dictionary of named tensors.") from error
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"{path} holds no plain weights: '{name}' is a {type(value).__name__}, no tensor."
-            )
-    if not found:
-        raise UserError(f"{path} holds no tensors.")
-    return found
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    text = str(error)
-    if "weights_only" in text or "Weights only" in text:
-        return (
-            f"{path} contains Python objects besides tensors and was not opened, since loading it "
-            "could run code; save its state_dict() as .safetensors and pass that file."
-        )
-    return f"{path} cannot be read as a checkpoint: it is damaged or of another kind."
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -60,8 +18,8 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"{where}: tensor '{name}' has NaN or infinite values ({bad} of {tensor.numel()}); "
-                "the file is damaged or the training diverged."
+                f"{where}: tensor '{short(name)}' has NaN or infinite values ({bad} of "
+                f"{tensor.numel()}); the file is damaged or the training diverged."
             )
 
 
@@ -111,4 +69,4 @@ def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(short, names[:SHOWN])) + more

@@ -126,6 +126,7 @@ class Bench:
             limit=study.calibration.limit,
             seed=self.seed,
             batch_size=study.batch_size,
+            labels_needed=False,
         )
         return as_batches(decoded(batches))
 

@@ -5,21 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.devices import usable_device
-from secateur.errors import UserError
-from secateur.measurement.latency import Clock
+from secateur.errors import UserError, short
+from secateur.measurement.request import Clock
 from secateur.measurement.runtimes import require
-from secateur.methods.task import known_values
+from secateur.methods.checked import known_values
 from secateur.presets import load_preset
 from secateur.registry import unknown
 from secateur.study.structures import StructureName, score_names
 from secateur.surgery.repair import Repair
-
-Place = tuple[str | int, ...]
+from secateur.textfiles import Place, parse_yaml, read_text
+from secateur.textfiles import lines_of as lines_in
 
 
 class _Strict(BaseModel):
@@ -102,20 +101,12 @@ def read_study(path: Path, only: Sequence[str] | None = None) -> Study:
     `only` keeps some of its models. `$NAME` in paths takes a variable of the environment; a
     relative path that exists beside the file is taken from there.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"study '{path}' cannot be read: {reason}.") from error
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"study '{path}' is not valid YAML: {problem}.") from error
+    what = f"study '{path}'"
+    text = read_text(path, what)
+    fields = parse_yaml(text, what)
     if not isinstance(fields, dict):
         raise UserError(f"study '{path}' is empty or no mapping; see docs/howto.md for an example.")
-    lines = _lines(tree)
+    lines = lines_in(text, what)
     try:
         study = Study.model_validate(_short_models(fields))
     except ValidationError as error:
@@ -145,20 +136,8 @@ def at(path: Path, lines: Mapping[Place, int], *place: str | int) -> str:
 
 def lines_of(path: Path) -> dict[Place, int]:
     """Line numbers of all keys and items of a study file."""
-    return _lines(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
-
-
-def _lines(node: Any, place: Place = ()) -> dict[Place, int]:
-    found: dict[Place, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, key.value)
-            found |= {inner: key.start_mark.line + 1} | _lines(value, inner)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            found |= {(*place, number): value.start_mark.line + 1}
-            found |= _lines(value, (*place, number))
-    return found
+    what = f"study '{path}'"
+    return lines_in(read_text(path, what), what)
 
 
 def _short_models(fields: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +153,7 @@ def _sentence(path: Path, error: ValidationError, lines: Mapping[Place, int]) ->
     # WHY: a key that is written wrong is missing as well, and its wrong form says more.
     first = min(error.errors(), key=lambda one: one["type"] == "missing")
     place: Place = tuple(part for part in first["loc"] if part != "[key]")
-    where, name = at(path, lines, *place), ".".join(str(part) for part in place)
+    where, name = at(path, lines, *place), short(".".join(str(part) for part in place))
     if first["type"] == "extra_forbidden":
         known = Study if len(place) == 1 else _model_at(place)
         return f"{where}: {unknown('key', str(place[-1]), list(known.model_fields))}"
@@ -187,7 +166,7 @@ def _sentence(path: Path, error: ValidationError, lines: Mapping[Place, int]) ->
         return f"{where}: '{name}' is empty, so the grid has no cell; name at least one."
     if first["type"] == "missing":
         return f"{where}: the key '{name}' is missing."
-    return f"{where}: '{name}': {first['msg'][0].lower()}{first['msg'][1:]}."
+    return f"{where}: '{name}': {first['msg'][0].lower()}{short(first['msg'][1:])}."
 
 
 def _model_at(place: Place) -> type[BaseModel]:
@@ -228,7 +207,9 @@ def _check(path: Path, study: Study, lines: Mapping[Place, int]) -> None:
         for number, value in enumerate(values):
             if value in values[:number]:
                 where = at(path, lines, factor, number)
-                raise UserError(f"{where}: '{value}' stands in {factor} twice; name it once.")
+                raise UserError(
+                    f"{where}: '{short(value)}' stands in {factor} twice; name it once."
+                )
     try:
         usable_device(study.device)
     except UserError as error:
@@ -265,9 +246,11 @@ def _path(path: Path, text: str | None) -> str | None:
         return None
     expanded = os.path.expanduser(os.path.expandvars(text))
     if "$" in expanded:
-        raise UserError(f"{path}: '{text}' names a variable that is not set in the environment.")
+        raise UserError(
+            f"{path}: '{short(text)}' names a variable that is not set in the environment."
+        )
     beside = path.parent / expanded
-    return str(beside) if beside.exists() else expanded
+    return str(beside) if os.path.exists(beside) else expanded
 
 
 def _at_home(path: Path, study: Study, lines: Mapping[Place, int]) -> dict[str, ModelSpec]:

@@ -8,7 +8,9 @@ from secateur.allocation.budget import parse_budget
 from secateur.allocation.menus import Limits
 from secateur.errors import UserError
 from secateur.methods.by_preset import method_of
-from secateur.methods.task import Options, Task, resolve
+from secateur.methods.checked import check
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import Task, resolve
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.presets import Preset
@@ -25,7 +27,8 @@ def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> T
     whole layers go by the least score per cost saved.
     """
     if cell.structure == OWN:
-        return resolve(Options(budget=cell.budget, preset=cell.score, seed=cell.seed), anatomy)
+        own = PruneRequest(cell.budget, preset=cell.score, seed=cell.seed)
+        return resolve(check(own), anatomy)
     structure = BY_NAME[cell.structure]
     search = cell.score if cell.score in SEARCHES else "one_shot"
     preset = Preset.model_validate(
@@ -43,7 +46,7 @@ def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> T
     )
     others = [b.id for b in anatomy.branches if structure.kind not in (None, b.kind)]
     return Task(
-        options=Options(budget=cell.budget, seed=cell.seed, effort="quick"),
+        options=PruneRequest(cell.budget, seed=cell.seed, effort="quick"),
         preset=preset,
         budget=parse_budget(cell.budget),
         groups=(structure.group,),

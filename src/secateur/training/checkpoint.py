@@ -1,6 +1,11 @@
-"""One file from which a run goes on as if it had never stopped: safetensors with JSON inside."""
+"""One file from which a run goes on as if it had never stopped: safetensors with JSON inside.
+
+A checksum over all of it is kept inside as well, so that a file that was changed is not gone on
+from.
+"""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError, short
+from secateur.tensorfiles import digest, entries_of
 from secateur.whole import reason_of, sweep, writing
 
 FILE = "checkpoint.safetensors"
-FORMAT = 1
+FORMAT = 2
+WITHOUT_CHECKSUM = 1
+"""The format of earlier versions."""
+LARGEST_HEADER = 64 * 2**20
+"""In bytes; the header holds the curves of the run."""
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:
@@ -28,7 +38,8 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with writing(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"secateur": text})
+            about = {"secateur": text, "sha256": digest(text, tensors)}
+            save_file(tensors, unfinished, metadata=about)
     except (OSError, SafetensorError) as error:
         kept = "the one before it is whole" if path.is_file() else "there is none before it"
         raise UserError(
@@ -50,24 +61,45 @@ def remove(folder: Path) -> None:
 def read(folder: Path) -> dict[str, Any] | None:
     """What `write` wrote, on the CPU; None where there is no checkpoint.
 
-    UserError for a file that is damaged or was not written by `write`.
+    UserError for a file that was changed, is damaged or was not written by `write`. Files of
+    earlier versions have no checksum: they are read as they are, and Advice says so.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     try:
+        entries_of(path, LARGEST_HEADER)
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("secateur", "")
+            about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = json.loads(text)
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}")
-        state: dict[str, Any] = unpack(found["state"], tensors)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        state = _checked(path, about, tensors)
+    except (
+        AttributeError, LookupError, OSError, RecursionError, SafetensorError, TypeError, ValueError
+    ) as error:  # fmt: skip
         raise UserError(
-            f"{path} is no checkpoint that this secateur can read ({error}); remove it to start "
-            "afresh."
+            f"{path} is no checkpoint that this secateur can read ({short(error)}); remove it to "
+            "start afresh."
         ) from error
+    return state
+
+
+def _checked(path: Path, about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state in a file whose checksum, if it has one, is right."""
+    text = about["secateur"]
+    if "sha256" in about and about["sha256"] != digest(text, tensors):
+        raise ValueError("it was changed after it was written: its SHA-256 differs")
+    found = json.loads(text)
+    wanted = FORMAT if "sha256" in about else WITHOUT_CHECKSUM
+    if found["format"] != wanted:
+        raise ValueError(f"format {found['format']}")
+    if wanted == WITHOUT_CHECKSUM:
+        warnings.warn(
+            f"{path} was written by an earlier version, without a checksum: whether it is still "
+            "as it was written cannot be told",
+            Advice,
+            stacklevel=3,
+        )
+    state: dict[str, Any] = unpack(found["state"], tensors)
     return state
 
 

@@ -134,7 +134,8 @@ def fit_(
         machine.track(settings)
         with deferred_signals(folder is not None) as pending:
             if not run.finished:
-                prepare = preparer(settings, classes, labelled, machine.process)
+                dtype = next(model.parameters()).dtype
+                prepare = preparer(settings, classes, labelled, machine.process, dtype)
                 _train(run, items, prepare, judge, pending)
             run.choose_(judge is not None)
             if pending.waits:

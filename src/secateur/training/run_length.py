@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from secateur.errors import UserError
+from secateur.errors import QUOTED, UserError, short
 
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
 _SECONDS = {
@@ -30,13 +30,13 @@ class RunLength:
 
 def parse_run_length(text: str, name: str = "polish") -> RunLength:
     """Read '30s', '5min', '1.5 h' or '200 steps'; UserError for anything else, under `name`."""
-    found = _FORM.fullmatch(text.strip().lower())
+    found = _FORM.fullmatch(text.strip().lower()) if len(text) <= QUOTED else None
     number, unit = (float(found[1]), found[2]) if found else (0.0, "")
     if unit in ("step", "steps") and number >= 1 and number == int(number):
         return RunLength(text=text.strip(), steps=int(number))
     if unit in _SECONDS and number > 0:
         return RunLength(text=text.strip(), seconds=number * _SECONDS[unit])
     raise UserError(
-        f"{name} '{text}' is neither a time nor a number of steps above zero; write for example "
-        "'30s', '5min' or '200 steps'."
+        f"{name} '{short(text)}' is neither a time nor a number of steps above zero; write for "
+        "example '30s', '5min' or '200 steps'."
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateur.data.images import ImageSet
+from secateur.data.items import has_labels
 from secateur.errors import UserError
 from secateur.progress import Progress
 from secateur.statistics.divergence import LossName, spread
@@ -138,18 +139,12 @@ def plain_items(images: object) -> Items:
     return images if isinstance(images, ImageSet) else items_of(images, AugmentSettings())
 
 
-def has_labels(images: object) -> bool:
-    """Whether images come with labels, as far as can be told."""
-    if isinstance(images, ImageSet):
-        return images.labelled
-    return not isinstance(images, Tensor)
-
-
 def require_labels(images: object) -> None:
     """UserError for images without labels."""
     if has_labels(images):
         return
-    where = images.source if isinstance(images, ImageSet) else "the tensor of images"
+    kind = type(images).__name__
+    where = images.source if isinstance(images, ImageSet) else f"the {kind} of images"
     raise UserError(
         f"{where} has no labels to learn from; give labelled images, or leave labels out "
         "(--no-labels)."

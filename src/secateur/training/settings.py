@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.registry import unknown
+from secateur.textfiles import parse_mapping, read_text
 from secateur.training.run_length import RunLength, parse_run_length
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -147,7 +147,10 @@ def read_settings(
     Keys of changes may be dotted: {"optimizer.learning_rate": 3e-4}. A change of steps, epochs or
     time replaces all three. UserError names the key that is unknown or wrong.
     """
-    values = _yaml(file) if file is not None else {}
+    values: dict[str, Any] = {}
+    if file is not None:
+        what = f"settings file '{file}'"
+        values = parse_mapping(read_text(file, what), what)
     given = {key: value for key, value in (changes or {}).items() if value is not None}
     lengths = {"steps", "epochs", "time"}
     if lengths & given.keys():
@@ -156,7 +159,10 @@ def read_settings(
         place = values
         *parents, last = key.split(".")
         for parent in parents:
-            place[parent] = dict(place.get(parent) or {})
+            inner = place.get(parent) or {}
+            if not isinstance(inner, dict):
+                raise UserError(f"{file or 'settings'}: '{parent}' holds no names with values.")
+            place[parent] = dict(inner)
             place = place[parent]
         place[last] = value
     where = "settings" if file is None else str(file)
@@ -166,18 +172,6 @@ def read_settings(
         raise UserError(f"{where}: {_first(kind, error)}") from error
 
 
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"settings file '{file}' cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"settings file '{file}' is not valid YAML: {error}.") from error
-    if not isinstance(values, dict | None):
-        raise UserError(f"settings file '{file}' holds no names with values, such as 'steps: 200'.")
-    return values or {}
-
-
 def _first(kind: type[BaseModel], error: ValidationError) -> str:
     """The first thing wrong, with the known keys where one is unknown."""
     first = error.errors()[0]
@@ -185,7 +179,7 @@ def _first(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return unknown("key", where, sorted(_keys(kind)))
     sentence = first["msg"].removeprefix("Value error, ")
-    return f"'{where}': {sentence.lower()}." if where else f"{sentence}."
+    return f"'{short(where)}': {sentence.lower()}." if where else f"{sentence}."
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -39,12 +39,12 @@ from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import findings
+from secateur.request.takes import takes
 from secateur.statistics.divergence import LossName, loss_for, unit_of
 from secateur.storage.directories.files import check_files, write_files
 from secateur.verbs.load import open_data, unreadable_note
+from secateur.verbs.requests import AnalyzeRequest
 
-LIMIT = 256
-"""Images taken from a path or data string unless told otherwise."""
 PAGE, DATA = "analysis.html", "analysis.json"
 TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05, "of the variance": 0.05}
 """Damage within which layers count as droppable, by unit."""
@@ -91,41 +91,22 @@ class Analysis:
         return write_files(out, files, overwrite=overwrite, what="an analysis")
 
 
-def check_words(
-    effort: str,
-    runtime: str = "eager",
-    latency_batch: int = 1,
-    tolerance: float | None = None,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-) -> None:
-    """UserError for options that cannot work, before anything is opened."""
-    if effort not in EFFORTS:
-        raise UserError(unknown("effort", effort, list(EFFORTS)))
-    check_timing(runtime, latency_batch)
-    if tolerance is not None and not tolerance >= 0:
-        raise UserError(f"the tolerance must be a damage of at least 0, not {tolerance:g}.")
-    if out is not None:
-        check_files(out, (PAGE, DATA), overwrite=overwrite, what="an analysis")
+def check_analysis(request: AnalyzeRequest) -> None:
+    """UserError for a request that cannot work, before anything is opened."""
+    if request.effort not in EFFORTS:
+        raise UserError(unknown("effort", request.effort, list(EFFORTS)))
+    check_timing(request.runtime, request.latency_batch)
+    if request.tolerance is not None and not request.tolerance >= 0:
+        raise UserError(f"the tolerance must be a damage of at least 0, not {request.tolerance:g}.")
 
 
-def analyze(
-    model: nn.Module,
-    images: object,
-    *,
-    effort: str = "quick",
-    tolerance: float | None = None,
-    loss: str | None = None,
-    limit: int | None = LIMIT,
-    seed: int = 0,
-    batch_size: int = 32,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    latency: bool = True,
-    runtime: str = "eager",
-    latency_batch: int = 1,
-    progress: Progress | None = None,
-) -> Analysis:
+def check_place(out: str | Path, overwrite: bool) -> None:
+    """UserError for a place where an analysis cannot be written."""
+    check_files(out, (PAGE, DATA), overwrite=overwrite, what="an analysis")
+
+
+@takes(AnalyzeRequest)
+def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
     """Measure what `model` could do without, on images that need no labels.
 
     `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
@@ -134,7 +115,12 @@ def analyze(
     does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
     Raises UserError for wrong options, unknown models and images that cannot be read.
     """
-    check_words(effort, runtime, latency_batch, tolerance)
+    check_analysis(request)
+    return analyze_checked(model, images, request)
+
+
+def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
+    """The same for a request that is checked already, as before the model is opened."""
     family = family_of(model)
     if has_shared(model):
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
@@ -143,29 +129,30 @@ def analyze(
     require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
-    compared = loss_for(anatomy.num_classes, loss)
+    compared = loss_for(anatomy.num_classes, request.loss)
     require_walk(model)
-    if loss is None:
+    if request.loss is None:
         compared = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
-    batches, used = open_data(
-        model,
-        images,
-        limit=limit,
-        seed=seed,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-    )
-    tolerance = (
-        TOLERANCE[unit_of(anatomy.num_classes, compared)] if tolerance is None else tolerance
-    )
+    batches, used = open_data(model, images, labels_needed=False, **request.reading())
+    tolerance, effort, seed = request.tolerance, request.effort, request.seed
+    if tolerance is None:
+        tolerance = TOLERANCE[unit_of(anatomy.num_classes, compared)]
     timing = None
-    if latency:
-        timing = partial(time_branches, runtime=runtime, batch_size=latency_batch)
+    if request.latency:
+        timing = partial(time_branches, runtime=request.runtime, batch_size=request.latency_batch)
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
         record = _measured(
-            model, family, anatomy, batches, effort, seed, tolerance, timing, progress, compared
+            model,
+            family,
+            anatomy,
+            batches,
+            effort,
+            seed,
+            tolerance,
+            timing,
+            request.progress,
+            compared,
         )
     record |= {
         "loss": compared,

@@ -10,8 +10,7 @@ from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.measurement.latency import using_threads
-from secateur.methods.task import LIMIT
-from secateur.presets import DEFAULT
+from secateur.methods.request import DEFAULT, LIMIT
 from secateur.progress import Progress
 from secateur.storage.directories.existing import mend_model
 from secateur.storage.save import check_out

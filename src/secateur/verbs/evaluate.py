@@ -11,41 +11,25 @@ from secateur.measurement.accuracy import evaluate as measure_accuracy
 from secateur.measurement.latency import bench
 from secateur.models.family import family_of
 from secateur.progress import Progress
+from secateur.request.takes import takes
 from secateur.verbs.load import open_data
+from secateur.verbs.requests import EvaluateRequest
 from secateur.verbs.result import Result
 
 SECONDS = 2.0
 """How long dense and pruned model take turns at least."""
 
 
-def evaluate(
-    model: nn.Module,
-    images: object,
-    *,
-    reference: nn.Module | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 32,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    progress: Progress | None = None,
-) -> Accuracy:
+@takes(EvaluateRequest)
+def evaluate(model: nn.Module, images: object, request: EvaluateRequest) -> Accuracy:
     """Top-1 and top-5 accuracy, and agreement and KL divergence with `reference`.
 
     `images` is a path or data string, or anything else that `prune` takes; `limit` keeps that
     many images, spread over the classes. Without labels only the comparison is made. Raises
     UserError for images that cannot be read or whose classes are not those of the head.
     """
-    batches, _ = open_data(
-        model,
-        images,
-        limit=limit,
-        seed=seed,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-    )
-    return score(model, batches, "evaluate", progress, reference=reference)
+    batches, _ = open_data(model, images, **request.reading())
+    return score(model, batches, "evaluate", request.progress, reference=request.reference)
 
 
 def require_classifier(model: nn.Module) -> None:

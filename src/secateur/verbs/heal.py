@@ -10,7 +10,8 @@ from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
-from secateur.progress import Progress, timed
+from secateur.progress import timed
+from secateur.request.takes import takes
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
 from secateur.storage.reference import dense_of, name_of_reference, reference_of
@@ -21,57 +22,41 @@ from secateur.training.head import refit_head_
 from secateur.training.identity import digest
 from secateur.training.loop import FitReport
 from secateur.training.machine import training_device
-from secateur.training.run import OnLog
 from secateur.training.session import Session, on_device, plain_items
 from secateur.training.updates.lora import attach_, merge_
 from secateur.training.verbs import HealSettings
 from secateur.verbs.judgement import judgement
 from secateur.verbs.load import give_preprocessing_, load
+from secateur.verbs.requests import HealRequest
 from secateur.verbs.result import Result
 from secateur.verbs.training_inputs import Evaluation, copy_to_train, open_session
 from secateur.verbs.training_result import Trained
 
 
-def heal(
-    model: nn.Module | Result,
-    images: object,
-    *,
-    reference: nn.Module | str | Path | None = None,
-    labels: bool | None = None,
-    loss: str | None = None,
-    settings: HealSettings | None = None,
-    folder: Path | None = None,
-    restart: bool = False,
-    limit: int | None = None,
-    skip_unreadable: bool = False,
-    eval_images: object | None = None,
-    judge: str = "held_out",
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-    on_log: OnLog | None = None,
-) -> Trained:
+@takes(HealRequest)
+def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Trained:
     """Return a copy of `model` that has learned from `reference`, its dense original.
 
     `model` is a pruned model or what `prune` returned. Without a reference, the dense model of a
     bundled one is found. A reference of another family or with other preprocessing sees the same
-    images in its own way; then only its outputs can be learned. `images` are a path or data
-    string, a tensor, a pair of tensors or a map-style data set; labels are used only if `labels`,
-    or a `label_weight` in the settings, says so. `loss` compares outputs with the reference's, see
-    `secateur.prune`. With a `folder`, the run can be stopped and goes
-    on from its checkpoint there; see `secateur.training.loop.fit_`.
-    `judge` 'held_out' judges weights by a share of the images, which are then not trained on;
-    'eval_data' by `eval_images`, whose accuracy then flatters where the best weights are kept.
-    `device` is where to train: unless given, where the model is, or on the accelerator found
-    for a model on the CPU; the model that comes out is where the one given was. Everything that can
-    be wrong with the request raises UserError before training begins.
+    images in its own way; then only its outputs can be learned. `images` are a path or data string,
+    or a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of images or
+    batches; labels are used only if `labels`, or a `label_weight` in the settings, says so. `loss`
+    compares outputs with the reference's, see `secateur.prune`. With a `folder`, the run can be
+    stopped and goes on from its checkpoint there; see `secateur.training.loop.fit_`. `judge`
+    'held_out' judges weights by a share of the images, which are then not trained on; 'eval_data'
+    by `eval_images`, whose accuracy then flatters where the best weights are kept. `device` is
+    where to train: unless given, where the model is, or on the accelerator found for a model on the
+    CPU; the model that comes out is where the one given was. Everything that can be wrong with the
+    request raises UserError before training begins.
     """
-    settings = with_labels(settings or HealSettings(), labels)
+    settings = with_labels(request.settings or HealSettings(), request.labels)
     student, base, earlier = copy_to_train(model)
-    device = training_device(next(student.parameters()).device, device)
+    device = training_device(next(student.parameters()).device, request.device)
     if settings.refit_head:
         require_double(device, "refit_head")
     notes: list[str] = []
-    dense = _reference(student, reference, notes)
+    dense = _reference(student, request.reference, notes)
     if family_of(student).matches(dense):
         require_walk(dense)
     teacher = teacher_for(student, dense)
@@ -84,22 +69,14 @@ def heal(
         held_out=settings.held_out,
         labels=supervised,
         required=supervised,
-        loss=loss,
-        judge=judge,
-        eval_images=eval_images,
-        limit=limit,
-        skip_unreadable=skip_unreadable,
-        folder=folder,
-        restart=restart,
         device=device,
-        progress=progress,
-        on_log=on_log,
+        **request.session(),
     )
     objective = session.distillation(teacher, settings.distil, settings)
     seconds: dict[str, float] = {}
     with on_device(device, student, dense):
         models = {"dense": dense, "own": student}
-        evaluation = Evaluation(models, eval_images, skip_unreadable, progress)
+        evaluation = Evaluation(models, request)
         with timed(seconds, "measure"):
             accuracy = evaluation("dense", "dense", dense)
             accuracy |= evaluation("before", "own", student)
@@ -107,7 +84,7 @@ def heal(
         seconds["heal"] = report.seconds
         with timed(seconds, "measure"):
             accuracy |= evaluation("pruned", "own", student)
-    judged = judgement(report, used, earlier, judge, "heal")
+    judged = judgement(report, used, earlier, request.judge, "heal")
     if judged is not None and judged.worse:
         notes.append(judged.note())
     return Trained(
@@ -116,7 +93,7 @@ def heal(
         base=base,
         report=report,
         data=used,
-        about={"reference": _name(reference, base), "head_ridge": ridge},
+        about={"reference": _name(request.reference, base), "head_ridge": ridge},
         earlier=earlier,
         accuracy=accuracy,
         judged=judged,

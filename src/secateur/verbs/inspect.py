@@ -9,7 +9,8 @@ from secateur.measurement.timing import Times, time_branches
 from secateur.models.family import family_of
 from secateur.models.sharing import has_shared, parameters_outside
 from secateur.models.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
-from secateur.progress import Progress
+from secateur.request.takes import takes
+from secateur.verbs.requests import InspectRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +77,8 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(
-    model: nn.Module,
-    *,
-    latency: bool = False,
-    runtime: str = "eager",
-    latency_batch: int = 1,
-    progress: Progress | None = None,
-) -> Inspection:
+@takes(InspectRequest)
+def inspect(model: nn.Module, request: InspectRequest) -> Inspection:
     """Read a model without changing it; UserError for one of no known family.
 
     With `latency`, its branches are timed alone in turns with the whole, in `runtime` with
@@ -92,9 +87,14 @@ def inspect(
     family = family_of(model)
     anatomy = family.read(model)
     times = None
-    if latency:
+    if request.latency:
         times = time_branches(
-            model, family, anatomy, runtime=runtime, batch_size=latency_batch, progress=progress
+            model,
+            family,
+            anatomy,
+            runtime=request.runtime,
+            batch_size=request.latency_batch,
+            progress=request.progress,
         )
     total, ends = anatomy.cost(), anatomy.ends.at(anatomy.width)
     ends = sum((layer.cost * -1 for layer in anatomy.stand_ins), ends)

@@ -1,26 +1,24 @@
 """Learn masks while training, under a budget: search, project, remove, fine-tune, in one call."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from secateur.data.items import has_labels
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.masks.job import LearnJob
 from secateur.masks.phases import Shrunk, run
+from secateur.masks.removal.summary import removability
+from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
-from secateur.masks.summary import removability
-from secateur.masks.task import LearnOptions, resolve_learn
-from secateur.methods.task import parse_groups
+from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
 from secateur.models.sharing import refuse_shared
-from secateur.models.types import GroupName
 from secateur.models.walk_check import require_walk
-from secateur.progress import Progress, timed
+from secateur.progress import timed
+from secateur.request.takes import takes
 from secateur.storage.reference import base_or_reason, logits, name_of_reference, reference_of
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.distillation.cached_logits import LOGITS
@@ -28,45 +26,16 @@ from secateur.training.distillation.objectives import require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
-from secateur.training.run import OnLog
-from secateur.training.session import Session, has_labels, plain_items
+from secateur.training.session import Session, plain_items
 from secateur.verbs.evaluate import measure_, require_classifier
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
 from secateur.verbs.result import Result
 from secateur.verbs.training_inputs import open_session
 
-OnNote = Callable[[str], None]
 
-
-def learn(
-    model: nn.Module,
-    images: object,
-    budget: str,
-    *,
-    reference: nn.Module | str | Path | None = None,
-    sharing: str = "common_count",
-    gates: str = "straight_through",
-    loss: str | None = None,
-    criterion: str = "spectral",
-    groups: Sequence[str] | None = None,
-    protect: Sequence[str] = (),
-    align: Mapping[str, int] | None = None,
-    minimum: Mapping[str, int] | None = None,
-    settings: LearnSettings | None = None,
-    folder: Path | None = None,
-    restart: bool = False,
-    limit: int | None = None,
-    skip_unreadable: bool = False,
-    eval_images: object | None = None,
-    latency: bool = False,
-    runtime: str = "eager",
-    latency_batch: int = 1,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-    on_log: OnLog | None = None,
-    on_note: OnNote | None = None,
-) -> Learned:
+@takes(LearnRequest)
+def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
     """Return a smaller copy of `model` within `budget`, its masks learned with its weights.
 
     `sharing` says which units share a mask, `gates` how a score becomes one, `criterion` in which
@@ -79,50 +48,31 @@ def learn(
     training what the strategy can remove. Everything that can be wrong with the request raises
     UserError before training begins.
     """
-    options = LearnOptions(
-        budget=budget,
-        sharing=sharing,
-        gates=gates,
-        criterion=criterion,
-        groups=None if groups is None else parse_groups(groups),
-        protect=tuple(protect),
-        align=_by_group(align),
-        minimum=_by_group(minimum),
-        runtime=runtime,
-        latency_batch=latency_batch,
-        settings=settings or LearnSettings(),
-    )
-    device = training_device(next(model.parameters()).device, device)
+    return learn_checked(model, images, check_learning(request))
+
+
+def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> Learned:
+    """The same for a request that is checked already, as before the model is opened."""
+    request, settings, progress = asked.request, asked.settings, asked.request.progress
+    device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
     family = family_of(model)
     anatomy = family.read(model)
-    task = resolve_learn(options, model, family, anatomy)
+    task = resolve_learn(asked, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
     require_walk(model)
-    if eval_images is not None:
+    if request.eval_images is not None:
         require_classifier(model)
-    scored = None if eval_images is None else open_data(model, eval_images)[0]
-    settings = options.settings
-    session, used, notes = _open(
-        model,
-        images,
-        settings,
-        loss=loss,
-        limit=limit,
-        skip_unreadable=skip_unreadable,
-        folder=folder,
-        restart=restart,
-        device=device,
-        progress=progress,
-        on_log=on_log,
-    )
+    scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
+    session, used, notes = _open(model, images, settings, device=device, **request.session())
+    reference = request.reference
     teaches = None if reference is None else reference_of(reference)
     if teaches is not None:
         require_streams(teacher_for(model, teaches), settings.distil)
     before = removability(task.sharing, task.gates, anatomy, task.task.limits)
-    if on_note is not None:
-        on_note(before.text())
+    if request.on_note is not None:
+        request.on_note(before.text())
     job = LearnJob(
         task=task,
         family=family,
@@ -135,9 +85,9 @@ def learn(
     dense, shrunk = run(job, model)
     result = _result(job, model, dense, shrunk, used)
     result.notes = [*notes, before.text(), *result.notes]
-    if scored is not None or latency:
+    if scored is not None or request.latency:
         with timed(job.seconds, "measure"):
-            missing = latency and not result.latency
+            missing = request.latency and not result.latency
             measure_(result, dense, scored, latency=missing, progress=progress)
     return Learned(
         result=result,
@@ -213,8 +163,3 @@ def _claims(shrunk: Shrunk) -> list[str]:
             "weights of zero and took part in the fine-tuning."
         )
     return found + ([] if shrunk.timed is None else [shrunk.timed.note])
-
-
-def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:
-    given = dict(sizes or {})
-    return {group: given[group] for group in parse_groups(list(given))}

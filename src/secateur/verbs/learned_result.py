@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from secateur.masks.removal.summary import Compression, Removability
 from secateur.masks.settings import Phase
-from secateur.masks.summary import Compression, Removability
 from secateur.masks.task import LearnTask
 from secateur.training.loop import FitReport
 from secateur.verbs.result import Result
@@ -73,6 +73,6 @@ class Learned:
             "removed_percent": self.compression.removed_percent,
             "compression": self.compression.to_json(),
             "steps": {phase: report.steps for phase, report in self.phases.items()},
-            "settings": options.settings.model_dump(mode="json"),
+            "settings": self.task.settings.model_dump(mode="json"),
             "phases": {phase: report.to_json() for phase, report in self.phases.items()},
         }

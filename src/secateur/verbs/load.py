@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from secateur.data.batches import Batches, as_batches
+from secateur.data.examples import Shape
 from secateur.data.images import DIGITS, ImageSet, open_images
-from secateur.data.named import is_named
 from secateur.data.preprocessing import Preprocessing
+from secateur.data.sources.named import is_named
 from secateur.errors import UserError
+from secateur.measurement.modes import evaluating, example_images
 from secateur.models.family import family_of
 from secateur.storage.base import Base
 from secateur.storage.load import load as load_model
@@ -100,12 +102,15 @@ def open_data(
     workers: int = 0,
     skip_unreadable: bool = False,
     own_labels: bool = False,
+    labels_needed: bool = True,
 ) -> tuple[Batches, DataUsed]:
-    """Batches of images for `model`, on its device, and where they came from.
+    """Batches of images for `model`, on its device and in its type, and where they came from.
 
     `images` is a path or data string, or anything `as_batches` takes. The options up to
     `skip_unreadable` concern the former: see `secateur.data.images.open_images`. With
-    `own_labels`, labels are those of the images, whatever the model's head is for.
+    `own_labels`, labels are those of the images, whatever the model's head is for. Where labels
+    are not `labels_needed`, images may be of other classes or come with targets of any kind, which
+    are then left out. UserError for images that the model does not take.
     """
     if isinstance(images, str | Path):
         images = open_images(
@@ -114,11 +119,16 @@ def open_data(
             limit=limit,
             seed=seed,
             num_classes=None if own_labels else family_of(model).read(model).num_classes or None,
+            labels_needed=labels_needed,
             skip_unreadable=skip_unreadable,
         )
-    device = next(model.parameters()).device
-    batches = as_batches(images, batch_size, workers, device)
+    like = example_images(model, (0, 0, 0), 0)
+    batches = as_batches(
+        images, batch_size, workers, like.device, dtype=like.dtype, any_targets=not labels_needed
+    )
     if not isinstance(images, ImageSet):
+        if batches.shape is not None:
+            refuse_other_images(model, batches.shape)
         return batches, DataUsed(source=type(images).__name__, images=batches.images)
     return batches, DataUsed(
         source=images.source,
@@ -126,6 +136,33 @@ def open_data(
         fingerprint=images.fingerprint,
         unreadable=images.unreadable,
         classes=images.label_count,
+    )
+
+
+def refuse_other_images(model: nn.Module, shape: Shape) -> None:
+    """UserError when `model` does not take images of this shape, found by showing it one.
+
+    An image of the model's own size is not shown. None must have more or fewer channels.
+    """
+    try:
+        takes: Shape | None = Preprocessing.of(model).input_size
+    except UserError:
+        takes = None
+    if shape == takes:
+        return
+    reason = "" if takes is None else f", but the model takes {list(takes)}"
+    if takes is None or takes[0] == shape[0]:
+        try:
+            with evaluating(model), torch.inference_mode():
+                model(torch.zeros_like(example_images(model, shape, 1)))
+        # Models refuse images with errors of every kind.
+        except Exception as error:
+            reason = reason or f", which the model does not take ({str(error)[:200]})"
+        else:
+            return
+    raise UserError(
+        f"the images are {list(shape)} (channels, height, width){reason}; resize and normalise "
+        "them as Preprocessing.of(model).transform() does."
     )
 
 

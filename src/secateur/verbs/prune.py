@@ -1,9 +1,7 @@
 """Prune a model: observe → weigh → plan → cut → measure, in one call."""
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 
@@ -14,18 +12,20 @@ from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
 from secateur.methods.by_preset import method_of
+from secateur.methods.checked import Checked, check
 from secateur.methods.images import Images
 from secateur.methods.method import Job
-from secateur.methods.task import LIMIT, Options, Task, parse_groups, resolve
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import Task, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
 from secateur.models.stream import rotatable
-from secateur.models.types import Anatomy, Cost, GroupName
+from secateur.models.types import Anatomy, Cost
 from secateur.models.walk_check import require_walk
-from secateur.presets import DEFAULT
-from secateur.progress import Progress, timed
+from secateur.progress import timed
+from secateur.request.takes import takes
 from secateur.statistics.divergence import LossName, check_output_criterion, loss_for
 from secateur.storage.reference import base_or_reason, logits
 from secateur.storage.weights import refuse_not_finite
@@ -37,35 +37,9 @@ from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
 
 
-def prune(
-    model: nn.Module,
-    images: object,
-    budget: str | None = None,
-    *,
-    recipe: str | Path | None = None,
-    preset: str = DEFAULT,
-    groups: Sequence[str] | None = None,
-    protect: Sequence[str] = (),
-    repair: str | None = None,
-    stand_in: str | None = None,
-    loss: str | None = None,
-    allocation: str | None = None,
-    effort: str = "full",
-    align: Mapping[str, int] | None = None,
-    minimum: Mapping[str, int] | None = None,
-    seed: int = 0,
-    batch_size: int = 32,
-    limit: int | None = LIMIT,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    eval_images: object | None = None,
-    latency: bool = False,
-    polish: str | None = None,
-    runtime: str = "eager",
-    latency_batch: int = 1,
-    progress: Progress | None = None,
-) -> Result:
-    """Return a smaller copy of `model` within `budget`; the model given is left as it is.
+@takes(PruneRequest)
+def prune(model: nn.Module, images: object, request: PruneRequest) -> Result:
+    """Return a smaller copy of `model` within a budget; the model given is left as it is.
 
     Instead of a budget, a `recipe` says what is kept layer by layer: one that ships by its name, or
     a YAML or JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
@@ -83,76 +57,45 @@ def prune(
     `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
     with the request raises UserError before the pass over the images begins.
     """
-    options = Options(
-        budget=budget,
-        recipe=None if recipe is None else str(recipe),
-        preset=preset,
-        groups=None if groups is None else parse_groups(groups),
-        align=_by_group(align),
-        minimum=_by_group(minimum),
-        protect=tuple(protect),
-        repair=repair,
-        stand_in=stand_in,
-        loss=loss,
-        allocation=allocation,
-        effort=effort,
-        seed=seed,
-        batch_size=batch_size,
-        limit=limit,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-        polish=polish,
-        runtime=runtime,
-        latency_batch=latency_batch,
-    )
-    scored, used = None, None
-    if eval_images is not None:
+    return prune_checked(model, images, check(request))
+
+
+def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
+    """The same for a request that is checked already, as before the model is opened."""
+    request, scored, used = asked.request, None, None
+    if request.eval_images is not None:
         require_classifier(model)
-        scored, used = open_data(
-            model,
-            eval_images,
-            batch_size=batch_size,
-            workers=workers,
-            skip_unreadable=skip_unreadable,
-        )
-    result = run(model, images, options, progress)
+        reading = request.reading() | {"limit": None, "seed": 0}
+        scored, used = open_data(model, request.eval_images, **reading)
+    result = _pruned(model, images, asked)
     if used is not None and used.unreadable:
         result.notes.append(f"Evaluation: {unreadable_note(used.unreadable)}")
-    if scored is not None or latency:
+    if scored is not None or request.latency:
         with timed(result.seconds, "measure"):
-            missing = latency and not result.latency
-            measure_(result, model, scored, latency=missing, progress=progress)
+            missing = request.latency and not result.latency
+            measure_(result, model, scored, latency=missing, progress=request.progress)
     return result
 
 
-def run(
-    model: nn.Module, images: object, options: Options, progress: Progress | None = None
-) -> Result:
-    """The same as `prune` from options, without measuring."""
+def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
+    """The smaller model, not measured yet."""
+    request = asked.request
     family = family_of(model)
     anatomy = family.read(model)
-    task = resolve(options, anatomy)
-    loss = loss_for(anatomy.num_classes, options.loss)
+    task = resolve(asked, anatomy)
+    loss = loss_for(anatomy.num_classes, request.loss)
     _check(model, family, anatomy, task, loss)
-    if options.loss is None:
+    if request.loss is None:
         loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
-    batches, data = open_data(
-        model,
-        images,
-        limit=options.limit,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        skip_unreadable=options.skip_unreadable,
-    )
-    if options.polish is not None:
+    batches, data = open_data(model, images, labels_needed=False, **request.reading())
+    if request.polish is not None:
         require_polishable(model, batches.images)
     job = Job(
         model=model,
         family=family,
         anatomy=anatomy,
         task=task,
-        images=Images(batches=batches, progress=progress, loss=loss),
+        images=Images(batches=batches, progress=request.progress, loss=loss),
     )
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
@@ -223,7 +166,7 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
 def _polish(
     smaller: nn.Module,
     dense: nn.Module,
-    options: Options,
+    options: PruneRequest,
     plan: Plan,
     images: Images,
 ) -> PolishReport | None:
@@ -260,11 +203,3 @@ def _notes(
     if polish is not None:
         notes.append(polish_note(polish))
     return notes
-
-
-def _by_group(sizes: Mapping[str, int] | None) -> dict[GroupName, int]:
-    given = dict(sizes or {})
-    return {group: given[group] for group in parse_groups(list(given))}
-
-
-__all__ = ["Options", "Progress", "Task", "prune", "run"]

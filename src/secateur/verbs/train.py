@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.family import family_of
-from secateur.progress import Progress, timed
+from secateur.progress import timed
+from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
 from secateur.training.distillation.objectives import supervised
 from secateur.training.machine import training_device
-from secateur.training.run import OnLog
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
 from secateur.verbs.judgement import judgement
 from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
+from secateur.verbs.requests import TrainRequest
 from secateur.verbs.training_inputs import (
     Evaluation,
     copy_to_train,
@@ -27,29 +27,16 @@ from secateur.verbs.training_inputs import (
 from secateur.verbs.training_result import Trained
 
 
-def train(
-    model: nn.Module,
-    images: object,
-    *,
-    settings: FineTuneSettings | None = None,
-    folder: Path | None = None,
-    restart: bool = False,
-    limit: int | None = None,
-    skip_unreadable: bool = False,
-    eval_images: object | None = None,
-    judge: str = "held_out",
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-    on_log: OnLog | None = None,
-) -> Trained:
+@takes(TrainRequest)
+def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
     """Return a copy of `model` that has learned the labels of `images`.
 
     The model must have a head for their classes: `open_to_train` makes one ready. For images,
     `folder`, `judge`, `device` and errors see `secateur.heal`.
     """
-    settings = settings or FineTuneSettings()
+    settings = request.settings or FineTuneSettings()
     student, base, earlier = copy_to_train(model)
-    device = training_device(next(student.parameters()).device, device)
+    device = training_device(next(student.parameters()).device, request.device)
     session, used, notes = open_session(
         student.requires_grad_(True),
         images,
@@ -57,19 +44,12 @@ def train(
         held_out=settings.held_out,
         labels=True,
         required=True,
-        judge=judge,
-        eval_images=eval_images,
-        limit=limit,
-        skip_unreadable=skip_unreadable,
-        folder=folder,
-        restart=restart,
         device=device,
-        progress=progress,
-        on_log=on_log,
+        **request.session(),
     )
     seconds: dict[str, float] = {}
     with on_device(device, student):
-        evaluation = Evaluation({"own": student}, eval_images, skip_unreadable, progress)
+        evaluation = Evaluation({"own": student}, request)
         report = session.fit_(
             student,
             supervised(settings.label_smoothing),
@@ -80,7 +60,7 @@ def train(
         seconds["train"] = report.seconds
         with timed(seconds, "measure"):
             accuracy = evaluation("pruned", "own", student)
-    judged = judgement(report, used, earlier, judge, "train")
+    judged = judgement(report, used, earlier, request.judge, "train")
     if judged is not None and judged.worse:
         notes.append(judged.note())
     return Trained(

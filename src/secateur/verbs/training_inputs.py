@@ -7,7 +7,9 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
+from secateur.data.classes import refuse_labels_beyond
 from secateur.data.images import ImageSet, open_images
+from secateur.data.items import as_items, count_of, has_labels, shape_of_items
 from secateur.data.preprocessing import Preprocessing
 from secateur.data.targets import multi_hot
 from secateur.errors import UserError
@@ -16,16 +18,17 @@ from secateur.models.caches import copy_of
 from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
+from secateur.request.parts import TrainingPart
 from secateur.statistics.divergence import loss_for
 from secateur.storage.base import Base, base_of
 from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
 from secateur.training.run import OnLog
-from secateur.training.session import Session, has_labels, plain_items, require_labels
+from secateur.training.session import Session, require_labels
 from secateur.verbs.evaluate import require_classifier, score
 from secateur.verbs.judgement import check_judge
-from secateur.verbs.load import DataUsed, open_data, unreadable_note
+from secateur.verbs.load import DataUsed, open_data, refuse_other_images, unreadable_note
 from secateur.verbs.result import Result
 
 
@@ -78,8 +81,8 @@ def open_session(
 
     With the judge `eval_data`, nothing is held out: the images for evaluation judge the weights.
     Their labels are learned if `labels` and there are any. UserError where labels are `required`
-    and missing, of a head of one output, or are of other classes than the head's; for images that
-    cannot be read; and for too few.
+    and missing, of a head of one output, or wanted and of other classes than the head's; for images
+    that cannot be read, or that the model does not take; and for too few.
     """
     check_judge(judge, eval_images)
     classes = family_of(model).read(model).num_classes
@@ -96,6 +99,8 @@ def open_session(
         seed=seed,
         num_classes=(classes or None) if labels or required else None,
         skip_unreadable=skip_unreadable,
+        labels_needed=labels or required,
+        model=model,
     )
     if required:
         require_labels(found)
@@ -131,11 +136,10 @@ def _judges(
         seed=0,
         num_classes=classes or None,
         skip_unreadable=skip_unreadable,
+        labels_needed=False,
+        model=model,
     )
-    if isinstance(found, ImageSet):
-        return found, found.labelled and classes > 1
-    first = plain_items(found)[0]
-    return found, classes > 1 and isinstance(first, tuple | list) and len(first) == 2
+    return found, classes > 1 and has_labels(found)
 
 
 def open_training_images(
@@ -146,8 +150,16 @@ def open_training_images(
     seed: int,
     num_classes: int | None,
     skip_unreadable: bool,
+    labels_needed: bool = True,
+    model: nn.Module | None = None,
 ) -> tuple[object, DataUsed, list[str]]:
-    """Images to train on, where they came from, and notes; see `training.sampler.items_of`."""
+    """Images to train on, as `secateur.data.items.as_items` gives them, their source, and notes.
+
+    Where labels are not `labels_needed`, images may be of other classes than the `num_classes` of
+    the head, or come with targets of any kind. UserError for what cannot be trained on, also
+    because `model` does not take it.
+    """
+    kind = type(images).__name__
     if isinstance(images, str | Path):
         images = open_images(
             images,
@@ -155,8 +167,10 @@ def open_training_images(
             limit=limit,
             seed=seed,
             num_classes=num_classes,
+            labels_needed=labels_needed,
             skip_unreadable=skip_unreadable,
         )
+    images = as_items(images, labels_needed=labels_needed)
     if isinstance(images, ImageSet):
         notes = [unreadable_note(images.unreadable)] if images.unreadable else []
         used = DataUsed(
@@ -166,10 +180,16 @@ def open_training_images(
             unreadable=images.unreadable,
         )
         return images, used, notes
-    count = len(images[0]) if isinstance(images, tuple) and images else 0
-    if not count and hasattr(images, "__len__"):
-        count = len(images)
-    return images, DataUsed(source=type(images).__name__, images=count), []
+    if isinstance(images, tuple) and num_classes:
+        try:
+            refuse_labels_beyond(int(images[1].max()), num_classes, "the tensor of labels")
+        except UserError:
+            if labels_needed:
+                raise
+            images = images[0]
+    if model is not None:
+        refuse_other_images(model, shape_of_items(images))
+    return images, DataUsed(source=kind, images=count_of(images)), []
 
 
 class Evaluation:
@@ -178,18 +198,13 @@ class Evaluation:
     Raises UserError for images that cannot be read or are of other classes.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        images: object | None,
-        skip_unreadable: bool,
-        progress: Progress | None,
-    ) -> None:
-        self._progress = progress
+    def __init__(self, models: Mapping[str, nn.Module], request: TrainingPart) -> None:
+        images, skip = request.eval_images, request.skip_unreadable
+        self._progress = request.progress
         for model in models.values() if images is not None else ():
             require_classifier(model)
         self._opened = {
-            key: open_data(model, images, skip_unreadable=skip_unreadable)[0]
+            key: open_data(model, images, skip_unreadable=skip)[0]
             for key, model in models.items()
             if images is not None
         }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.models.derived.names import optional, parameter
 from secateur.models.derived.steps import Step, start_of, steps_before
 from secateur.models.modules import ShiftedReLU
@@ -102,14 +102,14 @@ def give_bias_(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> No
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        raise UserError(f"there is no module '{path}' to have an added bias.") from error
+        raise UserError(f"there is no module '{short(path)}' to have an added bias.") from error
     if type(module) is nn.ReLU and f"{path}.bias" in tensors:
         width = tensors[f"{path}.bias"].numel()
         model.set_submodule(path, ShiftedReLU(width, device=torch.device("meta")))
         return
     weight = getattr(module, "weight", None)
     if getattr(module, "bias", 0) is not None or not isinstance(weight, Tensor):
-        raise UserError(f"module '{path}' cannot have an added bias.")
+        raise UserError(f"module '{short(path)}' cannot have an added bias.")
     module.bias = nn.Parameter(weight.new_empty(weight.shape[0]))
 
 

@@ -10,14 +10,20 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from secateur.errors import Advice, UserError
+from secateur.errors import Advice, UserError, short
 from secateur.storage.library import Arguments, is_argument, libraries, tuples
 from secateur.storage.network import hub_is_out_of_reach
+from secateur.storage.untrusted.bounds import UNBUILDABLE
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Names of Pillow's numbered filters."""
 
 NOT_ARGUMENTS = {"transformers_version", "architectures", "model_type", "id2label", "label2id"}
+
+WRAPPERS = ("timm_wrapper", "timm_backbone")
+"""Model types whose modules come from another library, which may fetch their weights."""
+FETCHING = ("backbone", "pretrained", "name_or_path", "auto_map", "architecture", "revision")
+"""Parts of the names of settings that name something to be fetched or run."""
 
 Config = Any
 """A transformers configuration; the package is optional, so its type is too."""
@@ -68,19 +74,25 @@ class HfModels:
         yield str(config.model_type), {**arguments, "num_labels": int(config.num_labels)}
 
     def skeleton(self, name: str, arguments: Arguments) -> nn.Module:
-        """The stock classifier of a model type; configurations cannot name code."""
-        transformers = _transformers()
+        """The stock classifier of a model type; configurations name neither code nor weights."""
         values = {key: tuples(value) for key, value in arguments.items()}
-        if odd := sorted(key for key in values if key.startswith("_") or key == "auto_map"):
+        if name in WRAPPERS or Path(name).exists():
+            raise UserError(f"'{name}' is no model type of transformers that a file may name.")
+        if odd := sorted(k for k in values if k.startswith("_") or any(p in k for p in FETCHING)):
             raise UserError(f"'{odd[0]}' is no setting of a configuration that a file may make.")
+        transformers = _transformers()
         try:
             config = transformers.AutoConfig.for_model(name, **values)
+            if any(getattr(config, key, None) for key in ("backbone", "backbone_config")):
+                raise UserError(
+                    f"'{name}' is built around another model, which a file cannot name."
+                )
             model: nn.Module = transformers.AutoModelForImageClassification.from_config(
                 config, trust_remote_code=False
             )
-        except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        except UNBUILDABLE as error:
             raise UserError(
-                f"transformers cannot build a '{name}' with {values}: {_first_line(error)}."
+                f"transformers cannot build a '{name}' with {short(values)}: {_first_line(error)}."
             ) from error
         return model
 
@@ -150,7 +162,7 @@ def _square(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return short(lines[0]).rstrip(".") if lines else type(error).__name__
 
 
 libraries.register("hf")(HfModels())

@@ -21,9 +21,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.registry import unknown
 from secateur.storage.library import Argument, Arguments, libraries, tuples
+from secateur.storage.untrusted.bounds import UNBUILDABLE, check_types
 
 CLASSES = {
     "VisionTransformer": VisionTransformer,
@@ -84,14 +85,17 @@ class TimmClasses:
                 values[key] = tuples(value)
             elif key != "norm_eps":
                 raise UserError(f"'{key}' is no argument of {name} that a file may set.")
+        check_types(arguments, inspect.signature(VisionTransformer.__init__).parameters)
         epsilon = arguments.get("norm_eps")
         if isinstance(epsilon, float):
             norm_layer = values.get("norm_layer", LayerNorm)
             values["norm_layer"] = partial(norm_layer, eps=epsilon)
         try:
             return CLASSES[name](**values)
-        except (ArithmeticError, AssertionError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{name} cannot be built with {dict(arguments)}: {error}.") from error
+        except UNBUILDABLE as error:
+            raise UserError(
+                f"{name} cannot be built with {short(dict(arguments))}: {short(error)}."
+            ) from error
 
 
 Host = Any

@@ -11,10 +11,11 @@ from huggingface_hub import try_to_load_from_cache
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.storage.library import Argument, Arguments, is_argument, libraries, tuples
 from secateur.storage.meta import on_meta
 from secateur.storage.network import hub_is_out_of_reach
+from secateur.storage.untrusted.bounds import UNBUILDABLE, check_types
 
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 ADVICE = "pass --checkpoint FILE to load the weights from a local file"
@@ -75,11 +76,13 @@ class TimmModels:
         """`timm.create_model` for a registered name and arguments of the model's constructor."""
         if ":" in name or not timm.is_model(name):
             raise UserError(_unknown(name))
-        if special := set(arguments) - _constructor_parameters(VisionTransformer):
+        known = _constructor_parameters(VisionTransformer)
+        if set(arguments) - set(known):
             with on_meta():
-                special -= _constructor_parameters(type(_create(name, {})))
-            if special:
+                known = {**_constructor_parameters(type(_create(name, {}))), **known}
+            if special := set(arguments) - set(known):
                 raise UserError(f"'{min(special)}' is no argument of the constructor of '{name}'.")
+        check_types(arguments, known)
         return _create(name, arguments)
 
 
@@ -89,8 +92,10 @@ def _create(name: str, arguments: Arguments, *, pretrained: bool = False) -> nn.
         return timm.create_model(name, pretrained=True, **values)
     try:
         return timm.create_model(name, pretrained=False, **values)
-    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f"timm cannot build '{name}' with {values}: {_first_line(e)}.") from e
+    except UNBUILDABLE as error:
+        raise UserError(
+            f"timm cannot build '{name}' with {short(values)}: {_first_line(error)}."
+        ) from error
 
 
 def _check_name(name: str) -> None:
@@ -138,7 +143,7 @@ def _unknown(name: str) -> str:
         if close
         else ("timm.list_models('*vit*') lists vision transformers.")
     )
-    return f"unknown timm model '{name}'; {hint}"
+    return f"unknown timm model '{short(name)}'; {hint}"
 
 
 def _kept_arguments(model: nn.Module) -> dict[str, Argument]:
@@ -162,19 +167,21 @@ def _differences(model: nn.Module, plain: nn.Module) -> dict[str, Argument]:
     return found
 
 
-def _constructor_parameters(cls: type[nn.Module]) -> set[str]:
-    """Names of the arguments of the constructors of a class and its bases."""
-    names: set[str] = set()
+def _constructor_parameters(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The arguments of the constructors of a class and its bases, by name."""
+    found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if base is nn.Module:
             break
-        names |= set(inspect.signature(base).parameters)
-    return names - {"args", "kwargs", "device", "dtype"}
+        found = {**inspect.signature(base).parameters, **found}
+    return {k: p for k, p in found.items() if k not in ("args", "kwargs", "device", "dtype")}
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    return (
+        f"{type(error).__name__}: {short(lines[0]).rstrip('.')}" if lines else type(error).__name__
+    )
 
 
 libraries.register("timm")(TimmModels())

@@ -7,8 +7,9 @@ from urllib.error import URLError
 import torchvision
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.errors import UserError, short
 from secateur.storage.library import Argument, Arguments, libraries, tuples
+from secateur.storage.untrusted.bounds import UNBUILDABLE
 
 ALLOWED = frozenset({"num_classes", "image_size"})
 MARK = "torchvision_built_from"
@@ -51,11 +52,15 @@ class TorchvisionModels:
         _check_name(name)
         if odd := sorted(set(arguments) - ALLOWED):
             raise UserError(f"'{odd[0]}' is no argument of torchvision's '{name}' to be set here.")
+        if odd := sorted(k for k, v in arguments.items() if type(v) is not int):
+            raise UserError(f"argument '{odd[0]}' of torchvision's '{name}' is no whole number.")
         values = {key: tuples(value) for key, value in arguments.items()}
         try:
             model: nn.Module = torchvision.models.get_model(name, weights=None, **values)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"torchvision cannot build '{name}' with {values}: {error}.") from error
+        except UNBUILDABLE as error:
+            raise UserError(
+                f"torchvision cannot build '{name}' with {values}: {short(error)}."
+            ) from error
         return model
 
 
@@ -77,7 +82,7 @@ def _check_name(name: str) -> None:
         hint = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else (
             "torchvision.models.list_models() lists them."
         )  # fmt: skip
-        raise UserError(f"unknown torchvision model '{name}'; {hint}")
+        raise UserError(f"unknown torchvision model '{short(name)}'; {hint}")
 
 
 def _configuration(transforms: object, img_size: int | None) -> dict[str, object]:

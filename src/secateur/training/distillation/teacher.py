@@ -64,9 +64,11 @@ class Teacher:
     mismatch: str = ""
 
     def _take(self, images_BCHW: Tensor) -> Tensor:
-        if next(self.model.parameters()).device != images_BCHW.device:
+        like = next(self.model.parameters())
+        if like.device != images_BCHW.device:
             self.model.to(images_BCHW.device)
-        return images_BCHW if self.view is None else self.view(images_BCHW)
+        shown_BCHW = images_BCHW if self.view is None else self.view(images_BCHW)
+        return shown_BCHW.to(dtype=like.dtype)
 
     @torch.no_grad()
     def logits(self, images_BCHW: Tensor) -> Tensor:

@@ -89,11 +89,12 @@ class HeldOut:
         """Sums over every `parts`-th image from `part` on."""
         mine: Subset[Any] = Subset(self.items, range(part, len(self.items), parts))  # type: ignore[arg-type]
         loader = DataLoader(mine, self.batch_size, num_workers=self.workers)
-        device = next(model.parameters()).device
+        like = next(model.parameters())
+        device = like.device
         wrong = entropy = far = 0.0
         wanted: list[Tensor] = []
         for number, batch in enumerate(loader):
-            images_BCHW = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+            images_BCHW = (batch if isinstance(batch, Tensor) else batch[0]).to(device, like.dtype)
             logits_BC = logits_of(model(images_BCHW)).float()
             if self.labels:
                 labels_B = batch[1].to(device)

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from timm.data import Mixup
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-from secateur.data.batches import refuse_not_finite_images
 from secateur.data.images import ImageSet
+from secateur.data.items import as_items
 from secateur.data.preprocessing import Preprocessing, Transform
-from secateur.errors import UserError
 from secateur.training.images.views import KeptViews, kept_views
 from secateur.training.lesson import Lesson, Moment
 from secateur.training.settings import AugmentSettings, TrainSettings
@@ -48,23 +47,12 @@ def items_of(images: object, augment: AugmentSettings) -> Items:
     """
     if isinstance(images, ImageSet):
         return replace(in_memory(images), transform=training_transform(images, augment))
-    if isinstance(images, Tensor) and images.ndim == 4:
-        refuse_not_finite_images(images, 0)
-        return TensorDataset(images)
-    if (
-        isinstance(images, tuple)
-        and len(images) == 2
-        and all(isinstance(part, Tensor) for part in images)
-    ):
-        if images[0].ndim >= 3:
-            refuse_not_finite_images(images[0], 0)
-        return TensorDataset(*images)
-    if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
-        return images  # type: ignore[return-value]
-    raise UserError(
-        f"cannot train on a {type(images).__name__}; give a path, a tensor [n, C, H, W], alone or "
-        "in a tuple with its labels, or a map-style Dataset."
-    )
+    found = as_items(images, labels_needed=False)
+    if isinstance(found, Tensor):
+        return TensorDataset(found)
+    if isinstance(found, tuple):
+        return TensorDataset(*found)
+    return cast(Items, found)
 
 
 def training_transform(images: ImageSet, augment: AugmentSettings) -> Transform:
@@ -216,8 +204,17 @@ def loader_of(
 Prepare = Callable[[Sequence[Tensor], Moment, int], Lesson]
 
 
-def preparer(settings: TrainSettings, classes: int, labelled: bool, process: int) -> Prepare:
-    """From a loader's batch, at a moment and a part of its step, to a lesson, perhaps mixed."""
+def preparer(
+    settings: TrainSettings,
+    classes: int,
+    labelled: bool,
+    process: int,
+    dtype: torch.dtype | None = None,
+) -> Prepare:
+    """From a loader's batch, at a moment and a part of its step, to a lesson, perhaps mixed.
+
+    Images become of type `dtype`, if given.
+    """
     augment = settings.augment
     mix = None
     if augment.mixup or augment.cutmix:
@@ -230,6 +227,7 @@ def preparer(settings: TrainSettings, classes: int, labelled: bool, process: int
 
     def prepare(batch: Sequence[Tensor], moment: Moment, part: int) -> Lesson:
         images_BCHW, labels_B, rows_B = batch
+        images_BCHW = images_BCHW.to(dtype=dtype)
         if mix is None or moment.share >= augment.mix_until:
             return Lesson(
                 images_BCHW=images_BCHW,
@@ -237,7 +235,9 @@ def preparer(settings: TrainSettings, classes: int, labelled: bool, process: int
                 rows_B=None if augment.views is None else rows_B,
             )
         with seeded(settings.seed, 2, moment.step, part, process):
-            mixed_BCHW, targets_BC = mix(images_BCHW, labels_B.clamp_min(0))
+            # Labels that are not used may be of other classes than the model's.
+            own_B = labels_B.clamp_min(0) if labelled else torch.zeros_like(labels_B)
+            mixed_BCHW, targets_BC = mix(images_BCHW, own_B)
         if not labelled:
             return Lesson(images_BCHW=mixed_BCHW)
         return Lesson(images_BCHW=mixed_BCHW, labels_B=labels_B, targets_BC=targets_BC)

@@ -15,12 +15,12 @@ from timm.data.dataset import ImageDataset
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import Dataset
 
-from secateur.data.parquet import IMAGE_COLUMNS
-from secateur.data.source import Source, all_or_no_labels, encode_lossless
+from secateur.data.sources.parquet import IMAGE_COLUMNS
+from secateur.data.sources.source import Source, encode_lossless, usable_labels
 from secateur.errors import UserError
 
 _NAMED = re.compile(r"(hfds|tfds|torch)/([^:@]+)(?::([^@]+))?(?:@(.+))?")
-_Item = tuple[Image.Image, int]
+_Item = tuple[Image.Image, object]
 
 
 def is_named(source: str) -> bool:
@@ -93,11 +93,11 @@ def _open_hugging_face(source: str, name: str, split: str, folder: str | None) -
     if reader.label_key not in reader.dataset.column_names:
         raise UserError(f"'{source}' has no column '{reader.label_key}'; choose another data set.")
     targets = reader.dataset[reader.label_key]
-    labels = [None if target is None else int(target) for target in targets]
-    known = all_or_no_labels(labels, source)
+    known, problem = usable_labels(targets, source)
     return Source(
-        names=[f"{_prefix(name, split)}#{index}" for index in range(len(labels))],
+        names=[f"{_prefix(name, split)}#{index}" for index in range(len(targets))],
         labels=known,
+        problem=problem,
         class_names=_ordered(reader.class_to_idx) if known else None,
         read=partial(_read_hugging_face, reader),
     )
@@ -119,10 +119,11 @@ def _open_torchvision(data: Dataset[_Item], source: str, prefix: str) -> Source:
     targets = getattr(data, "targets", None)
     if targets is None:
         raise UserError(f"'{source}' has no list of labels; use its image folder instead.")
-    labels = [int(target) for target in targets]
+    labels, problem = usable_labels(targets, source)
     return Source(
-        names=[f"{prefix}#{index}" for index in range(len(labels))],
+        names=[f"{prefix}#{index}" for index in range(len(targets))],
         labels=labels,
+        problem=problem,
         class_names=[str(name) for name in getattr(data, "classes", [])] or None,
         read=partial(_read_torchvision, data),
     )
@@ -152,12 +153,12 @@ def copy_stream(stream: Iterable[_Item], source: str, prefix: str) -> Source:
     split, such as "validation[:5000]", keeps it small.
     """
     folder = Path(tempfile.mkdtemp(prefix="secateur-"))
-    starts, labels = [0], []
+    starts, labels = [0], list[object]()
     try:
         with (folder / "images").open("wb") as file:
             for image, label in stream:
                 starts.append(starts[-1] + file.write(encode_lossless(image)))
-                labels.append(int(label))
+                labels.append(label)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -166,8 +167,10 @@ def copy_stream(stream: Iterable[_Item], source: str, prefix: str) -> Source:
         raise UserError(f"no images in '{source}'; check the name and the split.")
     read = _Copied(folder / "images", starts)
     weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)
+    known, problem = usable_labels(labels, source)
     return Source(
         names=[f"{prefix}#{index}" for index in range(len(labels))],
-        labels=all_or_no_labels(labels, source),
+        labels=known,
+        problem=problem,
         read=read,
     )

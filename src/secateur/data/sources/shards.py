@@ -7,16 +7,19 @@ reader: that one passes over images it cannot decode, and cannot tell how many t
 import json
 import re
 import tarfile
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from secateur.data.source import Source, all_or_no_labels
-from secateur.errors import UserError
+from secateur.data.sources.endings import is_image_ending, is_readable, left_out_note
+from secateur.data.sources.source import Source, refuse_large, usable_labels
+from secateur.errors import Advice, UserError
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
-_IMAGE_ENDINGS = frozenset({"jpg", "jpeg", "png", "webp"})
+_MOST_LABEL_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -31,26 +34,44 @@ class _Sample:
 def open_shards(shards: Sequence[Path], where: str) -> Source:
     """List the samples of uncompressed tar `shards`, in the order of the shards' names.
 
-    A sample is the files that share a name up to its first dot: one image (jpg, jpeg, png, webp)
-    and its label as text in `.cls` or under "label" in `.json`. Raises UserError when a shard is
-    damaged or compressed, or holds no image.
+    A sample is the files that share a name up to its first dot: one image and its label as text in
+    `.cls` or under "label" in `.json`. Advice tells of images that cannot be read for want of a
+    plugin; labels that are no integers are the source's `problem`. Raises UserError when a shard
+    is damaged or compressed, or holds no image.
     """
     names: list[str] = []
     labels: list[int | None] = []
     places: list[tuple[Path, int, int]] = []
+    unread: Counter[str] = Counter()
+    wrong: list[str] = []
     for shard in sorted(shards):
-        for key, sample in _index(shard).items():
+        for key, sample in _index(shard, unread, wrong).items():
             if sample.offset is not None:
                 names.append(f"{shard.name}/{key}")
                 labels.append(sample.label)
                 places.append((shard, sample.offset, sample.size))
+    told = left_out_note(unread)
     if not names:
-        raise UserError(f"no images in {where}; give tar files with .jpg, .png or .webp members.")
-    return Source(names=names, labels=all_or_no_labels(labels, where), read=partial(_read, places))
+        raise UserError(
+            f"no images in {where}{f' ({told})' if told else ''}; give tar files with .jpg, .png "
+            "or .webp members."
+        )
+    if told:
+        warnings.warn(f"{where}: {told}.", Advice, stacklevel=3)
+    known, problem = usable_labels(labels, where)
+    return Source(
+        names=names,
+        labels=None if wrong else known,
+        problem=wrong[0] if wrong else problem,
+        read=partial(_read, places),
+    )
 
 
-def _index(shard: Path) -> dict[str, _Sample]:
-    """Samples of one shard by name; only headers and labels are read."""
+def _index(shard: Path, unread: Counter[str], wrong: list[str]) -> dict[str, _Sample]:
+    """Samples of one shard by name; only headers and labels are read.
+
+    What Pillow cannot read is counted in `unread`; what is wrong with labels goes into `wrong`.
+    """
     samples: dict[str, _Sample] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -60,12 +81,19 @@ def _index(shard: Path) -> dict[str, _Sample]:
                     continue
                 sample = samples.setdefault(match[1], _Sample())
                 ending = match[2].lower()
-                if ending in _IMAGE_ENDINGS and sample.offset is None:
-                    sample.offset, sample.size = member.offset_data, member.size
-                elif ending in ("cls", "json"):
+                if ending in ("cls", "json"):
                     content = tar.extractfile(member)
-                    label = _label(content.read() if content else b"", ending, shard, member.name)
+                    text = content.read(_MOST_LABEL_BYTES) if content else b""
+                    try:
+                        label = _label(text, ending, shard, member.name)
+                    except UserError as error:
+                        wrong.append(str(error))
+                        continue
                     sample.label = label if label is not None else sample.label
+                elif is_image_ending(f".{ending}") and not is_readable(f".{ending}"):
+                    unread[f".{ending}"] += 1
+                elif is_image_ending(f".{ending}") and sample.offset is None:
+                    sample.offset, sample.size = member.offset_data, member.size
     except (tarfile.TarError, OSError) as error:
         raise UserError(
             f"cannot read {shard} as an uncompressed tar file: {error}; unpack or fetch it again."
@@ -87,6 +115,7 @@ def _label(content: bytes, ending: str, shard: Path, member: str) -> int | None:
 
 def _read(places: Sequence[tuple[Path, int, int]], index: int) -> bytes:
     shard, offset, size = places[index]
+    refuse_large(size)
     with shard.open("rb") as file:
         file.seek(offset)
         return file.read(size)

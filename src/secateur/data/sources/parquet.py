@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from secateur.data.source import Source, all_or_no_labels
+from secateur.data.sources.source import Source, usable_labels
 from secateur.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img")
@@ -27,21 +27,24 @@ def open_parquet(files: Sequence[Path], where: str) -> Source:
 
     The image column is called "image" or "img" and holds a struct with the encoded file in its
     field "bytes", or those bytes themselves; the label column is "label", "labels" or
-    "fine_label". Raises UserError when a file is damaged or has no such columns.
+    "fine_label". Labels that are no integers are the source's `problem`. Raises UserError when a
+    file is damaged or has no image column.
 
     Rows are read by row group, so in any order but quickest in file order.
     """
     names: list[str] = []
-    labels: list[int | None] = []
+    labels: list[object] = []
     places: list[_Place] = []
     counts: list[int] = []
     class_names: list[str] | None = None
-    image_column = ""
+    image_column, wrong = "", None
     for file in sorted(files):
         try:
             parquet = pq.ParquetFile(file)
             image_column, label_column = _columns(parquet.schema_arrow, file)
             rows = parquet.metadata.num_rows
+            if label_column and (told := _not_integers(parquet.schema_arrow, label_column, file)):
+                wrong, label_column = told, None
             labels += (
                 parquet.read(columns=[label_column]).column(0).to_pylist()
                 if label_column
@@ -56,11 +59,12 @@ def open_parquet(files: Sequence[Path], where: str) -> Source:
             counts.append(parquet.metadata.row_group(group).num_rows)
     if not names:
         raise UserError(f"no rows in {where}; give parquet files with images.")
-    known = all_or_no_labels(labels, where)
+    known, problem = usable_labels(labels, where)
     return Source(
         names=names,
         labels=known,
         class_names=class_names if known else None,
+        problem=wrong or problem,
         read=partial(_read, image_column, places, [0, *accumulate(counts)]),
     )
 
@@ -82,11 +86,14 @@ def _columns(schema: pa.Schema, file: Path) -> tuple[str, str | None]:
             f"column '{image}' of {file} is {schema.field(image).type}, not encoded images; "
             "store image files as bytes, as Hugging Face datasets do."
         )
-    if label is not None and not pa.types.is_integer(schema.field(label).type):
-        raise UserError(
-            f"column '{label}' of {file} is {schema.field(label).type}; labels must be integers."
-        )
     return image, label
+
+
+def _not_integers(schema: pa.Schema, label: str, file: Path) -> str | None:
+    """What is wrong with a label column that holds no integers."""
+    if pa.types.is_integer(schema.field(label).type):
+        return None
+    return f"column '{label}' of {file} is {schema.field(label).type}; labels must be integers."
 
 
 def _class_names(schema: pa.Schema, label_column: str | None) -> list[str] | None:
