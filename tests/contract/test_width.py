@@ -16,7 +16,7 @@ from secateur.models.norms import HeldNorm
 from secateur.models.stream import stream_weights
 from secateur.models.types import AttentionShape
 from secateur.statistics import Evidence, observe
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec

@@ -10,7 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.storage.base import Base, base_of, build
+from secateur.storage.base import Base, build
+from secateur.storage.identify import base_of
 from tests.storage.tiny import HOSTS, SIZES, host, images
 
 

@@ -142,7 +142,7 @@ def finish(result: "Trained", out: Path, overwrite: bool) -> Answer:
 
 def _show(console: "Console", result: "Trained", out: Path, replaced: str | None) -> None:
     from secateur.cli.tables import plain_table, show_replaced, top1
-    from secateur.verbs.judgement import ORIGINS
+    from secateur.training.judgement import ORIGINS
     from secateur.verbs.training_result import training_folder
 
     report, record = result.report, result.record()

@@ -20,12 +20,12 @@ from secateur.training.distillation.objectives import Distil, require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import refit_head_
 from secateur.training.identity import digest
+from secateur.training.judgement import judgement
 from secateur.training.loop import FitReport
 from secateur.training.machine import training_device
 from secateur.training.session import Session, on_device, plain_items
 from secateur.training.updates.lora import attach_, merge_
 from secateur.training.verbs import HealSettings
-from secateur.verbs.judgement import judgement
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.requests import HealRequest
 from secateur.verbs.result import Result
@@ -84,7 +84,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         seconds["heal"] = report.seconds
         with timed(seconds, "measure"):
             accuracy |= evaluation("pruned", "own", student)
-    judged = judgement(report, used, earlier, request.judge, "heal")
+    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "heal")
     if judged is not None and judged.worse:
         notes.append(judged.note())
     return Trained(

@@ -27,7 +27,8 @@ from secateur.models.walk_check import require_walk
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.statistics.divergence import LossName, check_output_criterion, loss_for
-from secateur.storage.reference import base_or_reason, logits
+from secateur.storage.base import Base
+from secateur.storage.reference import base_or_advice, logits
 from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.replace import check_replacement
 from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
@@ -87,6 +88,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     _check(model, family, anatomy, task, loss)
     if request.loss is None:
         loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
+    base = base_or_advice(model)
     batches, data = open_data(model, images, labels_needed=False, **request.reading())
     if request.polish is not None:
         require_polishable(model, batches.images)
@@ -99,7 +101,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     )
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
-        return _carried_out(job, data)
+        return _carried_out(job, data, base)
 
 
 def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss: LossName) -> None:
@@ -126,7 +128,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss:
         require_rotatable(model, family)
 
 
-def _carried_out(job: Job, data: DataUsed) -> Result:
+def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     """Prepare, plan, cut and polish, as the task asks."""
     source, options, task, images = job.model, job.task.options, job.task, job.images
     with job.timed("time") if times_count(task) else nullcontext():
@@ -153,7 +155,7 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
         task=task,
         data=data,
         seconds=images.seconds,
-        base=base_or_reason(source),
+        base=base,
         dense_logits=logits(source),
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),

@@ -11,11 +11,12 @@ from secateur.models.family import family_of
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
+from secateur.storage.spec import SPEC
 from secateur.training.distillation.objectives import supervised
+from secateur.training.judgement import judgement
 from secateur.training.machine import training_device
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
-from secateur.verbs.judgement import judgement
 from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
 from secateur.verbs.requests import TrainRequest
 from secateur.verbs.training_inputs import (
@@ -60,7 +61,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         seconds["train"] = report.seconds
         with timed(seconds, "measure"):
             accuracy = evaluation("pruned", "own", student)
-    judged = judgement(report, used, earlier, request.judge, "train")
+    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "train")
     if judged is not None and judged.worse:
         notes.append(judged.note())
     return Trained(
@@ -118,7 +119,7 @@ def open_to_train(
     model = load_to_train(
         source,
         checkpoint=checkpoint,
-        num_classes=_classes(source, shape, num_classes or opened.label_count),
+        num_classes=_classes(source, shape, num_classes or opened.label_count, num_classes),
         img_size=img_size,
         pretrained=not from_scratch,
         seed=seed,
@@ -127,14 +128,17 @@ def open_to_train(
     return model, opened
 
 
-def _classes(source: str, shape: nn.Module, wanted: int) -> int | None:
+def _classes(source: str, shape: nn.Module, wanted: int, named: int | None) -> int | None:
     """The size of the new head; None where the model must keep the one it has."""
     has = family_of(shape).read(shape).num_classes
     if source.startswith("timm:"):
         return wanted
-    if has != wanted:
-        raise UserError(
-            f"{source} has a head for {has} classes, but the images are of {wanted}; only models "
-            "named timm:NAME are given another head."
-        )
-    return None
+    if has == wanted:
+        return None
+    if (Path(source) / SPEC).is_file() and named is not None:
+        return wanted
+    raise UserError(
+        f"{source} has a head for {has} classes, but the images are of {wanted}; only models named "
+        f"timm:NAME are given another head, and, by --num-classes {wanted}, directories saved by "
+        "secateur."
+    )

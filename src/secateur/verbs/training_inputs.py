@@ -20,14 +20,14 @@ from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
 from secateur.request.parts import TrainingPart
 from secateur.statistics.divergence import loss_for
-from secateur.storage.base import Base, base_of
-from secateur.storage.spec import Spec
+from secateur.storage.base import Base
+from secateur.storage.identify import base_of, provenance_of
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
+from secateur.training.judgement import check_judge
 from secateur.training.run import OnLog
 from secateur.training.session import Session, require_labels
 from secateur.verbs.evaluate import require_classifier, score
-from secateur.verbs.judgement import check_judge
 from secateur.verbs.load import DataUsed, open_data, refuse_other_images, unreadable_note
 from secateur.verbs.result import Result
 
@@ -50,8 +50,7 @@ def _origin(model: nn.Module | Result) -> tuple[nn.Module, Base | str, dict[str,
         record = model.record()
         keys = ("preset", "preset_source", "budget", "groups", "seed", "data", "dense_logits")
         return model.model, model.base or "", {key: record[key] for key in keys}
-    spec = getattr(model, "secateur_spec", None)
-    earlier = dict(spec.provenance) if isinstance(spec, Spec) else {}
+    earlier: dict[str, JsonValue] = provenance_of(model)
     try:
         return model, base_of(model), earlier
     except UserError as error:

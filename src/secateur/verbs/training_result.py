@@ -13,9 +13,10 @@ from secateur.measurement.accuracy import Accuracy
 from secateur.models.family import family_of
 from secateur.models.types import Cost
 from secateur.storage.base import Base, build
+from secateur.storage.identify import remember_
 from secateur.storage.save import save
+from secateur.training.judgement import Judgement
 from secateur.training.loop import FitReport
-from secateur.verbs.judgement import Judgement
 from secateur.verbs.load import DataUsed
 from secateur.verbs.result import environment
 
@@ -49,6 +50,11 @@ class Trained:
     notes: list[str] = field(default_factory=list)
     command: str | None = None
 
+    def __post_init__(self) -> None:
+        """Let the model tell a later save what it is."""
+        if isinstance(self.base, Base):
+            remember_(self.model, self.base, {**self.earlier, self.verb: self._told()})
+
     @property
     def cost(self) -> Cost:
         """Parameters and MACs."""
@@ -76,15 +82,32 @@ class Trained:
             "training": self.report.to_json(),
             "judged": None if self.judged is None else asdict(self.judged),
             **self.about,
-            "data": {
-                "source": self.data.source,
-                "images": self.data.images,
-                "fingerprint": self.data.fingerprint,
-                "unreadable": list(self.data.unreadable),
-            },
+            "data": self._data(),
             "environment": environment(),
             "command": self.command,
             "notes": self.notes,
+        }
+
+    def _told(self) -> dict[str, Any]:
+        """What the spec says of this training."""
+        training = self.report.to_json()
+        kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
+        return {
+            **self.about,
+            **{key: training[key] for key in kept},
+            "settings": self.report.settings.model_dump(mode="json", exclude_defaults=True),
+            "data": self._data(),
+            "judged": None if self.judged is None else asdict(self.judged),
+            "device": environment()["device"],
+            "command": self.command,
+        }
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "source": self.data.source,
+            "images": self.data.images,
+            "fingerprint": self.data.fingerprint,
+            "unreadable": list(self.data.unreadable),
         }
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
@@ -100,21 +123,11 @@ class Trained:
         if isinstance(self.base, str):
             raise UserError(self.base)
         record = self.record()
-        kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
-        told = {
-            **self.about,
-            **{key: record["training"][key] for key in kept},
-            "settings": self.report.settings.model_dump(mode="json", exclude_defaults=True),
-            "data": record["data"],
-            "judged": record["judged"],
-            "device": record["environment"]["device"],
-            "command": self.command,
-        }
         return save(
             self.model,
             out,
             base=self.base,
-            provenance={**self.earlier, self.verb: told},
+            provenance={**self.earlier, self.verb: self._told()},
             results=_results(record, self.verb),
             extra_files={"training.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n"},
             overwrite=overwrite,

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 from secateur.errors import UserError
 from secateur.registry import unknown
 from secateur.training.loop import FitReport
-from secateur.verbs.load import DataUsed
 
 JudgedOn = Literal["held_out", "eval_data"]
 """Images that judge weights during training: a share of those to learn, or those for evaluation."""
@@ -66,11 +65,17 @@ def check_judge(judge: str, eval_images: object | None) -> None:
 
 
 def judgement(
-    report: FitReport, used: DataUsed, earlier: Mapping[str, Any], judge: str, verb: str
+    report: FitReport,
+    source: str,
+    fingerprint: str | None,
+    earlier: Mapping[str, Any],
+    judge: str,
+    verb: str,
 ) -> Judgement | None:
     """How training changed the score of what is saved; None where nothing was judged.
 
-    `earlier` is the provenance of the model before, whose `data` are the calibration images.
+    `source` and `fingerprint` are those of the images of this run; `earlier` is the provenance of
+    the model before, whose `data` are the calibration images.
     """
     saved = report.saved
     if saved is None:
@@ -80,19 +85,21 @@ def judgement(
         measure=next(iter(before.values)),
         before=before.value,
         saved=saved.value,
-        origin=_origin(used, earlier, judge, verb),
+        origin=_origin(source, fingerprint, earlier, judge, verb),
     )
 
 
-def _origin(used: DataUsed, earlier: Mapping[str, Any], judge: str, verb: str) -> str:
+def _origin(
+    source: str, fingerprint: str | None, earlier: Mapping[str, Any], judge: str, verb: str
+) -> str:
     if judge == "eval_data":
         return "evaluation"
     if verb == "train":
         return "training"
     known = earlier.get("data")
     known = known if isinstance(known, Mapping) else {}
-    if used.fingerprint is None or known.get("fingerprint") is None:
+    if fingerprint is None or known.get("fingerprint") is None:
         return "unknown"
-    if used.fingerprint == known["fingerprint"]:
+    if fingerprint == known["fingerprint"]:
         return "same"
-    return "source" if used.source == known.get("source") else "new"
+    return "source" if source == known.get("source") else "new"
