@@ -5,18 +5,22 @@ built; what a model is said to come from is compared with what it is.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.models.family import family_of
+from secateur.measurement.modes import evaluating, logits_of
+from secateur.models.family import families, family_of
 from secateur.models.norms import held_norms, uncentred_norms
+from secateur.models.walk_check import noise_for
 from secateur.storage.base import Base, build
 from secateur.storage.fingerprint import agree, probe, tolerance
-from secateur.storage.library import Argument, is_argument, libraries
+from secateur.storage.library import Argument, libraries
 from secateur.storage.saved import complete_
 from secateur.storage.shapes import added_biases, resize_, shapes_of, widths_of
 from secateur.storage.spec import Spec
@@ -30,13 +34,15 @@ def base_of(model: nn.Module) -> Base:
     """What `model`, dense or pruned, can be rebuilt from.
 
     Models from `secateur.load` and those that secateur pruned carry it as `secateur_base`, which is
-    compared with the model and follows a new head, image size or pooling. Others, which must be
-    dense, are recognised, rebuilt with their own weights and compared by names, shapes, modules and
-    outputs. Raises UserError when no rebuild agrees.
+    compared with the model and follows a new head, image size or pooling (where a family reads it).
+    Others, which must be dense, are recognised, rebuilt with their own weights and compared by
+    names, shapes, modules and outputs. Raises UserError when no rebuild agrees.
     """
     known = getattr(model, "secateur_base", None)
     if not isinstance(known, Base):
         return identify(model)
+    if not any(family.matches(model) for _, family in families.items()):
+        return known
     known = replace(known, preprocessing=_of_present_size(known.preprocessing, model))
     reason = _unlike(model, known)
     if reason is None:
@@ -47,6 +53,8 @@ def base_of(model: nn.Module) -> Base:
     if _fits(model, known) is None:
         # WHY: outputs may differ by rounding alone on some devices; a save compares them again.
         return known
+    with suppress(UserError):
+        return identify(model)
     raise UserError(
         f"this {type(model).__name__} was built as {known.library}:{known.name}, but has been "
         f"changed since ({reason}), so it could not be loaded again; change only its weights, its "
@@ -76,21 +84,27 @@ def _followed(model: nn.Module, known: Base) -> Iterator[Base]:
     """The base with arguments that the model shows to have been changed, the fewest first."""
     present, before = family_of(model).read(model), build(known)
     built = family_of(before).read(before)
-    classes, size = getattr(libraries.get(known.library), "sizes", ("num_classes", "img_size"))
     changes: dict[str, Argument] = {}
-    if present.num_classes != built.num_classes:
-        changes[classes] = present.num_classes
+    classes = _outputs_of(model) if present.num_classes else 0
+    if classes != built.num_classes:
+        changes["num_classes"] = classes
     if present.input_size != built.input_size:
-        height, width = present.input_size[1:]
-        changes[size] = height if known.library == "torchvision" else [height, width]
+        changes["img_size"] = list(present.input_size[1:])
     if changes:
         yield replace(known, arguments={**known.arguments, **changes})
-    pool = getattr(model, "global_pool", None)
-    if is_argument(pool) and pool != getattr(before, "global_pool", pool):
-        changes["global_pool"] = pool
-        yield replace(known, arguments={**known.arguments, **changes})
-        normed = not isinstance(getattr(model, "fc_norm", nn.Identity()), nn.Identity)
-        yield replace(known, arguments={**known.arguments, **changes, "fc_norm": normed})
+    changed: Any = getattr(libraries.get(known.library), "changed", None)
+    for more in () if changed is None else changed(model, before):
+        yield replace(known, arguments={**known.arguments, **changes, **more})
+
+
+@torch.no_grad()
+def _outputs_of(model: nn.Module) -> int:
+    """How many outputs a classifier has, whatever its configuration says."""
+    images_BCHW = noise_for(model, family_of(model).read(model))
+    if images_BCHW is None:
+        return family_of(model).read(model).num_classes
+    with evaluating(model):
+        return int(logits_of(model(images_BCHW)).shape[-1])
 
 
 def resized_like(model: nn.Module, base: Base) -> nn.Module:

@@ -86,9 +86,9 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     task = resolve(asked, anatomy)
     loss = loss_for(anatomy.num_classes, request.loss)
     _check(model, family, anatomy, task, loss)
+    base = base_or_advice(model)
     if request.loss is None:
         loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
-    base = base_or_advice(model)
     batches, data = open_data(model, images, labels_needed=False, **request.reading())
     if request.polish is not None:
         require_polishable(model, batches.images)

@@ -34,7 +34,6 @@ class HfModels:
 
     title = "hf:NAME_OR_DIR"
     by_name = True
-    sizes = ("num_labels", "image_size")
 
     def open(
         self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None

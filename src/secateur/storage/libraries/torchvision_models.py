@@ -21,7 +21,6 @@ class TorchvisionModels:
 
     title = "torchvision:NAME"
     by_name = True
-    sizes = ("num_classes", "image_size")
 
     def open(
         self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None

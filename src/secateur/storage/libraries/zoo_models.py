@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.registry import unknown
+from secateur.storage.libraries._pooling import changed_pooling
 from secateur.storage.library import Arguments, libraries, tuples
 from secateur.zoo import digits_vit, zoo_path
 
@@ -22,6 +23,7 @@ class ZooModels:
 
     title = f"{' or '.join(MODELS)} (bundled)"
     by_name = True
+    changed = staticmethod(changed_pooling)
 
     def open(
         self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None
