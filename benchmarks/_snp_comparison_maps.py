@@ -10,7 +10,7 @@ from _common import Pairs, Row
 from torch import Tensor, nn
 
 from secateur.models.family import family_of, read
-from secateur.models.taps import attached
+from secateur.models.hook_points import attached
 from secateur.models.weights import AttentionWeights
 
 PRESERVED = ("50% qk", "25% qk")
@@ -65,13 +65,13 @@ def scores(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     seen: dict[tuple[str, str], Tensor] = {}
     edits = []
     for branch in layers:
-        taps = family.taps(model, branch)
+        hook_points = family.hook_points(model, branch)
         for site in ("query", "key"):
 
             def see(x: Tensor, key: tuple[str, str] = (branch.id, site)) -> None:
                 seen[key] = x
 
-            edits.append((taps[site], see))
+            edits.append((hook_points[site], see))
     with attached(model, edits):
         model(images_BCHW)
     found = []

@@ -47,7 +47,7 @@ def _winners(table: Table, model: ModelRecord, *, timed: bool) -> str:
 
 
 def _cheapest(table: Table, model: ModelRecord, budget: str, *, timed: bool) -> str:
-    """The structure of least damage per cost saved, the next one, and the dearest."""
+    """The structure of least degradation per cost saved, the next one, and the dearest."""
     rates = sorted(_rates(table, model, budget, timed), key=lambda pair: float(pair[1].mean()))
     if len(rates) < 2:
         return ""
@@ -64,7 +64,7 @@ def _cheapest(table: Table, model: ModelRecord, budget: str, *, timed: bool) -> 
 
 
 def rate_rows(table: Table, model: ModelRecord, *, timed: bool) -> list[list[str]]:
-    """Structures by budgets: damage per cost saved with its interval."""
+    """Structures by budgets: degradation per cost saved with its interval."""
     found: dict[str, list[str]] = {}
     for budget in table.study.budgets:
         here = dict(_rates(table, model, budget, timed))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of
-from secateur.models.taps import Edit, Tap, attached
+from secateur.models.hook_points import Edit, HookPoint, attached
 from secateur.statistics.anchors import Run, run_moments
 from secateur.surgery.replace import affine_map
 
@@ -71,8 +71,9 @@ def _updates(model: nn.Module, images: Pairs, names: list[str]) -> dict[str, Ten
     def see(name: str, update_BND: Tensor) -> None:
         parts[name].append(update_BND.detach().clone())
 
-    edits: list[tuple[Tap, Edit]] = [
-        (family.taps(model, anatomy.branch(name))["update"], partial(see, name)) for name in names
+    edits: list[tuple[HookPoint, Edit]] = [
+        (family.hook_points(model, anatomy.branch(name))["update"], partial(see, name))
+        for name in names
     ]
     with attached(model, edits):
         for images_BCHW, _ in images:

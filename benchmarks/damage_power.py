@@ -1,10 +1,10 @@
-"""Which power of the damages should the knapsack of the spectral preset add up?
+"""Which power of the degradations should the knapsack of the spectral preset add up?
 
 `python benchmarks/damage_power.py` measures what is missing and writes the page; with `--report` it
 only writes the page from what was measured.
 
-Everything here is measured on calibration images: the first `--images` of them give the menus and
-are cut with, others tell the damage. No validation image is looked at.
+Everything here is measured on calibration images: the first `--images` of them give the candidates
+and are cut with, others tell the degradation. No validation image is looked at.
 """
 
 import argparse
@@ -27,12 +27,12 @@ USED = spectral.COMPOUND
 
 
 class Judge(Split):
-    """Menus are measured once for all budgets and powers."""
+    """Candidates are measured once for all budgets and powers."""
 
     _prepared: spectral.Probed | None = None
 
     def prepared(self) -> spectral.Probed:
-        """Menus and token weights from the images to cut with."""
+        """Candidates and token weights from the images to cut with."""
         if self._prepared is None:
             family = family_of(self.model)
             anatomy = family.read(self.model)
@@ -65,7 +65,7 @@ def cell(bench: Judge, budget: str, power: float) -> Row:
     anatomy = family_of(model).read(model)
     task = resolve(Options(budget=budget, seed=bench.seed), anatomy)
     spectral.COMPOUND = power
-    plan = spectral.plan_spectral(anatomy, task, prepared.menus)
+    plan = spectral.plan_spectral(anatomy, task, prepared.candidates)
     spectral.COMPOUND = USED
     smaller = shell_of(model)
     spectral.cut_spectral_(smaller, model, anatomy, plan, prepared, as_batches(bench.parts[0]))

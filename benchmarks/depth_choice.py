@@ -24,14 +24,14 @@ from _common import (
 
 from secateur.ablation.layers import removal
 from secateur.allocation.budget import parse_budget
-from secateur.allocation.menus import Limits, drop_menu
+from secateur.allocation.candidates import Limits, drop_candidates
 from secateur.allocation.quota import quota, units_of
 from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.methods.layer_search.greedy import greedy
 from secateur.models.family import family_of
 from secateur.models.types import Shapes
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.surgery.cut import cut_
 from secateur.surgery.replace import Replacement, runs_of
@@ -70,17 +70,19 @@ def _orders(bench: Bench) -> Row:
     model, batches = bench.model, as_batches(bench.calibration)
     family = family_of(model)
     anatomy = family.read(model)
-    evidence = observe(model, batches, ["branch_similarity", "branch_removal"])
+    statistics = observe(model, batches, ["branch_similarity", "branch_removal"])
 
     def cosine(name: str) -> float:
-        sums = evidence.of("branch_similarity", name)
+        sums = statistics.of("branch_similarity", name)
         return float(1 - sums["cosine"] / sums["count"])
 
     def alone(name: str) -> float:
-        return float(evidence.of("branch_removal", name)["delta_kl"])
+        return float(statistics.of("branch_removal", name)["delta_kl"])
 
-    menus = [drop_menu(branch.id, "branch", 0.0, Limits()) for branch in anatomy.branches]
-    units = units_of(anatomy, menus)
+    candidates = [
+        drop_candidates(branch.id, "branch", 0.0, Limits()) for branch in anatomy.branches
+    ]
+    units = units_of(anatomy, candidates)
     wanted = quota(units, parse_budget(f"drop {max(COUNTS)} layers"), None, 0.0)
     search = removal(model, family, anatomy, batches, SEARCH_IMAGES, {}, "delta_kl")
     found = greedy(search, units, wanted, per_cost=False, on_step=lambda _d, _t: None)
@@ -96,15 +98,15 @@ def _cut(bench: Bench, gone: list[str], stand_in: Replacement) -> torch.nn.Modul
     model, batches = bench.model, as_batches(bench.calibration)
     anatomy = family_of(model).read(model)
     shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
-    evidence: Evidence | None = None
+    statistics: Statistics | None = None
     if stand_in in ("mean", "affine"):
-        evidence = observe(model, batches, ["update_mean"], only=gone)
+        statistics = observe(model, batches, ["update_mean"], only=gone)
     if stand_in == "scalar":
-        evidence = observe(model, batches, ["branch_similarity"], only=gone)
+        statistics = observe(model, batches, ["branch_similarity"], only=gone)
     runs = runs_of(anatomy, shapes) if stand_in == "affine" else {}
     smaller = copy.deepcopy(model)
     anchors = anchor_moments(model, batches, runs)
-    cut_(smaller, Plan(shapes=shapes), evidence, "none", stand_in, anchors)
+    cut_(smaller, Plan(shapes=shapes), statistics, "none", stand_in, anchors)
     return smaller.eval()
 
 

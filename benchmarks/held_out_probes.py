@@ -31,7 +31,7 @@ criterion: energy
 criteria: {qk: magnitude}
 repair: least_squares
 allocation: knapsack
-menus: measured
+candidates: measured
 """
 PRESETS = {"snp": "snp", "energy, repaired": "energy_measured.yaml", "spectral": "spectral"}
 WHERE = ("fit", "held out")

@@ -1,4 +1,4 @@
-"""Are budgets hit? Ten budgets in parameters, each sharing strategy, on ViT-Tiny: what is missing.
+"""Are budgets hit? Ten budgets in parameters, each granularity, on ViT-Tiny: what is missing.
 
 `python benchmarks/learned_budgets.py` scores all units by magnitude, projects the scores onto each
 budget as `learn` does at the end of its search, removes what is masked, counts the tensors of the
@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur.criteria import criteria
 from secateur.errors import UserError
-from secateur.masks.granularity import sharings
+from secateur.masks.granularity import granularities
 from secateur.masks.masks import masks_of
 from secateur.masks.projection import project
 from secateur.masks.removal.remove import remove
@@ -22,7 +22,7 @@ from secateur.masks.settings import LearnSettings
 from secateur.masks.start.by_criterion import starting_worths
 from secateur.masks.task import LearnOptions, pricing_of, resolve_learn
 from secateur.models.family import family_of
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 
 PERCENT = (95, 85, 75, 65, 55, 45, 35, 30, 20, 10)
 
@@ -34,7 +34,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=96).eval()
     rows = [
-        (name, *(missing(model, name, percent) for percent in PERCENT)) for name in sharings.names()
+        (name, *(missing(model, name, percent) for percent in PERCENT))
+        for name in granularities.names()
     ]
     head = ("sharing", *(f"{percent} %" for percent in PERCENT))
     write_page(
@@ -73,7 +74,7 @@ def missing(model: nn.Module, sharing: str, percent: int) -> str:
             raise
         return "out of reach"
     pricing = pricing_of(task, anatomy, None)
-    which, nothing = criteria.get("magnitude"), Evidence(images=0, tokens=0)
+    which, nothing = criteria.get("magnitude"), Statistics(images=0, tokens=0)
     margins = starting_worths(model, family, task.gates, pricing, nothing, which)
     kept = project(task.gates, margins, pricing)
     smaller, _ = remove(model, masks_of(task.gates, kept), task.task.limits)

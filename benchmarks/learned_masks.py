@@ -35,7 +35,7 @@ from torch import nn
 import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
-from secateur.masks.granularity import sharings
+from secateur.masks.granularity import granularities
 from secateur.masks.settings import LearnSettings
 from secateur.measurement.accuracy import predict, summarize
 from secateur.measurement.counting import counted
@@ -227,10 +227,10 @@ def methods(bench: Bench) -> dict[str, Callable[[int, int], Row]]:
     def in_stages(name: str, sharing: str) -> None:
         found[name] = lambda percent, seed: learned_in_stages(bench, percent, seed, sharing)
 
-    for sharing in sharings.names():
+    for sharing in granularities.names():
         learned(f"learned, {sharing}", sharing=sharing)
     if bench.args.stages > 1:
-        for sharing in sharings.names():
+        for sharing in granularities.names():
             in_stages(f"learned, {sharing} in {bench.args.stages} stages", sharing)
     learned("gates hard_concrete", gates="hard_concrete")
     learned("gates threshold", gates="threshold")

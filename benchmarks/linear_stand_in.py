@@ -25,7 +25,7 @@ from _common import (
 from torch import nn
 
 from secateur.allocation.budget import parse_budget
-from secateur.allocation.menus import Limits, block_menu
+from secateur.allocation.candidates import Limits, block_candidates
 from secateur.allocation.quota import quota, units_of
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
@@ -34,7 +34,7 @@ from secateur.data.batches import as_batches
 from secateur.methods.layer_search.window import best_window
 from secateur.models.family import family_of, read
 from secateur.models.types import Shapes
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.statistics.gaps import gap_moments
 from secateur.surgery.cut import cut_
@@ -57,9 +57,9 @@ def main() -> None:
     store = Store(f"linear_stand_in_{args.model}", args)
     bench = Bench(args) if args.model == "vit_tiny" else DigitsBench(args)
     dense = store.run(("dense",), lambda: _scored(bench, bench.model))
-    known: list[Evidence] = []
+    known: list[Statistics] = []
 
-    def evidence() -> Evidence:
+    def statistics() -> Statistics:
         if not known:
             known.append(observe(bench.model, as_batches(bench.calibration), NEEDS))
         return known[0]
@@ -68,12 +68,12 @@ def main() -> None:
     for drop in DROPS:
         for how in REPLACEMENTS:
             rows[drop, how] = store.run(
-                (drop, how), lambda drop=drop, how=how: _dropped(bench, evidence(), drop, how)
+                (drop, how), lambda drop=drop, how=how: _dropped(bench, statistics(), drop, how)
             )
         if drop.endswith("attention"):
             rows[drop, "linear, by cca"] = store.run(
                 (drop, "cca"),
-                lambda drop=drop: _dropped(bench, evidence(), drop, "linear", "cca"),
+                lambda drop=drop: _dropped(bench, statistics(), drop, "linear", "cca"),
             )
     for budget in BUDGETS:
         for how in REPLACEMENTS:
@@ -84,11 +84,11 @@ def main() -> None:
 
 
 def _dropped(
-    bench: Bench, evidence: Evidence, drop: str, how: Replacement, criterion: str = "cosine"
+    bench: Bench, statistics: Statistics, drop: str, how: Replacement, criterion: str = "cosine"
 ) -> Row:
     model, batches = bench.model, as_batches(bench.calibration)
     anatomy = read(model)
-    gone = _gone(bench, evidence, drop, criterion)
+    gone = _gone(bench, statistics, drop, criterion)
     shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
     anchors = {}
     if how == "affine":
@@ -96,19 +96,19 @@ def _dropped(
     elif how == "linear":
         anchors = gap_moments(model, batches, gaps_of(anatomy, shapes))
     smaller = copy.deepcopy(model)
-    cut_(smaller, Plan(shapes=shapes), evidence, "none", how, anchors)
+    cut_(smaller, Plan(shapes=shapes), statistics, "none", how, anchors)
     return _scored(bench, smaller) | {"gone": sorted(gone)}
 
 
-def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[str]:
+def _gone(bench: Bench, statistics: Statistics, drop: str, criterion: str) -> set[str]:
     """The branches that go: those of the least score, or the best window of blocks."""
     count, kind = drop.split()
     anatomy = read(bench.model)
     if kind == "blocks":
-        menus = [block_menu(block, 0.0, Limits()) for block in anatomy.blocks]
-        units = units_of(anatomy, menus)
+        candidates = [block_candidates(block, 0.0, Limits()) for block in anatomy.blocks]
+        units = units_of(anatomy, candidates)
         wanted = quota(units, parse_budget(f"drop {drop}"), None, 0.0)
-        found = best_window(anatomy, evidence, criterion, units, wanted)
+        found = best_window(anatomy, statistics, criterion, units, wanted)
         return {branch for unit in found.units for branch in unit.branches}
     family = family_of(bench.model)
     which, scores = criteria.get(criterion), {}
@@ -120,7 +120,7 @@ def _gone(bench: Bench, evidence: Evidence, drop: str, criterion: str) -> set[st
             anatomy,
             "branch",
             branch.id,
-            evidence,
+            statistics,
             seed=0,
             settings=None,
         )

@@ -185,7 +185,7 @@ def _write(args: argparse.Namespace, store: Store, rows: dict[str, list[Row]]) -
 
 
 def _ranks(scores: Row) -> str:
-    """Rank correlation with the damage of each layer alone, by kind and together."""
+    """Rank correlation with the degradation of each layer alone, by kind and together."""
     found = []
     for kind in DROPS:
         names = _lowest(scores["oracle"], kind, 999)

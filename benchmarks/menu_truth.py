@@ -1,4 +1,5 @@
-"""Do menus tell the truth? Predicted against measured damage, at sizes no menu was fitted to.
+"""Do candidates tell the truth? Predicted against measured degradation, at sizes no candidate list
+was fitted to.
 
 `python benchmarks/menu_truth.py` measures and write the page
 with `--report` it only writes the page from what was measured.
@@ -18,7 +19,7 @@ from torch import Tensor
 from secateur.ablation.candidates import FULL, QUICK, Probed, measure_candidates
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, refit_needs
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.data.batches import as_batches
 from secateur.data.split import all_images, first_images, fit_and_held
 from secateur.methods.spectral import token_weights
@@ -28,15 +29,15 @@ from secateur.statistics import observe
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block")
 EXTRA = (0.875, 0.625, 0.375, 0.1875)
-"""Shares measured besides: none of them is a share that a menu is fitted to."""
+"""Shares measured besides: none of them is a share that a candidate list is fitted to."""
 WHERE = {"same": "the images of the fit", "other": "other images"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Menus by effort and measurements by images."""
+    """Candidates by effort and measurements by images."""
 
-    menus: dict[str, Probed]
+    candidates: dict[str, Probed]
     truth: dict[str, Probed]
 
 
@@ -53,43 +54,43 @@ def main() -> None:
 
 
 def measure(bench: Bench) -> Measured:
-    """Fit menus as the spectral engine does in both efforts, then probe other sizes."""
+    """Fit candidates as the spectral engine does in both efforts, then probe other sizes."""
     model = bench.model
     family = family_of(model)
     anatomy = family.read(model)
     batches = as_batches(bench.calibration)
     tokens = token_weights(model, anatomy, batches, bench.seed)
-    evidence = observe(model, batches, refit_needs(GROUPS), token_weights=tokens)
+    statistics = observe(model, batches, refit_needs(GROUPS), token_weights=tokens)
 
     def probe(images_PCHW: Tensor, shares: tuple[float, ...]) -> Probed:
         run = ProbeRunner.of(model, family, anatomy, images_PCHW)
-        return measure_candidates(run, Refitted(evidence, Limits()), GROUPS, Limits(), shares)
+        return measure_candidates(run, Refitted(statistics, Limits()), GROUPS, Limits(), shares)
 
     efforts = {"full": FULL, "quick": QUICK}
     apart = fit_and_held(batches)[1]
     held = {name: all_images(first_images(apart, e.images)) for name, e in efforts.items()}
-    menus = {name: probe(held[name], effort.shares) for name, effort in efforts.items()}
+    candidates = {name: probe(held[name], effort.shares) for name, effort in efforts.items()}
     others_PCHW = torch.cat([images for images, _ in bench.validation])[: FULL.images]
     every = (*FULL.shares, *EXTRA)
     truth = {"same": probe(held["full"], EXTRA), "other": probe(others_PCHW, every)}
-    return Measured(menus=menus, truth=truth)
+    return Measured(candidates=candidates, truth=truth)
 
 
 def points(measured: Measured) -> list[Row]:
-    """Predicted and measured damage of every probe that a menu was not fitted to.
+    """Predicted and measured degradation of every probe that a candidate list was not fitted to.
 
     On other images sizes of the fit are points too, marked `fitted`: there only the images are
-    new. On the images of the fit they would only repeat what the menu was told.
+    new. On the images of the fit they would only repeat what the candidate list was told.
     """
     found = []
-    for effort, probed in measured.menus.items():
-        menus = {menu.key: menu for menu in probed.menus}
+    for effort, probed in measured.candidates.items():
+        candidates = {entry.key: entry for entry in probed.candidates}
         fitted = {(p.owner, p.group, p.size) for p in probed.probes}
         for where, truth in measured.truth.items():
             for probe in truth.probes:
                 known = (probe.owner, probe.group, probe.size) in fitted
                 if not (known and where == "same"):
-                    menu = menus[probe.owner, probe.group]
+                    entry = candidates[probe.owner, probe.group]
                     found.append(
                         {
                             "effort": effort,
@@ -98,7 +99,7 @@ def points(measured: Measured) -> list[Row]:
                             "owner": probe.owner,
                             "group": probe.group,
                             "size": probe.size,
-                            "predicted": menu.loss(probe.size),
+                            "predicted": entry.loss(probe.size),
                             "measured": probe.divergence,
                         }
                     )

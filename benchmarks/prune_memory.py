@@ -4,8 +4,8 @@
     python benchmarks/prune_memory.py --images 512
 
 Every cell runs in a process of its own, whose highest resident memory is what counts: torch,
-weights and all. Images are random and made batch by batch. Menus are probed with 2 images, since
-probes hold one stream of their few images whatever the number of calibration images.
+weights and all. Images are random and made batch by batch. Candidates are probed with 2 images,
+since probes hold one stream of their few images whatever the number of calibration images.
 """
 
 import argparse

@@ -14,13 +14,13 @@ import torch
 from _common import Row, Store, parser, table, versions, write_page
 from torch import Tensor, nn
 
+from secateur.allocation.candidates import Limits
 from secateur.allocation.costs import cost_function
-from secateur.allocation.menus import Limits
 from secateur.masks.bank import GateBank
-from secateur.masks.estimator import forms
-from secateur.masks.granularity import Scope, gates_of, sharings
+from secateur.masks.estimator import estimators
+from secateur.masks.granularity import Scope, gates_of, granularities
 from secateur.masks.pricing import Pricing
-from secateur.masks.strategy import Way, WaySettings, ways
+from secateur.masks.strategy import SearchStrategy, WaySettings, strategies
 from secateur.models.family import family_of
 from secateur.training.lesson import Lesson, Moment
 
@@ -28,10 +28,10 @@ MOST = 1.25
 """The ratio that a search may not exceed."""
 
 
-def way_for(model: nn.Module, sharing: str, way: str) -> Way:
+def way_for(model: nn.Module, sharing: str, way: str) -> SearchStrategy:
     """A search towards 30 % of the parameters, with scores by chance."""
     family = family_of(model)
-    anatomy, which = family.read(model), sharings.get(sharing)
+    anatomy, which = family.read(model), granularities.get(sharing)
     limits = Limits(align={}, minimum={})
     scope = Scope(
         anatomy=anatomy,
@@ -43,12 +43,12 @@ def way_for(model: nn.Module, sharing: str, way: str) -> Way:
     worths = {gate.name: 2 * torch.rand(gate.rows, gate.units) - 1 for gate in gates}
     cost_of = cost_function(anatomy, "params")
     pricing = Pricing(anatomy=anatomy, cost_of=cost_of, limits=limits, limit=0.3 * cost_of({}))
-    bank = GateBank(gates, forms.get("straight_through"), worths)
-    return ways.get(way).make(bank, pricing, WaySettings())
+    bank = GateBank(gates, estimators.get("straight_through"), worths)
+    return strategies.get(way).make(bank, pricing, WaySettings())
 
 
 def steps(
-    model: nn.Module, way: Way | None, batch: tuple[Tensor, Tensor], count: int
+    model: nn.Module, way: SearchStrategy | None, batch: tuple[Tensor, Tensor], count: int
 ) -> Iterator[float]:
     """Seconds of processor time of each step; yields between steps."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
@@ -112,8 +112,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     store = Store("search_overhead", args)
     store.suffix = f"{args.size}px/batch{args.batch}/steps{args.steps}/seed{args.seed}"
-    cells = [(sharing, "projected") for sharing in sharings.names()]
-    cells += [("common_count", way) for way in ways.names() if way != "projected"]
+    cells = [(sharing, "projected") for sharing in granularities.names()]
+    cells += [("common_count", way) for way in strategies.names() if way != "projected"]
     cells = [cell for cell in cells if not args.only or cell[0] in args.only]
     rows = []
     for cell in cells:

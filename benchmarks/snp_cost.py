@@ -99,16 +99,18 @@ def forward(model: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def score_all(model: torch.nn.Module, images: torch.Tensor, settings: dict[str, object]) -> None:
-    """A pass with evidence, and the scores of all query/key, value and hidden units."""
+    """A pass with statistics, and the scores of all query/key, value and hidden units."""
     which = criteria.get("snp")
     chosen = settings_of(which, settings)
-    evidence = observe(model, as_batches(images, 32), needs_of(which, "qk", chosen))
+    statistics = observe(model, as_batches(images, 32), needs_of(which, "qk", chosen))
     family = family_of(model)
     groups: tuple[GroupName, ...] = ("qk", "vo", "hidden")
     anatomy = family.read(model)
     for branch in anatomy.branches:
         for group in [group for group in groups if group in branch.groups]:
-            ask(which, model, family, anatomy, group, branch.id, evidence, seed=0, settings=chosen)
+            ask(
+                which, model, family, anatomy, group, branch.id, statistics, seed=0, settings=chosen
+            )
 
 
 if __name__ == "__main__":

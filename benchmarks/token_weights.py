@@ -4,7 +4,7 @@
 with `--report` it only writes the page from what was measured.
 
 Everything here, the choice included, is measured on calibration images: the first `--images` of
-them are cut with, others tell the damage. No validation image is looked at.
+them are cut with, others tell the degradation. No validation image is looked at.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def cell(bench: Split, budget: str, power: float) -> Row:
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(Options(budget=budget), anatomy)
-    shapes = shapes_of(anatomy, decide(anatomy, spectral.plain_menus(anatomy, task), task.demand))
+    shapes = shapes_of(
+        anatomy, decide(anatomy, spectral.plain_candidates(anatomy, task), task.demand)
+    )
     weights = {
         name: spectral.softened(square_N, power) for name, square_N in bench.sensitivities.items()
     }

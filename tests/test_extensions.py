@@ -1,4 +1,4 @@
-"""A new family, criterion, kind of evidence or preset is one new file and no other edit."""
+"""A new family, criterion, kind of statistics or preset is one new file and no other edit."""
 
 import json
 import os

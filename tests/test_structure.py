@@ -102,7 +102,7 @@ def test_imports_point_backwards(path: Path) -> None:
     [
         ("import torch", True),
         ("from secateur.errors import UserError", True),
-        ("from secateur.allocation.menus import Menu", True),
+        ("from secateur.allocation.candidates import Menu", True),
         ("from . import repair", True),
         ("from .repair import solve", True),
         ("from ..models import types", True),

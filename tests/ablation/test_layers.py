@@ -12,9 +12,9 @@ from secateur.ablation.layers import in_pairs, without_each, without_more_and_mo
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of
-from secateur.models.taps import attached
+from secateur.models.hook_points import attached
 from secateur.statistics import observe
-from secateur.statistics.divergence import damage
+from secateur.statistics.divergence import degradation
 from secateur.surgery.replace import mean_update
 from tests.hosts import anatomy_of, build, images_for
 
@@ -24,9 +24,9 @@ HOSTS = ("vit", "deit3", "vit_post_norm")
 def made(name: str) -> tuple[nn.Module, Tensor, ProbeRunner]:
     model = build(name)
     images = images_for(model, 6)
-    evidence = observe(model, as_batches(images, 4), ["update_mean"])
+    statistics = observe(model, as_batches(images, 4), ["update_mean"])
     anatomy = anatomy_of(name)
-    means = {branch.id: mean_update(evidence, branch) for branch in anatomy.branches}
+    means = {branch.id: mean_update(statistics, branch) for branch in anatomy.branches}
     return model, images, ProbeRunner.of(model, family_of(model), anatomy, images, means)
 
 
@@ -37,8 +37,8 @@ def masked_kl(name: str, model: nn.Module, work: ProbeRunner, gone: Iterable[str
     for branch in anatomy_of(name).branches:
         if branch.id in gone:
             mean = work.fills[branch.id]
-            tap = family_of(model).taps(model, branch)["update"]
-            edits.append((tap, lambda x, mean=mean: mean.to(x).expand_as(x)))
+            hook_point = family_of(model).hook_points(model, branch)["update"]
+            edits.append((hook_point, lambda x, mean=mean: mean.to(x).expand_as(x)))
     with torch.no_grad():
         dense = model(images).log_softmax(-1)
         with attached(model, edits):
@@ -94,7 +94,7 @@ def test_the_same_weights_do_no_damage_and_others_do() -> None:
 
 def test_without_classes_damage_is_an_angle() -> None:
     dense, turned = torch.eye(2), torch.tensor([[0.0, 3.0], [0.0, 2.0]])
-    found = damage(dense, turned, 0)
+    found = degradation(dense, turned, 0)
     assert found.divergence == pytest.approx(0.5) and found.agreement is None
-    same = damage(dense, dense, 2)
+    same = degradation(dense, dense, 2)
     assert (same.divergence, same.agreement) == (0, 1)

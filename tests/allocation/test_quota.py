@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from secateur.allocation.budget import DropKind, parse_budget
+from secateur.allocation.candidates import Limits, block_candidates, drop_candidates
 from secateur.allocation.costs import cost_function
-from secateur.allocation.menus import Limits, block_menu, drop_menu
 from secateur.allocation.quota import Quota, Unit, quota, units_of
 from secateur.errors import UserError
 from tests.hosts import anatomy_of
@@ -37,7 +37,7 @@ def test_blocks_are_counted_apart() -> None:
 def test_costs_allow_everything_and_are_met_at_their_limit() -> None:
     anatomy = anatomy_of("vit")
     cost_of = cost_function(anatomy, "macs")
-    one = units_of(anatomy, [drop_menu("blocks.1.mlp", "branch", 0.0, Limits())])
+    one = units_of(anatomy, [drop_candidates("blocks.1.mlp", "branch", 0.0, Limits())])
     limit = float(anatomy.cost().macs - anatomy.branch("blocks.1.mlp").cost(None).macs)
     assert Quota(counts=Counter(), cost_of=cost_of, limit=limit).met([])
     less = cost_of({("blocks.1.mlp", "branch"): 0})
@@ -48,9 +48,9 @@ def test_costs_allow_everything_and_are_met_at_their_limit() -> None:
 def test_units_are_what_menus_let_go() -> None:
     anatomy = anatomy_of("vit")
     kept = Limits(protect=("blocks.0",))
-    menus = [drop_menu(branch.id, "branch", 0.0, kept) for branch in anatomy.branches]
-    menus += [block_menu(block, 0.0, kept) for block in anatomy.blocks]
-    found = {u.key[0]: u for u in units_of(anatomy, menus)}
+    candidates = [drop_candidates(branch.id, "branch", 0.0, kept) for branch in anatomy.branches]
+    candidates += [block_candidates(block, 0.0, kept) for block in anatomy.blocks]
+    found = {u.key[0]: u for u in units_of(anatomy, candidates)}
     assert "blocks.0.attn" not in found and "blocks.0" not in found
     assert found["blocks.1.attn"].kind == "attention"
     assert found["blocks.2"].branches == {"blocks.2.attn", "blocks.2.mlp"}

@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from secateur.allocation.menus import block_menu, drop_menu, unit_menu
+from secateur.allocation.candidates import block_candidates, drop_candidates, unit_candidates
 from secateur.allocation.target import check_reachable, decide
-from secateur.allocation.types import Menu, Shapes, shapes_of
+from secateur.allocation.types import Candidates, Shapes, shapes_of
 from secateur.errors import UserError
 from secateur.methods.checked import check
 from secateur.methods.request import PruneRequest
@@ -24,20 +24,22 @@ def shapes(budget: str, drops: dict[str, float] | None = None, **options: object
     anatomy = anatomy_of("vit")
     task = resolve(check(PruneRequest(budget, **options)), anatomy)  # type: ignore[arg-type]
     losses = drops or {}
-    menus: list[Menu] = []
+    candidates: list[Candidates] = []
     for branch in anatomy.branches:
         for group in branch.groups:
             if group in task.groups:
                 size = branch.shape.size(group)
                 score = torch.ones(4, size) if group in ("qk", "vo") else torch.ones(size)
-                menus.append(unit_menu(branch, group, score, task.limits))
+                candidates.append(unit_candidates(branch, group, score, task.limits))
         if "branch" in task.groups:
             loss = losses.get(branch.id, 9.0)
-            menus.append(drop_menu(branch.id, "branch", loss, task.limits))
+            candidates.append(drop_candidates(branch.id, "branch", loss, task.limits))
     if "block" in task.groups:
-        menus += [block_menu(b, losses.get(b.id, 9.0), task.limits) for b in anatomy.blocks]
+        candidates += [
+            block_candidates(b, losses.get(b.id, 9.0), task.limits) for b in anatomy.blocks
+        ]
     check_reachable(anatomy, task.demand)
-    return shapes_of(anatomy, decide(anatomy, menus, task.demand))
+    return shapes_of(anatomy, decide(anatomy, candidates, task.demand))
 
 
 def dropped(budget: str, losses: dict[str, float], **options: object) -> set[str]:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from secateur.analysis.similarity import similarities
 from secateur.data.batches import as_batches
-from secateur.models.taps import Tap, attached
-from secateur.statistics import evidence_kinds, observe
+from secateur.models.hook_points import HookPoint, attached
+from secateur.statistics import observe, statistics_kinds
 from secateur.statistics.kinds import stream_similarity
 from secateur.statistics.registry import STREAM
 from secateur.statistics.stream import PATCHES, thinned, watch_stream
@@ -24,8 +24,11 @@ def stored(name: str, part: str) -> list[Tensor]:
     def keep(x: Tensor) -> None:
         found.append(thinned(x.detach(), anatomy.prefix_tokens)[part])
 
-    taps = [Tap(anatomy.blocks[0].id, "input"), *(Tap(b.id, "output") for b in anatomy.blocks)]
-    with torch.no_grad(), attached(model, [(tap, keep) for tap in taps]):
+    hook_points = [
+        HookPoint(anatomy.blocks[0].id, "input"),
+        *(HookPoint(b.id, "output") for b in anatomy.blocks),
+    ]
+    with torch.no_grad(), attached(model, [(hook_point, keep) for hook_point in hook_points]):
         model(images_for(model, IMAGES))
     return found
 
@@ -48,8 +51,8 @@ def plain_cka(x_ED: Tensor, y_ED: Tensor) -> float:
 @pytest.mark.parametrize("part", ["class", "patches"])
 def test_sums_give_the_definitions(name: str, part: str) -> None:
     model = build(name)
-    evidence = observe(model, as_batches(images_for(model, IMAGES), 4), ["stream_similarity"])
-    found = similarities(evidence.of("stream_similarity", STREAM))[part]
+    statistics = observe(model, as_batches(images_for(model, IMAGES), 4), ["stream_similarity"])
+    found = similarities(statistics.of("stream_similarity", STREAM))[part]
     streams = stored(name, part)
     assert found.points == tuple(range(len(streams)))
     for i, x in enumerate(streams):
@@ -78,14 +81,14 @@ def test_cka_is_unbiased_where_the_plain_one_is_not() -> None:
 
 def test_without_a_class_token_there_are_patches_only() -> None:
     model = build("vit_average_pool")
-    evidence = observe(model, as_batches(images_for(model), 4), ["stream_similarity"])
-    assert set(similarities(evidence.of("stream_similarity", STREAM))) == {"patches"}
+    statistics = observe(model, as_batches(images_for(model), 4), ["stream_similarity"])
+    assert set(similarities(statistics.of("stream_similarity", STREAM))) == {"patches"}
 
 
 def test_too_few_examples_have_no_cka() -> None:
     model = build("vit")
-    evidence = observe(model, as_batches(images_for(model, 2), 2), ["stream_similarity"])
-    found = similarities(evidence.of("stream_similarity", STREAM))
+    statistics = observe(model, as_batches(images_for(model, 2), 2), ["stream_similarity"])
+    found = similarities(statistics.of("stream_similarity", STREAM))
     assert bool(found["class"].cka_QQ.isnan().all())
     assert bool(found["class"].cosine_PP.isfinite().all())
     assert bool(found["patches"].cka_QQ.isfinite().all())
@@ -100,8 +103,8 @@ def test_points_are_thinned_to_what_fits(monkeypatch: pytest.MonkeyPatch) -> Non
         assert chosen[0] == 0 and chosen[-1] == points - 1 and len(chosen) >= 8
     monkeypatch.setattr(stream_similarity, "BYTES", 2 * 6 * 8 * 32**2)
     model = build("vit")
-    evidence = observe(model, as_batches(images_for(model), 4), ["stream_similarity"])
-    found = similarities(evidence.of("stream_similarity", STREAM))["patches"]
+    statistics = observe(model, as_batches(images_for(model), 4), ["stream_similarity"])
+    found = similarities(statistics.of("stream_similarity", STREAM))["patches"]
     assert found.points == (0, 2, 3) and found.cosine_PP.shape == (4, 4)
 
 
@@ -119,7 +122,7 @@ def test_nothing_is_seen_while_nobody_listens() -> None:
     model, anatomy = build("vit"), anatomy_of("vit")
     sums: dict[str, Tensor] = {}
     ears = [False]
-    kind = evidence_kinds.get("stream_similarity")
+    kind = statistics_kinds.get("stream_similarity")
     handles = list(watch_stream(model, anatomy, kind, sums, lambda: ears[0]))
     with torch.no_grad():
         model(images_for(model))

@@ -23,13 +23,13 @@ def test_effective_rank_of_known_spectra() -> None:
 
 def test_spectra_are_those_of_what_is_written() -> None:
     model, anatomy = build("vit"), anatomy_of("vit")
-    evidence = observe(model, as_batches(images_for(model, 12), 4), MOMENTS)
+    statistics = observe(model, as_batches(images_for(model, 12), 4), MOMENTS)
     family, branch = family_of(model), anatomy.branches[0]
     weights = family.weights(model, branch)
     assert isinstance(weights, AttentionWeights)
-    qk, vo = spectra(weights, evidence.about(branch.id))
+    qk, vo = spectra(weights, statistics.about(branch.id))
     assert (qk.group, qk.size, vo.group, vo.size) == ("qk", 8, "vo", 8)
-    sums = evidence.of("context_moments", branch.id)
+    sums = statistics.of("context_moments", branch.id)
     mean = sums["sum"] / sums["count"]
     cov = sums["gram"].double() / sums["count"] - torch.outer(mean, mean)
     ranks = []
@@ -40,7 +40,7 @@ def test_spectra_are_those_of_what_is_written() -> None:
         ranks.append(float(effective_rank(torch.linalg.eigvalsh(written_DD))))
     assert vo.effective == pytest.approx(sum(ranks) / 4, rel=1e-4)
     (hidden,) = spectra(
-        family.weights(model, anatomy.branches[1]), evidence.about(anatomy.branches[1].id)
+        family.weights(model, anatomy.branches[1]), statistics.about(anatomy.branches[1].id)
     )
     for found in (qk, vo, hidden):
         assert float(found.share_S.sum()) == pytest.approx(1)
@@ -54,8 +54,8 @@ def test_a_duplicated_head_is_found() -> None:
         for parameter in (qkv.weight, qkv.bias):
             rows = parameter.view(3, 4, 8, *parameter.shape[1:])
             rows[:, 3] = rows[:, 0]
-    evidence = observe(model, as_batches(images_for(model, 8), 4), ["context_moments"])
-    similarity = head_similarity(evidence.of("context_moments", "blocks.1.attn"), 4)
+    statistics = observe(model, as_batches(images_for(model, 8), 4), ["context_moments"])
+    similarity = head_similarity(statistics.of("context_moments", "blocks.1.attn"), 4)
     assert torch.allclose(similarity, similarity.T)
     assert torch.allclose(similarity.diagonal(), torch.ones(4, dtype=torch.float64))
     assert float(similarity[0, 3]) == pytest.approx(1, abs=1e-4)

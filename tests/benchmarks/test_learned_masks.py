@@ -50,8 +50,8 @@ def test_what_is_trained_otherwise_is_kept_apart() -> None:
     import learned_masks
 
     names = set()
-    ways = ("--mix", "--views 2", "--no-refit", "--epochs 3", "--search-share 0.1")
-    for words in ((), *(way.split() for way in ways)):
+    strategies = ("--mix", "--views 2", "--no-refit", "--epochs 3", "--search-share 0.1")
+    for words in ((), *(way.split() for way in strategies)):
         bench = bench_of(*words)
         names.add(learned_masks.training(bench.recipe, bench.args))
         assert (bench.recipe.common["augment"].cutmix > 0) == ("--mix" in words)

@@ -10,8 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.allocation.types import Plan, Units
 from secateur.models.family import family_of, read
-from secateur.models.stream import narrowable
-from secateur.models.taps import Edit, Tap, attached
+from secateur.models.hook_points import Edit, HookPoint, attached
 from secateur.models.types import (
     Anatomy,
     AttentionShape,
@@ -125,11 +124,11 @@ def nothing(_branch: Branch, _site: str) -> None:
 def masked(model: nn.Module, plan: Plan, fill: Fill = nothing) -> Iterator[nn.Module]:
     """The dense model with the units that the plan removes held at zero, or at `fill`."""
     family = family_of(model)
-    edits: list[tuple[Tap, Edit]] = []
+    edits: list[tuple[HookPoint, Edit]] = []
     for branch in read(model).branches:
-        taps = family.taps(model, branch)
+        hook_points = family.hook_points(model, branch)
         for site, mask in _masks(branch, plan).items():
-            edits.append((taps[site], _blend(mask, fill(branch, site))))
+            edits.append((hook_points[site], _blend(mask, fill(branch, site))))
     with attached(model, edits), narrowed(model, plan):
         yield model
 
@@ -142,7 +141,7 @@ def narrowed(model: nn.Module, plan: Plan) -> Iterator[None]:
     for stream in read(model).streams:
         if (kept := plan.units.get(stream.id, {}).get("width")) is None:
             continue
-        found = narrowable(family).stream_readers(model, stream)
+        found = family.stream_readers(model, stream)
         for path in found.norms:
             handles.append(model.get_submodule(path).register_forward_hook(_over(_index(kept))))
         for path in found.readers:

@@ -12,7 +12,7 @@ from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
 from secateur.models.types import Branch, GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.surgery.cut import cut_
 from secateur.surgery.replace import mean_update
 from tests.contract.cases import (
@@ -31,10 +31,10 @@ TOLERANCE = 1e-5
 MEAN_EVIDENCE = ("hidden_energies", "context_energies", "update_mean")
 
 
-def cut(model: nn.Module, plan: Plan, evidence: Evidence | None = None) -> nn.Module:
-    """A pruned copy, with repair `mean` where there is evidence."""
+def cut(model: nn.Module, plan: Plan, statistics: Statistics | None = None) -> nn.Module:
+    """A pruned copy, with repair `mean` where there is statistics."""
     smaller = copy.deepcopy(model)
-    cut_(smaller, plan, evidence, "none" if evidence is None else "mean")
+    cut_(smaller, plan, statistics, "none" if statistics is None else "mean")
     return smaller
 
 
@@ -107,13 +107,13 @@ def test_pruned_models_can_be_pruned_again(name: str) -> None:
         assert torch.allclose(model(x), expected, rtol=0, atol=TOLERANCE)
 
 
-def means(evidence: Evidence, branch: Branch, site: str) -> Tensor | None:
+def means(statistics: Statistics, branch: Branch, site: str) -> Tensor | None:
     """What the repair `mean` leaves in place of removed units; no such thing for queries."""
     if site in ("query", "key"):
         return None
     if site == "update":
-        return mean_update(evidence, branch)
-    sums = evidence.of(f"{site}_energies", branch.id)
+        return mean_update(statistics, branch)
+    sums = statistics.of(f"{site}_energies", branch.id)
     mean_U = sums["sum"] / sums["count"]
     return mean_U if site == "hidden" else mean_U.unflatten(0, (branch.shape.size("heads"), -1))
 
@@ -127,10 +127,10 @@ STILL_CASES = [(name, group) for name, group in CASES if group not in NARROWER]
 def test_repair_by_means_equals_means_in_place_of_units(name: str, group: str) -> None:
     model = build(name)
     plan = plan_for(anatomy_of(name), group, seed=1)
-    evidence = observe(model, as_batches(images_for(model, 8, seed=3), 4), MEAN_EVIDENCE)
-    smaller = cut(model, plan, evidence)
+    statistics = observe(model, as_batches(images_for(model, 8, seed=3), 4), MEAN_EVIDENCE)
+    smaller = cut(model, plan, statistics)
     x = images_for(model)
-    with masked(model, plan, lambda branch, site: means(evidence, branch, site)):
+    with masked(model, plan, lambda branch, site: means(statistics, branch, site)):
         expected = model(x)
     assert torch.allclose(smaller(x), expected, rtol=0, atol=TOLERANCE)
 
@@ -153,10 +153,10 @@ def test_means_of_dropped_layers_pass_through_scales_of_zero(name: str, group: s
         scale[::3] = 0.0
         scale[1] = 1e-30
     plan = plan_for(anatomy_of(name), group)
-    evidence = observe(model, as_batches(images_for(model, 8, seed=3), 4), MEAN_EVIDENCE)
-    smaller = cut(model, plan, evidence)
+    statistics = observe(model, as_batches(images_for(model, 8, seed=3), 4), MEAN_EVIDENCE)
+    smaller = cut(model, plan, statistics)
     x = images_for(model)
-    with masked(model, plan, lambda branch, site: means(evidence, branch, site)):
+    with masked(model, plan, lambda branch, site: means(statistics, branch, site)):
         expected = model(x)
     assert torch.allclose(smaller(x), expected, rtol=0, atol=TOLERANCE)
 
@@ -165,12 +165,12 @@ def test_means_of_dropped_layers_pass_through_scales_of_zero(name: str, group: s
 def test_writers_keep_their_bias_and_gain_the_constants(name: str, group: str) -> None:
     model = build(name)
     plan = plan_for(anatomy_of(name), group)
-    evidence = observe(model, as_batches(images_for(model), 2), MEAN_EVIDENCE)
-    bare, repaired = cut(model, plan), cut(model, plan, evidence)
+    statistics = observe(model, as_batches(images_for(model), 2), MEAN_EVIDENCE)
+    bare, repaired = cut(model, plan), cut(model, plan, statistics)
     for branch in anatomy_of(name).branches:
         old, without, new = (family_of(m).weights(m, branch) for m in (model, bare, repaired))
         assert _equal(_bias(without), _bias(old))
-        constant = _removed_constant(old, plan.units.get(branch.id, {}), evidence, branch)
+        constant = _removed_constant(old, plan.units.get(branch.id, {}), statistics, branch)
         expected = constant if _bias(old) is None else _bias(old) + constant
         found = torch.zeros(branch.width) if _bias(new) is None else _bias(new)
         assert torch.allclose(found, expected, atol=1e-5)
@@ -187,17 +187,17 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _removed_constant(
-    weights: BranchWeights, units: dict[GroupName, Units], evidence: Evidence, branch: Branch
+    weights: BranchWeights, units: dict[GroupName, Units], statistics: Statistics, branch: Branch
 ) -> Tensor:
     """W_P mu_P, from the definition: the writer applied to the means of what it loses."""
     constant_D = torch.zeros(branch.width)
     if isinstance(weights, MlpWeights):
-        mean_F = means(evidence, branch, "hidden")
+        mean_F = means(statistics, branch, "hidden")
         assert mean_F is not None
         for j in set(range(mean_F.numel())) - set(units.get("hidden", range(mean_F.numel()))):
             constant_D = constant_D + weights.w2_DF[:, j] * mean_F[j].float()
         return constant_D
-    mean_HV = means(evidence, branch, "context")
+    mean_HV = means(statistics, branch, "context")
     assert mean_HV is not None
     heads, dims = mean_HV.shape
     for h, v in itertools.product(range(heads), range(dims)):

@@ -137,10 +137,10 @@ def test_redundant_units_go_without_loss(name: str, group: GroupName, how: str) 
     expected = model(x)
     repairs = REPAIRS["dead"] if (group, how) == ("qk", "constant") else REPAIRS[how]
     calibration = as_batches(images_for(model, 32, seed=1), 32)
-    evidence = observe(model, calibration, repair_needs("least_squares", {group}))
+    statistics = observe(model, calibration, repair_needs("least_squares", {group}))
     for repair in repairs:
         smaller = copy.deepcopy(model)
-        cut_(smaller, plan, evidence, repair)
+        cut_(smaller, plan, statistics, repair)
         difference = float((smaller(x) - expected).abs().max())
         assert difference <= 1e-5, (repair, difference)
 
@@ -186,6 +186,6 @@ def test_layers_that_add_a_constant_go_without_loss(name: str, kind: str) -> Non
     plan = Plan(shapes={id: None if id in gone else s for id, s in anatomy.shapes.items()})
     x = images_for(model)
     expected = model(x)
-    evidence = observe(model, as_batches(images_for(model, 8, seed=1), 4), ("update_mean",))
-    cut_(model, plan, evidence, "mean")
+    statistics = observe(model, as_batches(images_for(model, 8, seed=1), 4), ("update_mean",))
+    cut_(model, plan, statistics, "mean")
     assert torch.allclose(model(x), expected, rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
-from secateur.models.taps import attached
+from secateur.models.hook_points import attached
 from secateur.statistics import observe
 from tests.hosts import HOSTS, build, images_for
 
@@ -25,7 +25,7 @@ def test_streams_grow_by_the_updates(name: str) -> None:
         seen[branch, site] = x.clone()
 
     edits = [
-        (family.taps(model, branch)[site], partial(see, branch.id, site))
+        (family.hook_points(model, branch)[site], partial(see, branch.id, site))
         for branch in anatomy.branches
         for site in ("stream", "update")
     ]
@@ -60,12 +60,12 @@ def test_single_branches_are_the_model_in_pieces(name: str) -> None:
 @pytest.mark.parametrize("name", HOSTS)
 def test_recorded_sums_of_blocks_are_those_of_their_branches(name: str) -> None:
     model = build(name)
-    evidence = observe(
+    statistics = observe(
         model, as_batches(images_for(model), 2), ("branch_similarity", "block_similarity")
     )
     for block in read(model).blocks:
-        whole = evidence.of("block_similarity", block.id)["update_sum"]
-        parts = [evidence.of("branch_similarity", b)["update_sum"] for b in block.branches]
+        whole = statistics.of("block_similarity", block.id)["update_sum"]
+        parts = [statistics.of("branch_similarity", b)["update_sum"] for b in block.branches]
         assert torch.allclose(whole, sum(parts, torch.zeros(())), atol=1e-3)
 
 

@@ -19,8 +19,8 @@ NEEDS = ("hidden_moments", "context_moments", "update_mean")
 def test_gradients_reach_every_parameter(name: str) -> None:
     model = build(name).train()
     x = images_for(model)
-    evidence = observe(model, as_batches(x, 2), NEEDS)
-    cut_(model, plan_for(anatomy_of(name), "everything"), evidence, "least_squares")
+    statistics = observe(model, as_batches(x, 2), NEEDS)
+    cut_(model, plan_for(anatomy_of(name), "everything"), statistics, "least_squares")
     for parameter_name, parameter in model.named_parameters():
         assert parameter.requires_grad and parameter.is_leaf, parameter_name
     model(x).square().sum().backward()
@@ -57,8 +57,8 @@ def test_models_keep_their_type_and_frozen_parameters(dtype: torch.dtype) -> Non
     model = build("deit3").to(dtype)
     model.requires_grad_(False)
     x = images_for(model).to(dtype)
-    evidence = observe(model, as_batches(x, 2), NEEDS)
-    cut_(model, plan_for(anatomy_of("deit3"), "everything"), evidence, "least_squares")
+    statistics = observe(model, as_batches(x, 2), NEEDS)
+    cut_(model, plan_for(anatomy_of("deit3"), "everything"), statistics, "least_squares")
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert not any(p.requires_grad for p in model.parameters())
     assert model(x).dtype == dtype

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
-from secateur.models.taps import attached
+from secateur.models.hook_points import attached
 from secateur.statistics import observe
 from tests.hosts import HOSTS, build, images_for
 
@@ -25,14 +25,14 @@ def test_the_update_is_what_the_stream_gained(name: str, training: bool) -> None
     model.train(training)
     family, anatomy = family_of(model), read(model)
     images = images_for(model)
-    evidence = observe(model, as_batches(images, 2), ["branch_similarity", "update_mean"])
+    statistics = observe(model, as_batches(images, 2), ["branch_similarity", "update_mean"])
     model.eval()
     updates: dict[str, Tensor] = {}
 
     def see(branch: str, x: Tensor) -> None:
         updates[branch] = x.clone()
 
-    edits = [(family.taps(model, b)["update"], partial(see, b.id)) for b in anatomy.branches]
+    edits = [(family.hook_points(model, b)["update"], partial(see, b.id)) for b in anatomy.branches]
     with attached(model, edits):
         model(images)
     x_BND = family.embed(model, images)
@@ -41,7 +41,7 @@ def test_the_update_is_what_the_stream_gained(name: str, training: bool) -> None
         after_BND = family.alone(model, branch)(arrived_BND)
         gained = after_BND - arrived_BND
         assert torch.allclose(updates[branch.id], gained, rtol=0, atol=1e-5), branch.id
-        sums = evidence.of("branch_similarity", branch.id)
+        sums = statistics.of("branch_similarity", branch.id)
         recorded = sums["update_sum"] / sums["count"]
         assert torch.allclose(recorded.float(), gained.mean((0, 1)), rtol=1e-4, atol=1e-5)
         assert float(sums["update_square"]) == pytest.approx(

@@ -13,9 +13,8 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
-from secateur.models.stream import stream_weights
 from secateur.models.types import AttentionShape
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
@@ -62,7 +61,7 @@ def without(model: nn.Module, channels: list[int]) -> Plan:
     return Plan(shapes=anatomy.shapes, widths={"stream": len(kept)}, units=units)
 
 
-def seen(model: nn.Module) -> Evidence:
+def seen(model: nn.Module) -> Statistics:
     images = images_for(model, 8, seed=1).to(next(model.parameters()).dtype)
     return observe(model, as_batches(images, 4), ("stream_sums",))
 
@@ -139,8 +138,8 @@ def test_gradients_reach_what_is_left(name: str, group: str) -> None:
     model = build(name).train()
     plan = plan_for(anatomy_of(name), group)
     needs = ("hidden_moments", "context_moments", "update_mean", "stream_sums")
-    evidence = observe(model, as_batches(images_for(model), 2), needs)
-    cut_(model, plan, evidence, "least_squares")
+    statistics = observe(model, as_batches(images_for(model), 2), needs)
+    cut_(model, plan, statistics, "least_squares")
     model(images_for(model)).square().sum().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.is_leaf and parameter.grad is not None, parameter_name
@@ -178,8 +177,8 @@ def test_narrow_models_export(repair: str, tmp_path: Path) -> None:
     model = build("deit3")
     plan = plan_for(anatomy_of("deit3"), "everything and width")
     needs = ("hidden_energies", "context_energies", "update_mean", "stream_sums")
-    evidence = observe(model, as_batches(images_for(model), 2), needs)
-    cut_(model, plan, evidence, "none" if repair == "none" else "mean")
+    statistics = observe(model, as_batches(images_for(model), 2), needs)
+    cut_(model, plan, statistics, "none" if repair == "none" else "mean")
     x = images_for(model)
     torch.onnx.export(model, (x,), tmp_path / "small.onnx", dynamo=True, verbose=False)
     (found,) = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"x": x.numpy()})
@@ -255,7 +254,7 @@ def test_members_have_one_row_per_channel(name: str) -> None:
     model, anatomy = build(name), anatomy_of(name)
     family = family_of(model)
     (stream,) = anatomy.streams
-    found = stream_weights(model, family, anatomy, stream)
+    found = family.stream_weights(model, stream)
     names = {branch.id for branch in anatomy.branches}
     assert set(found.writers) == names | {"patch_embed"}
     assert set(found.readers) >= names | {"head"}

@@ -12,7 +12,7 @@ from secateur.criteria.registry import Criterion, Question
 from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.types import Anatomy, GroupName
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from tests.hosts import anatomy_of, build
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block", "width")
@@ -51,7 +51,7 @@ def test_no_two_questions_of_a_run_share_a_seed_and_runs_share_none() -> None:
 def test_a_question_has_all_that_the_criterion_may_read() -> None:
     model, anatomy, asked = build("vit"), anatomy_of("vit"), list[Question]()
     family, settings = family_of(model), Settings(factor=2)
-    evidence = Evidence(images=3, tokens=5, sums={"x": {"blocks.1.mlp": {"n": torch.ones(1)}}})
+    statistics = Statistics(images=3, tokens=5, sums={"x": {"blocks.1.mlp": {"n": torch.ones(1)}}})
     for group, owner in (("hidden", "blocks.1.mlp"), ("block", "blocks.0"), ("width", "stream")):
         ask(
             recording(asked),
@@ -60,7 +60,7 @@ def test_a_question_has_all_that_the_criterion_may_read() -> None:
             anatomy,
             group,  # type: ignore[arg-type]
             owner,
-            evidence,
+            statistics,
             seed=4,
             settings=settings,
         )
@@ -74,7 +74,7 @@ def test_a_question_has_all_that_the_criterion_may_read() -> None:
 def test_a_layer_keeps_its_seed_when_others_are_gone() -> None:
     model, anatomy, asked = build("vit"), anatomy_of("vit"), list[Question]()
     family = family_of(model)
-    nothing = Evidence(images=0, tokens=0)
+    nothing = Statistics(images=0, tokens=0)
     smaller = build("vit")
     family.drop_(smaller, {"blocks.0.attn"})
     for it, numbered in ((model, None), (smaller, anatomy)):
@@ -103,7 +103,7 @@ def test_a_group_that_the_criterion_cannot_score_is_refused() -> None:
             anatomy,
             "heads",
             "blocks.0.attn",
-            Evidence(images=0, tokens=0),
+            Statistics(images=0, tokens=0),
             seed=0,
             settings=None,
         )

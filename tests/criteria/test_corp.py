@@ -9,7 +9,7 @@ from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
-from secateur.statistics import evidence_kinds, observe
+from secateur.statistics import observe, statistics_kinds
 from secateur.surgery.cut import repair_needs
 from secateur.verbs.prune import prune
 from tests.hosts import build, images_for
@@ -18,7 +18,7 @@ from tests.hosts import build, images_for
 def worth(kind: str, group: str, seen: list[dict[str, Tensor]]) -> Tensor:
     sums: dict[str, Tensor] = {}
     for each in seen:
-        evidence_kinds.get(kind).update(sums, each)
+        statistics_kinds.get(kind).update(sums, each)
     question = Question(
         group=group, owner="x", weights=None, sums={kind: sums}, images=1, seed=0
     )  # fmt: skip
@@ -79,5 +79,5 @@ def test_the_repair_asks_for_what_it_uses() -> None:
     assert repair_needs("mean", {"qk"}) == set()
     assert repair_needs("least_squares", {"hidden"}) == {"hidden_moments"}
     model = build("vit")
-    evidence = observe(model, as_batches(images_for(model), 4), {"logit_moments"})
-    assert evidence.of("logit_moments", "blocks.0.attn")["q_gram"].shape == (4, 8, 8)
+    statistics = observe(model, as_batches(images_for(model), 4), {"logit_moments"})
+    assert statistics.of("logit_moments", "blocks.0.attn")["q_gram"].shape == (4, 8, 8)

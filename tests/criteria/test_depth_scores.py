@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.criteria import criteria, score
 from secateur.criteria.registry import Question
 from secateur.models.types import GroupName
-from secateur.statistics import Sums, evidence_kinds
+from secateur.statistics import Sums, statistics_kinds
 
 STREAM = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
 UPDATE = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
@@ -18,7 +18,7 @@ UPDATE = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
 
 def sums_of(kind: str, **seen: Tensor) -> dict[str, Sums]:
     sums: Sums = {}
-    evidence_kinds.get(kind).update(sums, seen)
+    statistics_kinds.get(kind).update(sums, seen)
     return {kind: sums}
 
 

@@ -46,8 +46,8 @@ def test_heads_are_the_sum_of_their_dims() -> None:
     model = build("vit")
     branch = read(model).branches[0]
     weights = family_of(model).weights(model, branch)
-    evidence = observe(model, as_batches(images_for(model), 4), {"context_energies"})
-    about = evidence.about(branch.id)
+    statistics = observe(model, as_batches(images_for(model), 4), {"context_energies"})
+    about = statistics.about(branch.id)
     vo_HV = worth(about, "vo", weights)
     assert vo_HV.shape == (4, 8)
     torch.testing.assert_close(worth(about, "heads", weights), vo_HV.sum(1))
@@ -109,8 +109,8 @@ def test_the_preset_ranks_globally_and_adds_to_the_bias(groups: tuple[str, ...] 
         minimum=small,
     )  # fmt: skip
     assert result.cost.params <= 0.75 * result.before.cost().params
-    assert all(min(menu.losses) >= 0 for menu in result.menus)
-    assert all(list(m.losses) == sorted(m.losses, reverse=True) for m in result.menus)
+    assert all(min(entry.losses) >= 0 for entry in result.candidates)
+    assert all(list(m.losses) == sorted(m.losses, reverse=True) for m in result.candidates)
     widths = {s.hidden for s in result.plan.shapes.values() if s and hasattr(s, "hidden")}
     assert len(widths) > 1
     assert bool(torch.isfinite(result.model(images_for(model))).all())

@@ -43,13 +43,13 @@ def test_nvit_is_the_squared_sum_of_weights_times_gradients() -> None:
     model = build("vit").double()
     images = images_for(model, 3).double()
     kinds = ("attention_gates", "mlp_gates")
-    evidence = observe(model, as_batches((images, LABELS), 2), kinds)
+    statistics = observe(model, as_batches((images, LABELS), 2), kinds)
     F.cross_entropy(model(images), LABELS).backward()
     block = model.blocks[1]
     attention, mlp = read(model).branches[2:4]
 
     def saliency(branch: str, group: str) -> torch.Tensor:
-        return torch.tensor(worth("nvit", group, evidence.about(branch), 3))
+        return torch.tensor(worth("nvit", group, statistics.about(branch), 3))
 
     def written(layer: torch.nn.Linear) -> torch.Tensor:
         return (layer.weight * layer.weight.grad).sum(0)

@@ -6,9 +6,8 @@ from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
-from secateur.models.stream import stream_weights
 from secateur.models.types import ALL_GROUPS, GroupName
-from secateur.statistics import evidence_kinds, observe
+from secateur.statistics import observe, statistics_kinds
 from tests.hosts import build, images_for
 
 
@@ -24,14 +23,16 @@ def test_criteria_say_what_they_need_and_where_they_come_from(name: str) -> None
     which = criteria.get(name)
     assert which.title and which.source
     assert set(which.needs) <= set(ALL_GROUPS)
-    assert {kind for needs in which.needs.values() for kind in needs} <= set(evidence_kinds.names())
+    assert {kind for needs in which.needs.values() for kind in needs} <= set(
+        statistics_kinds.names()
+    )
 
 
 @pytest.mark.parametrize(("name", "group"), CASES)
 def test_one_number_per_unit_from_no_more_than_it_asked_for(name: str, group: GroupName) -> None:
     model = build("vit")
     which, anatomy = criteria.get(name), read(model)
-    evidence = observe(model, as_batches(images_for(model, 6), 3), which.needs[group])
+    statistics = observe(model, as_batches(images_for(model, 6), 3), which.needs[group])
     owners = [b.id for b in anatomy.branches if group == "branch" or group in b.groups]
     (stream,) = anatomy.streams
     whole = [stream.id] if group == "width" else [block.id for block in anatomy.blocks]
@@ -43,12 +44,10 @@ def test_one_number_per_unit_from_no_more_than_it_asked_for(name: str, group: Gr
                 group=group,
                 owner=owner,
                 weights=None if branch is None else family_of(model).weights(model, branch),
-                sums=evidence.about(owner),
-                images=evidence.images,
+                sums=statistics.about(owner),
+                images=statistics.images,
                 seed=3,
-                stream=stream_weights(model, family_of(model), anatomy, stream)
-                if group == "width"
-                else None,
+                stream=family_of(model).stream_weights(model, stream) if group == "width" else None,
             ),
         )
         shape: tuple[int, ...] = (anatomy.width,) if group == "width" else ()

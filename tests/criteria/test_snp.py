@@ -17,11 +17,11 @@ from secateur.criteria.scores.snp import SnpSettings, dissimilarity, shared
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
+from secateur.models.hook_points import attached
 from secateur.models.stream import StreamWeights
-from secateur.models.taps import attached
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.presets import parse_preset
-from secateur.statistics import evidence_kinds, observe
+from secateur.statistics import observe, statistics_kinds
 from secateur.statistics.kinds.snp import alignment, leading
 from secateur.verbs.load import load, open_data
 from secateur.verbs.prune import prune
@@ -67,7 +67,7 @@ def test_orthogonal_dims_score_one_if_they_lead_and_zero_if_not() -> None:
 def test_evidence_is_the_mean_over_images_whatever_the_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     q_BNHK, k_BNHK = torch.randn(2, 3, 12, 2, 4, generator=generator)
-    update = evidence_kinds.get("snp_scores").update
+    update = statistics_kinds.get("snp_scores").update
     sums: dict[str, Tensor] = {}
     update(sums, {"query": q_BNHK[:2], "key": k_BNHK[:2]})
     update(sums, {"query": q_BNHK[2:], "key": k_BNHK[2:]})
@@ -86,10 +86,10 @@ def scored(model: nn.Module, images: Tensor, name: str, branch: str, **settings:
     """Scores of the query/key dims of one branch, by the whole path from images."""
     which = criteria.get(name)
     chosen = settings_of(which, settings)
-    evidence = observe(model, as_batches(images, 3), needs_of(which, "qk", chosen), only=[branch])
+    statistics = observe(model, as_batches(images, 3), needs_of(which, "qk", chosen), only=[branch])
     question = Question(
-        group="qk", owner=branch, weights=None, sums=evidence.about(branch),
-        images=evidence.images, seed=0, settings=chosen,
+        group="qk", owner=branch, weights=None, sums=statistics.about(branch),
+        images=statistics.images, seed=0, settings=chosen,
     )  # fmt: skip
     return score(which, question)
 
@@ -98,9 +98,9 @@ def scored(model: nn.Module, images: Tensor, name: str, branch: str, **settings:
 def passed(model: nn.Module, images: Tensor, branch: str) -> tuple[Tensor, Tensor]:
     """Queries and keys (B, H, N, K) of a branch."""
     family = family_of(model)
-    taps = family.taps(model, read(model).branch(branch))
+    hook_points = family.hook_points(model, read(model).branch(branch))
     seen: dict[str, Tensor] = {}
-    edits = [(taps[site], partial(seen.__setitem__, site)) for site in ("query", "key")]
+    edits = [(hook_points[site], partial(seen.__setitem__, site)) for site in ("query", "key")]
     with attached(model, edits):
         model(images)
     return seen["query"].transpose(1, 2), seen["key"].transpose(1, 2)
@@ -169,12 +169,12 @@ def test_each_criterion_finds_its_own_evidence_among_all(how: str) -> None:
         for gamma in (None, 2)
     ]
     needs = {kind for which, chosen in asked for kind in needs_of(which, "qk", chosen)}
-    evidence = observe(model, as_batches(x, 3), needs, only=[branch])
+    statistics = observe(model, as_batches(x, 3), needs, only=[branch])
     for which, chosen in asked:
         assert isinstance(chosen, SnpSettings)
         question = Question(
-            group="qk", owner=branch, weights=None, sums=evidence.about(branch),
-            images=evidence.images, seed=0, settings=chosen,
+            group="qk", owner=branch, weights=None, sums=statistics.about(branch),
+            images=statistics.images, seed=0, settings=chosen,
         )  # fmt: skip
         alone = scored(model, x, which.name, branch, aggregate=how, gamma=chosen.gamma)
         assert torch.equal(score(which, question), alone)

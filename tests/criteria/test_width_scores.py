@@ -13,7 +13,7 @@ from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
 from secateur.models.types import GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
-from secateur.statistics import Sums, evidence_kinds, observe
+from secateur.statistics import Sums, observe, statistics_kinds
 from secateur.statistics.kinds.gradients import parts
 from tests.hosts import HOSTS, build, images_for
 
@@ -48,7 +48,7 @@ def attention(o_DHV: Tensor) -> AttentionWeights:
 
 def seen(kind: str, **tensors: Tensor) -> dict[str, Sums]:
     sums: Sums = {}
-    evidence_kinds.get(kind).update(sums, tensors)
+    statistics_kinds.get(kind).update(sums, tensors)
     return {kind: sums}
 
 
@@ -178,7 +178,7 @@ def test_channels_are_worth_their_energy_in_tokens_of_one_length() -> None:
     # Two points of the stream; the second has tokens ten times as long, which norms do not see.
     tokens = torch.tensor([[[3.0, 4.0, 0.0, 0.0]], [[0.0, 0.0, 5.0, 0.0]]])
     seen = {"points": torch.tensor(2), "0.class": tokens, "1.class": 10 * tokens}
-    evidence_kinds.get("stream_gram").update(sums, seen)
+    statistics_kinds.get("stream_gram").update(sums, seen)
     question = Question(
         group="width",
         owner="stream",

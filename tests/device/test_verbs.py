@@ -11,10 +11,10 @@ from torch import nn
 import secateur
 from secateur.devices import present_devices
 from secateur.errors import UserError
-from secateur.masks.estimator import forms
-from secateur.masks.granularity import sharings
+from secateur.masks.estimator import estimators
+from secateur.masks.granularity import granularities
 from secateur.masks.settings import LearnSettings
-from secateur.masks.strategy import ways
+from secateur.masks.strategy import strategies
 from secateur.surgery.repair import Repair
 from secateur.training.verbs import FineTuneSettings, HealSettings
 from secateur.verbs.load import open_data
@@ -35,9 +35,9 @@ LESSONS: dict[str, dict[str, Any]] = {
 }
 HEALED = [(lesson, "vit") for lesson in LESSONS] + [("plain", FAMILIES[1])]
 LEARNED: list[dict[str, str]] = [
-    *({"sharing": name} for name in sharings.names()),
-    *({"gates": name} for name in forms.names()),
-    *({"way": name} for name in ways.names()),
+    *({"sharing": name} for name in granularities.names()),
+    *({"gates": name} for name in estimators.names()),
+    *({"way": name} for name in strategies.names()),
     {"criterion": "none"},
     {"criterion": "taylor"},
 ]

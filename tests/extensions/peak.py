@@ -1,4 +1,4 @@
-"""A criterion in one file, on evidence of its own."""
+"""A criterion in one file, on statistics of its own."""
 
 from torch import Tensor
 

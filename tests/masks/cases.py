@@ -6,13 +6,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.candidates import Limits
 from secateur.allocation.costs import cost_function
-from secateur.allocation.menus import Limits
 from secateur.errors import UserError
 from secateur.masks.bank import GateBank
-from secateur.masks.estimator import forms
+from secateur.masks.estimator import estimators
 from secateur.masks.gates import Gate, allowed, keep
-from secateur.masks.granularity import Scope, gates_of, sharings, silenced_by_weights
+from secateur.masks.granularity import Scope, gates_of, granularities, silenced_by_weights
 from secateur.masks.pricing import Pricing
 from secateur.models.family import family_of
 from secateur.models.types import ALL_GROUPS, Anatomy
@@ -39,7 +39,7 @@ def scope_of(
 def gates_for(name: str, sharing: str, *, width: bool = False) -> tuple[Gate, ...]:
     """The gates of a strategy on a host."""
     scope = scope_of(shared(name), anatomy_of(name), width=width)
-    return tuple(gates_of(sharings.get(sharing), scope))
+    return tuple(gates_of(granularities.get(sharing), scope))
 
 
 def offered(name: str, sharing: str) -> bool:
@@ -57,7 +57,7 @@ def narrows(name: str, sharing: str) -> bool:
     return any(act.site == "width" for gate in gates for act in gate.acts)
 
 
-CASES = [(name, s) for name in HOSTS for s in sharings.names() if offered(name, s)]
+CASES = [(name, s) for name in HOSTS for s in granularities.names() if offered(name, s)]
 
 WIDE = [(*case, False) for case in CASES] + [(*case, True) for case in CASES if narrows(*case)]
 """Hosts and strategies, with gates on branches alone and with the stream."""
@@ -87,7 +87,7 @@ def bank_of(gates: Sequence[Gate], form: str = "straight_through") -> GateBank:
     """Gates whose units are worth what chance says."""
     generator = torch.Generator().manual_seed(1)
     worths = {g.name: 2 * torch.rand(g.rows, g.units, generator=generator) - 1 for g in gates}
-    return GateBank(gates, forms.get(form), worths)
+    return GateBank(gates, estimators.get(form), worths)
 
 
 def pricing_of(

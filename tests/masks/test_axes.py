@@ -28,10 +28,10 @@ def test_outputs_stay_and_last_dims_carry_least(name: str, sharing: str) -> None
     weights = {b.id: family.weights(model, b) for b in anatomy.branches}
     turn_attention_(model, family, anatomy, gates, observe(model, as_batches(x, 8), needs))
     assert torch.allclose(model(x), before, rtol=0, atol=1e-4)
-    evidence = observe(model, as_batches(x, 8), needs)
+    statistics = observe(model, as_batches(x, 8), needs)
     changed = 0
     for branch in anatomy.branches:
-        sums, old, new = evidence.about(branch.id), weights[branch.id], None
+        sums, old, new = statistics.about(branch.id), weights[branch.id], None
         if "logit_moments" in sums:
             q_gram, k_gram = (sums["logit_moments"][key].double() for key in ("q_gram", "k_gram"))
             energy_HK = q_gram.diagonal(dim1=1, dim2=2) * k_gram.diagonal(dim1=1, dim2=2)

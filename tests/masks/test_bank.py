@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.errors import UserError
 from secateur.masks.bank import GateBank
 from secateur.masks.controller import Controller, ControllerSettings
-from secateur.masks.estimator import forms
-from secateur.masks.granularity import gates_of, sharings
+from secateur.masks.estimator import estimators
+from secateur.masks.granularity import gates_of, granularities
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import exact_cost, left_of_masks, unit_prices
 from tests.hosts import anatomy_of, build, images_for, shared
 from tests.masks.cases import bank_of, gates_for, pricing_of, random_kept, scope_of
 
-FORMS = forms.names()
+FORMS = estimators.names()
 
 
 def test_the_forms_and_strategies_that_are_promised() -> None:
@@ -23,9 +23,9 @@ def test_the_forms_and_strategies_that_are_promised() -> None:
     assert {
         "independent", "qkv_tied", "per_head", "shared_heads", "common_count", "per_block",
         "uniform", "mixed",
-    } <= set(sharings.names())  # fmt: skip
+    } <= set(granularities.names())  # fmt: skip
     with pytest.raises(UserError, match="did you mean 'common_count'"):
-        sharings.get("common_counts")
+        granularities.get("common_counts")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -34,7 +34,7 @@ def test_every_unit_begins_open_and_the_better_ones_higher(form: str) -> None:
     bank = bank_of(gates, form)
     assert all(bool(kept.all()) for kept in bank.kept().values())
     worth = torch.linspace(-1, 1, 8)[None]
-    margin = forms.get(form).margin(forms.get(form).start(worth))
+    margin = estimators.get(form).margin(estimators.get(form).start(worth))
     assert bool((margin.diff() > 0).all()) and float(margin.min()) > 0
 
 
@@ -110,9 +110,9 @@ def test_prices_are_differences_of_the_counted_cost(sharing: str, unit: str) -> 
 @pytest.mark.parametrize("name", ["vit", "vit_swiglu", "vit_qk_norm", "vit_post_norm", "deit3"])
 def test_refused_groups_have_no_gates(name: str) -> None:
     anatomy = anatomy_of(name)
-    for sharing in sharings.names():
+    for sharing in granularities.names():
         try:
-            gates = gates_of(sharings.get(sharing), scope_of(shared(name), anatomy))
+            gates = gates_of(granularities.get(sharing), scope_of(shared(name), anatomy))
         except UserError:
             continue
         for act in (act for gate in gates for act in gate.acts):
@@ -125,12 +125,12 @@ def test_refused_groups_have_no_gates(name: str) -> None:
 def test_protected_branches_have_no_gates() -> None:
     limits = Limits(align={}, minimum={}, protect=("blocks.0", "blocks.1.mlp"))
     scope = scope_of(shared("vit"), anatomy_of("vit"), limits)
-    gates = gates_of(sharings.get("mixed"), scope)
+    gates = gates_of(granularities.get("mixed"), scope)
     acted = {act.branch for gate in gates for act in gate.acts}
     assert acted == {"blocks.1.attn", "blocks.2.attn", "blocks.2.mlp"}
     nothing = Limits(align={}, minimum={}, protect=("blocks.0", "blocks.1", "blocks.2"))
     with pytest.raises(UserError, match="finds nothing to gate"):
-        gates_of(sharings.get("mixed"), scope_of(shared("vit"), anatomy_of("vit"), nothing))
+        gates_of(granularities.get("mixed"), scope_of(shared("vit"), anatomy_of("vit"), nothing))
 
 
 def test_widths_across_blocks_must_agree() -> None:
@@ -140,7 +140,7 @@ def test_widths_across_blocks_must_agree() -> None:
     from secateur.models.family import read
 
     with pytest.raises(UserError, match="several sizes"):
-        gates_of(sharings.get("uniform"), scope_of(model, read(model)))
+        gates_of(granularities.get("uniform"), scope_of(model, read(model)))
 
 
 def test_scores_and_their_state_survive() -> None:

@@ -1,13 +1,13 @@
-"""A new sharing strategy or form of gate is one registration, and everything else follows."""
+"""A new granularity or gate estimator is one registration, and everything else follows."""
 
 import pytest
 import torch
 from torch import Tensor
 
 import secateur
-from secateur.masks.estimator import Scores, forms, straight_through
+from secateur.masks.estimator import Scores, estimators, straight_through
 from secateur.masks.gates import Act, Gate
-from secateur.masks.granularity import Scope, Sharing, sharings
+from secateur.masks.granularity import Granularity, Scope, granularities
 from secateur.masks.layout import gate
 from secateur.masks.settings import LearnSettings
 
@@ -46,12 +46,12 @@ class Softplus:
 
 
 def test_planted_extensions_learn_and_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    sharings.names(), forms.names()
-    planted = Sharing(
+    granularities.names(), estimators.names()
+    planted = Granularity(
         name="pairs", title="Pairs of neurons", removal="All.", groups=("hidden",), lay=pairs
     )
-    monkeypatch.setitem(sharings._items, "pairs", planted)
-    monkeypatch.setitem(forms._items, "softplus", Softplus())
+    monkeypatch.setitem(granularities._items, "pairs", planted)
+    monkeypatch.setitem(estimators._items, "softplus", Softplus())
     found = secateur.learn(
         secateur.load("digits_vit"),
         "digits/train",

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.errors import UserError
 from secateur.masks.gates import Gate, count_above, keep
-from secateur.masks.granularity import gates_of, sharings
+from secateur.masks.granularity import gates_of, granularities
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import Pricing, exact_cost, left_of_masks
 from secateur.masks.projection import check_reachable, least_cost, project
@@ -25,7 +25,7 @@ from tests.masks.cases import FREE, pricing_of, random_margins, scope_of
 TEN = [0.97, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
 MODEL = digits_vit()
 ANATOMY = read(MODEL)
-STRATEGIES = sharings.names()
+STRATEGIES = granularities.names()
 
 
 @pytest.mark.parametrize("share", TEN)
@@ -33,7 +33,7 @@ STRATEGIES = sharings.names()
 def test_ten_budgets_are_hit(share: float, unit: str) -> None:
     """The default sharing, and the one for small budgets: at most half a percent below."""
     for name in ("common_count", "mixed"):
-        gates = gates_of(sharings.get(name), scope_of(MODEL, ANATOMY, width=name == "mixed"))
+        gates = gates_of(granularities.get(name), scope_of(MODEL, ANATOMY, width=name == "mixed"))
         pricing = pricing_of(ANATOMY, share, unit)
         kept = project(gates, random_margins(gates), pricing)
         smaller, _ = remove(MODEL, masks_of(gates, kept), FREE)
@@ -48,7 +48,7 @@ def test_ten_budgets_are_hit(share: float, unit: str) -> None:
 def test_coarse_units_leave_no_gap(sharing: str, share: float) -> None:
     """Scores that put whole layers and heads last: each is many times half a percent."""
     anatomy = read(tiny())
-    gates = gates_of(sharings.get(sharing), scope_of(tiny(), anatomy))
+    gates = gates_of(granularities.get(sharing), scope_of(tiny(), anatomy))
     margins = random_margins(gates)
     for gate in gates:
         if gate.group in ("branch", "heads"):
@@ -68,7 +68,7 @@ def tiny() -> nn.Module:
 @pytest.mark.parametrize("sharing", STRATEGIES)
 @pytest.mark.parametrize("width", [False, True])
 def test_no_strategy_exceeds_its_budget(sharing: str, share: float, width: bool) -> None:
-    gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY, width=width))
+    gates = gates_of(granularities.get(sharing), scope_of(MODEL, ANATOMY, width=width))
     pricing = pricing_of(ANATOMY, share)
     kept = project(gates, random_margins(gates, seed=3), pricing)
     smaller, plan = remove(MODEL, masks_of(gates, kept), FREE)
@@ -96,7 +96,7 @@ def _steps(gates: list[Gate], kept: Mapping[str, Tensor], pricing: Pricing) -> I
 @pytest.mark.parametrize("sharing", ["common_count", "independent", "uniform"])
 def test_alignment_is_part_of_the_budget(sharing: str, share: float) -> None:
     limits = Limits(align={"qk": 4, "vo": 4, "hidden": 16}, minimum={"qk": 4, "vo": 4})
-    gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY, limits))
+    gates = gates_of(granularities.get(sharing), scope_of(MODEL, ANATOMY, limits))
     pricing = pricing_of(ANATOMY, share, limits=limits)
     kept = project(gates, random_margins(gates), pricing)
     _, plan = remove(MODEL, masks_of(gates, kept), limits)
@@ -110,7 +110,7 @@ def test_alignment_is_part_of_the_budget(sharing: str, share: float) -> None:
 
 @pytest.mark.parametrize("sharing", STRATEGIES)
 def test_costs_fall_with_the_threshold(sharing: str) -> None:
-    gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY))
+    gates = gates_of(granularities.get(sharing), scope_of(MODEL, ANATOMY))
     margins, pricing = random_margins(gates, seed=5), pricing_of(ANATOMY, 1.0)
     costs = []
     for threshold in torch.linspace(-6, 6, 25).tolist():
@@ -124,7 +124,7 @@ def test_costs_fall_with_the_threshold(sharing: str) -> None:
 
 @pytest.mark.parametrize("sharing", ["common_count", "per_head"])
 def test_equal_scores_still_meet_the_budget(sharing: str) -> None:
-    gates = gates_of(sharings.get(sharing), scope_of(MODEL, ANATOMY))
+    gates = gates_of(granularities.get(sharing), scope_of(MODEL, ANATOMY))
     pricing = pricing_of(ANATOMY, 0.5)
     kept = project(gates, {g.name: torch.ones(g.rows, g.units) for g in gates}, pricing)
     real = exact_cost(pricing, left_of_masks(pricing, masks_of(gates, kept)))
@@ -132,7 +132,7 @@ def test_equal_scores_still_meet_the_budget(sharing: str) -> None:
 
 
 def test_the_best_units_stay() -> None:
-    gates = gates_of(sharings.get("per_head"), scope_of(MODEL, ANATOMY))
+    gates = gates_of(granularities.get("per_head"), scope_of(MODEL, ANATOMY))
     margins = random_margins(gates)
     kept = project(gates, margins, pricing_of(ANATOMY, 0.5))
     assert any(not bool(mask.all()) for mask in kept.values())
@@ -142,13 +142,13 @@ def test_the_best_units_stay() -> None:
 
 
 def test_all_stays_when_the_budget_is_large_enough() -> None:
-    gates = gates_of(sharings.get("mixed"), scope_of(MODEL, ANATOMY))
+    gates = gates_of(granularities.get("mixed"), scope_of(MODEL, ANATOMY))
     kept = project(gates, random_margins(gates), pricing_of(ANATOMY, 1.0))
     assert all(bool(mask.all()) for mask in kept.values())
 
 
 def test_budgets_out_of_reach_are_refused_with_the_smallest() -> None:
-    gates = gates_of(sharings.get("per_head"), scope_of(MODEL, ANATOMY))
+    gates = gates_of(granularities.get("per_head"), scope_of(MODEL, ANATOMY))
     pricing = pricing_of(ANATOMY, 0.05)
     least = least_cost(gates, pricing)
     share = f"{100 * least / pricing.dense:.1f}%"

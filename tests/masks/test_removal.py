@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.masks.gates import allowed, keep
 from secateur.masks.masks import masks_of, plan_of_masks
 from secateur.masks.pricing import left_of_masks, masked_cost

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.masks.estimator import forms
-from secateur.masks.granularity import gates_of, sharings
+from secateur.masks.estimator import estimators
+from secateur.masks.granularity import gates_of, granularities
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import exact_cost, left_of_masks
 from secateur.masks.projection import project
 from secateur.masks.strategies.lagrangian import Lagrangian
 from secateur.masks.strategies.projected import Projected
-from secateur.masks.strategy import Way, WaySettings, ways
+from secateur.masks.strategy import SearchStrategy, WaySettings, strategies
 from secateur.models.family import read
 from secateur.training.lesson import Hook, Lesson, Moment
 from secateur.training.loop import FitReport, fit_
@@ -50,10 +50,10 @@ def search_for(
     form: str = "straight_through",
     sharing: str = "common_count",
     way: str = "lagrangian",
-) -> Way:
+) -> SearchStrategy:
     anatomy = read(model)
-    gates = gates_of(sharings.get(sharing), scope_of(model, anatomy))
-    return ways.get(way).make(bank_of(gates, form), pricing_of(anatomy, share), WaySettings())
+    gates = gates_of(granularities.get(sharing), scope_of(model, anatomy))
+    return strategies.get(way).make(bank_of(gates, form), pricing_of(anatomy, share), WaySettings())
 
 
 def lagrangian(model: nn.Module, share: float, *more: str) -> Lagrangian:
@@ -62,7 +62,9 @@ def lagrangian(model: nn.Module, share: float, *more: str) -> Lagrangian:
     return found
 
 
-def run(model: nn.Module, way: Way, folder: Path | None = None, *hooks: Hook) -> FitReport:
+def run(
+    model: nn.Module, way: SearchStrategy, folder: Path | None = None, *hooks: Hook
+) -> FitReport:
     with way.bank.attached(model):
         return fit_(
             model, images(), labels, settings(), labelled=True, classes=10, folder=folder,
@@ -70,7 +72,7 @@ def run(model: nn.Module, way: Way, folder: Path | None = None, *hooks: Hook) ->
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("form", forms.names())
+@pytest.mark.parametrize("form", estimators.names())
 def test_the_search_closes_gates_down_to_the_budget(form: str) -> None:
     model = digits_vit()
     search = lagrangian(model, 0.5, form)
@@ -129,7 +131,7 @@ def test_the_cost_in_the_loss_is_the_counted_one() -> None:
     assert float(penalty) == pytest.approx(2 * gap + 5 * gap**2, rel=1e-5)
 
 
-@pytest.mark.parametrize("way", ways.names())
+@pytest.mark.parametrize("way", strategies.names())
 def test_every_way_ends_in_margins_that_can_be_projected(way: str, tmp_path: Path) -> None:
     model = digits_vit()
     search = search_for(model, 0.4, way=way)

@@ -9,7 +9,7 @@ from secateur.data.batches import as_batches
 from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.masks.granularity import sharings
+from secateur.masks.granularity import granularities
 from secateur.masks.masks import masks_of
 from secateur.masks.pricing import exact_cost, left_of_masks
 from secateur.masks.projection import project
@@ -19,7 +19,7 @@ from secateur.masks.start.from_plans import spectral_needs, spectral_worths
 from secateur.masks.task import check_learning, pricing_of, resolve_learn
 from secateur.measurement.accuracy import predict, summarize
 from secateur.models.family import family_of, read
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 
 DIGITS = secateur.load("digits_vit")
 IMAGES = as_batches(
@@ -33,11 +33,11 @@ def started(sharing: str, percent: int):  # type: ignore[no-untyped-def]
     task = resolve_learn(check_learning(asked), DIGITS, family, anatomy)
     pricing = pricing_of(task, anatomy, None)
     needs = spectral_needs(task.gates)
-    evidence = observe(DIGITS, IMAGES, needs) if needs else Evidence(images=0, tokens=0)
-    return task, pricing, spectral_worths(DIGITS, family, task.gates, pricing, evidence, IMAGES)
+    statistics = observe(DIGITS, IMAGES, needs) if needs else Statistics(images=0, tokens=0)
+    return task, pricing, spectral_worths(DIGITS, family, task.gates, pricing, statistics, IMAGES)
 
 
-@pytest.mark.parametrize("sharing", sharings.names())
+@pytest.mark.parametrize("sharing", granularities.names())
 def test_every_unit_has_a_worth_in_range(sharing: str) -> None:
     task, pricing, worths = started(sharing, 60)
     assert worths.keys() == {gate.name for gate in task.gates}

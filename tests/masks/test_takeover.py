@@ -8,7 +8,7 @@ from secateur.masks.gates import keep
 from secateur.masks.removal.takeover import NEEDS, Takeover
 from secateur.measurement.modes import evaluating
 from secateur.models.family import family_of
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from tests.hosts import anatomy_of, build, images_for
 from tests.masks.cases import CASES, bank_of, gates_for, random_margins
 
@@ -19,8 +19,8 @@ def updates(model, x, branches):  # type: ignore[no-untyped-def]
     """The update of each branch in one pass."""
     family, found, handles = family_of(model), {}, []
     for branch in branches:
-        tap = family.taps(model, branch)["update"]
-        module = model.get_submodule(tap.module)
+        hook_point = family.hook_points(model, branch)["update"]
+        module = model.get_submodule(hook_point.module)
         handles.append(
             module.register_forward_hook(
                 lambda _m, _a, out, name=branch.id: found.__setitem__(name, out.detach().clone())
@@ -46,7 +46,7 @@ def test_the_first_branch_is_nearer_than_with_masks_alone(name: str) -> None:
         kinds = [type(m) for m in model.modules()]
         ids = [id(p) for p in model.parameters()]
 
-        def look(needs: set[str], model=model) -> Evidence:  # type: ignore[no-untyped-def]
+        def look(needs: set[str], model=model) -> Statistics:  # type: ignore[no-untyped-def]
             assert needs <= set(NEEDS.values())
             with evaluating(model):
                 return observe(model, as_batches(x, 8), needs)
@@ -76,7 +76,7 @@ def test_nothing_is_observed_where_nothing_closes() -> None:
     model, gates = build("vit"), gates_for("vit", SHARING)
     bank = bank_of(gates)
 
-    def refuse(needs: set[str]) -> Evidence:
+    def refuse(needs: set[str]) -> Statistics:
         raise AssertionError(needs)
 
     takeover = Takeover(model, family_of(model), anatomy_of("vit"), gates, refuse)

@@ -40,8 +40,8 @@ def test_equal_requests_give_equal_plans(preset: str) -> None:
 def test_the_predicted_loss_sums_the_scores_of_what_goes() -> None:
     model = build("vit")
     result = prune(model, images_for(model, 4), "50% hidden", preset="energy")
-    chosen = {menu.key: result.plan.shapes[menu.owner] for menu in result.menus}
-    losses = [menu.loss(chosen[menu.key].size("hidden")) for menu in result.menus]  # type: ignore[union-attr]
+    chosen = {entry.key: result.plan.shapes[entry.owner] for entry in result.candidates}
+    losses = [entry.loss(chosen[entry.key].size("hidden")) for entry in result.candidates]  # type: ignore[union-attr]
     assert result.plan.predicted_loss == pytest.approx(sum(losses)) and min(losses) > 0
 
 

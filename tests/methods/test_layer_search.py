@@ -32,7 +32,7 @@ def without(model: nn.Module, gone: set[str]) -> nn.Module:
 
 
 @torch.no_grad()
-def damage(model: nn.Module, gone: set[str], objective: str, images: Tensor = IMAGES) -> float:
+def degradation(model: nn.Module, gone: set[str], objective: str, images: Tensor = IMAGES) -> float:
     dense, changed = (m(images).double() for m in (model, without(model, gone)))
     if objective == "angle":
         return float(F.cosine_similarity(dense, changed).clamp(-1, 1).arccos().mean() / torch.pi)
@@ -57,24 +57,24 @@ def test_damages_are_those_of_the_model_without_the_branches(name: str, objectiv
     ids = [branch.id for branch in anatomy.branches]
     sets = [{ids[3]}, {ids[0], ids[5]}, set(), {ids[4]}]
     for base in ({ids[3]}, {ids[0]}, set()):
-        found = bench.damages(frozenset(base), [frozenset(s) for s in sets])
+        found = bench.degradations(frozenset(base), [frozenset(s) for s in sets])
         for gone, value in zip(sets, found, strict=True):
-            expected = damage(model, gone, objective, images)
+            expected = degradation(model, gone, objective, images)
             assert value == pytest.approx(expected, rel=1e-3, abs=2e-4)
 
 
 def test_means_stand_in_during_the_search_as_they_do_after_the_cut() -> None:
     model, anatomy = build("dinov2_registers"), anatomy_of("dinov2_registers")
     batches = as_batches(IMAGES, 4)
-    evidence = observe(model, batches, ["update_mean"])
-    fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
+    statistics = observe(model, batches, ["update_mean"])
+    fills = {b.id: mean_update(statistics, b) for b in anatomy.branches}
     bench = removal(model, family_of(model), anatomy, batches, 6, fills, "delta_kl")
     result = prune(model, IMAGES, "drop 2 layers", preset="greedy_drop", batch_size=4)
     gone = frozenset(name for name, shape in result.plan.shapes.items() if shape is None)
     with torch.no_grad():
         dense, changed = (m(IMAGES).double().log_softmax(-1) for m in (model, result.model))
     kl = float(F.kl_div(changed, dense, log_target=True, reduction="batchmean"))
-    assert bench.damages(frozenset(), [gone])[0] == pytest.approx(kl, rel=1e-3)
+    assert bench.degradations(frozenset(), [gone])[0] == pytest.approx(kl, rel=1e-3)
     assert result.plan.predicted_loss == pytest.approx(kl, rel=1e-3)
 
 
@@ -84,7 +84,7 @@ def test_greedy_takes_the_least_damage_at_every_step(preset: str, objective: str
     gone: set[str] = set()
     for _ in range(3):
         open_ = [b.id for b in read(model).branches if b.id not in gone]
-        gone = gone | {min(open_, key=lambda name: damage(model, gone | {name}, objective))}
+        gone = gone | {min(open_, key=lambda name: degradation(model, gone | {name}, objective))}
     assert dropped(model, "drop 3 layers", preset) == gone
 
 
@@ -119,7 +119,7 @@ def test_evolution_is_no_worse_than_greedy_and_finds_the_best_of_few() -> None:
     names = [branch.id for branch in read(model).branches]
     best = min(
         (set(pair) for pair in itertools.combinations(names, 3)),
-        key=lambda gone: damage(model, gone, "kl"),
+        key=lambda gone: degradation(model, gone, "kl"),
     )
     assert dropped(model, "drop 3 layers", "evopress") == best
 
@@ -135,10 +135,10 @@ def test_iterative_scores_see_the_stream_without_what_is_gone() -> None:
     gone: set[str] = set()
     for _ in range(2):
         smaller = without(model, gone)
-        evidence = observe(smaller, as_batches(IMAGES, 4), ["block_similarity"])
+        statistics = observe(smaller, as_batches(IMAGES, 4), ["block_similarity"])
 
-        def influence(block: str, evidence: Any = evidence) -> Tensor:
-            sums = evidence.of("block_similarity", block)
+        def influence(block: str, statistics: Any = statistics) -> Tensor:
+            sums = statistics.of("block_similarity", block)
             return 1 - sums["cosine"] / sums["count"]
 
         left = [b.id for b in read(smaller).blocks if b.branches]
@@ -202,6 +202,39 @@ def test_the_window_is_that_with_the_least_angle(length: int) -> None:
         f"blocks.{i}.{part}" for i in range(first, first + length) for part in ("attn", "mlp")
     }
     assert dropped(model, f"drop {length} blocks", "uidl") == expected
+
+
+@pytest.mark.parametrize("preset", ["uidl", "replaceme"])
+@pytest.mark.parametrize("name", ["efficientformer", "efficientformer_grids"])
+@pytest.mark.parametrize("length", [1, 2])
+def test_windows_lie_in_one_stage(name: str, preset: str, length: int) -> None:
+    model, anatomy = build(name), anatomy_of(name)
+    gone = prune(model, images_for(model, 6), f"drop {length} blocks", preset=preset)
+    blocks = [b for b in anatomy.blocks if gone.plan.shapes[b.branches[0]] is None]
+    assert len(blocks) == length and len({anatomy.stage_of(block) for block in blocks}) == 1
+    assert bool(gone.model(images_for(model, 2)).isfinite().all())
+
+
+def test_a_stage_without_a_window_long_enough_is_refused() -> None:
+    model = build("efficientformer_grids")
+    with pytest.raises(UserError, match="no run of neighbouring blocks of one stage"):
+        prune(model, images_for(model, 4), "drop 3 blocks", preset="uidl")
+
+
+def test_the_first_block_of_a_stage_has_no_anchor_in_the_stage_before() -> None:
+    """Its mean stays, since no branch before it writes the same stream."""
+    model, anatomy = build("efficientformer"), anatomy_of("efficientformer")
+    first = next(b for b in anatomy.blocks if anatomy.stage_of(b) == 1)
+    others = [b.id for b in anatomy.blocks if b is not first]
+    images = images_for(model, 6)
+    found = prune(model, images, "drop 1 blocks", preset="replaceme", protect=others)
+    assert [k for k, shape in found.plan.shapes.items() if shape is None] == [*first.branches]
+    branch = anatomy.branch(first.branches[0])
+    mean_D = mean_update(observe(model, as_batches(images, 6), ["update_mean"]), branch)
+    expected = without(model, set())
+    family_of(model).add_constant_(expected, branch, mean_D)
+    family_of(model).drop_(expected, {branch.id})
+    assert torch.allclose(found.model(images), expected(images), atol=1e-4)
 
 
 def test_windows_meet_cost_budgets_with_as_few_blocks_as_possible() -> None:

@@ -1,4 +1,4 @@
-"""Menus measured on the output: in nats, true where they were measured, and only when wanted."""
+"""Candidates measured on the output: in nats, true where measured, and only when wanted."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from secateur.allocation.menus import kept_units
+from secateur.allocation.candidates import kept_units
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
 from secateur.criteria.ask import ask
@@ -41,7 +41,7 @@ def test_losses_are_divergences_of_the_cut_model(tmp_path: Path) -> None:
     model = build("vit")
     images = images_for(model, 10)
     result = prune(model, images, "60% macs", preset=str(mine), align=FINE, minimum=FINE)
-    menus = {menu.key: menu for menu in result.menus}
+    candidates = {entry.key: entry for entry in result.candidates}
     x = images[[4, 9]]  # of few batches every fifth image is held out
     alone = prune(model, x, "50% hidden", preset="magnitude", align=FINE, minimum=FINE)
     for branch in ("blocks.0.mlp", "blocks.2.mlp"):
@@ -49,9 +49,9 @@ def test_losses_are_divergences_of_the_cut_model(tmp_path: Path) -> None:
         units = {branch: dict(alone.plan.units[branch])}
         cut_(smaller, plan_of_units(result.before, units), None, "none")
         expected = divergence(model, smaller, x)
-        assert menus[branch, "hidden"].loss(32) == pytest.approx(expected, rel=1e-3)
+        assert candidates[branch, "hidden"].loss(32) == pytest.approx(expected, rel=1e-3)
     narrow = prune(model, x, "50% width", preset="magnitude", align=FINE, minimum=FINE)
-    assert menus["stream", "width"].loss(16) == pytest.approx(
+    assert candidates["stream", "width"].loss(16) == pytest.approx(
         divergence(model, narrow.model, x), rel=1e-3
     )
     shapes = result.before.shapes
@@ -59,7 +59,7 @@ def test_losses_are_divergences_of_the_cut_model(tmp_path: Path) -> None:
                       (("blocks.1", "block"), ("blocks.1.attn", "blocks.1.mlp"))):  # fmt: skip
         without = copy.deepcopy(model)
         cut_(without, Plan(shapes=shapes | dict.fromkeys(gone)), None, "none")
-        assert menus[key].losses[0] == pytest.approx(divergence(model, without, x), rel=1e-3)
+        assert candidates[key].losses[0] == pytest.approx(divergence(model, without, x), rel=1e-3)
     assert result.cost.macs <= 0.6 * result.before.cost().macs
     assert "probe" in result.seconds
 
@@ -87,7 +87,7 @@ def test_repairs_count(tmp_path: Path) -> None:
     model = build("vit")
     model.blocks[1].mlp.fc1.weight[::2] = 0
     x = images_for(model, 6)
-    menus = {}
+    candidates = {}
     for repair in ("none", "mean"):
         mine = tmp_path / f"{repair}.yaml"
         mine.write_text(
@@ -96,8 +96,10 @@ def test_repairs_count(tmp_path: Path) -> None:
             f" repair: {repair}}}"
         )
         result = prune(model, x, "80% macs", preset=str(mine), align=FINE, minimum=FINE)
-        menus[repair] = {menu.key: menu for menu in result.menus}["blocks.1.mlp", "hidden"]
-    assert menus["mean"].loss(32) < 1e-6 < 1e-3 < menus["none"].loss(32)
+        candidates[repair] = {entry.key: entry for entry in result.candidates}[
+            "blocks.1.mlp", "hidden"
+        ]
+    assert candidates["mean"].loss(32) < 1e-6 < 1e-3 < candidates["none"].loss(32)
 
 
 @torch.no_grad()
@@ -112,7 +114,7 @@ def test_units_and_repairs_rest_on_all_images(tmp_path: Path) -> None:
     result = prune(model, images, "70% macs", preset=str(mine), **options)  # type: ignore[arg-type]
     sizes = {name: len(own["hidden"]) for name, own in result.plan.units.items() if "hidden" in own}
     assert sizes
-    evidence = observe(model, as_batches(images), ["hidden_moments"])
+    statistics = observe(model, as_batches(images), ["hidden_moments"])
     family, anatomy = family_of(model), anatomy_of("vit")
     for name, size in sizes.items():
         energy = ask(
@@ -128,5 +130,5 @@ def test_units_and_repairs_rest_on_all_images(tmp_path: Path) -> None:
         )
         assert result.plan.units[name]["hidden"] == kept_units(energy, size)
     again = copy.deepcopy(model)
-    cut_(again, result.plan, evidence, "least_squares")
+    cut_(again, result.plan, statistics, "least_squares")
     torch.testing.assert_close(result.model(images), again(images), rtol=1e-4, atol=1e-5)

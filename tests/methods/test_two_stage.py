@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.allocation.target import Target, decide, unweighed
 from secateur.allocation.types import Plan, shapes_of
 from secateur.data.batches import as_batches
@@ -83,10 +83,10 @@ class Blind:
         return set()
 
     def prepare(self, job: Job) -> Prepared:
-        return Prepared(menus=unweighed(job.anatomy, job.task.demand), dense=job.model)
+        return Prepared(candidates=unweighed(job.anatomy, job.task.demand), dense=job.model)
 
     def plan(self, job: Job, prepared: Prepared, target: Target | None = None) -> Plan:
-        sizes = decide(job.anatomy, prepared.menus, job.task.demand, target)
+        sizes = decide(job.anatomy, prepared.candidates, job.task.demand, target)
         return Plan(shapes=shapes_of(job.anatomy, sizes))
 
     def cut(self, job: Job, prepared: Prepared, plan: Plan) -> nn.Module:

@@ -13,8 +13,8 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.caches import copy_of, forget_cached_
 from secateur.models.family import family_of, read
+from secateur.models.hook_points import attached
 from secateur.models.modules import ShiftedReLU
-from secateur.models.taps import attached
 from secateur.models.types import Cost
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import observe
@@ -166,12 +166,12 @@ def test_taps_of_grids_work_on_any_memory_layout() -> None:
     model = build("efficientformer").to(memory_format=torch.channels_last)
     x = images_for(model).to(memory_format=torch.channels_last)
     branch = read(model).branches[0]
-    tap = family_of(model).taps(model, branch)["update"]
+    hook_point = family_of(model).hook_points(model, branch)["update"]
 
     def nothing(update_BND: Tensor) -> Tensor:
         return torch.zeros_like(update_BND)
 
-    with attached(model, [(tap, nothing)]):
+    with attached(model, [(hook_point, nothing)]):
         masked = model(x)
     cut_(model, Plan(shapes={**read(model).shapes, branch.id: None}), None, "none")
     assert torch.allclose(model(x), masked, atol=1e-5)

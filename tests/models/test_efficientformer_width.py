@@ -12,9 +12,8 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.models.family import family_of, read
-from secateur.models.stream import stream_weights
-from secateur.models.types import Cost, Joint
-from secateur.statistics import Evidence, observe
+from secateur.models.types import Cost, StreamTransition
+from secateur.statistics import Statistics, observe
 from secateur.storage.load import load
 from secateur.storage.spec import read_spec
 from secateur.surgery.cut import cut_
@@ -33,7 +32,7 @@ def without(model: nn.Module, stage: str, channels: list[int]) -> Plan:
     return Plan(shapes=anatomy.shapes, widths={stage: len(kept)}, units={stage: {"width": kept}})
 
 
-def seen(model: nn.Module) -> Evidence:
+def seen(model: nn.Module) -> Statistics:
     x = images_for(model, 8, seed=1).to(next(model.parameters()).dtype)
     return observe(model, as_batches(x, 4), ("stream_sums",))
 
@@ -55,9 +54,13 @@ def still_(model: nn.Module, stage: int, channels: list[int], value: float) -> N
 
 
 def test_strided_convolutions_are_priced_by_both_sides() -> None:
-    assert anatomy_of(NAME).joints == (
-        Joint(first="stages.0", second="stages.1", per_pair=Cost(params=9, macs=9 * 14 * 14)),
-        Joint(first="stages.1", second="stages.2", per_pair=Cost(params=9, macs=9 * 7 * 7)),
+    assert anatomy_of(NAME).transitions == (
+        StreamTransition(
+            first="stages.0", second="stages.1", per_pair=Cost(params=9, macs=9 * 14 * 14)
+        ),
+        StreamTransition(
+            first="stages.1", second="stages.2", per_pair=Cost(params=9, macs=9 * 7 * 7)
+        ),
     )
 
 
@@ -123,7 +126,7 @@ def test_members_have_one_row_per_channel() -> None:
     model, anatomy = build(NAME), anatomy_of(NAME)
     family = family_of(model)
     for stream in anatomy.streams:
-        found = stream_weights(model, family, anatomy, stream)
+        found = family.stream_weights(model, stream)
         for matrix in [*found.writers.values(), *found.readers.values()]:
             assert matrix.ndim == 2 and matrix.shape[0] == stream.width
         own = {b.id for b in anatomy.branches if b.stage == stream.stage}

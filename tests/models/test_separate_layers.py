@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.measurement.counting import counted
-from secateur.models.derived.stated import OneStream
+from secateur.models.family import Family
+from secateur.models.hook_points import attached
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
@@ -21,7 +22,6 @@ from secateur.models.statement import (
     Stem,
     Tail,
 )
-from secateur.models.taps import attached
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
 from tests.hosts import randomise_
@@ -79,7 +79,7 @@ class Apart(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-FAMILY = OneStream(
+FAMILY = Family(
     Statement(
         name="apart",
         title="Apart",
@@ -178,7 +178,7 @@ def test_shapes_go_where_they_are_held(shape: AttentionShape, ours: bool) -> Non
     for site, (heads, dims) in masks.items():
         mask = torch.zeros(4, 8)
         mask[:heads, :dims] = 1
-        edits.append((FAMILY.taps(one, branch)[site], lambda x, mask=mask: x * mask))
+        edits.append((FAMILY.hook_points(one, branch)[site], lambda x, mask=mask: x * mask))
     with attached(one, edits):
         expected = one(X)
     FAMILY.assign_(one, branch, smaller)
@@ -196,7 +196,7 @@ def test_branches_go_and_constants_stay() -> None:
     w = FAMILY.weights(one, mlp)
     assert isinstance(w, MlpWeights) and w.shape == MlpShape(hidden=48)
     constant_D = torch.randn(32)
-    silent = [(FAMILY.taps(one, attention)["update"], lambda x: 0 * x)]
+    silent = [(FAMILY.hook_points(one, attention)["update"], lambda x: 0 * x)]
     with attached(one, silent):
         x = FAMILY.embed(one, X)
         for branch in FAMILY.read(one).branches:

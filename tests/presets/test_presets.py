@@ -4,7 +4,8 @@ import pytest
 
 from secateur.criteria import criteria
 from secateur.errors import UserError
-from secateur.presets import DEFAULT, load_preset, parse_preset, preset_names
+from secateur.methods.request import DEFAULT
+from secateur.presets import load_preset, parse_preset, preset_names
 
 GOOD = """
 title: A method

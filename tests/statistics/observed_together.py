@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 
 from secateur.data.batches import as_batches
-from secateur.statistics import evidence_kinds, observe
+from secateur.statistics import observe, statistics_kinds
 from tests.hosts import build, images_for
 
 
@@ -15,7 +15,7 @@ def main(out: Path, images: int, batch: int) -> None:
     model = build("vit")
     data = (images_for(model, images), torch.arange(images) % 10)
     seen: list[int] = []
-    found = observe(model, as_batches(data, batch), evidence_kinds.names(), on_batch=seen.append)
+    found = observe(model, as_batches(data, batch), statistics_kinds.names(), on_batch=seen.append)
     drawn = observe(model, as_batches(data, batch), ["sensitivity"], sample_labels=3)
     state = PartialState()
     torch.save(

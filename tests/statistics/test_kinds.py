@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from secateur.errors import UserError
-from secateur.statistics import Sums, evidence_kinds
+from secateur.statistics import Sums, statistics_kinds
 from secateur.statistics.registry import add_, chosen_kinds
 
 
@@ -16,8 +16,8 @@ def test_kinds_that_another_covers_are_not_collected() -> None:
 
 
 def test_what_is_covered_exists() -> None:
-    for _, kind in evidence_kinds.items():
-        assert set(kind.covers) <= set(evidence_kinds.names())
+    for _, kind in statistics_kinds.items():
+        assert set(kind.covers) <= set(statistics_kinds.names())
 
 
 def test_unknown_kinds_are_refused_with_a_suggestion() -> None:

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import read
-from secateur.statistics import Evidence, evidence_kinds, observe
+from secateur.statistics import Statistics, observe, statistics_kinds
 from tests.hosts import HOSTS, build, images_for
 
-EVERY_KIND = evidence_kinds.names()
+EVERY_KIND = statistics_kinds.names()
 
 
 def labelled(model: nn.Module, count: int) -> tuple[Tensor, Tensor]:
     return images_for(model, count), torch.arange(count) % 10
 
 
-def everything(evidence: Evidence) -> dict[tuple[str, str, str], Tensor]:
+def everything(statistics: Statistics) -> dict[tuple[str, str, str], Tensor]:
     return {
         (kind, owner, key): value
-        for kind, by_owner in evidence.sums.items()
+        for kind, by_owner in statistics.sums.items()
         for owner, sums in by_owner.items()
         for key, value in sums.items()
     }
@@ -96,16 +96,16 @@ def test_progress_counts_images() -> None:
 
 def test_only_the_branches_asked_for_are_watched() -> None:
     model = build("vit")
-    evidence = observe(
+    statistics = observe(
         model,
         as_batches(images_for(model), 4),
         ["update_mean", "hidden_energies"],
         only=["blocks.1.mlp", "blocks.2.attn"],
     )
-    assert set(evidence.sums["update_mean"]) == {"blocks.1.mlp", "blocks.2.attn"}
-    assert set(evidence.sums["hidden_energies"]) == {"blocks.1.mlp"}
-    assert set(evidence.about("blocks.1.mlp")) == {"update_mean", "hidden_energies"}
-    assert evidence.about("blocks.0.mlp") == {}
+    assert set(statistics.sums["update_mean"]) == {"blocks.1.mlp", "blocks.2.attn"}
+    assert set(statistics.sums["hidden_energies"]) == {"blocks.1.mlp"}
+    assert set(statistics.about("blocks.1.mlp")) == {"update_mean", "hidden_energies"}
+    assert statistics.about("blocks.0.mlp") == {}
 
 
 def test_gradients_use_the_labels_or_else_the_predictions() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
-from secateur.statistics import evidence_kinds, observe
+from secateur.statistics import observe, statistics_kinds
 from secateur.statistics.processes import Processes, here
 from tests.hosts import build, images_for
 
@@ -66,7 +66,7 @@ def test_two_processes_find_what_one_finds(
     first, second = together(tmp_path, images, batch)
     model = build("vit")
     data = (images_for(model, images), torch.arange(images) % 10)
-    alone = observe(model, as_batches(data, batch), evidence_kinds.names())
+    alone = observe(model, as_batches(data, batch), statistics_kinds.names())
     drawn = observe(model, as_batches(data, batch), ["sensitivity"], sample_labels=3)
     assert first["images"] == second["images"] == alone.images == images
     for found in (first, second):

@@ -128,8 +128,8 @@ def test_duplicated_dims_go_without_loss() -> None:
         k_HKD=torch.cat([weights.k_HKD[:, :4]] * 2, 1),
     )
     family_of(model).assign_(model, branch, twice)
-    evidence = observe(model, as_batches(images_for(model, 16), 16), {"logit_moments"})
-    about = evidence.of("logit_moments", branch.id)
+    statistics = observe(model, as_batches(images_for(model, 16), 16), {"logit_moments"})
+    about = statistics.of("logit_moments", branch.id)
     units = {"qk": ((0, 1, 2, 3),) * 4}
     smaller = select(twice, units, _known(), "least_squares", branch.id, about)
     assert isinstance(smaller, AttentionWeights)

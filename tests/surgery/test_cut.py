@@ -6,7 +6,7 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.models.weights import BranchWeights, MlpWeights
-from secateur.statistics import Evidence, evidence_kinds, observe
+from secateur.statistics import Statistics, observe, statistics_kinds
 from secateur.surgery.cut import cut_, repair_needs
 from secateur.surgery.repair import REPAIRS, Repair
 from secateur.surgery.replace import mean_update
@@ -14,7 +14,7 @@ from tests.contract.cases import GROUPS, plan_for, plan_of_units
 from tests.hosts import anatomy_of, build, images_for
 
 
-def seen(*kinds: str) -> Evidence:
+def seen(*kinds: str) -> Statistics:
     model = build("vit")
     return observe(model, as_batches(images_for(model, 8), 4), kinds)
 
@@ -41,7 +41,7 @@ def test_a_repair_needs_no_more_than_it_asked_for(repair: Repair, group: str) ->
     if None in plan.shapes.values():
         groups.add("branch")
     needs = repair_needs(repair, set(groups))
-    assert needs <= set(evidence_kinds.names())
+    assert needs <= set(statistics_kinds.names())
     cut_(model, plan, seen(*needs) if needs else None, repair)
     assert read(model).shapes == {id: s for id, s in plan.shapes.items() if s is not None}
 
@@ -56,12 +56,12 @@ def test_branches_outside_the_plan_keep_their_very_weights() -> None:
 
 def test_evidence_is_of_the_uncut_model() -> None:
     """The order of the cuts does not matter: each branch is repaired from the dense moments."""
-    evidence = seen("hidden_moments")
+    statistics = seen("hidden_moments")
     units = {f"blocks.{i}.mlp": {"hidden": tuple(range(20))} for i in range(3)}
     together, apart = build("vit"), build("vit")
-    cut_(together, plan_of_units(anatomy_of("vit"), units), evidence, "least_squares")
+    cut_(together, plan_of_units(anatomy_of("vit"), units), statistics, "least_squares")
     for owner in reversed(units):
-        cut_(apart, plan_of_units(read(apart), {owner: units[owner]}), evidence, "least_squares")
+        cut_(apart, plan_of_units(read(apart), {owner: units[owner]}), statistics, "least_squares")
     x = images_for(together)
     assert torch.equal(together(x), apart(x))
 
@@ -91,17 +91,17 @@ def test_mean_updates_come_from_either_kind() -> None:
 
 def test_an_mlp_dropped_behind_a_cut_one_adds_its_mean_to_the_cut_bias() -> None:
     """Means of drops and constants of units meet in one bias; neither overwrites the other."""
-    evidence = seen("hidden_energies", "update_mean")
+    statistics = seen("hidden_energies", "update_mean")
     units = plan_of_units(anatomy_of("vit"), {"blocks.0.mlp": {"hidden": (0, 1, 2)}})
     drop = Plan(shapes=units.shapes | {"blocks.1.attn": None}, units=units.units)
     only_cut, both = build("vit"), build("vit")
-    cut_(only_cut, units, evidence, "mean")
-    cut_(both, drop, evidence, "mean")
+    cut_(only_cut, units, statistics, "mean")
+    cut_(both, drop, statistics, "mean")
     branch = anatomy_of("vit").branch("blocks.0.mlp")
     gained = bias(family_of(both).weights(both, branch)) - bias(
         family_of(only_cut).weights(only_cut, branch)
     )
-    mean = mean_update(evidence, anatomy_of("vit").branch("blocks.1.attn"))
+    mean = mean_update(statistics, anatomy_of("vit").branch("blocks.1.attn"))
     torch.testing.assert_close(gained, mean.float(), rtol=1e-4, atol=1e-6)
 
 

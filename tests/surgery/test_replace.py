@@ -31,11 +31,11 @@ def cut_with(model: nn.Module, gone: set[str], stand_in: Replacement, images: Te
     needs = ["update_mean", "branch_similarity"]
     runs = runs_of(anatomy, shapes) if stand_in == "affine" else {}
     smaller = copy.deepcopy(model)
-    evidence = observe(model, batches, needs)
+    statistics = observe(model, batches, needs)
     cut_(
         smaller,
         Plan(shapes=shapes),
-        evidence,
+        statistics,
         "none",
         stand_in,
         anchor_moments(model, batches, runs),

@@ -30,8 +30,8 @@ def test_updates_are_dropped_image_by_image_and_more_often_in_late_blocks(name: 
 
     with stochastic_depth(model, 0.5):
         for branch in anatomy.branches:
-            tap = family.taps(model, branch)["update"]
-            model.get_submodule(tap.module).register_forward_hook(note(branch.block))
+            hook_point = family.hook_points(model, branch)["update"]
+            model.get_submodule(hook_point.module).register_forward_hook(note(branch.block))
         assert torch.equal(model(x[:2]), dense), "evaluation drops nothing"
         twin = copy.deepcopy(model).train()
         assert not model.training

@@ -377,9 +377,8 @@ def test_training_casts_images_to_the_type_of_the_model(given: torch.dtype) -> N
 
 
 def test_learning_counts_images_and_leaves_out_other_targets() -> None:
-    from secateur.training.objectives import DistilSettings
-
     from secateur.masks.settings import LearnSettings
+    from secateur.training.distillation.objectives import DistilSettings
 
     distil = DistilSettings(logit_weight=1.0, label_weight=0.0)
     settings = LearnSettings(steps=8, batch_size=4, held_out=0.25, distil=distil)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.masks.granularity import sharings
+from secateur.masks.granularity import granularities
 from secateur.masks.settings import LearnSettings, phases
 from secateur.models.family import read
 from secateur.training.distillation.teacher import Teacher
@@ -41,7 +41,7 @@ def digits(budget: str = "40% params", **options: object) -> Learned:
     return learn(secateur.load("digits_vit"), "digits/train", budget, **given)
 
 
-@pytest.mark.parametrize("sharing", sharings.names())
+@pytest.mark.parametrize("sharing", granularities.names())
 def test_every_sharing_ends_within_its_budget_and_loads_again(sharing: str, tmp_path: Path) -> None:
     told: list[str] = []
     found = digits(sharing=sharing, on_note=told.append)

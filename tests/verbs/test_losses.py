@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import secateur
 from secateur.data.targets import multi_hot
 from secateur.errors import UserError
-from secateur.statistics.divergence import LOSSES, damage, loss_for, per_image, spread
+from secateur.statistics.divergence import LOSSES, degradation, loss_for, per_image, spread
 from secateur.training.verbs import HealSettings
 from tests.contract.test_refusals import Untouched
 from tests.hosts import images_for, randomise_, vit
@@ -68,7 +68,7 @@ def test_losses_are_what_they_are_called() -> None:
         assert float(per_image(dense, dense, loss).abs().max()) < 1e-12
     assert spread(dense, "mse") == pytest.approx(float(dense.var(0, correction=0).sum()))
     assert spread(dense[:1], "mse") == pytest.approx(float(dense[0].square().sum()))
-    one = damage(dense[:, :1], changed[:, :1], 1)
+    one = degradation(dense[:, :1], changed[:, :1], 1)
     lost = (dense - changed)[:, 0].square().mean() / dense[:, 0].var(correction=0)
     assert one.divergence == pytest.approx(float(lost), rel=1e-5) and one.agreement is None
 
@@ -79,8 +79,8 @@ def test_one_output_does_not_make_every_layer_free(number: nn.Module, images: Te
     blind = secateur.prune(number, images, "75% macs", preset="random")
     fresh = images_for(number, 64, seed=3)
     assert share_lost(found.model, number, fresh) < 0.6 * share_lost(blind.model, number, fresh)
-    weighed = [m for m in found.menus if m.group in ("branch", "block")]
-    assert all(max(menu.losses) > 0 for menu in weighed)
+    weighed = [m for m in found.candidates if m.group in ("branch", "block")]
+    assert all(max(one.losses) > 0 for one in weighed)
 
 
 @pytest.mark.parametrize("preset", ["taylor", "nvit", "snapvit", "evopress", "greedy_drop"])

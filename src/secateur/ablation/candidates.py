@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from secateur.ablation.probe_runner import ProbeRunner
-from secateur.allocation.curves import menu_from_probes
-from secateur.allocation.menus import Limits, block_menu, drop_menu
-from secateur.allocation.types import Menu
+from secateur.allocation.candidates import Limits, block_candidates, drop_candidates
+from secateur.allocation.curves import candidates_from_probes
+from secateur.allocation.types import Candidates
 from secateur.models.types import Branch, GroupName
 from secateur.models.weights import BranchWeights
 
@@ -48,9 +48,9 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """Menus of all groups, and the measurements behind them."""
+    """Candidates of all groups, and the measurements behind them."""
 
-    menus: list[Menu]
+    candidates: list[Candidates]
     probes: list[Probe]
 
 
@@ -89,7 +89,7 @@ def measure_candidates(
     UserError where outputs change, but the loss is 0 for every candidate.
     """
     anatomy = probe.runner.anatomy
-    menus: list[Menu] = []
+    candidates: list[Candidates] = []
     probes: list[Probe] = []
 
     def drop(owner: str, group: GroupName, place: int, stream_PND: Tensor) -> float:
@@ -104,23 +104,23 @@ def measure_candidates(
         if branch.id == block.branches[0]:
             block_start_PND = arrived_PND
         for group in [group for group in groups if group in branch.groups]:
-            menu, found = _measure_group(probe, reducer, place, group, shares, stream_PND)
-            menus.append(menu)
+            entry, found = _measure_group(probe, reducer, place, group, shares, stream_PND)
+            candidates.append(entry)
             probes += found
         if "branch" in groups:
             rest_D = reducer.remainder(branch, stream_PND).to(arrived_PND)
             loss = drop(branch.id, "branch", place, arrived_PND + rest_D)
-            menus.append(drop_menu(branch.id, "branch", loss, limits))
+            candidates.append(drop_candidates(branch.id, "branch", loss, limits))
         stream_PND = probe.advanced(place, stream_PND)
         if "block" in groups and branch.id == block.branches[-1]:
             own = [reducer.remainder(anatomy.branch(name), stream_PND) for name in block.branches]
             rest_D = torch.stack(own).sum(0).to(stream_PND)
             loss = drop(block.id, "block", place, block_start_PND + rest_D)
-            menus.append(block_menu(block, loss, limits))
+            candidates.append(block_candidates(block, loss, limits))
         if on_branch is not None:
             on_branch(place + 1, len(anatomy.branches))
     probe.require_seen()
-    return Probed(menus=menus, probes=probes)
+    return Probed(candidates=candidates, probes=probes)
 
 
 def _measure_group(
@@ -130,7 +130,7 @@ def _measure_group(
     group: GroupName,
     shares: tuple[float, ...],
     stream_PND: Tensor,
-) -> tuple[Menu, list[Probe]]:
+) -> tuple[Candidates, list[Probe]]:
     """Measure a group at those of its sizes that are nearest to the wanted shares."""
     runner, branch = probe.runner, probe.runner.anatomy.branches[place]
     weights = runner.family.weights(runner.model, branch)
@@ -142,8 +142,8 @@ def _measure_group(
     if measured:
         runner.family.assign_(probe.scratch, branch, weights)
     sizes, errors = tuple(found.errors), list(found.errors.values())
-    menu = menu_from_probes(branch.id, group, sizes, errors, measured)
-    return menu, [
+    entry = candidates_from_probes(branch.id, group, sizes, errors, measured)
+    return entry, [
         Probe(owner=branch.id, group=group, size=size, divergence=loss)
         for size, loss in measured.items()
     ]

@@ -18,7 +18,7 @@ from secateur.models.family import Family
 from secateur.models.runner import Runner
 from secateur.models.types import Anatomy
 from secateur.statistics.divergence import (
-    Damage,
+    Degradation,
     LossName,
     OutputLoss,
     blind,
@@ -33,10 +33,10 @@ OnStep = Callable[[int, int], None]
 @torch.no_grad()
 def without_each(
     probe: ProbeRunner, groups: Mapping[str, Sequence[str]], on_step: OnStep | None = None
-) -> dict[str, Damage]:
-    """The damage of leaving out each group of branches alone; a group's branches are neighbours."""
+) -> dict[str, Degradation]:
+    """The degradation without each group of branches alone; a group's branches are neighbours."""
     starts = {min(map(probe.names.index, own)): name for name, own in groups.items()}
-    found: dict[str, Damage] = {}
+    found: dict[str, Degradation] = {}
     stream_PND = probe.start_PND
     for number in range(len(probe.runner)):
         if number in starts:
@@ -52,10 +52,10 @@ def without_each(
 @torch.no_grad()
 def in_pairs(
     probe: ProbeRunner, chosen: Sequence[str], on_step: OnStep | None = None
-) -> dict[tuple[str, str], Damage]:
-    """The damage of leaving out each two of the chosen branches; pairs in stream order."""
+) -> dict[tuple[str, str], Degradation]:
+    """The degradation of leaving out each two of the chosen branches; pairs in stream order."""
     numbers = sorted(map(probe.names.index, chosen))
-    found: dict[tuple[str, str], Damage] = {}
+    found: dict[tuple[str, str], Degradation] = {}
     stream_PND = probe.start_PND
     for number in range(numbers[-1] if numbers else 0):
         if number in numbers:
@@ -75,8 +75,8 @@ def in_pairs(
 @torch.no_grad()
 def without_more_and_more(
     probe: ProbeRunner, order: Sequence[Sequence[str]], counts: Sequence[int]
-) -> list[Damage]:
-    """The damage of leaving out the first 1, 2, … groups of an order, at the counts given."""
+) -> list[Degradation]:
+    """The degradation of leaving out the first 1, 2, … groups of an order, at the counts given."""
     found = []
     for count in counts:
         gone = frozenset(name for own in order[:count] for name in own)
@@ -104,7 +104,7 @@ class Removal:
     compared: LossName
 
     @torch.no_grad()
-    def damages(
+    def degradations(
         self, base: frozenset[str], changes: Iterable[frozenset[str]], *, share: float = 1.0
     ) -> list[float]:
         """The mean loss over images of each set of dropped branches; those near `base` are cheap.

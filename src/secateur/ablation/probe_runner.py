@@ -15,7 +15,7 @@ from secateur.models.family import Family
 from secateur.models.runner import NO_FILLS, Runner
 from secateur.models.types import Anatomy, Branch
 from secateur.models.weights import BranchWeights
-from secateur.statistics.divergence import Damage, LossName, blind, damage, loss_for
+from secateur.statistics.divergence import Degradation, LossName, blind, degradation, loss_for
 
 AT_ONCE = 32
 """Probe images that run through the model at a time."""
@@ -85,14 +85,14 @@ class ProbeRunner:
         after: Tensor = self.runner.family.through(self.scratch, branch)(stream_PND)
         return after
 
-    def finish(self, start: int, stream_PND: Tensor, without: Collection[str] = ()) -> Damage:
+    def finish(self, start: int, stream_PND: Tensor, without: Collection[str] = ()) -> Degradation:
         """Run the steps from `start`, all but those left out, and compare with the dense model."""
         left_out = sum(name in without for name in self.names[start:])
         self.steps_run += len(self.runner) - start - left_out
         return self._compared(_outputs(self.runner, stream_PND, start, without, self.fills))
 
     @torch.no_grad()
-    def with_weights(self, weights: Mapping[str, BranchWeights]) -> Damage:
+    def with_weights(self, weights: Mapping[str, BranchWeights]) -> Degradation:
         """Compare the model in which several branches have other weights at once."""
         family, anatomy = self.runner.family, self.runner.anatomy
         changed = shell_of(self.runner.model)
@@ -102,12 +102,12 @@ class ProbeRunner:
         self.steps_run += len(self.runner)
         return self._compared(_outputs(Runner.of(changed, family, anatomy), self.start_PND))
 
-    def with_model(self, model: nn.Module, images_PCHW: Tensor) -> Damage:
+    def with_model(self, model: nn.Module, images_PCHW: Tensor) -> Degradation:
         """Compare another model on the probe images."""
         return self._compared(torch.cat([model(part) for part in images_PCHW.split(AT_ONCE)]))
 
-    def _compared(self, changed_PC: Tensor) -> Damage:
-        found = damage(self.dense_PC, changed_PC, self.runner.anatomy.num_classes, self.loss)
+    def _compared(self, changed_PC: Tensor) -> Degradation:
+        found = degradation(self.dense_PC, changed_PC, self.runner.anatomy.num_classes, self.loss)
         self._seen = self._seen or found.divergence != 0
         self._moved = self._moved or not torch.equal(self.dense_PC, changed_PC)
         return found

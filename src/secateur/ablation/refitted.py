@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from secateur.ablation.candidates import Reductions
-from secateur.allocation.menus import Limits, allowed_sizes
+from secateur.allocation.candidates import Limits, allowed_sizes
 from secateur.criteria.elimination import Elimination, eliminate, eliminate_heads
 from secateur.models.types import Branch, GroupName
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
-from secateur.statistics import Evidence, Sums
+from secateur.statistics import Statistics, Sums
 from secateur.statistics.moments import Moments, moments
 from secateur.surgery.reduce import (
     RefitSettings,
@@ -34,25 +34,25 @@ PROBE_REFIT = RefitSettings(ridges=(1e-3,), lack_ridges=(1e-3,), blend=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Refitted:
-    """Reduces every group by its own closed form, from evidence with `refit_needs`."""
+    """Reduces every group by its own closed form, from statistics with `refit_needs`."""
 
-    evidence: Evidence
+    statistics: Statistics
     limits: Limits
 
     def reductions(self, branch: Branch, group: GroupName, weights: BranchWeights) -> Reductions:
         """The smaller forms of a group of a branch."""
-        about = self.evidence.about(branch.id)
+        about = self.statistics.about(branch.id)
         curve = error_curve(weights, group, allowed_sizes(branch, group, self.limits), about)
         at = partial(reduced, weights, group, about=about, owner=branch.id, order=curve.order)
         return Reductions(errors=curve.errors, at=at)
 
     def remainder(self, branch: Branch, like: Tensor) -> Tensor:
         """The mean update of a dropped branch (D,)."""
-        return mean_update(self.evidence, branch).to(like.device)
+        return mean_update(self.statistics, branch).to(like.device)
 
 
 def refit_needs(groups: tuple[GroupName, ...]) -> set[str]:
-    """The kinds of evidence that refitting these groups asks for."""
+    """The kinds of statistics that refitting these groups asks for."""
     needs: set[str] = set()
     if "qk" in groups:
         needs.add("attention_moments")
@@ -105,7 +105,7 @@ def reduced(
     owner: str,
     order: Elimination | None = None,
 ) -> BranchWeights:
-    """The branch with one group at `size`, repaired from the evidence.
+    """The branch with one group at `size`, repaired from the statistics.
 
     `order` is the elimination of its hidden neurons, where it is known already.
     """

@@ -1,1 +1,1 @@
-"""Budgets, menus of sizes with their predicted damage, and solvers that pick one size each."""
+"""Budgets, candidates with their predicted degradation, and solvers that pick one size each."""

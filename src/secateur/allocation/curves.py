@@ -1,4 +1,5 @@
-"""From a few measured damages and an analytic error curve to a menu on one common scale.
+"""From a few measured degradations and an analytic error curve to a candidate list on one common
+scale.
 
 The analytic error (squared error of a layer's output) orders the sizes of one group well but not
 those of different layers; measured divergences of the model's output are true but dear. So the
@@ -8,21 +9,22 @@ in log-log.
 
 import numpy as np
 
-from secateur.allocation.types import Menu
+from secateur.allocation.types import Candidates
 
 TINY = 1e-12
 SLOPES = (0.5, 2.0)
 """Bounds of the log-log slope beyond the last measured size."""
 
 
-def menu_from_probes(
+def candidates_from_probes(
     owner: str,
     group: str,
     sizes: tuple[int, ...],
     errors: list[float],
     probes: dict[int, float],
-) -> Menu:
-    """The menu of a group: `errors[i]` at `sizes[i]`, `probes[size]` measured divergences (nats).
+) -> Candidates:
+    """The candidate list of a group: `errors[i]` at `sizes[i]`, `probes[size]` measured divergences
+    (nats).
 
     Below the smallest measured error, divergence is proportional to error (both are quadratic in
     a small change); beyond the largest, the last slope goes on. Losses never rise with size.
@@ -33,7 +35,7 @@ def menu_from_probes(
     for size, error in zip(sizes, errors, strict=True):
         losses.append(0.0 if size == sizes[-1] else _carried(max(error, TINY), known))
     ordered = np.maximum.accumulate(np.array(losses)[::-1])[::-1]
-    return Menu(
+    return Candidates(
         owner=owner,
         group=group,  # type: ignore[arg-type]
         sizes=sizes,

@@ -12,10 +12,10 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
+from secateur.allocation.candidates import least_sizes
 from secateur.allocation.costs import CostOf, with_fixed
-from secateur.allocation.menus import least_sizes
 from secateur.allocation.solvers import fill, require_reachable
-from secateur.allocation.types import Menu, Sizes
+from secateur.allocation.types import Candidates, Sizes
 from secateur.errors import UserError
 from secateur.models.types import Anatomy
 
@@ -35,16 +35,18 @@ class _Option:
     cost: float
 
 
-def solve_knapsack(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float) -> Sizes:
+def solve_knapsack(
+    anatomy: Anatomy, candidates: list[Candidates], cost_of: CostOf, limit: float
+) -> Sizes:
     """The sizes with the least summed loss whose cost stays within `limit`.
 
     `cost_of` must add up over branches, as parameters, MACs and tabled latencies do. The widths of
     streams multiply all else, so one knapsack is solved for each width that is tried. Raises
     UserError naming the smallest reachable cost when the limit is below it.
     """
-    require_reachable(menus, cost_of, limit)
-    inner = [menu for menu in menus if menu.group != "width"]
-    streams = [menu for menu in menus if menu.group == "width"]
+    require_reachable(candidates, cost_of, limit)
+    inner = [entry for entry in candidates if entry.group != "width"]
+    streams = [entry for entry in candidates if entry.group == "width"]
     if not streams:
         return _at_widths(anatomy, inner, cost_of, limit, {})
     found: Sizes = {stream.key: stream.sizes[0] for stream in streams}
@@ -54,7 +56,12 @@ def solve_knapsack(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: 
 
 
 def _best_width(
-    anatomy: Anatomy, inner: list[Menu], stream: Menu, cost_of: CostOf, limit: float, found: Sizes
+    anatomy: Anatomy,
+    inner: list[Candidates],
+    stream: Candidates,
+    cost_of: CostOf,
+    limit: float,
+    found: Sizes,
 ) -> Sizes:
     """`found` with the best width of one stream, and all but other widths chosen anew for it.
 
@@ -86,22 +93,22 @@ def _best_width(
 
 
 def _at_widths(
-    anatomy: Anatomy, menus: list[Menu], cost_of: CostOf, limit: float, widths: Sizes
+    anatomy: Anatomy, candidates: list[Candidates], cost_of: CostOf, limit: float, widths: Sizes
 ) -> Sizes:
     """The best sizes when streams have these widths."""
     cost_of = with_fixed(cost_of, widths)
-    require_reachable(menus, cost_of, limit)
-    dense: Sizes = {menu.key: menu.sizes[-1] for menu in menus}
-    options = _options(anatomy, menus, cost_of)
-    sizes = _within(options, dense, cost_of, limit) or least_sizes(menus)
+    require_reachable(candidates, cost_of, limit)
+    dense: Sizes = {entry.key: entry.sizes[-1] for entry in candidates}
+    options = _options(anatomy, candidates, cost_of)
+    sizes = _within(options, dense, cost_of, limit) or least_sizes(candidates)
 
-    def urgency(menu: Menu, size: int) -> float:
-        return -menu.loss(size)
+    def urgency(entry: Candidates, size: int) -> float:
+        return -entry.loss(size)
 
-    return fill(menus, sizes, cost_of, limit, urgency)
+    return fill(candidates, sizes, cost_of, limit, urgency)
 
 
-def _options(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf) -> list[_Option]:
+def _options(anatomy: Anatomy, candidates: list[Candidates], cost_of: CostOf) -> list[_Option]:
     """All options, their cost relative to the dense model's."""
     options: list[_Option] = []
 
@@ -110,17 +117,17 @@ def _options(anatomy: Anatomy, menus: list[Menu], cost_of: CostOf) -> list[_Opti
         options.append(_Option(places=places, sizes=picked, loss=loss, cost=cost))
 
     blocks = {block.id: block.branches for block in anatomy.blocks}
-    own: dict[str, list[Menu]] = {branch.id: [] for branch in anatomy.branches}
-    for menu in menus:
-        if menu.group not in ("branch", "block"):
-            own[menu.owner].append(menu)
-        elif menu.sizes[0] == 0:
-            places = (menu.owner,) if menu.group == "branch" else blocks[menu.owner]
-            add(places, menu.owner, {menu.key: 0}, menu.losses[0])
+    own: dict[str, list[Candidates]] = {branch.id: [] for branch in anatomy.branches}
+    for entry in candidates:
+        if entry.group not in ("branch", "block"):
+            own[entry.owner].append(entry)
+        elif entry.sizes[0] == 0:
+            places = (entry.owner,) if entry.group == "branch" else blocks[entry.owner]
+            add(places, entry.owner, {entry.key: 0}, entry.losses[0])
     for branch_id, units in own.items():
-        sizes_and_losses = (zip(menu.sizes, menu.losses, strict=True) for menu in units)
+        sizes_and_losses = (zip(entry.sizes, entry.losses, strict=True) for entry in units)
         for combination in itertools.product(*sizes_and_losses):
-            picked = {menu.key: size for menu, (size, _) in zip(units, combination, strict=True)}
+            picked = {entry.key: size for entry, (size, _) in zip(units, combination, strict=True)}
             add((branch_id,), branch_id, picked, sum(loss for _, loss in combination))
     return options
 

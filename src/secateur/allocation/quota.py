@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from secateur.allocation.budget import Budget, CostBudget, DropKind, SizesBudget
 from secateur.allocation.costs import CostOf
-from secateur.allocation.types import Key, Menu, Sizes
+from secateur.allocation.types import Candidates, Key, Sizes
 from secateur.errors import UserError
 from secateur.models.types import Anatomy
 
@@ -53,18 +53,18 @@ def dropped_sizes(chosen: Iterable[Unit]) -> Sizes:
     return {unit.key: 0 for unit in chosen}
 
 
-def units_of(anatomy: Anatomy, menus: list[Menu]) -> list[Unit]:
-    """What the menus allow to drop, in stream order, blocks last."""
+def units_of(anatomy: Anatomy, candidates: list[Candidates]) -> list[Unit]:
+    """What the candidates allow to drop, in stream order, blocks last."""
     blocks = {block.id: block.branches for block in anatomy.blocks}
     units = []
-    for menu in menus:
-        if menu.sizes[0] != 0:
+    for entry in candidates:
+        if entry.sizes[0] != 0:
             continue
-        if menu.group == "block":
-            units.append(Unit(key=menu.key, kind="block", branches=frozenset(blocks[menu.owner])))
-        elif menu.group == "branch":
-            kind = anatomy.branch(menu.owner).kind
-            units.append(Unit(key=menu.key, kind=kind, branches=frozenset({menu.owner})))
+        if entry.group == "block":
+            units.append(Unit(key=entry.key, kind="block", branches=frozenset(blocks[entry.owner])))
+        elif entry.group == "branch":
+            kind = anatomy.branch(entry.owner).kind
+            units.append(Unit(key=entry.key, kind=kind, branches=frozenset({entry.owner})))
     return units
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.allocation.budget import Budget, CostBudget, CostUnit, Drop, ShapeBudget, SizesBudget
-from secateur.allocation.knapsack import solve_knapsack
-from secateur.allocation.menus import (
+from secateur.allocation.candidates import (
     Limits,
     allowed_sizes,
     allowed_widths,
-    block_menu,
-    drop_menu,
+    block_candidates,
+    drop_candidates,
 )
+from secateur.allocation.knapsack import solve_knapsack
 from secateur.allocation.solvers import (
     CostOf,
     cost_function,
@@ -20,7 +20,7 @@ from secateur.allocation.solvers import (
     solve_uniform,
     uniform_sizes,
 )
-from secateur.allocation.types import Menu, Sizes, shapes_of
+from secateur.allocation.types import Candidates, Sizes, shapes_of
 from secateur.errors import OutOfReach, UserError
 from secateur.models.types import Anatomy, Cost, GroupName
 
@@ -63,19 +63,19 @@ def counted_target(anatomy: Anatomy, demand: Demand, budget: CostBudget) -> Targ
 
 
 def decide(
-    anatomy: Anatomy, menus: list[Menu], demand: Demand, target: Target | None = None
+    anatomy: Anatomy, candidates: list[Candidates], demand: Demand, target: Target | None = None
 ) -> Sizes:
-    """One size for every menu, within the budget; UserError when it is out of reach.
+    """One size for every candidate list, within the budget; UserError when it is out of reach.
 
     A budget in milliseconds needs a `target`, since times must be measured; one in MACs or
     parameters is counted.
     """
     if isinstance(demand.budget, ShapeBudget):
-        return _by_shape(anatomy, menus, demand.budget)
+        return _by_shape(anatomy, candidates, demand.budget)
     if isinstance(demand.budget, SizesBudget):
-        return {menu.key: menu.sizes[-1] for menu in menus} | demand.budget.sizes
+        return {entry.key: entry.sizes[-1] for entry in candidates} | demand.budget.sizes
     return _by_cost(
-        anatomy, menus, demand, target or counted_target(anatomy, demand, demand.budget)
+        anatomy, candidates, demand, target or counted_target(anatomy, demand, demand.budget)
     )
 
 
@@ -109,18 +109,18 @@ def check_reachable(anatomy: Anatomy, demand: Demand, target: Target | None = No
     Which sizes a group may take does not depend on what its units are worth. A budget in
     milliseconds can be checked only with a `target`, once times have been measured.
     """
-    menus = unweighed(anatomy, demand)
+    candidates = unweighed(anatomy, demand)
     if isinstance(demand.budget, SizesBudget):
         return
     if isinstance(demand.budget, ShapeBudget):
-        _check_shares(menus, demand, demand.budget)
-        _drops(anatomy, menus, demand.budget)
+        _check_shares(candidates, demand, demand.budget)
+        _drops(anatomy, candidates, demand.budget)
         return
     if demand.budget.unit == "ms" and target is None:
         return
     target = target or counted_target(anatomy, demand, demand.budget)
     cost_of, unit = target.cost_of, demand.budget.unit
-    least, dense = cost_of({menu.key: menu.sizes[0] for menu in menus}), cost_of({})
+    least, dense = cost_of({entry.key: entry.sizes[0] for entry in candidates}), cost_of({})
     if least > target.limit:
         raise OutOfReach(
             f"budget '{demand.goal}' is out of reach: with the groups "
@@ -131,27 +131,33 @@ def check_reachable(anatomy: Anatomy, demand: Demand, target: Target | None = No
         )
 
 
-def unweighed(anatomy: Anatomy, demand: Demand) -> list[Menu]:
+def unweighed(anatomy: Anatomy, demand: Demand) -> list[Candidates]:
     """The candidates of all groups asked for, all losses 0."""
-    menus = []
+    candidates = []
     for branch in anatomy.branches:
         for group in demand.groups:
             if group in branch.groups:
                 sizes = allowed_sizes(branch, group, demand.limits)
                 losses = (0.0,) * len(sizes)
-                menus.append(Menu(owner=branch.id, group=group, sizes=sizes, losses=losses))
+                candidates.append(
+                    Candidates(owner=branch.id, group=group, sizes=sizes, losses=losses)
+                )
         if "branch" in demand.groups:
-            menus.append(drop_menu(branch.id, "branch", 0.0, demand.limits))
+            candidates.append(drop_candidates(branch.id, "branch", 0.0, demand.limits))
     if "width" in demand.groups:
         for stream in anatomy.streams:
             sizes = allowed_widths(stream, demand.limits)
             losses = (0.0,) * len(sizes)
-            menus.append(Menu(owner=stream.id, group="width", sizes=sizes, losses=losses))
+            candidates.append(
+                Candidates(owner=stream.id, group="width", sizes=sizes, losses=losses)
+            )
     if "block" in demand.groups:
-        menus += [
-            block_menu(block, 0.0, demand.limits) for block in anatomy.blocks if block.branches
+        candidates += [
+            block_candidates(block, 0.0, demand.limits)
+            for block in anatomy.blocks
+            if block.branches
         ]
-    return menus
+    return candidates
 
 
 def cost_limit(anatomy: Anatomy, budget: CostBudget) -> float:
@@ -161,30 +167,32 @@ def cost_limit(anatomy: Anatomy, budget: CostBudget) -> float:
     return budget.amount * whole if budget.relative else budget.amount
 
 
-def _by_cost(anatomy: Anatomy, menus: list[Menu], demand: Demand, target: Target) -> Sizes:
+def _by_cost(
+    anatomy: Anatomy, candidates: list[Candidates], demand: Demand, target: Target
+) -> Sizes:
     cost_of, limit = target.cost_of, target.limit
     if demand.solver == "uniform":
-        return solve_uniform(anatomy, menus, cost_of, limit)
+        return solve_uniform(anatomy, candidates, cost_of, limit)
     if demand.solver == "knapsack":
-        return solve_knapsack(anatomy, menus, cost_of, limit)
-    return solve_ranking(anatomy, menus, cost_of, limit, per_cost=demand.per_cost)
+        return solve_knapsack(anatomy, candidates, cost_of, limit)
+    return solve_ranking(anatomy, candidates, cost_of, limit, per_cost=demand.per_cost)
 
 
-def _by_shape(anatomy: Anatomy, menus: list[Menu], budget: ShapeBudget) -> Sizes:
+def _by_shape(anatomy: Anatomy, candidates: list[Candidates], budget: ShapeBudget) -> Sizes:
     sizes: Sizes = {}
     for group, share in budget.shares.items():
-        sizes |= uniform_sizes([menu for menu in menus if menu.group == group], share)
-    for menu in menus:
-        if menu.group in ("branch", "block"):
-            sizes[menu.key] = 1
-    return sizes | _drops(anatomy, menus, budget)
+        sizes |= uniform_sizes([entry for entry in candidates if entry.group == group], share)
+    for entry in candidates:
+        if entry.group in ("branch", "block"):
+            sizes[entry.key] = 1
+    return sizes | _drops(anatomy, candidates, budget)
 
 
-def _check_shares(menus: list[Menu], demand: Demand, budget: ShapeBudget) -> None:
+def _check_shares(candidates: list[Candidates], demand: Demand, budget: ShapeBudget) -> None:
     """UserError when some layer cannot become as small as its share."""
     for group, share in budget.shares.items():
-        own = [m for m in menus if m.group == group and not demand.limits.protects(m.owner)]
-        least = max((menu.sizes[0] / menu.sizes[-1] for menu in own), default=0.0)
+        own = [m for m in candidates if m.group == group and not demand.limits.protects(m.owner)]
+        least = max((entry.sizes[0] / entry.sizes[-1] for entry in own), default=0.0)
         if least > share + 1e-9:
             raise OutOfReach(
                 f"budget '{demand.goal}' is out of reach: the smallest reachable is "
@@ -193,21 +201,21 @@ def _check_shares(menus: list[Menu], demand: Demand, budget: ShapeBudget) -> Non
             )
 
 
-def _drops(anatomy: Anatomy, menus: list[Menu], budget: ShapeBudget) -> Sizes:
+def _drops(anatomy: Anatomy, candidates: list[Candidates], budget: ShapeBudget) -> Sizes:
     """Size 0 for all that is dropped; blocks go first, so that no layer is dropped twice."""
     gone: Sizes = {}
     for drop in sorted(budget.drops, key=lambda drop: drop.kind != "block"):
-        gone |= _dropped(anatomy, menus, drop, gone)
+        gone |= _dropped(anatomy, candidates, drop, gone)
     return gone
 
 
-def _dropped(anatomy: Anatomy, menus: list[Menu], drop: Drop, gone: Sizes) -> Sizes:
+def _dropped(anatomy: Anatomy, candidates: list[Candidates], drop: Drop, gone: Sizes) -> Sizes:
     """Size 0 for the layers or blocks of one kind with the least predicted loss.
 
     A share is rounded up to whole layers, so that no more is kept than was asked for.
     """
     group = "block" if drop.kind == "block" else "branch"
-    present = [menu for menu in menus if menu.group == group]
+    present = [entry for entry in candidates if entry.group == group]
     if drop.kind in ("attention", "mlp"):
         present = [m for m in present if anatomy.branch(m.owner).kind == drop.kind]
     count = math.ceil(drop.amount * len(present) - 1e-9) if drop.relative else int(drop.amount)
@@ -219,4 +227,4 @@ def _dropped(anatomy: Anatomy, menus: list[Menu], drop: Drop, gone: Sizes) -> Si
             f"cannot drop {count} of kind '{drop.kind}': the model has {len(droppable)} that are "
             "not protected or dropped already; drop fewer."
         )
-    return {menu.key: 0 for menu in droppable[:count]}
+    return {entry.key: 0 for entry in droppable[:count]}

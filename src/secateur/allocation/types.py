@@ -1,4 +1,4 @@
-"""Menus, sizes and plans: what could be chosen, what was chosen, and what that means in shapes."""
+"""Candidates, sizes and plans: the choices, the chosen sizes, and the shapes that follow."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +22,7 @@ Reduction = Literal["select", "rotate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Menu:
+class Candidates:
     """The sizes one group of one branch (or block) could take and the loss each would cost.
 
     `sizes` ascends to the dense size; `losses` descends to 0, on one scale for the whole plan.
@@ -36,11 +36,11 @@ class Menu:
 
     @property
     def key(self) -> Key:
-        """What identifies this menu."""
+        """What identifies this candidate list."""
         return (self.owner, self.group)
 
     def loss(self, size: int) -> float:
-        """Predicted loss at a size on the menu."""
+        """Predicted loss at a size on the candidate list."""
         return self.losses[self.sizes.index(size)]
 
 

@@ -1,4 +1,4 @@
-"""Does a score know what damage a removal does? Rank correlation with what was measured."""
+"""Does a score know what degradation a removal does? Rank correlation with what was measured."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 
 def rank_correlation(score: Mapping[str, float], damage: Mapping[str, float]) -> float | None:
-    """Spearman's ρ of scores and damages over the owners that both name.
+    """Spearman's ρ of scores and degradations over the owners that both name.
 
     None with fewer than three owners, or where either is the same for all.
     """

@@ -18,7 +18,7 @@ from secateur.analysis.sums import (
 from secateur.measurement.timing import Times
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, MlpShape, Shapes
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.statistics.divergence import LossName, unit_of
 
 
@@ -26,7 +26,7 @@ def measured(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
-    evidence: Evidence,
+    statistics: Statistics,
     removals: Removals,
     scores: Sequence[Score],
     times: Times | None,
@@ -49,14 +49,14 @@ def measured(
         "tolerance": tolerance,
         "probe_images": removals.images,
         "layers": layer_records(
-            anatomy, evidence, removals, scores, removals.droppable(tolerance), times
+            anatomy, statistics, removals, scores, removals.droppable(tolerance), times
         ),
         "blocks": block_records(anatomy, removals),
         "series": [series_record(anatomy, each, times) for each in removals.series],
         "curves": curve_records(removals),
-        "similarity": similarity_records(evidence),
-        "heads": head_records(anatomy, evidence),
-        "spectra": spectrum_records(model, family, anatomy, evidence),
+        "similarity": similarity_records(statistics),
+        "heads": head_records(anatomy, statistics),
+        "spectra": spectrum_records(model, family, anatomy, statistics),
         "interactions": interaction_record(removals),
         "scores": score_records(anatomy, removals, scores),
         "shares": share_records(anatomy, times),
@@ -66,7 +66,7 @@ def measured(
 
 def layer_records(
     anatomy: Anatomy,
-    evidence: Evidence,
+    statistics: Statistics,
     removals: Removals,
     scores: Sequence[Score],
     droppable: Sequence[str],
@@ -75,7 +75,7 @@ def layer_records(
     """One per branch."""
     found: list[Plain] = []
     for branch in anatomy.branches:
-        sums = evidence.of("branch_similarity", branch.id)
+        sums = statistics.of("branch_similarity", branch.id)
         cost, damage = branch.cost(branch.shape), removals.layers[branch.id]
         found.append(
             {
@@ -135,25 +135,25 @@ def _gone(anatomy: Anatomy, times: Times, shapes: Shapes) -> float | None:
 
 
 def curve_records(removals: Removals) -> list[Plain]:
-    """The menu of every group of every branch, and which of its sizes were measured."""
+    """The candidate list of every group of every branch, and which of its sizes were measured."""
     measured: dict[tuple[str, str], list[int]] = {}
     for probe in removals.probed.probes:
         measured.setdefault((probe.owner, probe.group), []).append(probe.size)
     return [
         {
-            "owner": menu.owner,
-            "group": menu.group,
-            "sizes": menu.sizes,
-            "damage": menu.losses,
-            "measured": measured[menu.owner, menu.group],
+            "owner": entry.owner,
+            "group": entry.group,
+            "sizes": entry.sizes,
+            "damage": entry.losses,
+            "measured": measured[entry.owner, entry.group],
         }
-        for menu in removals.probed.menus
-        if len(menu.sizes) > 1
+        for entry in removals.probed.candidates
+        if len(entry.sizes) > 1
     ]
 
 
 def interaction_record(removals: Removals) -> Plain | None:
-    """Damage of pairs beyond the sum of both alone, over the layers that were paired."""
+    """Degradation of pairs beyond the sum of both alone, over the layers that were paired."""
     if not removals.pairs:
         return None
     paired = {name for pair in removals.pairs for name in pair}

@@ -1,4 +1,4 @@
-"""What an analysis removes, and the damage of each removal, measured on the whole model."""
+"""What an analysis removes, and the degradation of each removal, measured on the whole model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from secateur.ablation.candidates import Probed, measure_candidates
 from secateur.ablation.layers import in_pairs, without_each, without_more_and_more
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, reduced
-from secateur.allocation.menus import Limits, allowed_sizes
+from secateur.allocation.candidates import Limits, allowed_sizes
 from secateur.allocation.types import shape_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
 from secateur.progress import Progress
-from secateur.statistics import Evidence
-from secateur.statistics.divergence import Damage, LossName
+from secateur.statistics import Statistics
+from secateur.statistics.divergence import Degradation, LossName
 from secateur.surgery.replace import mean_update
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden")
@@ -38,12 +38,12 @@ class Effort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """More and more of a structure gone: what each point is, the shapes that are left, damage."""
+    """Growing parts of a structure removed: each point, the shapes left, and the degradation."""
 
     structure: str
     what: tuple[str, ...]
     shapes: tuple[Shapes, ...]
-    damage: tuple[Damage, ...]
+    damage: tuple[Degradation, ...]
     order: tuple[str, ...] = ()
 
 
@@ -53,11 +53,11 @@ class Removals:
     image ran through the whole model."""
 
     images: int
-    layers: dict[str, Damage]
-    blocks: dict[str, Damage]
+    layers: dict[str, Degradation]
+    blocks: dict[str, Degradation]
     series: list[Series]
     probed: Probed
-    pairs: dict[tuple[str, str], Damage]
+    pairs: dict[tuple[str, str], Degradation]
     passes: dict[str, float]
 
     def droppable(self, tolerance: float) -> tuple[str, ...]:
@@ -81,14 +81,14 @@ def measure_removals(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
-    evidence: Evidence,
+    statistics: Statistics,
     images_PCHW: Tensor,
     effort: Effort,
     progress: Progress | None,
     loss: LossName | None = None,
 ) -> Removals:
     """Leave out layers and blocks, alone, together and in pairs; make groups smaller."""
-    means = {branch.id: mean_update(evidence, branch) for branch in anatomy.branches}
+    means = {branch.id: mean_update(statistics, branch) for branch in anatomy.branches}
     work = ProbeRunner.of(model, family, anatomy, images_PCHW, means, loss)
     passes: dict[str, float] = {}
 
@@ -105,12 +105,12 @@ def measure_removals(
     pairs = in_pairs(work, _least(layers, effort.pairs_of), _on("pairs", progress))
     account("pairs of layers")
     groups = offered(anatomy)
-    reducer = Refitted(evidence, Limits())
+    reducer = Refitted(statistics, Limits())
     sizes = _on("sizes", progress)
     probed = measure_candidates(work, reducer, groups, Limits(), effort.shares, sizes)
     account("sizes of one layer")
     for group in groups:
-        series += _width_series(work, anatomy, evidence, group, effort.all_shares)
+        series += _width_series(work, anatomy, statistics, group, effort.all_shares)
     account("sizes of all layers")
     return Removals(
         images=len(images_PCHW),
@@ -128,12 +128,15 @@ def offered(anatomy: Anatomy) -> tuple[GroupName, ...]:
     return tuple(group for group in GROUPS if any(group in b.groups for b in anatomy.branches))
 
 
-def _least(damage: dict[str, Damage], count: int) -> list[str]:
+def _least(damage: dict[str, Degradation], count: int) -> list[str]:
     return sorted(damage, key=lambda name: damage[name].divergence)[:count]
 
 
 def _depth_series(
-    work: ProbeRunner, anatomy: Anatomy, layers: dict[str, Damage], blocks: dict[str, Damage]
+    work: ProbeRunner,
+    anatomy: Anatomy,
+    layers: dict[str, Degradation],
+    blocks: dict[str, Degradation],
 ) -> list[Series]:
     """Attention layers, MLPs, layers of both kinds, and blocks: the least damaging first."""
     kinds = {branch.id: branch.kind for branch in anatomy.branches}
@@ -182,13 +185,13 @@ def _counts(total: int) -> list[int]:
 def _width_series(
     work: ProbeRunner,
     anatomy: Anatomy,
-    evidence: Evidence,
+    statistics: Statistics,
     group: GroupName,
     shares: Sequence[float],
 ) -> list[Series]:
-    """One group at the same share in every layer that offers it, repaired from the evidence."""
+    """One group at the same share in every layer that offers it, repaired from the statistics."""
     limits = Limits()
-    points: list[tuple[str, Shapes, Damage]] = []
+    points: list[tuple[str, Shapes, Degradation]] = []
     known: set[tuple[int, ...]] = set()
     for share in shares:
         sizes = {
@@ -206,7 +209,7 @@ def _width_series(
                 work.runner.family.weights(work.runner.model, branch),
                 group,
                 sizes[name],
-                evidence.about(name),
+                statistics.about(name),
                 name,
             )
             for name, branch in smaller.items()

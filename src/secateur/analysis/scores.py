@@ -14,7 +14,7 @@ from secateur.errors import UserError
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.progress import Progress
-from secateur.statistics import Evidence, evidence_kinds, observe
+from secateur.statistics import Statistics, observe, statistics_kinds
 from secateur.statistics.divergence import LossName
 
 NEEDS = {
@@ -32,12 +32,12 @@ GRADIENT_BATCH = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Evidence of the forward pass and, where some criterion wants it, of the backward pass."""
+    """Statistics of the forward pass and, where some criterion wants it, of the backward pass."""
 
-    forward: Evidence
-    backward: Evidence | None
+    forward: Statistics
+    backward: Statistics | None
 
-    def for_criterion(self, which: Criterion) -> Evidence:
+    def for_criterion(self, which: Criterion) -> Statistics:
         """Both together; of the images, the number in the pass that the criterion needs."""
         if self.backward is None:
             return self.forward
@@ -79,7 +79,7 @@ def observe_all(
 ) -> Observed:
     """One pass over all images and, if a criterion needs gradients, one over some of them."""
     needs = {kind for each in chosen for kind in each.needs["branch"]}
-    back = {kind for kind in needs if evidence_kinds.get(kind).gradient}
+    back = {kind for kind in needs if statistics_kinds.get(kind).gradient}
 
     def seen(done: int) -> None:
         if progress is not None:
@@ -141,9 +141,9 @@ def _worth(
 
 
 def _has_gradient(each: Criterion) -> bool:
-    return any(evidence_kinds.get(kind).gradient for kind in each.needs["branch"])
+    return any(statistics_kinds.get(kind).gradient for kind in each.needs["branch"])
 
 
 def _experiments(kind: str) -> bool:
-    """Whether a kind of evidence comes from running the model without some of its layers."""
-    return getattr(evidence_kinds.get(kind), "trial", None) is not None
+    """Whether a kind of statistics comes from running the model without some of its layers."""
+    return getattr(statistics_kinds.get(kind), "trial", None) is not None

@@ -7,7 +7,7 @@ from secateur.analysis.similarity import similarities
 from secateur.analysis.spectra import spectra
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, AttentionShape
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.statistics.registry import STREAM
 
 Plain = dict[str, object]
@@ -15,7 +15,7 @@ HELD = 64
 """Most points at which a spectrum's running sum is told."""
 
 
-def similarity_records(evidence: Evidence) -> dict[str, Plain]:
+def similarity_records(statistics: Statistics) -> dict[str, Plain]:
     """Similarity between depths, by part of the tokens."""
     return {
         part: {
@@ -24,17 +24,17 @@ def similarity_records(evidence: Evidence) -> dict[str, Plain]:
             "points": found.points,
             "rank": found.rank_Q.tolist(),
         }
-        for part, found in similarities(evidence.of("stream_similarity", STREAM)).items()
+        for part, found in similarities(statistics.of("stream_similarity", STREAM)).items()
     }
 
 
-def head_records(anatomy: Anatomy, evidence: Evidence) -> list[Plain]:
+def head_records(anatomy: Anatomy, statistics: Statistics) -> list[Plain]:
     """CKA between heads for every attention layer with more than one."""
     return [
         {
             "owner": branch.id,
             "cka": matrix(
-                head_similarity(evidence.of("context_moments", branch.id), branch.shape.heads)
+                head_similarity(statistics.of("context_moments", branch.id), branch.shape.heads)
             ),
         }
         for branch in anatomy.branches
@@ -43,12 +43,12 @@ def head_records(anatomy: Anatomy, evidence: Evidence) -> list[Plain]:
 
 
 def spectrum_records(
-    model: nn.Module, family: Family, anatomy: Anatomy, evidence: Evidence
+    model: nn.Module, family: Family, anatomy: Anatomy, statistics: Statistics
 ) -> list[Plain]:
     """The spectra of every branch."""
     found: list[Plain] = []
     for branch in anatomy.branches:
-        for each in spectra(family.weights(model, branch), evidence.about(branch.id)):
+        for each in spectra(family.weights(model, branch), statistics.about(branch.id)):
             held_S = each.share_S.cumsum(0)
             step = -(-len(held_S) // HELD)
             found.append(

@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from secateur.criteria.registry import Criterion, Question, score
 from secateur.models.family import Family
-from secateur.models.stream import stream_weights
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 
 
 def ask(
@@ -17,7 +16,7 @@ def ask(
     anatomy: Anatomy,
     group: GroupName,
     owner: str,
-    evidence: Evidence,
+    statistics: Statistics,
     *,
     seed: int,
     settings: BaseModel | None,
@@ -32,15 +31,15 @@ def ask(
     stream = weights = None
     if group == "width":
         found = next(stream for stream in anatomy.streams if stream.id == owner)
-        stream = stream_weights(model, family, anatomy, found)
+        stream = family.stream_weights(model, found)
     elif group != "block":
         weights = family.weights(model, anatomy.branch(owner))
     question = Question(
         group=group,
         owner=owner,
         weights=weights,
-        sums=evidence.about(owner),
-        images=evidence.images,
+        sums=statistics.about(owner),
+        images=statistics.images,
         seed=seed_of(numbered or anatomy, group, owner, seed),
         stream=stream,
         settings=settings,

@@ -101,7 +101,7 @@ def criterion(
 def needs_of(
     which: Criterion, group: GroupName, settings: BaseModel | None = None
 ) -> tuple[str, ...]:
-    """The kinds of evidence to score a group; UserError when the criterion cannot score it."""
+    """The kinds of statistics to score a group; UserError when the criterion cannot score it."""
     if group not in which.needs:
         raise UserError(
             f"criterion '{which.name}' cannot score '{group}'; it scores {', '.join(which.needs)}."

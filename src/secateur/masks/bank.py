@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.masks.estimator import GateForm
+from secateur.masks.estimator import GateEstimator
 from secateur.masks.gates import Gate, Site, kept_now
 from secateur.masks.masks import acts_by_site, masks_of, product
 from secateur.masks.streams import stream_hooks
 from secateur.models.family import family_of
-from secateur.models.taps import attach
+from secateur.models.hook_points import attach
 
 
 class GateBank(nn.Module):
@@ -25,7 +25,9 @@ class GateBank(nn.Module):
     mode, and once masks are frozen, by the hard masks. The model's own modules stay as they are.
     """
 
-    def __init__(self, gates: Sequence[Gate], form: GateForm, worths: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, gates: Sequence[Gate], form: GateEstimator, worths: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
         self.gates = tuple(gates)
         self.form = form
@@ -124,10 +126,10 @@ class GateBank(nn.Module):
                     value = self._value(model, stream.id, "width")
                     handles.extend(stream_hooks(model, stream, value))
             for branch in anatomy.branches:
-                taps = family.taps(model, branch)
+                hook_points = family.hook_points(model, branch)
                 for site in self._acted(branch.id):
                     handles.append(
-                        attach(model, taps[site], self._multiply(model, branch.id, site))
+                        attach(model, hook_points[site], self._multiply(model, branch.id, site))
                     )
             yield
         finally:

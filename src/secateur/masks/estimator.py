@@ -1,4 +1,4 @@
-"""How a form of gate is registered: from scores to a mask, and from gradients to scores.
+"""How a gate estimator is registered: from scores to a mask, and from gradients to scores.
 
 Letters: R rows, U units per row.
 """
@@ -14,7 +14,7 @@ Scores = Mapping[str, Tensor]
 """The learned tensors of one gate, by name."""
 
 
-class GateForm(Protocol):
+class GateEstimator(Protocol):
     """What a form must tell. `live_RU` is always the hard mask (0 or 1) of the moment.
 
     `source` says where the formula comes from.
@@ -49,7 +49,7 @@ class GateForm(Protocol):
         ...
 
 
-forms: Registry[GateForm] = Registry("form of gate", "secateur.masks.estimators")
+estimators: Registry[GateEstimator] = Registry("form of gate", "secateur.masks.estimators")
 
 LARGEST = 2.0
 """Scores of the deterministic forms lie in [-2, 2] around the decision."""

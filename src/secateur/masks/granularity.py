@@ -1,11 +1,11 @@
-"""How a sharing strategy is registered, and what it is told about the model."""
+"""How a granularity is registered, and what it is told about the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.errors import UserError
 from secateur.masks.gates import Gate
 from secateur.models.family import Family
@@ -65,7 +65,7 @@ Lay = Callable[[Scope], list[Gate]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sharing:
+class Granularity:
     """A named strategy: `lay` makes its gates; `groups` are those it gates unless told otherwise.
 
     `removal` says in words what of a mask can be cut out.
@@ -78,24 +78,24 @@ class Sharing:
     lay: Lay
 
 
-sharings: Registry[Sharing] = Registry("sharing strategy", "secateur.masks.granularities")
+granularities: Registry[Granularity] = Registry("sharing strategy", "secateur.masks.granularities")
 
 
 def sharing(
     name: str, *, title: str, removal: str, groups: tuple[GroupName, ...]
 ) -> Callable[[Lay], Lay]:
-    """Register a function from a scope to gates as a sharing strategy."""
+    """Register a function from a scope to gates as a granularity."""
 
     def file(lay: Lay) -> Lay:
-        sharings.register(name)(
-            Sharing(name=name, title=title, removal=removal, groups=groups, lay=lay)
+        granularities.register(name)(
+            Granularity(name=name, title=title, removal=removal, groups=groups, lay=lay)
         )
         return lay
 
     return file
 
 
-def gates_of(which: Sharing, scope: Scope) -> list[Gate]:
+def gates_of(which: Granularity, scope: Scope) -> list[Gate]:
     """The gates of a strategy; UserError when it finds nothing to gate."""
     gates = which.lay(scope)
     if not gates:

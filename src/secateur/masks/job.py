@@ -11,7 +11,7 @@ from secateur.masks.task import LearnTask
 from secateur.measurement.modes import evaluating
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.training.loop import FitReport
 from secateur.training.session import Session
 from secateur.training.settings import TrainSettings
@@ -39,10 +39,10 @@ class LearnJob:
         chosen = self.session.spread(self.task.settings.observe)
         return as_batches(chosen, 32, 0, next(model.parameters()).device)
 
-    def observe(self, model: nn.Module, needs: set[str]) -> Evidence:
+    def observe(self, model: nn.Module, needs: set[str]) -> Statistics:
         """Statistics of these images; none where nothing is needed."""
         if not needs:
-            return Evidence(images=0, tokens=0)
+            return Statistics(images=0, tokens=0)
         batches, progress = self.batches(model), self.session.progress
 
         def on_batch(done: int) -> None:
@@ -51,7 +51,7 @@ class LearnJob:
 
         return observe(model, batches, needs, on_batch=on_batch)
 
-    def observe_in_training(self, model: nn.Module, needs: set[str]) -> Evidence:
+    def observe_in_training(self, model: nn.Module, needs: set[str]) -> Statistics:
         """The same in the middle of training: with hard masks and without dropout."""
         with evaluating(model):
             return self.observe(model, needs)

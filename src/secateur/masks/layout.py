@@ -1,4 +1,4 @@
-"""Building blocks of sharing strategies: gates on one branch, or on several alike.
+"""Building blocks of granularities: gates on one branch, or on several alike.
 
 Letters: L branches, H heads, K query/key dims, V value dims, F hidden neurons, D residual width.
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes, Units
 from secateur.masks.gates import Act, Gate, Site
 from secateur.models.types import (

@@ -10,7 +10,7 @@ from secateur.allocation.target import Target
 from secateur.allocation.types import Plan
 from secateur.criteria import criteria
 from secateur.masks.bank import GateBank
-from secateur.masks.estimator import forms
+from secateur.masks.estimator import estimators
 from secateur.masks.job import LearnJob
 from secateur.masks.masks import masks_of, plan_of_masks
 from secateur.masks.projection import project
@@ -22,7 +22,7 @@ from secateur.masks.settings import Phase
 from secateur.masks.start.axes import axes_needs, turn_attention_
 from secateur.masks.start.by_criterion import start_needs, starting_worths
 from secateur.masks.start.from_plans import SPECTRAL, spectral_needs, spectral_worths
-from secateur.masks.strategy import Way, ways
+from secateur.masks.strategy import SearchStrategy, strategies
 from secateur.masks.task import NO_CRITERION, pricing_of
 from secateur.measurement.within import require_within
 from secateur.methods.to_latency import LatencyCut, cut_to_latency
@@ -89,8 +89,8 @@ def turn_(job: LearnJob, student: nn.Module) -> None:
         student.load_state_dict(known["weights"])
         return
     gates = job.task.gates
-    evidence = job.observe(student, axes_needs(gates))
-    turn_attention_(student, job.family, job.anatomy, gates, evidence)
+    statistics = job.observe(student, axes_needs(gates))
+    turn_attention_(student, job.family, job.anatomy, gates, statistics)
     if folder is not None and processes().is_main_process:
         checkpoint.write(folder, {"of": mark, "weights": checkpoint.copy_of(student)})
 
@@ -98,7 +98,7 @@ def turn_(job: LearnJob, student: nn.Module) -> None:
 def start_gates(job: LearnJob, model: nn.Module) -> GateBank:
     """Gates whose scores start in the order of the criterion."""
     gates = job.task.gates
-    return GateBank(gates, forms.get(job.task.options.gates), _worths(job, model))
+    return GateBank(gates, estimators.get(job.task.options.gates), _worths(job, model))
 
 
 def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
@@ -108,19 +108,19 @@ def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
         return {gate.name: torch.zeros(gate.rows, gate.units) for gate in gates}
     pricing = pricing_of(task, job.anatomy, job.target)
     if task.options.criterion == SPECTRAL:
-        evidence = job.observe(model, spectral_needs(gates))
+        statistics = job.observe(model, spectral_needs(gates))
         batches, progress = job.batches(model), job.session.progress
-        return spectral_worths(model, family, gates, pricing, evidence, batches, progress)
+        return spectral_worths(model, family, gates, pricing, statistics, batches, progress)
     which, seed = criteria.get(task.options.criterion), task.settings.seed
-    evidence = job.observe(model, start_needs(which, gates))
-    return starting_worths(model, family, gates, pricing, evidence, which, seed)
+    statistics = job.observe(model, start_needs(which, gates))
+    return starting_worths(model, family, gates, pricing, statistics, which, seed)
 
 
-def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank) -> Way:
+def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank) -> SearchStrategy:
     """Let masks and weights learn; without a search phase the scores stay those at the start."""
     pricing = pricing_of(job.task, job.anatomy, job.target)
     settings = job.task.settings
-    way = ways.get(settings.search).make(bank, pricing, settings.way())
+    way = strategies.get(settings.search).make(bank, pricing, settings.way())
     if settings.takeover:
         way.takeover = Takeover(
             student,
@@ -136,7 +136,7 @@ def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank)
     return way
 
 
-def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: Way) -> Shrunk:
+def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: SearchStrategy) -> Shrunk:
     """Project the scores onto the budget and remove what is masked."""
     bank, limits, margins = way.bank, job.task.task.limits, way.margins()
     masks = bank.masks()

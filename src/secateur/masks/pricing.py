@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.allocation.candidates import Limits
 from secateur.allocation.costs import CostOf
-from secateur.allocation.menus import Limits
 from secateur.allocation.types import Sizes
 from secateur.masks.gates import Act, Gate, Priced, Site
 from secateur.masks.masks import Left, Masks, left_of, live_dims, sizes_of

@@ -24,8 +24,8 @@ class LearnSettings(FineTuneSettings):
     way in which masks are searched; where it holds them, and in the projection at the end, what
     stays takes over from what closes (`takeover`). After removal writers are fitted once more,
     front to back, so that the stream is the dense one (`refit`). `observe` images give axes,
-    criterion, takeover and refit their evidence. `ascent`, `damping`, `ramp` and `travel` are those
-    of the search's controller and scores, see docs/methods/learned_masks.md.
+    criterion, takeover and refit their statistics. `ascent`, `damping`, `ramp` and `travel` are
+    those of the search's controller and scores, see docs/methods/learned_masks.md.
     """
 
     warmup_share: Share = 0.0

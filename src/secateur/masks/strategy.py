@@ -1,4 +1,4 @@
-"""How a way of searching is registered: a hook of the training loop that ends in margins."""
+"""How a search strategy is registered: a hook of the training loop that ends in margins."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class WaySettings:
     lasso: float = 0.3
 
 
-class Way(Hook):
+class SearchStrategy(Hook):
     """Takes part in training with the gates of `bank`; afterwards `margins` rank the units."""
 
     bank: GateBank
@@ -40,11 +40,11 @@ class Way(Hook):
         return self.bank.margins()
 
 
-Make = Callable[[GateBank, Pricing, WaySettings], Way]
+Make = Callable[[GateBank, Pricing, WaySettings], SearchStrategy]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedWay:
+class NamedStrategy:
     """A way with what it is called and where it comes from."""
 
     title: str
@@ -52,4 +52,4 @@ class NamedWay:
     make: Make
 
 
-ways: Registry[NamedWay] = Registry("way of searching", "secateur.masks.strategies")
+strategies: Registry[NamedStrategy] = Registry("way of searching", "secateur.masks.strategies")

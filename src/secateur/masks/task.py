@@ -6,22 +6,28 @@ from dataclasses import dataclass, fields, replace
 from torch import nn
 
 from secateur.allocation.budget import CostBudget, parse_budget
+from secateur.allocation.candidates import Limits, check_protected
 from secateur.allocation.costs import cost_function
-from secateur.allocation.menus import Limits, check_protected
 from secateur.allocation.target import Target, cost_limit
 from secateur.criteria import Criterion, criteria
 from secateur.criteria.registry import settings_of
 from secateur.errors import UserError
-from secateur.masks.estimator import forms
+from secateur.masks.estimator import estimators
 from secateur.masks.gates import Gate
-from secateur.masks.granularity import Scope, Sharing, gates_of, sharings, silenced_by_weights
+from secateur.masks.granularity import (
+    Granularity,
+    Scope,
+    gates_of,
+    granularities,
+    silenced_by_weights,
+)
 from secateur.masks.pricing import Pricing
 from secateur.masks.projection import check_reachable
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
 from secateur.masks.start.by_criterion import start_needs
 from secateur.masks.start.from_plans import SPECTRAL
-from secateur.masks.strategy import ways
+from secateur.masks.strategy import strategies
 from secateur.methods.checked import Units, check_units
 from secateur.methods.request import PruneRequest
 from secateur.methods.task import Task, check_offered
@@ -51,7 +57,7 @@ class LearnTask:
 
     options: LearnRequest
     settings: LearnSettings
-    sharing: Sharing
+    sharing: Granularity
     gates: tuple[Gate, ...]
     task: Task
 
@@ -81,10 +87,10 @@ def check_learning(request: LearnRequest) -> CheckedLearning:
             f"budget '{request.budget}' is one of shapes; masks are learned under a budget of the "
             "whole model, such as '30% params', '2 GMACs' or '6.5 ms'."
         )
-    sharings.get(request.sharing)
-    forms.get(request.gates)
+    granularities.get(request.sharing)
+    estimators.get(request.gates)
     it = request.settings or LearnSettings()
-    ways.get(it.search)
+    strategies.get(it.search)
     if request.criterion not in (NO_CRITERION, SPECTRAL):
         criteria.get(request.criterion)
     if it.warmup_share + it.search_share >= 1 - 1e-9:
@@ -100,14 +106,14 @@ def resolve_learn(
 ) -> LearnTask:
     """The task that a request is for a model; UserError with what to do where it cannot work."""
     options, budget = asked.request, asked.budget
-    sharing = sharings.get(options.sharing)
+    sharing = granularities.get(options.sharing)
     limits = _limits(asked)
     check_protected(anatomy, limits)
     groups = _groups(asked, sharing, anatomy)
     preset = Preset(
         name=PRESET,
         title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
-        source=forms.get(options.gates).source,
+        source=estimators.get(options.gates).source,
         groups=groups,
         criterion=options.criterion,
     )
@@ -138,7 +144,9 @@ def resolve_learn(
     return found
 
 
-def _groups(asked: CheckedLearning, sharing: Sharing, anatomy: Anatomy) -> tuple[GroupName, ...]:
+def _groups(
+    asked: CheckedLearning, sharing: Granularity, anatomy: Anatomy
+) -> tuple[GroupName, ...]:
     """The groups asked for, else those of the sharing that the model and the budget know of.
 
     A narrower stream cannot be timed layer by layer.

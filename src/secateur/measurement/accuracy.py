@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
-from secateur.statistics.divergence import damage, divergence
+from secateur.statistics.divergence import degradation, divergence
 
 _TOP = 5
 
@@ -180,7 +180,7 @@ def _squared_error(outputs_N2: Tensor | None) -> float | None:
     if outputs_N2 is None:
         return None
     own_N1, reference_N1 = outputs_N2.double().split(1, dim=1)
-    return damage(reference_N1, own_N1, 1).divergence
+    return degradation(reference_N1, own_N1, 1).divergence
 
 
 def paired_difference(correct_a_N: Tensor, correct_b_N: Tensor) -> tuple[float, float]:

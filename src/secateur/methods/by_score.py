@@ -5,29 +5,29 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from secateur.allocation.menus import (
+from secateur.allocation.candidates import (
     Limits,
-    block_menu,
-    drop_menu,
+    block_candidates,
+    drop_candidates,
     kept_units,
-    unit_menu,
-    width_menu,
+    unit_candidates,
+    width_candidates,
 )
 from secateur.allocation.normalise import normalised
 from secateur.allocation.target import Target, decide
-from secateur.allocation.types import Key, Menu, Plan, Sizes, Units, shapes_of, widths_of
+from secateur.allocation.types import Candidates, Key, Plan, Sizes, Units, shapes_of, widths_of
 from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.criteria.registry import needs_of
 from secateur.data.split import fit_and_held
 from secateur.methods.cutting import cut_copy
-from secateur.methods.measured import measure_menus, wants_measuring
+from secateur.methods.measured import measured_candidates, wants_measuring
 from secateur.methods.method import Job, Prepared
-from secateur.methods.scored import Weighed
+from secateur.methods.scored import ScoredUnits
 from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.surgery.cut import repair_needs
 
 UNIT_GROUPS: tuple[GroupName, ...] = ("heads", "qk", "vo", "hidden")
@@ -38,7 +38,7 @@ class Scored(Prepared):
     """Candidates with the unit scores behind them, and the statistics that repairs rest on."""
 
     scores: dict[Key, Tensor]
-    evidence: Evidence
+    statistics: Statistics
 
 
 class ByScore:
@@ -56,46 +56,48 @@ class ByScore:
         model, task, images = job.model, job.task, job.images
         measured, needs = wants_measuring(task), self.needs(task)
         fit, held = fit_and_held(images.batches) if measured else (None, None)
-        evidence = images.observe(model, needs, fit)
-        weighed = self._weighed(job, evidence)
+        statistics = images.observe(model, needs, fit)
+        scored = self._weighed(job, statistics)
         if held is not None:
             with job.timed("probe"):
-                menus = measure_menus(
+                candidates = measured_candidates(
                     model,
                     job.family,
                     job.anatomy,
                     task,
-                    weighed,
-                    evidence,
+                    scored,
+                    statistics,
                     held,
                     partial(images.say, "probe"),
                     images.loss,
                 )
             # WHY: only measurements need images that are held out; units and repair rest on all.
-            evidence = evidence.plus(images.observe(model, needs, held))
-            weighed = replace(self._weighed(job, evidence), menus=menus)
-        return Scored(menus=weighed.menus, dense=model, scores=weighed.scores, evidence=evidence)
+            statistics = statistics.plus(images.observe(model, needs, held))
+            scored = replace(self._weighed(job, statistics), candidates=candidates)
+        return Scored(
+            candidates=scored.candidates, dense=model, scores=scored.scores, statistics=statistics
+        )
 
-    def _weighed(self, job: Job, evidence: Evidence) -> Weighed:
+    def _weighed(self, job: Job, statistics: Statistics) -> ScoredUnits:
         with job.timed("weigh"):
-            return weigh(job.model, job.family, job.anatomy, job.task, evidence)
+            return score_units(job.model, job.family, job.anatomy, job.task, statistics)
 
     def plan(self, job: Job, prepared: Scored, target: Target | None = None) -> Plan:
         """The solver's sizes, and in every group the units of highest score."""
         with job.timed("plan"):
-            sizes = decide(job.anatomy, prepared.menus, job.task.demand, target)
-            weighed = Weighed(menus=prepared.menus, scores=prepared.scores)
-            plan = plan_of(job.anatomy, weighed, sizes)
+            sizes = decide(job.anatomy, prepared.candidates, job.task.demand, target)
+            scored = ScoredUnits(candidates=prepared.candidates, scores=prepared.scores)
+            plan = plan_of(job.anatomy, scored, sizes)
             rotate = job.task.preset.rotate
             return replace(plan, reductions={"width": "rotate"}) if rotate else plan
 
     def cut(self, job: Job, prepared: Scored, plan: Plan) -> nn.Module:
         """A copy with these units, repaired from the statistics."""
-        return cut_copy(job, prepared.evidence, plan)
+        return cut_copy(job, prepared.statistics, plan)
 
 
 def criteria_needs(task: Task) -> set[str]:
-    """The kinds of evidence that the task's criteria ask for; UserError if one cannot score."""
+    """The kinds of statistics that the task's criteria ask for; UserError if one cannot score."""
     needs: set[str] = set()
     for group in task.groups:
         which = criteria.get(task.preset.criterion_for(group))
@@ -103,16 +105,16 @@ def criteria_needs(task: Task) -> set[str]:
     return needs
 
 
-def weigh(
-    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, evidence: Evidence
-) -> Weighed:
-    """Score every unit, branch and block that may go, and turn the scores into menus."""
+def score_units(
+    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, statistics: Statistics
+) -> ScoredUnits:
+    """Score every unit, branch and block that may go, and turn the scores into candidates."""
 
     def worth_of(group: GroupName, owner: str) -> Tensor:
         which = criteria.get(task.preset.criterion_for(group))
         settings, seed = task.preset.settings_for(group), task.options.seed
         return ask(
-            which, model, family, anatomy, group, owner, evidence, seed=seed, settings=settings
+            which, model, family, anatomy, group, owner, statistics, seed=seed, settings=settings
         )
 
     keys: list[Key] = [(b.id, g) for b in anatomy.branches for g in _groups_of(b, task.groups)]
@@ -120,25 +122,27 @@ def weigh(
         keys += [(stream.id, "width") for stream in anatomy.streams]
     scores = {(owner, group): worth_of(group, owner) for owner, group in keys}
     worth = normalised(scores, task.preset.normalise, anatomy)
-    menus = [_menu(anatomy, key, value, task.limits) for key, value in worth.items()]
+    candidates = [_candidates(anatomy, key, value, task.limits) for key, value in worth.items()]
     if "block" in task.groups:
         for block in [block for block in anatomy.blocks if block.branches]:
             scores[block.id, "block"] = worth_of("block", block.id)
-            menus.append(block_menu(block, float(scores[block.id, "block"]), task.limits))
-    return Weighed(menus=menus, scores=scores)
+            candidates.append(
+                block_candidates(block, float(scores[block.id, "block"]), task.limits)
+            )
+    return ScoredUnits(candidates=candidates, scores=scores)
 
 
-def _menu(anatomy: Anatomy, key: Key, worth: Tensor, limits: Limits) -> Menu:
+def _candidates(anatomy: Anatomy, key: Key, worth: Tensor, limits: Limits) -> Candidates:
     owner, group = key
     if group == "branch":
-        return drop_menu(owner, group, float(worth), limits)
+        return drop_candidates(owner, group, float(worth), limits)
     if group == "width":
         stream = next(stream for stream in anatomy.streams if stream.id == owner)
-        return width_menu(stream, worth, limits)
-    return unit_menu(anatomy.branch(owner), group, worth, limits)
+        return width_candidates(stream, worth, limits)
+    return unit_candidates(anatomy.branch(owner), group, worth, limits)
 
 
-def plan_of(anatomy: Anatomy, weighed: Weighed, sizes: Sizes) -> Plan:
+def plan_of(anatomy: Anatomy, scored: ScoredUnits, sizes: Sizes) -> Plan:
     """The plan in which every group takes its chosen size and keeps its best units."""
     shapes = shapes_of(anatomy, sizes)
     units: dict[str, dict[GroupName, Units]] = {}
@@ -148,14 +152,14 @@ def plan_of(anatomy: Anatomy, weighed: Weighed, sizes: Sizes) -> Plan:
         for group in UNIT_GROUPS:
             size = sizes.get((branch.id, group))
             if size is not None and size < branch.shape.size(group):
-                kept = kept_units(weighed.scores[branch.id, group], size)
+                kept = kept_units(scored.scores[branch.id, group], size)
                 units.setdefault(branch.id, {})[group] = kept
     widths = widths_of(anatomy, sizes)
     for stream in anatomy.streams:
         if (width := widths[stream.id]) < stream.width:
-            kept = kept_units(weighed.scores[stream.id, "width"], width)
+            kept = kept_units(scored.scores[stream.id, "width"], width)
             units[stream.id] = {"width": kept}
-    loss = sum(menu.loss(sizes[menu.key]) for menu in weighed.menus)
+    loss = sum(entry.loss(sizes[entry.key]) for entry in scored.candidates)
     return Plan(shapes=shapes, widths=widths, units=units, predicted_loss=loss)
 
 

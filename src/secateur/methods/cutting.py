@@ -5,12 +5,12 @@ from torch import nn
 from secateur.allocation.types import Plan
 from secateur.methods.method import Job
 from secateur.models.caches import copy_of
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.surgery.cut import cut_
 from secateur.surgery.replace import gaps_of, runs_of
 
 
-def cut_copy(job: Job, evidence: Evidence, plan: Plan) -> nn.Module:
+def cut_copy(job: Job, statistics: Statistics, plan: Plan) -> nn.Module:
     """A copy of the job's model within the plan; replacements of layers look at the images."""
     preset = job.task.preset
     smaller = copy_of(job.model)
@@ -20,5 +20,5 @@ def cut_copy(job: Job, evidence: Evidence, plan: Plan) -> nn.Module:
             anchors = job.images.anchors(job.model, runs_of(job.anatomy, plan.shapes))
         elif preset.stand_in == "linear":
             anchors = job.images.gaps(job.model, gaps_of(job.anatomy, plan.shapes))
-        cut_(smaller, plan, evidence, preset.repair, preset.stand_in, anchors)
+        cut_(smaller, plan, statistics, preset.repair, preset.stand_in, anchors)
     return smaller

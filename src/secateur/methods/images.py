@@ -7,7 +7,7 @@ from torch import nn
 
 from secateur.data.batches import Batches
 from secateur.progress import Progress, timed
-from secateur.statistics import Evidence, Sums, observe
+from secateur.statistics import Statistics, Sums, observe
 from secateur.statistics.anchors import anchor_moments
 from secateur.statistics.divergence import LossName
 from secateur.statistics.gaps import gap_moments
@@ -29,13 +29,13 @@ class Images:
 
     def observe(
         self, model: nn.Module, needs: set[str], batches: Batches | None = None
-    ) -> Evidence:
+    ) -> Statistics:
         """Statistics of `model` from one pass over these images, or over `batches` of them.
 
         No pass is made where nothing is needed.
         """
         if not needs:
-            return Evidence(images=0, tokens=0)
+            return Statistics(images=0, tokens=0)
         seen = self.batches if batches is None else batches
 
         def on_batch(done: int) -> None:

@@ -1,4 +1,4 @@
-"""Menus of a criterion measured on the model's output: units by score, losses by divergence.
+"""Candidates of a criterion measured on the model's output: units by score, losses by divergence.
 
 Each group is cut to two sizes, its units chosen by score and repaired as the preset says; the
 divergence is measured on images held out of the scores and the repair, and carried to the other
@@ -12,47 +12,47 @@ from torch import nn
 
 from secateur.ablation.candidates import QUICK, measure_candidates
 from secateur.ablation.probe_runner import ProbeRunner
-from secateur.ablation.selected import Selected, width_menus
+from secateur.ablation.selected import Selected, stream_candidates
 from secateur.allocation.budget import CostBudget
-from secateur.allocation.types import Menu
+from secateur.allocation.types import Candidates
 from secateur.data.batches import Batches
 from secateur.data.split import all_images, first_images
-from secateur.methods.scored import Weighed
+from secateur.methods.scored import ScoredUnits
 from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.statistics.divergence import LossName
 
 
 def wants_measuring(task: Task) -> bool:
-    """Whether the preset measures its menus, and the sizes depend on them.
+    """Whether the preset measures its candidates, and the sizes depend on them.
 
     Scores of whole layers, or of whole blocks, are on one scale as they are.
     """
     by_losses = isinstance(task.budget, CostBudget) and task.preset.allocation != "uniform"
     alike = task.groups in (("branch",), ("block",))
-    return task.preset.menus == "measured" and by_losses and not alike
+    return task.preset.candidates == "measured" and by_losses and not alike
 
 
 @torch.no_grad()
-def measure_menus(
+def measured_candidates(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
     task: Task,
-    weighed: Weighed,
-    evidence: Evidence,
+    scored: ScoredUnits,
+    statistics: Statistics,
     held: Batches,
     on_branch: Callable[[int, int], None] | None = None,
     loss: LossName | None = None,
-) -> list[Menu]:
-    """Menus in the unit of the loss, measured on the first of the held-out images."""
+) -> list[Candidates]:
+    """Candidates in the unit of the loss, measured on the first of the held-out images."""
     images_PCHW = all_images(first_images(held, QUICK.images))
     probe = ProbeRunner.of(model, family, anatomy, images_PCHW, loss=loss)
     reducer = Selected(
-        scores=weighed.scores, repair=task.preset.repair, evidence=evidence, limits=task.limits
+        scores=scored.scores, repair=task.preset.repair, statistics=statistics, limits=task.limits
     )
-    menus = width_menus(probe, reducer, images_PCHW, QUICK.shares)
+    candidates = stream_candidates(probe, reducer, images_PCHW, QUICK.shares)
     found = measure_candidates(probe, reducer, task.groups, task.limits, QUICK.shares, on_branch)
-    return [*menus, *found.menus]
+    return [*candidates, *found.candidates]

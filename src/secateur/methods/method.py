@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from torch import nn
 
 from secateur.allocation.target import Target
-from secateur.allocation.types import Menu, Plan
+from secateur.allocation.types import Candidates, Plan
 from secateur.methods.images import Images
 from secateur.methods.task import Task
 from secateur.models.family import Family
@@ -37,7 +37,7 @@ class Prepared:
     `dense` is the model that will be cut: the one given, or the same function in another basis.
     """
 
-    menus: list[Menu]
+    candidates: list[Candidates]
     dense: nn.Module
 
 

@@ -51,7 +51,7 @@ class Rotated:
                 job.model, job.family, job.anatomy, job.images.batches, job.images.progress
             )
         inner = self.method.prepare(replace(job, model=turned))
-        return Turned(menus=inner.menus, dense=turned, inner=inner)
+        return Turned(candidates=inner.candidates, dense=turned, inner=inner)
 
     def plan(self, job: Job, prepared: Turned, target: Target | None = None) -> Plan:
         """The inner method's plan."""
@@ -70,7 +70,7 @@ def rotated(
     progress: Progress | None = None,
 ) -> nn.Module:
     """A copy whose stream has channels of descending energy; one pass over the images."""
-    turned = require_rotatable(model, family)
+    require_rotatable(model, family)
     copy = copy_of(model)
 
     def on_batch(done: int) -> None:
@@ -80,7 +80,7 @@ def rotated(
     # WHY: in a basis that is none, norms are RMS norms already and the stream has no mean, so
     # what is seen is what will be rotated.
     device = next(copy.parameters()).device
-    turned.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64, device=device))
+    family.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64, device=device))
     seen = observe(copy, batches, {"stream_gram"}, on_batch=on_batch).of("stream_gram", STREAM)
-    turned.rotate_(copy, principal_basis(seen["gram"]))
+    family.rotate_(copy, principal_basis(seen["gram"]))
     return copy

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.allocation.types import Key, Menu
+from secateur.allocation.types import Candidates, Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighed:
-    """Menus of all groups that may change, and the unit scores behind them."""
+class ScoredUnits:
+    """Candidates of all groups that may change, and the unit scores behind them."""
 
-    menus: list[Menu]
+    candidates: list[Candidates]
     scores: dict[Key, Tensor]

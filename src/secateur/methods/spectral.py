@@ -13,11 +13,11 @@ from secateur.ablation.candidates import Probed as Measured
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, refit_needs
 from secateur.allocation.budget import ShapeBudget, SizesBudget
+from secateur.allocation.candidates import Limits
 from secateur.allocation.knapsack import solve_knapsack
-from secateur.allocation.menus import Limits
 from secateur.allocation.solvers import cost_function
 from secateur.allocation.target import Target, cost_limit, decide, unweighed
-from secateur.allocation.types import Menu, Plan, Sizes, shapes_of
+from secateur.allocation.types import Candidates, Plan, Sizes, shapes_of
 from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY, all_images, first_batches, first_images, fit_and_held
 from secateur.errors import UserError
@@ -29,7 +29,7 @@ from secateur.models.caches import shell_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.statistics.divergence import LossName
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 
@@ -41,8 +41,9 @@ class token leaves too few samples for a solve."""
 LEAST_WEIGHT = 0.05
 """Least weight of a token, before normalisation, so that no solve runs out of samples."""
 COMPOUND = 2.0
-"""Power of the damages that the knapsack adds up. Damage done to one group alone saturates, and
-many small ones at once compound; squares spread them. Chosen on calibration images."""
+"""Power of the degradations that the knapsack adds up. Degradation done to one group alone
+saturates, and many small ones at once compound; squares spread them. Chosen on calibration images.
+"""
 STREAM_BYTES = 1_500_000_000
 """Memory for the streams of a sequential cut; more images than fit are left out of it."""
 
@@ -70,7 +71,7 @@ class Spectral:
     def plan(self, job: Job, prepared: Probed, target: Target | None = None) -> Plan:
         """One size per group; queries, keys and values are rotated, not selected."""
         with job.timed("plan"):
-            return plan_spectral(job.anatomy, job.task, prepared.menus, target)
+            return plan_spectral(job.anatomy, job.task, prepared.candidates, target)
 
     def cut(self, job: Job, prepared: Probed, plan: Plan) -> nn.Module:
         """Reduce branch after branch, each refitted to the dense stream."""
@@ -90,21 +91,21 @@ class Spectral:
 
 
 def prepare(job: Job) -> Probed:
-    """Weigh tokens by one backward pass and, where a choice depends on losses, measure menus."""
+    """Weigh tokens by a backward pass and, where a choice depends on losses, measure candidates."""
     model, anatomy, task, batches = job.model, job.anatomy, job.task, job.images.batches
-    plain = plain_menus(anatomy, task)
+    plain = plain_candidates(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         _require_images(anatomy, task.groups, batches)
         weights = token_weights(model, anatomy, batches, task.options.seed, job.images.loss)
-        return Probed(menus=plain, dense=model, token_weights=weights, probes=[])
+        return Probed(candidates=plain, dense=model, token_weights=weights, probes=[])
     effort: Effort = FULL if task.options.effort == "full" else QUICK
     seed, limits = task.options.seed, task.limits
-    return measure_menus(
+    return measured_candidates(
         model, job.family, anatomy, task.groups, limits, job.images, seed=seed, effort=effort
     )
 
 
-def measure_menus(
+def measured_candidates(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
@@ -115,7 +116,7 @@ def measure_menus(
     seed: int = 0,
     effort: Effort = FULL,
 ) -> Probed:
-    """Weigh tokens and measure a menu for each of the groups of each branch."""
+    """Weigh tokens and measure a candidate list for each of the groups of each branch."""
     batches = images.batches
     _require_images(anatomy, groups, batches)
     weights = token_weights(model, anatomy, batches, seed, images.loss)
@@ -124,36 +125,38 @@ def measure_menus(
     def seen(done: int) -> None:
         images.say("observe", done, fit.images)
 
-    evidence = observe(model, fit, refit_needs(groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, groups, limits, held, evidence, effort, images)
-    return Probed(menus=probed.menus, dense=model, token_weights=weights, probes=probed.probes)
-
-
-def plan_spectral(
-    anatomy: Anatomy, task: Task, menus: list[Menu], target: Target | None = None
-) -> Plan:
-    """One size per menu within the budget; queries, keys and values are rotated, not selected."""
-    weighed = compounded(menus) if task.preset.allocation == "knapsack" else menus
-    return _plan(anatomy, menus, decide(anatomy, weighed, task.demand, target))
-
-
-def plan_within(anatomy: Anatomy, menus: list[Menu], target: Target) -> Plan:
-    """The plan of least compounded loss within a target; OutOfReach where there is none."""
-    sizes = solve_knapsack(anatomy, compounded(menus), target.cost_of, target.limit)
-    return _plan(anatomy, menus, sizes)
-
-
-def _plan(anatomy: Anatomy, menus: list[Menu], sizes: Sizes) -> Plan:
-    return Plan(
-        shapes=shapes_of(anatomy, sizes),
-        reductions={"qk": "rotate", "vo": "rotate"},
-        predicted_loss=sum(menu.loss(sizes[menu.key]) for menu in menus),
+    statistics = observe(model, fit, refit_needs(groups), token_weights=weights, on_batch=seen)
+    probed = _probe(model, family, anatomy, groups, limits, held, statistics, effort, images)
+    return Probed(
+        candidates=probed.candidates, dense=model, token_weights=weights, probes=probed.probes
     )
 
 
-def compounded(menus: list[Menu]) -> list[Menu]:
-    """The menus as the knapsack should add them up."""
-    return [replace(m, losses=tuple(loss**COMPOUND for loss in m.losses)) for m in menus]
+def plan_spectral(
+    anatomy: Anatomy, task: Task, candidates: list[Candidates], target: Target | None = None
+) -> Plan:
+    """One size per group within the budget; queries, keys and values are rotated."""
+    scored = compounded(candidates) if task.preset.allocation == "knapsack" else candidates
+    return _plan(anatomy, candidates, decide(anatomy, scored, task.demand, target))
+
+
+def plan_within(anatomy: Anatomy, candidates: list[Candidates], target: Target) -> Plan:
+    """The plan of least compounded loss within a target; OutOfReach where there is none."""
+    sizes = solve_knapsack(anatomy, compounded(candidates), target.cost_of, target.limit)
+    return _plan(anatomy, candidates, sizes)
+
+
+def _plan(anatomy: Anatomy, candidates: list[Candidates], sizes: Sizes) -> Plan:
+    return Plan(
+        shapes=shapes_of(anatomy, sizes),
+        reductions={"qk": "rotate", "vo": "rotate"},
+        predicted_loss=sum(entry.loss(sizes[entry.key]) for entry in candidates),
+    )
+
+
+def compounded(candidates: list[Candidates]) -> list[Candidates]:
+    """The candidates as the knapsack should add them up."""
+    return [replace(m, losses=tuple(loss**COMPOUND for loss in m.losses)) for m in candidates]
 
 
 def cut_spectral_(
@@ -207,12 +210,12 @@ def sensitivities(
     their mean, since single patches differ by chance.
     """
     some = first_batches(batches, SENSE_IMAGES)
-    evidence = observe(model, some, {"sensitivity"}, sample_labels=seed, loss=loss)
+    statistics = observe(model, some, {"sensitivity"}, sample_labels=seed, loss=loss)
     # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
     return_freed_memory()
     squares = {}
     for branch in anatomy.branches:
-        square_N = evidence.of("sensitivity", branch.id)["token_square"].clone()
+        square_N = statistics.of("sensitivity", branch.id)["token_square"].clone()
         square_N[anatomy.prefix_tokens :] = square_N[anatomy.prefix_tokens :].mean()
         squares[branch.id] = square_N
     return squares
@@ -234,7 +237,7 @@ def _probe(
     groups: tuple[GroupName, ...],
     limits: Limits,
     held: Batches,
-    evidence: Evidence,
+    statistics: Statistics,
     effort: Effort,
     images: Images,
 ) -> Measured:
@@ -245,11 +248,11 @@ def _probe(
         return_freed_memory()
         images.say("probe", done, total)
 
-    reducer = Refitted(evidence, limits)
+    reducer = Refitted(statistics, limits)
     return measure_candidates(probe, reducer, groups, limits, effort.shares, probed_so_far)
 
 
-def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bool:
+def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Candidates]) -> bool:
     """Whether the sizes follow from the budget alone: shares, or a uniform share in reach."""
     if isinstance(task.budget, SizesBudget):
         return True
@@ -257,14 +260,14 @@ def _sizes_need_no_losses(anatomy: Anatomy, task: Task, plain: list[Menu]) -> bo
         return not task.budget.drops
     if task.preset.allocation != "uniform" or task.budget.unit == "ms":
         return False
-    least = cost_function(anatomy, task.budget.unit)({menu.key: menu.sizes[0] for menu in plain})
+    least = cost_function(anatomy, task.budget.unit)({entry.key: entry.sizes[0] for entry in plain})
     return least <= cost_limit(anatomy, task.budget)
 
 
-def plain_menus(anatomy: Anatomy, task: Task) -> list[Menu]:
-    """Menus without losses, for budgets that fix every size."""
+def plain_candidates(anatomy: Anatomy, task: Task) -> list[Candidates]:
+    """Candidates without losses, for budgets that fix every size."""
     whole = ("branch", "block")
-    return [menu for menu in unweighed(anatomy, task.demand) if menu.group not in whole]
+    return [entry for entry in unweighed(anatomy, task.demand) if entry.group not in whole]
 
 
 def _require_images(anatomy: Anatomy, groups: tuple[GroupName, ...], batches: Batches) -> None:

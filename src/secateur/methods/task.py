@@ -9,7 +9,7 @@ from secateur.allocation.budget import (
     ShapeBudget,
     SizesBudget,
 )
-from secateur.allocation.menus import Limits, check_protected
+from secateur.allocation.candidates import Limits, check_protected
 from secateur.allocation.target import Demand
 from secateur.allocation.types import dense_sizes
 from secateur.criteria import criteria

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from secateur.allocation.budget import CostBudget
-from secateur.allocation.menus import least_sizes
+from secateur.allocation.candidates import least_sizes
 from secateur.allocation.target import Target, check_reachable, unweighed
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes
 from secateur.errors import OutOfReach
@@ -105,7 +105,7 @@ def latency_target(
     budget = task.budget
     if not isinstance(budget, CostBudget) or not times_count(task):
         return None
-    sizes = {menu.key: menu.sizes for menu in unweighed(anatomy, task.demand)}
+    sizes = {entry.key: entry.sizes for entry in unweighed(anatomy, task.demand)}
     setting = setting_of(model, task.options)
     table = layer_table(model, family, anatomy, setting, sizes, progress=progress)
     target = _target(anatomy, budget, table)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from secateur.allocation.budget import CostBudget
+from secateur.allocation.candidates import least_sizes
 from secateur.allocation.costs import with_fixed
-from secateur.allocation.menus import least_sizes
 from secateur.allocation.target import Target, counted_target, unweighed
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes, Units
 from secateur.methods.method import Job, Method, Prepared
@@ -59,7 +59,7 @@ class TwoStage:
     def prepare(self, job: Job) -> Opened:
         """Prepare the first stage; the second begins when the first has a plan."""
         opening = self.method.prepare(replace(job, task=_stages(job.task)[0]))
-        return Opened(menus=list(opening.menus), dense=job.model, first=opening)
+        return Opened(candidates=list(opening.candidates), dense=job.model, first=opening)
 
     def plan(self, job: Job, prepared: Opened, target: Target | None = None) -> Plan:
         """Both plans as one on the dense model."""
@@ -76,7 +76,7 @@ class TwoStage:
         ready = self.method.prepare(closing)
         left = Target(cost_of=with_fixed(goal.cost_of, fixed), limit=goal.limit)
         after = self.method.plan(closing, ready, left)
-        prepared.menus[:] = [*prepared.first.menus, *ready.menus]
+        prepared.candidates[:] = [*prepared.first.candidates, *ready.candidates]
         whole = _joined(anatomy, before, after)
         prepared.made.append(Made(whole=whole, job=closing, prepared=ready, plan=after))
         return whole
@@ -94,17 +94,17 @@ class TwoStage:
         Where even the smallest step would save more than is asked, and the rest can do alone,
         nothing.
         """
-        anatomy, menus = opening.anatomy, prepared.menus
+        anatomy, candidates = opening.anatomy, prepared.candidates
 
         def at(limit: float) -> Plan:
             return self.method.plan(opening, prepared, replace(goal, limit=limit))
 
-        dense, least = goal.cost_of({}), goal.cost_of(least_sizes(menus))
+        dense, least = goal.cost_of({}), goal.cost_of(least_sizes(candidates))
         others = least_sizes(unweighed(anatomy, rest.demand))
         for step in range(STEPS + 1):
             part = share + (1 - share) * step / STEPS
             plan = at(max(dense - part * (dense - goal.limit), least))
-            fixed = _settled(anatomy, plan, menus[0].group) if menus else {}
+            fixed = _settled(anatomy, plan, candidates[0].group) if candidates else {}
             if goal.cost_of(others | fixed) <= goal.limit:
                 too_much = goal.cost_of(fixed) < goal.limit and goal.cost_of(others) <= goal.limit
                 return at(dense) if too_much else plan

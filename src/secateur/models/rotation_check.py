@@ -10,7 +10,6 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
-from secateur.models.stream import Rotatable, rotatable
 from secateur.models.walk_check import TOLERANCES, evaluating, noise_for
 
 SLACK = 100
@@ -18,18 +17,18 @@ SLACK = 100
 
 
 @torch.no_grad()
-def require_rotatable(model: nn.Module, family: Family) -> Rotatable:
-    """The family as one that can rotate this model; UserError with the reason where the stream of
+def require_rotatable(model: nn.Module, family: Family) -> None:
+    """UserError with the reason where the stream of
     this model cannot be rotated.
 
     A copy of the model is rotated into a random basis and compared with it on two random images.
     The model is left as it was; one without values (on the meta device) is not tried.
     """
-    turned = rotatable(model, family)
+    family.require_rotatable(model)
     anatomy = family.read(model)
     images_BCHW = noise_for(model, anatomy)
     if images_BCHW is None:
-        return turned
+        return
     copy = copy_of(model)
     random_DD = torch.randn(
         anatomy.width,
@@ -37,7 +36,7 @@ def require_rotatable(model: nn.Module, family: Family) -> Rotatable:
         dtype=torch.float64,
         generator=torch.Generator().manual_seed(0),
     )
-    turned.rotate_(copy, torch.linalg.qr(random_DD).Q.to(images_BCHW.device))
+    family.rotate_(copy, torch.linalg.qr(random_DD).Q.to(images_BCHW.device))
     with evaluating(model), evaluating(copy):
         own, other = model(images_BCHW), copy(images_BCHW)
     apart, largest = float((own - other).abs().max()), float(own.abs().max())
@@ -48,4 +47,3 @@ def require_rotatable(model: nn.Module, family: Family) -> Rotatable:
             "(global_pool 'max' or 'avgmax'), acts on single channels of the stream; take a preset "
             "that selects channels, such as magnitude with --groups width."
         )
-    return turned

@@ -55,14 +55,14 @@ def refuse_shared(
             raise UserError(_sentence(model, pair))
     seen: dict[int, tuple[str, str]] = {}
     for branch in anatomy.branches:
-        for tap in family.taps(model, branch).values():
-            module = model.get_submodule(tap.module)
-            owner, path = seen.setdefault(id(module), (branch.id, tap.module))
-            if owner != branch.id and path != tap.module:
+        for hook_point in family.hook_points(model, branch).values():
+            module = model.get_submodule(hook_point.module)
+            owner, path = seen.setdefault(id(module), (branch.id, hook_point.module))
+            if owner != branch.id and path != hook_point.module:
                 raise UserError(
-                    f"{path} and {tap.module} are one {type(module).__name__}, so what passes at "
-                    f"one place cannot be told from the other; replace that at {tap.module} by a "
-                    "deep copy (copy.deepcopy) first."
+                    f"{path} and {hook_point.module} are one {type(module).__name__}, so what "
+                    "passes at one place cannot be told from the other; replace that at "
+                    f"{hook_point.module} by a deep copy (copy.deepcopy) first."
                 )
 
 

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.allocation.normalise import Normalise
 from secateur.criteria import criteria
@@ -15,7 +15,7 @@ from secateur.surgery.repair import Repair
 from secateur.surgery.replace import Replacement
 from secateur.textfiles import parse_fields, read_text
 
-DAMAGES = {"delta_kl", "delta_ce", "delta_angle"}
+DEGRADATIONS = {"delta_kl", "delta_ce", "delta_angle"}
 """Criteria that say how the output changes, which searches measure for many layers at once."""
 
 
@@ -33,19 +33,19 @@ class Preset(BaseModel):
 
     `settings` holds the choices of criteria that have some, by the name of the criterion.
 
-    The engine `spectral` measures its menus and cuts front to back; it asks no criterion and
+    The engine `spectral` measures its candidates and cuts front to back; it asks no criterion and
     repairs by itself.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
     Under a cost budget, `first` removes its group before the others compete for what remains.
     `normalise` brings the scores of different layers to one scale before they compete; with
-    `menus: measured`, losses are measured on the model's output instead, in nats.
+    `candidates: measured`, losses are measured on the model's output instead, in nats.
 
     `stand_in` takes the place of dropped layers (by default their mean, or nothing with the repair
     `none`). A `search` other than `one_shot` drops whole layers one after the other: `greedy` and
-    `evolutionary` by the damage to the output of all of them together, measured as the criterion
-    (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion, asked again after
-    each drop; `window` as one run of blocks, by the criterion `cosine` or `angle` of
+    `evolutionary` by the degradation to the output of all of them together, measured as the
+    criterion (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion, asked
+    again after each drop; `window` as one run of blocks, by the criterion `cosine` or `angle` of
     its ends. The first and last `keep_ends` blocks stay.
 
     `rotate` expresses the stream in its principal components before anything else; the channels of
@@ -64,7 +64,9 @@ class Preset(BaseModel):
     settings: dict[str, dict[str, object]] = {}
     first: First | None = None
     normalise: Normalise = "none"
-    menus: Literal["scores", "measured"] = "scores"
+    candidates: Literal["scores", "measured"] = Field(
+        default="scores", validation_alias=AliasChoices("candidates", "menus")
+    )
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
@@ -139,10 +141,12 @@ def parse_preset(name: str, text: str) -> Preset:
             "branch, block or both."
         )
     asked = {preset.criterion_for(group) for group in preset.groups}
-    if preset.search in ("greedy", "evolutionary") and not (len(asked) == 1 and asked <= DAMAGES):
+    if preset.search in ("greedy", "evolutionary") and not (
+        len(asked) == 1 and asked <= DEGRADATIONS
+    ):
         raise UserError(
             f"preset '{name}': search '{preset.search}' measures the damage to the output; let its "
-            f"criterion be one of {', '.join(sorted(DAMAGES))}."
+            f"criterion be one of {', '.join(sorted(DEGRADATIONS))}."
         )
     if preset.search == "window" and (
         preset.groups != ("block",) or preset.criterion not in ("cosine", "angle")

@@ -23,11 +23,11 @@ COLOURS = {
 DASHES = {"qk": "dot", "vo": "dot", "heads": "dot", "hidden": "dot"}
 SYMBOLS = {"attention": "circle", "mlp": "square", "layers": "star", "blocks": "x", **MARKERS}
 FLOOR = 1e-4
-"""Damages below this are drawn at it: on a log axis, nothing has no place."""
+"""Degradations below this are drawn at it: on a log axis, nothing has no place."""
 
 
 def importance_figure(record: AnalysisRecord) -> go.Figure:
-    """Damage of every layer alone, attention beside MLP, droppable ones pale."""
+    """Degradation of every layer alone, attention beside MLP, droppable ones pale."""
     blocks = sorted({layer.block for layer in record.layers})
     fig = plain_figure(height=330, x_title="block", y_title=f"damage alone, {record.unit}")
     low = _low(layer.damage for layer in record.layers)
@@ -63,7 +63,7 @@ def importance_figure(record: AnalysisRecord) -> go.Figure:
 
 
 def series_figure(record: AnalysisRecord) -> go.Figure:
-    """More and more of each structure gone at once: damage over MACs saved."""
+    """More and more of each structure gone at once: degradation over MACs saved."""
     fig = plain_figure(height=400, x_title="MACs saved", y_title=f"damage, {record.unit}")
     for series in record.series:
         name = NAMES[series.structure]
@@ -134,7 +134,7 @@ def shares_figure(record: AnalysisRecord) -> go.Figure:
 
 
 def curves_figure(record: AnalysisRecord, group: str) -> go.Figure | None:
-    """Damage of one group over its kept share, one line per layer; measured sizes are dots."""
+    """Degradation of one group over its kept share, one line per layer; measured sizes are dots."""
     own = [curve for curve in record.curves if curve.group == group]
     if not own:
         return None
@@ -234,7 +234,7 @@ def ranks_figure(record: AnalysisRecord) -> go.Figure:
 
 
 def score_figure(record: AnalysisRecord, name: str) -> go.Figure:
-    """One criterion against measured damage, by rank of the criterion."""
+    """One criterion against measured degradation, by rank of the criterion."""
     fig = plain_figure(height=230, x_title="rank by score", y_title=record.unit)
     order = sorted(record.layers, key=lambda layer: layer.scores[name])
     rank = {layer.id: i + 1 for i, layer in enumerate(order)}

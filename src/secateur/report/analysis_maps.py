@@ -60,7 +60,7 @@ def heads_figure(record: AnalysisRecord) -> go.Figure:
 
 
 def interactions_figure(record: AnalysisRecord) -> go.Figure | None:
-    """Damage of two layers together less the sum of both alone."""
+    """Degradation of two layers together less the sum of both alone."""
     found = record.interactions
     if found is None:
         return None

@@ -17,9 +17,10 @@ class _Part(BaseModel):
 class LayerRecord(_Part):
     """One branch: what it costs, and what the model loses without it (its mean stays).
 
-    `damage` is in the record's `unit`; `agreement` and `turn` (1 - mean cosine of the stream before
-    and after) are shares of one; `update` is |update| / |stream|, root mean square; `droppable`
-    says whether it is among the least damaging ones that can go together within the tolerance.
+    `degradation` is in the record's `unit`; `agreement` and `turn` (1 - mean cosine of the stream
+    before and after) are shares of one; `update` is |update| / |stream|, root mean square;
+    `droppable` says whether it is among the least damaging ones that can go together within the
+    tolerance.
     `scores` are those of the criteria by name.
     """
 
@@ -64,7 +65,7 @@ class SeriesRecord(_Part):
 
 
 class CurveRecord(_Part):
-    """The damage of one group of one branch at each size; `measured` sizes were, others follow."""
+    """The degradation of a group of a branch at each size; `measured` sizes were, others follow."""
 
     owner: str
     group: Literal["qk", "vo", "heads", "hidden"]
@@ -101,7 +102,7 @@ class SpectrumRecord(_Part):
 
 
 class InteractionsRecord(_Part):
-    """Damage of two branches together less that of each alone; null where not measured."""
+    """Degradation of two branches together less that of each alone; null where not measured."""
 
     owners: tuple[str, ...]
     excess: Matrix
@@ -109,7 +110,7 @@ class InteractionsRecord(_Part):
 
 
 class ScoreRecord(_Part):
-    """How well a criterion orders the branches by measured damage: Spearman's ρ."""
+    """How well a criterion orders the branches by measured degradation: Spearman's ρ."""
 
     name: str
     title: str
@@ -135,7 +136,7 @@ class CostRecord(_Part):
 
 
 class AnalysisRecord(_Part):
-    """The redundancy of one model. `unit` is that of all damages."""
+    """The redundancy of one model. `unit` is that of all degradations."""
 
     model: str | None = None
     family: str

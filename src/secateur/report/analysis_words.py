@@ -18,7 +18,7 @@ CLEAR = 0.6
 
 
 def damage_words(value: float, unit: str) -> str:
-    """A damage with its unit, three digits at most."""
+    """A degradation with its unit, three digits at most."""
     if value < 0.0005:
         return f"under 0.001{NBSP}{unit}"
     digits = f"{value:.3f}" if value < 0.1 else significant(value)
@@ -144,7 +144,7 @@ def score_finding(record: AnalysisRecord) -> str:
 
 
 def damage_at(series: SeriesRecord, saving: float) -> float | None:
-    """The damage at a share of MACs saved, linear between measured points; None outside."""
+    """The degradation at a share of MACs saved, linear between measured points; None outside."""
     points = sorted([(0.0, 0.0), *zip(series.macs, series.damage, strict=True)])
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= saving <= x1 and x1 > x0:

@@ -1,4 +1,4 @@
-"""Charts of a study: damage over cost, with the intervals as bands, and ranks beside the oracle."""
+"""Charts of a study: degradation over cost with intervals as bands, and ranks beside the oracle."""
 
 from collections.abc import Sequence
 from html import escape
@@ -66,7 +66,7 @@ def overview_figure(model: ModelRecord, *, latency: bool) -> go.Figure | None:
 
 
 def _front(model: ModelRecord, latency: bool) -> list[Point]:
-    """The points that no other beats in both cost and damage, dearest first."""
+    """The points that no other beats in both cost and degradation, dearest first."""
     points = [p for curve in model.curves for p in curve.points]
     points = [p for p in points if not latency or p.latency is not None]
     points.sort(key=lambda point: (_x(model, point, latency), _harm(model, point)))

@@ -14,7 +14,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A budget on a curve: costs as shares of the dense model's, damage over images and draws.
+    """A budget on a curve: costs as shares of the dense model's, degradation over images and draws.
 
     `top1` in percent, `lost` dense minus pruned top-1 in points (None without labels), `kl` in
     nats, `latency` None where it was not measured.
@@ -69,7 +69,7 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OracleRow:
-    """Spearman's correlation of a score of single layers with the damage of leaving each out.
+    """Spearman's correlation of a score of single layers with the degradation of leaving each out.
 
     Mean over calibration draws, with the least and the largest.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches
 from secateur.models.family import family_of
-from secateur.models.taps import Edit, Tap, attached
+from secateur.models.hook_points import Edit, HookPoint, attached
 from secateur.statistics.kinds.updates import add_joint_moments_
 from secateur.statistics.observe import frozen
 from secateur.statistics.registry import Sums
@@ -37,13 +37,13 @@ def run_moments(model: nn.Module, batches: Batches, runs: Sequence[Run]) -> dict
     family = family_of(model)
     anatomy = family.read(model)
     sums: dict[Run, Sums] = {run: {} for run in runs}
-    edits: list[tuple[Tap, Edit]] = []
+    edits: list[tuple[HookPoint, Edit]] = []
     for run in runs:
         seen: dict[str, Tensor] = {}
         names = (run[0], *run[1])
         for name in names:
-            tap = family.taps(model, anatomy.branch(name))["update"]
-            edits.append((tap, partial(_see, seen, names, name, sums[run])))
+            hook_point = family.hook_points(model, anatomy.branch(name))["update"]
+            edits.append((hook_point, partial(_see, seen, names, name, sums[run])))
     with frozen(model), torch.no_grad(), attached(model, edits):
         for batch in batches if runs else ():
             model(batch.images_BCHW)

@@ -31,7 +31,7 @@ OutputLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
+class Degradation:
     """`divergence`: mean over images of the loss between dense and changed outputs, in its unit
     (see `per_image`; squared error as a share of the variance of the dense outputs).
     `agreement`: share of images, 0…1, with the same top class, or for `bce` of outputs on the same
@@ -136,16 +136,18 @@ def spread(dense_PC: Tensor, loss: LossName) -> float:
     return variance if variance > TINY * square else square or 1.0
 
 
-def damage(
+def degradation(
     dense_PC: Tensor, changed_PC: Tensor, num_classes: int, loss: LossName | None = None
-) -> Damage:
+) -> Degradation:
     """Compare outputs, in fp32; by the default loss of so many classes unless one is given."""
     loss = loss or loss_for(num_classes)
     dense_PC, changed_PC = dense_PC.float(), changed_PC.float()
     mean = float(per_image(dense_PC, changed_PC, loss).mean()) / spread(dense_PC, loss)
     if loss == "cosine":
         mean = max(mean, 0.0)
-    return Damage(divergence=mean, agreement=_agreement(dense_PC, changed_PC, num_classes, loss))
+    return Degradation(
+        divergence=mean, agreement=_agreement(dense_PC, changed_PC, num_classes, loss)
+    )
 
 
 def _agreement(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY
 from secateur.models.family import family_of
-from secateur.models.taps import Edit, Tap, attached
+from secateur.models.hook_points import Edit, HookPoint, attached
 from secateur.statistics.kinds.updates import add_joint_moments_
 from secateur.statistics.observe import frozen
 from secateur.statistics.registry import Sums
@@ -45,12 +45,14 @@ def gap_moments(
     family = family_of(model)
     anatomy = family.read(model)
     found = {first: _Gap(run) for first, run in gaps.items()}
-    edits: list[tuple[Tap, Edit]] = []
+    edits: list[tuple[HookPoint, Edit]] = []
     for first, gap in found.items():
-        edits.append((family.taps(model, anatomy.branch(first))["input"], partial(_enter, gap)))
+        edits.append(
+            (family.hook_points(model, anatomy.branch(first))["input"], partial(_enter, gap))
+        )
         for name in gap.run:
-            tap = family.taps(model, anatomy.branch(name))["update"]
-            edits.append((tap, partial(_update, gap, name)))
+            hook_point = family.hook_points(model, anatomy.branch(name))["update"]
+            edits.append((hook_point, partial(_update, gap, name)))
     with frozen(model), torch.no_grad(), attached(model, edits):
         for batch in batches if gaps else ():
             model(batch.images_BCHW)

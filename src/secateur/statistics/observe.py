@@ -1,4 +1,4 @@
-"""The streaming pass: run calibration images once, let every needed kind of evidence add up."""
+"""The streaming pass: run calibration images once, let every needed kind of statistics add up."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
 from secateur.models.family import Family, family_of
-from secateur.models.taps import Tap, attach, watch_gradient
+from secateur.models.hook_points import HookPoint, attach, watch_gradient
 from secateur.models.types import Anatomy, Branch
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics.backward import (
@@ -25,7 +25,7 @@ from secateur.statistics.backward import (
 )
 from secateur.statistics.divergence import LossName, loss_for
 from secateur.statistics.processes import added_up, here
-from secateur.statistics.registry import STREAM, EvidenceKind, Sums, chosen_kinds
+from secateur.statistics.registry import STREAM, StatisticsKind, Sums, chosen_kinds
 from secateur.statistics.stream import watch_stream
 
 DRAWS = 1_000_003
@@ -33,8 +33,8 @@ DRAWS = 1_000_003
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Sums by kind of evidence and by branch (or block) id, over `images` images."""
+class Statistics:
+    """Sums by kind of statistics and by branch (or block) id, over `images` images."""
 
     images: int
     tokens: int
@@ -48,7 +48,7 @@ class Evidence:
         """All sums for one branch or block, by kind."""
         return {kind: by_owner[owner] for kind, by_owner in self.sums.items() if owner in by_owner}
 
-    def plus(self, other: "Evidence") -> "Evidence":
+    def plus(self, other: "Statistics") -> "Statistics":
         """Both together, as if one pass had seen the images of both; for equal kinds."""
         sums = {
             kind: {
@@ -70,8 +70,8 @@ def observe(
     sample_labels: int | None = None,
     loss: LossName | None = None,
     on_batch: Callable[[int], None] | None = None,
-) -> Evidence:
-    """Collect the kinds of evidence named in `needs` in one pass over `batches`.
+) -> Statistics:
+    """Collect the kinds of statistics named in `needs` in one pass over `batches`.
 
     Memory does not grow with the number of images. `only` limits the pass to some branches.
     `token_weights` (N,) by branch weigh the tokens in moments. Gradient kinds use the labels, or
@@ -100,14 +100,14 @@ def observe(
         stack.enter_context(true_gradients(model))
         for branch in anatomy.branches:
             if branch.id in chosen:
-                taps = family.taps(model, branch)
+                hook_points = family.hook_points(model, branch)
                 for kind in kinds:
                     if kind.scope in (branch.kind, "branch"):
                         watched.add((branch.id, kind.name))
                         known = _known(family.weights(model, branch), branch, token_weights)
                         known["prefix"] = torch.tensor(anatomy.prefix_tokens)
                         for handle in _watch(
-                            model, branch, taps, kind, sums[kind.name], known, ears
+                            model, branch, hook_points, kind, sums[kind.name], known, ears
                         ):
                             stack.callback(handle.remove)
         for handle in _watch_blocks(model, family, anatomy, kinds, sums, ears):
@@ -139,7 +139,7 @@ def observe(
     for name, by_owner in sums.items():
         _require_finite(name, by_owner)
     plain = {kind: dict(by_owner) for kind, by_owner in sums.items()}
-    return Evidence(images=images, tokens=anatomy.tokens, sums=plain)
+    return Statistics(images=images, tokens=anatomy.tokens, sums=plain)
 
 
 class _EnoughError(Exception):
@@ -168,7 +168,7 @@ class _Ears:
 def _try(
     model: nn.Module,
     batch: Batch,
-    trials: list[EvidenceKind],
+    trials: list[StatisticsKind],
     sums: dict[str, dict[str, Sums]],
     ears: _Ears,
     loss: LossName,
@@ -217,8 +217,8 @@ def _known(
 def _watch(
     model: nn.Module,
     branch: Branch,
-    taps: dict[str, Tap],
-    kind: EvidenceKind,
+    hook_points: dict[str, HookPoint],
+    kind: StatisticsKind,
     by_owner: dict[str, Sums],
     known: Mapping[str, Tensor],
     ears: _Ears,
@@ -239,16 +239,16 @@ def _watch(
 
     for site in kind.sites:
         if kind.gradient:
-            yield watch_gradient(model, taps[site], partial(see, site))
+            yield watch_gradient(model, hook_points[site], partial(see, site))
         else:
-            yield attach(model, taps[site], partial(see, site))
+            yield attach(model, hook_points[site], partial(see, site))
 
 
 def _watch_blocks(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
-    kinds: list[EvidenceKind],
+    kinds: list[StatisticsKind],
     sums: dict[str, dict[str, Sums]],
     ears: _Ears,
 ) -> Iterator[RemovableHandle]:
@@ -280,7 +280,7 @@ def _watch_blocks(
                 )
 
         first, last = (
-            family.taps(model, anatomy.branch(block.branches[place])) for place in (0, -1)
+            family.hook_points(model, anatomy.branch(block.branches[place])) for place in (0, -1)
         )
         yield attach(model, first["stream"], enter)
         yield attach(model, last["stream"], at_last)

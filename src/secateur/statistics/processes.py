@@ -1,7 +1,7 @@
 """Several processes that share a pass: each runs every n-th batch, and their sums are added up.
 
 Processes are started by `accelerate launch` (or torchrun), one per device. Each must be given the
-same model and the same images; all then hold the same evidence, that of one process to rounding.
+same model and the same images; all then hold the same statistics, that of one process to rounding.
 """
 
 import os
@@ -53,11 +53,11 @@ def added_up(
         for owner, own in by_owner.items()
         for name, value in own.items()
     }
-    forms: dict[Key, tuple[torch.Size, torch.dtype]] = {}
+    estimators: dict[Key, tuple[torch.Size, torch.dtype]] = {}
     for other in gather_object([{key: (v.shape, v.dtype) for key, v in flat.items()}]):
-        forms |= other
+        estimators |= other
     total: dict[str, dict[str, Sums]] = {kind: {} for kind in sums}
-    for (kind, owner, name), (shape, dtype) in sorted(forms.items(), key=lambda item: item[0]):
+    for (kind, owner, name), (shape, dtype) in sorted(estimators.items(), key=lambda item: item[0]):
         mine = flat.get((kind, owner, name))
         home = torch.device("cpu") if mine is None else mine.device
         part = torch.zeros(shape, dtype=dtype) if mine is None else mine

@@ -24,7 +24,7 @@ def _nothing(_sums: Sums, _seen: Seen) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvidenceKind:
+class StatisticsKind:
     """One kind of statistic, collected only if a criterion or a repair names it.
 
     `update(sums, seen)` receives the canonical tensors of one branch (or block) for one batch;
@@ -49,10 +49,12 @@ class EvidenceKind:
 STREAM = "stream"
 """The owner of what is known about the stream as a whole."""
 
-evidence_kinds: Registry[EvidenceKind] = Registry("kind of evidence", "secateur.statistics.kinds")
+statistics_kinds: Registry[StatisticsKind] = Registry(
+    "kind of evidence", "secateur.statistics.kinds"
+)
 
 
-def evidence_kind(
+def statistics_kind(
     name: str,
     *,
     scope: Scope,
@@ -63,21 +65,21 @@ def evidence_kind(
     """Register an update function as a kind of statistic."""
 
     def file(update: Update) -> Update:
-        kind = EvidenceKind(
+        kind = StatisticsKind(
             name=name, scope=scope, sites=sites, update=update, gradient=gradient, covers=covers
         )
-        evidence_kinds.register(name)(kind)
+        statistics_kinds.register(name)(kind)
         return update
 
     return file
 
 
-def evidence_trial(name: str) -> Callable[[Trial], Trial]:
+def statistics_trial(name: str) -> Callable[[Trial], Trial]:
     """Register a function that runs the model in other ways as a kind of statistic."""
 
     def file(trial: Trial) -> Trial:
-        kind = EvidenceKind(name=name, scope="model", sites=(), trial=trial)
-        evidence_kinds.register(name)(kind)
+        kind = StatisticsKind(name=name, scope="model", sites=(), trial=trial)
+        statistics_kinds.register(name)(kind)
         return trial
 
     return file
@@ -94,8 +96,8 @@ def add_(sums: Sums, key: str, value: Tensor) -> None:
         sums[key] = value.clone()
 
 
-def chosen_kinds(needs: Iterable[str]) -> list[EvidenceKind]:
+def chosen_kinds(needs: Iterable[str]) -> list[StatisticsKind]:
     """The kinds to collect for `needs`, sorted, without those that another one covers."""
-    kinds = [evidence_kinds.get(name) for name in sorted(set(needs))]
+    kinds = [statistics_kinds.get(name) for name in sorted(set(needs))]
     covered = {name for kind in kinds for name in kind.covers}
     return [kind for kind in kinds if kind.name not in covered]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.models.taps import Edit, Tap, attach
+from secateur.models.hook_points import Edit, HookPoint, attach
 from secateur.models.types import Anatomy
-from secateur.statistics.registry import EvidenceKind, Sums
+from secateur.statistics.registry import StatisticsKind, Sums
 
 PATCHES = 16
 """Patches of an image that stand for all, evenly spread over it."""
@@ -23,7 +23,7 @@ PATCHES = 16
 def watch_stream(
     model: nn.Module,
     anatomy: Anatomy,
-    kind: EvidenceKind,
+    kind: StatisticsKind,
     sums: Sums,
     listening: Callable[[], bool] = lambda: True,
 ) -> Iterator[RemovableHandle]:
@@ -46,9 +46,9 @@ def watch_stream(
     def at(point: int) -> Edit:
         return lambda x: keep(point, x)
 
-    yield attach(model, Tap(anatomy.blocks[0].id, "input"), at(0))
+    yield attach(model, HookPoint(anatomy.blocks[0].id, "input"), at(0))
     for number, block in enumerate(anatomy.blocks):
-        yield attach(model, Tap(block.id, "output"), at(number + 1))
+        yield attach(model, HookPoint(block.id, "output"), at(number + 1))
 
 
 def thinned(x: Tensor, prefix_tokens: int) -> dict[str, Tensor]:

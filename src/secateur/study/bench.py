@@ -22,7 +22,7 @@ from secateur.methods.task import Task
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
 from secateur.models.walk_check import require_walk
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.study.shared_images import SharedImages
 from secateur.study.spec import Study
 from secateur.study.store import OK, Outcome
@@ -131,18 +131,18 @@ class Bench:
         return as_batches(decoded(batches))
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def statistics(self) -> Statistics:
         """All that any cell of the study needs, from one pass."""
         needs = needs_of_study(self.host.study, self.host.family, self.host.model)
         if not needs:
-            return Evidence(images=0, tokens=0)
+            return Statistics(images=0, tokens=0)
         return observe(self.host.model, self.calibration, needs)
 
     @cached_property
     def images(self) -> SharedImages:
         """The calibration images with what passes over them have found."""
         return SharedImages(
-            batches=self.calibration, dense=self.host.model, evidence=lambda: self.evidence
+            batches=self.calibration, dense=self.host.model, statistics=lambda: self.statistics
         )
 
     def job(self, task: Task) -> Job:
@@ -186,7 +186,7 @@ class Bench:
                 host.anatomy,
                 group,
                 owner,
-                self.evidence,
+                self.statistics,
                 seed=self.seed,
                 settings=None,
             )

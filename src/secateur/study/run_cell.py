@@ -44,7 +44,7 @@ def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Ou
     refuse_shared(host.model, host.family, host.anatomy, task.groups)
     method_of(task).needs(task)
     check_reachable(host.anatomy, task.demand)
-    _ = bench.evidence
+    _ = bench.statistics
     started = time.perf_counter()
     plan = _plan(bench, task)
     if task.preset.stand_in == "affine" and not bench.images.known_runs:

@@ -7,7 +7,7 @@ from torch import nn
 
 from secateur.data.batches import Batches
 from secateur.methods.images import Images
-from secateur.statistics import Evidence, Sums
+from secateur.statistics import Statistics, Sums
 from secateur.statistics.anchors import Run, run_moments
 
 
@@ -15,20 +15,20 @@ from secateur.statistics.anchors import Run, run_moments
 class SharedImages(Images):
     """Calibration images whose statistics of the model `dense` are collected once.
 
-    `evidence` gives those of the whole study. `known_runs` are joint moments for affine
+    `statistics` gives those of the whole study. `known_runs` are joint moments for affine
     replacements: cells that leave out the same layers behind the same kept one share them.
     """
 
     dense: nn.Module
-    evidence: Callable[[], Evidence]
+    statistics: Callable[[], Statistics]
     known_runs: dict[Run, Sums] = field(default_factory=dict)
 
     def observe(
         self, model: nn.Module, needs: set[str], batches: Batches | None = None
-    ) -> Evidence:
+    ) -> Statistics:
         """The study's statistics for the dense model; a pass of its own for any other."""
         if model is self.dense and batches is None:
-            return self.evidence()
+            return self.statistics()
         return super().observe(model, needs, batches)
 
     def anchors(self, model: nn.Module, runs: Mapping[str, tuple[str, ...]]) -> dict[str, Sums]:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from torch import nn
 
 from secateur.allocation.budget import parse_budget
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.errors import UserError
 from secateur.methods.by_preset import method_of
 from secateur.methods.checked import check

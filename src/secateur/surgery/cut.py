@@ -8,9 +8,9 @@ from torch import nn
 from secateur.allocation.types import Plan
 from secateur.errors import UserError
 from secateur.models.family import Family, family_of
-from secateur.models.stream import END, Held, narrowable
+from secateur.models.stream import END, Held
 from secateur.models.types import Anatomy, Branch, Stream
-from secateur.statistics import Evidence, Sums
+from secateur.statistics import Statistics, Sums
 from secateur.statistics.moments import Moments, moments, variances
 from secateur.surgery.repair import SOLVED, Repair
 from secateur.surgery.replace import Replacement, drop_, replacement_needs
@@ -25,7 +25,7 @@ def repair_needs(
     *,
     rotated: bool = False,
 ) -> set[str]:
-    """The kinds of evidence that a repair of these groups, and a stand-in, ask for.
+    """The kinds of statistics that a repair of these groups, and a stand-in, ask for.
 
     `rotated` says that the stream is in its principal components.
     """
@@ -57,12 +57,12 @@ def default_replacement(repair: Repair) -> Replacement:
 def cut_(
     model: nn.Module,
     plan: Plan,
-    evidence: Evidence | None,
+    statistics: Statistics | None,
     repair: Repair,
     stand_in: Replacement | None = None,
     anchors: Mapping[str, Sums] | None = None,
 ) -> None:
-    """Shrink `model` in place to the plan's shapes, with evidence from the uncut model.
+    """Shrink `model` in place to the plan's shapes, with statistics from the uncut model.
 
     Branches without units in the plan keep their weights untouched. `stand_in` takes the place of
     dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
@@ -76,14 +76,14 @@ def cut_(
             continue
         units = plan.units.get(branch.id, {})
         if units:
-            known = moments_of(branch, evidence, repair)
-            logits = evidence.about(branch.id).get("logit_moments") if evidence else None
+            known = moments_of(branch, statistics, repair)
+            logits = statistics.about(branch.id).get("logit_moments") if statistics else None
             dense = family.weights(model, branch)
             weights = select(dense, units, known, repair, branch.id, logits)
             family.assign_(model, branch, weights)
     how = stand_in or default_replacement(repair)
-    drop_(model, family, anatomy, plan.shapes, how, evidence, anchors or {})
-    narrow_streams_(model, family, anatomy, plan, evidence, repair)
+    drop_(model, family, anatomy, plan.shapes, how, statistics, anchors or {})
+    narrow_streams_(model, family, anatomy, plan, statistics, repair)
 
 
 def narrow_streams_(
@@ -91,7 +91,7 @@ def narrow_streams_(
     family: Family,
     anatomy: Anatomy,
     plan: Plan,
-    evidence: Evidence | None,
+    statistics: Statistics | None,
     repair: Repair,
 ) -> None:
     """Keep the channels that the plan names of each stream.
@@ -108,11 +108,11 @@ def narrow_streams_(
             if repair == "none":
                 held = _zeros(anatomy, stream, device) if rotated else {}
             else:
-                held = _held(anatomy, stream, evidence)
+                held = _held(anatomy, stream, statistics)
             if rotated and repair in SOLVED:
                 for branch in family.read(model).branches:
-                    take_over_(model, family, branch, kept_D, evidence)
-            narrowable(family).narrow_(model, stream, kept_D, held)
+                    take_over_(model, family, branch, kept_D, statistics)
+            family.narrow_(model, stream, kept_D, held)
 
 
 def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, Held]:
@@ -122,13 +122,13 @@ def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, 
     return {branch.id: held for branch in anatomy.branches} | {END: held}
 
 
-def _held(anatomy: Anatomy, stream: Stream, evidence: Evidence | None) -> dict[str, Held]:
+def _held(anatomy: Anatomy, stream: Stream, statistics: Statistics | None) -> dict[str, Held]:
     """What the channels of a stream carry before each branch and behind the last one."""
     own = [branch.id for branch in anatomy.branches if anatomy.stream_of(branch) == stream]
-    sums = {} if evidence is None else evidence.sums.get("stream_sums", {})
+    sums = {} if statistics is None else statistics.sums.get("stream_sums", {})
     if missing := [branch for branch in own if branch not in sums]:
         raise UserError(
-            f"{stream.id} becomes narrower without evidence of what passes before {missing[0]}; "
+            f"{stream.id} becomes narrower without statistics of what passes before {missing[0]}; "
             "observe the uncut model with the kinds in repair_needs(), or use repair 'none'."
         )
 
@@ -142,12 +142,12 @@ def _held(anatomy: Anatomy, stream: Stream, evidence: Evidence | None) -> dict[s
     return places | ({END: held(own[-1], "after")} if own else {})
 
 
-def moments_of(branch: Branch, evidence: Evidence | None, repair: Repair) -> Moments | None:
+def moments_of(branch: Branch, statistics: Statistics | None, repair: Repair) -> Moments | None:
     """Moments of what the branch's writer reads, as far as the repair needs and there are any."""
-    if evidence is None or repair == "none":
+    if statistics is None or repair == "none":
         return None
     prefix = "context" if branch.kind == "attention" else "hidden"
-    about = evidence.about(branch.id)
+    about = statistics.about(branch.id)
     if f"{prefix}_moments" in about:
         return moments(about[f"{prefix}_moments"])
     if f"{prefix}_energies" in about and repair == "mean":

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.family import Family
-from secateur.models.stream import linearisable
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
-from secateur.statistics import Evidence, Sums
+from secateur.statistics import Statistics, Sums
 from secateur.statistics.gaps import HELD
 from secateur.statistics.kinds.similarity import TINY
 from secateur.statistics.moments import joint_moments
@@ -47,7 +46,7 @@ LINEAR_RIDGE = 1e-3
 
 
 def replacement_needs(stand_in: Replacement) -> set[str]:
-    """The kinds of evidence that a replacement asks of the uncut model.
+    """The kinds of statistics that a replacement asks of the uncut model.
 
     `affine` and `linear` also take a pass of their own once the plan is known. Where there is no
     branch before the dropped ones, `affine` falls back on the mean; searches take the mean for
@@ -59,14 +58,14 @@ def replacement_needs(stand_in: Replacement) -> set[str]:
 
 
 def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """Each kept branch that has dropped ones right behind it, with those."""
+    """Each kept branch that has dropped ones of its stage right behind it, with those."""
     runs: dict[str, tuple[str, ...]] = {}
     anchor = None
     for branch in anatomy.branches:
         if shapes.get(branch.id) is not None:
-            anchor = branch.id
-        elif anchor is not None:
-            runs[anchor] = (*runs.get(anchor, ()), branch.id)
+            anchor = branch
+        elif anchor is not None and anchor.stage == branch.stage:
+            runs[anchor.id] = (*runs.get(anchor.id, ()), branch.id)
     return runs
 
 
@@ -92,7 +91,7 @@ def check_replacement(
             "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
             "pruned beside it; prune with --groups block, or take another stand-in."
         )
-    if stand_in == "linear" and linearisable(family) is None:
+    if stand_in == "linear" and not family.one_stream:
         raise UserError(
             f"stand-in 'linear' is not offered for {family.title}, where more than a norm stands "
             "between some branches and the stream; use 'affine', 'mean' or 'nothing'."
@@ -114,7 +113,7 @@ def drop_(
     anatomy: Anatomy,
     shapes: Shapes,
     stand_in: Replacement,
-    evidence: Evidence | None,
+    statistics: Statistics | None,
     anchors: Mapping[str, Sums],
 ) -> None:
     """Remove the branches whose shape is None from `model` and put the replacement in place.
@@ -125,15 +124,13 @@ def drop_(
     dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
     if stand_in == "merge":
         _merge_(model, anatomy, dropped)
-    linear = linearisable(family) if stand_in == "linear" else None
-    gaps = {} if linear is None else gaps_of(anatomy, shapes)
+    gaps = gaps_of(anatomy, shapes) if stand_in == "linear" else {}
     for first in gaps:
-        if linear is not None:
-            found = linear_map(anchors[first], first)
-            linear.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
+        found = linear_map(anchors[first], first)
+        family.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
     family.drop_(model, dropped - set(gaps))
     if stand_in == "scalar":
-        _shorten_(model, family, anatomy, dropped, evidence)
+        _shorten_(model, family, anatomy, dropped, statistics)
     done: set[str] = set()
     if stand_in == "affine":
         for anchor, run in runs_of(anatomy, shapes).items():
@@ -142,12 +139,12 @@ def drop_(
     if stand_in in ("mean", "affine"):
         for branch in anatomy.branches:
             if branch.id in dropped - done:
-                family.add_constant_(model, branch, mean_update(evidence, branch))
+                family.add_constant_(model, branch, mean_update(statistics, branch))
 
 
-def mean_update(evidence: Evidence | None, branch: Branch) -> Tensor:
+def mean_update(statistics: Statistics | None, branch: Branch) -> Tensor:
     """Mean over tokens of what a branch adds to the stream (D,), fp64."""
-    about = {} if evidence is None else evidence.about(branch.id)
+    about = {} if statistics is None else statistics.about(branch.id)
     sums = about.get("update_mean") or about.get("branch_similarity")
     if sums is None:
         raise UserError(
@@ -219,13 +216,13 @@ def _shorten_(
     family: Family,
     anatomy: Anatomy,
     dropped: set[str],
-    evidence: Evidence | None,
+    statistics: Statistics | None,
 ) -> None:
     """Divide every later writer by how much longer the dropped branches made the stream."""
     longer = 1.0
     for branch in anatomy.branches:
         if branch.id in dropped:
-            sums = {} if evidence is None else evidence.about(branch.id)["branch_similarity"]
+            sums = {} if statistics is None else statistics.about(branch.id)["branch_similarity"]
             before, after = (
                 float(sums[f"{when}_norm"] / sums["count"]) for when in ("stream", "after")
             )

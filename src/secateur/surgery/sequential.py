@@ -16,10 +16,9 @@ from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY, is_held
 from secateur.models.caches import own_
 from secateur.models.family import Family, family_of
-from secateur.models.runner import Streams, advance, advance_, advance_seen, embed_all
 from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
-from secateur.statistics import Sums, evidence_kinds
+from secateur.statistics import Sums, statistics_kinds
 from secateur.statistics.kinds.moments import add_moments_
 from secateur.statistics.moments import Moments, moments
 from secateur.statistics.registry import add_
@@ -31,6 +30,7 @@ from secateur.surgery.reduce import (
     reduce_value,
 )
 from secateur.surgery.replace import runs_of
+from secateur.surgery.streams import Streams, advance, advance_, advance_seen, embed_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +216,7 @@ def _reduce(run: _Run, branch: Branch, shape: AttentionShape | MlpShape) -> None
 def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sums:
     """Query and key moments as the softmax weighs them, on the present stream."""
     sums: Sums = {}
-    kind = evidence_kinds.get("attention_moments")
+    kind = statistics_kinds.get("attention_moments")
     extra = {"scale": torch.tensor(weights.scale)}
     if (bias_HNN := weights.logit_bias_HNN) is not None:
         extra["logit_bias"] = bias_HNN

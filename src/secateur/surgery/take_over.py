@@ -19,7 +19,7 @@ from secateur.errors import UserError
 from secateur.models.family import Family
 from secateur.models.types import Branch
 from secateur.models.weights import AttentionWeights, BranchWeights
-from secateur.statistics import Evidence, Sums
+from secateur.statistics import Statistics, Sums
 from secateur.statistics.moments import Moments, moments
 from secateur.surgery.repair import taken_over
 
@@ -49,13 +49,13 @@ def take_over(
 
 @torch.no_grad()
 def take_over_(
-    model: nn.Module, family: Family, branch: Branch, kept_S: Tensor, evidence: Evidence | None
+    model: nn.Module, family: Family, branch: Branch, kept_S: Tensor, statistics: Statistics | None
 ) -> None:
     """Fit the readers of a branch to the channels that stay; the shapes do not change yet.
 
     A reader without a bias loses the constant part. What else reads, such as a gate, is left.
     """
-    sums = {} if evidence is None else evidence.about(branch.id)
+    sums = {} if statistics is None else statistics.about(branch.id)
     if "input_moments" not in sums:
         raise UserError(
             f"the readers of {branch.id} cannot be fitted without evidence of what they read; "

@@ -2,7 +2,7 @@
 
 found = secateur.analyze(model, "images/")
 found.save("redundancy/")      # analysis.html and analysis.json
-found.record["layers"][0]["damage"]
+found.record["layers"][0]["degradation"]
 """
 
 import json
@@ -47,7 +47,7 @@ from secateur.verbs.requests import AnalyzeRequest
 
 PAGE, DATA = "analysis.html", "analysis.json"
 TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05, "of the variance": 0.05}
-"""Damage within which layers count as droppable, by unit."""
+"""Degradation within which layers count as droppable, by unit."""
 BACKWARD = 2
 """A backward pass counts as this many forward passes."""
 EFFORTS = {
@@ -110,7 +110,7 @@ def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analys
     """Measure what `model` could do without, on images that need no labels.
 
     `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
-    damage (in the unit of the loss) within which layers count as droppable. `loss` compares
+    degradation (in the unit of the loss) within which layers count as droppable. `loss` compares
     outputs: see `secateur.prune`. The model is left as it was, and memory
     does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
     Raises UserError for wrong options, unknown models and images that cannot be read.

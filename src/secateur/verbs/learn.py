@@ -135,7 +135,7 @@ def _result(
         before=job.anatomy,
         after=job.family.read(shrunk.model),
         plan=shrunk.plan,
-        menus=[],
+        candidates=[],
         task=job.task.task,
         data=used,
         seconds=job.seconds,

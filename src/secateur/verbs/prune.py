@@ -21,7 +21,6 @@ from secateur.methods.to_latency import cut_to_latency, latency_target, times_co
 from secateur.models.family import Family, family_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
-from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost
 from secateur.models.walk_check import require_walk
 from secateur.progress import timed
@@ -121,7 +120,7 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss:
     if task.preset.stand_in is not None:
         check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
-        rotatable(model, family)
+        family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
     require_walk(model)
     if task.preset.rotate:
@@ -151,7 +150,7 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
         before=job.anatomy,
         after=after,
         plan=plan,
-        menus=prepared.menus,
+        candidates=prepared.candidates,
         task=task,
         data=data,
         seconds=images.seconds,

@@ -34,7 +34,7 @@ class InspectRequest(TimingPart):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeRequest(TimingPart, ImagesPart):
-    """An analysis in full. `tolerance` None: that of the unit of the damage."""
+    """An analysis in full. `tolerance` None: that of the unit of the degradation."""
 
     effort: Annotated[str, Say("How much is measured: quick or full.", ANALYSIS)] = "quick"
     tolerance: Annotated[

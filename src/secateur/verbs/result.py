@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.allocation.target import BudgetUse, budget_use
-from secateur.allocation.types import Menu, Plan
+from secateur.allocation.types import Candidates, Plan
 from secateur.measurement.accuracy import Accuracy
 from secateur.measurement.within import require_within
 from secateur.methods.task import Task
@@ -53,7 +53,7 @@ class Result:
     before: Anatomy
     after: Anatomy
     plan: Plan
-    menus: list[Menu]
+    candidates: list[Candidates]
     task: Task
     data: DataUsed
     seconds: dict[str, float]

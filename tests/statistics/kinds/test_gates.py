@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of, read
-from secateur.models.taps import attached
+from secateur.models.hook_points import attached
 from secateur.statistics import observe
 from tests.hosts import build, images_for
 
@@ -24,8 +24,8 @@ def loss_under(
     model: nn.Module, images: Tensor, branch: str, site: str, gate: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The loss of each image with a site of a branch multiplied by gates."""
-    tap = family_of(model).taps(model, read(model).branch(branch))[site]
-    with attached(model, [(tap, lambda x: x * gate(x))]):
+    hook_point = family_of(model).hook_points(model, read(model).branch(branch))[site]
+    with attached(model, [(hook_point, lambda x: x * gate(x))]):
         return F.cross_entropy(model(images), LABELS, reduction="none")
 
 

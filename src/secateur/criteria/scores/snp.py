@@ -55,7 +55,7 @@ def check_rank(settings: BaseModel | None, anatomy: Anatomy, group: GroupName) -
 
 
 def _kind(settings: BaseModel, *, centred: bool) -> str:
-    """The evidence about query/key dims."""
+    """The statistics about query/key dims."""
     assert isinstance(settings, SnpSettings)
     return snp_kind(
         settings.aggregate,
@@ -71,12 +71,12 @@ def _needs(settings: BaseModel, *, centred: bool) -> dict[GroupName, tuple[str, 
 
 
 def raw_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
-    """Evidence with keys as they are."""
+    """Statistics with keys as they are."""
     return _needs(settings, centred=False)
 
 
 def centred_needs(settings: BaseModel) -> dict[GroupName, tuple[str, ...]]:
-    """Evidence with keys centred over the tokens of each image."""
+    """Statistics with keys centred over the tokens of each image."""
     return _needs(settings, centred=True)
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from secateur.masks.estimator import Scores, forms
+from secateur.masks.estimator import Scores, estimators
 
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3
 LARGEST = math.log(1e2)
@@ -48,4 +48,4 @@ class HardConcrete:
         scores["logit"].clamp_(-LARGEST, LARGEST)
 
 
-forms.register("hard_concrete")(HardConcrete())
+estimators.register("hard_concrete")(HardConcrete())

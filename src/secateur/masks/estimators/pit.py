@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from secateur.masks.estimator import LARGEST, Scores, forms, straight_through
+from secateur.masks.estimator import LARGEST, Scores, estimators, straight_through
 
 CUT = 0.5
 
@@ -37,4 +37,4 @@ class Pit:
         scores["alpha"].clamp_(-LARGEST, LARGEST)
 
 
-forms.register("pit")(Pit())
+estimators.register("pit")(Pit())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from secateur.masks.estimator import LARGEST, Scores, forms, straight_through
+from secateur.masks.estimator import LARGEST, Scores, estimators, straight_through
 
 
 class StraightThrough:
@@ -35,4 +35,4 @@ class StraightThrough:
         scores["score"].clamp_(-LARGEST, LARGEST)
 
 
-forms.register("straight_through")(StraightThrough())
+estimators.register("straight_through")(StraightThrough())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from secateur.masks.estimator import LARGEST, Scores, forms, straight_through
+from secateur.masks.estimator import LARGEST, Scores, estimators, straight_through
 
 
 class Threshold:
@@ -37,4 +37,4 @@ class Threshold:
         scores["threshold"].clamp_(-LARGEST, LARGEST)
 
 
-forms.register("threshold")(Threshold())
+estimators.register("threshold")(Threshold())

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.allocation.types import Plan
 from secateur.masks.gates import Site
 from secateur.masks.masks import Masks, live_dims, plan_of_masks

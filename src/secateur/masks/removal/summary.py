@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.allocation.types import Plan
 from secateur.masks.gates import Gate, allowed, keep
-from secateur.masks.granularity import Sharing
+from secateur.masks.granularity import Granularity
 from secateur.masks.masks import Masks, masks_of, plan_of_masks
 from secateur.masks.pricing import masked_cost
 from secateur.models.types import Anatomy, Cost
@@ -75,7 +75,7 @@ class Removability:
 
 
 def removability(
-    which: Sharing, gates: Sequence[Gate], anatomy: Anatomy, limits: Limits
+    which: Granularity, gates: Sequence[Gate], anatomy: Anatomy, limits: Limits
 ) -> Removability:
     """What is left when every gate of a strategy keeps as little as it may."""
     least = {

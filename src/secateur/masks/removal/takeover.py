@@ -11,20 +11,20 @@ from secateur.masks.masks import masks_of
 from secateur.models.caches import forget_cached_, shell_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, AttentionShape, Branch
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.surgery.take_over import take_over
 
 NEEDS: dict[Site, str] = {"hidden": "hidden_moments", "context": "context_moments"}
 
 Kept = Mapping[str, Tensor]
-Observe = Callable[[set[str]], Evidence]
+Observe = Callable[[set[str]], Statistics]
 
 
 class Takeover:
     """Refits the writers of a model under gates each time that masks change.
 
-    `observe` gives evidence about `model` in evaluation mode, whose gates must hold the masks from
-    before the change.
+    `observe` gives statistics about `model` in evaluation mode, whose gates must hold the masks
+    from before the change.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Takeover:
         if not closing:
             return
         try:
-            evidence = self.observe({NEEDS[site] for _, site in closing})
+            statistics = self.observe({NEEDS[site] for _, site in closing})
         except UserError:
             # WHY: values that are not finite end the run in its next pass, which names the step.
             return
@@ -54,7 +54,7 @@ class Takeover:
             for site, need in NEEDS.items():
                 if (branch.id, site) in closing:
                     live = closing[branch.id, site]
-                    sums = evidence.about(branch.id)[need]
+                    sums = statistics.about(branch.id)[need]
                     weights = self.family.weights(self.model, branch)
                     self.family.assign_(shell, branch, take_over(weights, *live, sums, branch.id))
         for old, new in zip(self.model.parameters(), shell.parameters(), strict=True):

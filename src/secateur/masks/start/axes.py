@@ -9,20 +9,24 @@ from secateur.masks.gates import Gate
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName
 from secateur.models.weights import AttentionWeights
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.surgery.axes import turn_query_key, turn_value
 
 NEEDS: dict[GroupName, str] = {"qk": "logit_moments", "vo": "context_moments"}
 
 
 def axes_needs(gates: Iterable[Gate]) -> set[str]:
-    """The kinds of evidence that turning asks for, by what the gates mask."""
+    """The kinds of statistics that turning asks for, by what the gates mask."""
     return {NEEDS[group] for _, group in _masked(gates)}
 
 
 @torch.no_grad()
 def turn_attention_(
-    model: nn.Module, family: Family, anatomy: Anatomy, gates: Sequence[Gate], evidence: Evidence
+    model: nn.Module,
+    family: Family,
+    anatomy: Anatomy,
+    gates: Sequence[Gate],
+    statistics: Statistics,
 ) -> None:
     """Turn, in place, the dims of every attention layer on which a gate acts dim by dim."""
     masked = _masked(gates)
@@ -30,7 +34,7 @@ def turn_attention_(
         turned: set[GroupName] = {group for owner, group in masked if owner == branch.id}
         if not turned:
             continue
-        weights, sums = family.weights(model, branch), evidence.about(branch.id)
+        weights, sums = family.weights(model, branch), statistics.about(branch.id)
         assert isinstance(weights, AttentionWeights)
         if "qk" in turned:
             weights = turn_query_key(weights, sums["logit_moments"])

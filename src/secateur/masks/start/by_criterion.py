@@ -16,7 +16,7 @@ from secateur.masks.masks import Left
 from secateur.masks.pricing import Pricing, unit_prices
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 
 LAST_CHANNEL = 0.75
 """The middle of the worths of channels where others start from plans."""
@@ -37,7 +37,7 @@ def _scored(gate: Gate) -> Iterator[tuple[Act, GroupName]]:
 
 
 def start_needs(which: Criterion, gates: Iterable[Gate]) -> set[str]:
-    """The kinds of evidence that the criterion asks for; UserError if it cannot score a group."""
+    """The kinds of statistics that the criterion asks for; UserError if it cannot score a group."""
     groups = criterion_groups(gates)
     if "width" in which.needs and any(_takes(gate) == "width" for gate in gates):
         groups |= {"width"}
@@ -53,7 +53,7 @@ def starting_worths(
     family: Family,
     gates: Sequence[Gate],
     pricing: Pricing,
-    evidence: Evidence,
+    statistics: Statistics,
     which: Criterion,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -72,11 +72,19 @@ def starting_worths(
     for branch in anatomy.branches:
         for group in sorted(takes.get(branch.id, ())):
             found = ask(
-                which, model, family, anatomy, group, branch.id, evidence, seed=seed, settings=None
+                which,
+                model,
+                family,
+                anatomy,
+                group,
+                branch.id,
+                statistics,
+                seed=seed,
+                settings=None,
             )
             answers[branch.id, group] = found.cpu()
     if any(_takes(gate) == "width" for gate in gates):
-        answers |= _stream_answers(model, family, anatomy, evidence, which, seed)
+        answers |= _stream_answers(model, family, anatomy, statistics, which, seed)
     dense = Left(shapes=dict(anatomy.shapes), widths=dict(anatomy.widths))
     prices = unit_prices(pricing, gates, {}, dense)
     values = {gate.name: _value(gate, answers) / _floor(prices[gate.name]) for gate in gates}
@@ -104,7 +112,7 @@ def average(
     for gate in gates:
         if _takes(gate) == "width":
             which = criteria.get(STREAM_CRITERION)
-            nothing = Evidence(images=0, tokens=0)
+            nothing = Statistics(images=0, tokens=0)
             streams = streams or _even(
                 {
                     other.name: _value(
@@ -133,7 +141,7 @@ def _stream_answers(
     model: nn.Module,
     family: Family,
     anatomy: Anatomy,
-    evidence: Evidence,
+    statistics: Statistics,
     which: Criterion,
     seed: int,
 ) -> dict[tuple[str, GroupName], Tensor]:
@@ -142,7 +150,7 @@ def _stream_answers(
     answers: dict[tuple[str, GroupName], Tensor] = {}
     for stream in anatomy.streams:
         found = ask(
-            chosen, model, family, anatomy, "width", stream.id, evidence, seed=seed, settings=None
+            chosen, model, family, anatomy, "width", stream.id, statistics, seed=seed, settings=None
         )
         answers[stream.id, "width"] = found.cpu()
     return answers

@@ -1,8 +1,8 @@
 """Scores that start where the `spectral` engine would cut: nested plans for falling budgets.
 
-The engine's menus are measured once. Planned for falling shares κ of the dense cost, they give the
-size of every group at every κ; within a group, dims go in the order of their axes and neurons in
-that of their elimination. A unit is worth 1 - 2 κ with the least κ at which it is still kept, so
+The engine's candidates are measured once. Planned for falling shares κ of the dense cost, they give
+the size of every group at every κ; within a group, dims go in the order of their axes and neurons
+in that of their elimination. A unit is worth 1 - 2 κ with the least κ at which it is still kept, so
 that the projection of these scores onto a budget is about the engine's own plan for it.
 
 Letters: R rows, U units per row, H heads, K query/key dims, V value dims, F hidden neurons.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation.menus import Limits
+from secateur.allocation.candidates import Limits
 from secateur.allocation.target import Target
 from secateur.criteria.elimination import eliminate
 from secateur.data.batches import Batches
@@ -22,12 +22,12 @@ from secateur.masks.gates import Gate
 from secateur.masks.pricing import Pricing
 from secateur.masks.start.by_criterion import average
 from secateur.methods.images import Images
-from secateur.methods.spectral import measure_menus, plan_within
+from secateur.methods.spectral import measured_candidates, plan_within
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.progress import Progress
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.statistics.moments import moments
 from secateur.surgery.solve import RIDGE
 
@@ -41,7 +41,7 @@ Key = tuple[str, GroupName]
 
 
 def spectral_needs(gates: Iterable[Gate]) -> set[str]:
-    """The kinds of evidence that the orders within groups rest on."""
+    """The kinds of statistics that the orders within groups rest on."""
     needs = {"hidden": "hidden_moments", "qk": "logit_moments", "vo": "context_moments"}
     return {needs[act.takes] for gate in gates for act in gate.acts if act.takes in needs}
 
@@ -51,7 +51,7 @@ def spectral_worths(
     family: Family,
     gates: Sequence[Gate],
     pricing: Pricing,
-    evidence: Evidence,
+    statistics: Statistics,
     batches: Batches,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def spectral_worths(
             if group == "branch":
                 answers[branch.id, group] = 1 - 2 * share_R[0]
                 continue
-            ranks = _ranks(group, weights, evidence.about(branch.id), branch.id)
+            ranks = _ranks(group, weights, statistics.about(branch.id), branch.id)
             answers[branch.id, group] = 1 - 2 * share_R[ranks]
     return average(model, family, gates, anatomy, answers)
 
@@ -93,12 +93,12 @@ def _least_shares(
         return {}
     limits = Limits(protect=pricing.limits.protect)
     images = Images(batches=batches, progress=progress)
-    menus = measure_menus(model, family, anatomy, groups, limits, images).menus
+    candidates = measured_candidates(model, family, anatomy, groups, limits, images).candidates
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
         target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense)
         try:
-            plans.append((share, plan_within(anatomy, menus, target).shapes))
+            plans.append((share, plan_within(anatomy, candidates, target).shapes))
         except OutOfReach:  # as are all that are smaller
             break
     return _nested(anatomy, groups, plans)

@@ -17,7 +17,7 @@ from secateur.errors import UserError
 from secateur.masks.bank import GateBank
 from secateur.masks.gates import Act, Gate
 from secateur.masks.pricing import Pricing
-from secateur.masks.strategy import NamedWay, Way, WaySettings, ways
+from secateur.masks.strategy import NamedStrategy, SearchStrategy, WaySettings, strategies
 from secateur.models.family import family_of
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.training.lesson import Lesson, Moment, Terms
@@ -25,7 +25,7 @@ from secateur.training.lesson import Lesson, Moment, Terms
 Weights = dict[str, BranchWeights]
 
 
-class GroupLasso(Way):
+class GroupLasso(SearchStrategy):
     """`lasso` 1 takes a mean norm off every unit in a whole search, if the task does not object."""
 
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
@@ -137,8 +137,8 @@ def _shrink_(gate: Gate, weights: Weights, factor_RU: Tensor) -> None:
             tensor.mul_(factor.reshape(*factor.shape, *[1] * (tensor.ndim - factor.ndim)))
 
 
-ways.register("group_lasso")(
-    NamedWay(
+strategies.register("group_lasso")(
+    NamedStrategy(
         title="The weights of a unit shrink together",
         source="Yuan & Lin, JRSS-B 2006; Wen et al., NeurIPS 2016, arXiv 1608.03665",
         make=GroupLasso,

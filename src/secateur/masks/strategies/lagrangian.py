@@ -13,7 +13,7 @@ from secateur.masks.bank import GateBank
 from secateur.masks.controller import Controller
 from secateur.masks.masks import Left, masks_of
 from secateur.masks.pricing import Pricing, exact_cost, left_of_masks, unit_prices
-from secateur.masks.strategy import NamedWay, Way, WaySettings, ways
+from secateur.masks.strategy import NamedStrategy, SearchStrategy, WaySettings, strategies
 from secateur.training.lesson import Lesson, Moment, Terms
 
 TRAVEL = 5.0
@@ -22,7 +22,7 @@ LARGEST_RATE = 0.25
 FIRST_RATE = 0.01
 
 
-class Lagrangian(Way):
+class Lagrangian(SearchStrategy):
     """Holds the gates of a model to a budget while it trains.
 
     The cost in the loss is the counted cost of the model that would be exported at this step;
@@ -87,8 +87,8 @@ class Lagrangian(Way):
         }
 
 
-ways.register("lagrangian")(
-    NamedWay(
+strategies.register("lagrangian")(
+    NamedStrategy(
         title="Scores under a Lagrangian on the counted cost",
         source="CoFi (Xia et al., ACL 2022), on discrete counts",
         make=Lagrangian,

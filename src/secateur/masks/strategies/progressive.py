@@ -6,11 +6,11 @@ from torch import Tensor
 from secateur.masks.bank import GateBank
 from secateur.masks.pricing import Pricing
 from secateur.masks.projection import project
-from secateur.masks.strategy import NamedWay, Way, WaySettings, ways
+from secateur.masks.strategy import NamedStrategy, SearchStrategy, WaySettings, strategies
 from secateur.training.lesson import Lesson, Moment, Terms
 
 
-class Progressive(Way):
+class Progressive(SearchStrategy):
     """No scores are learned: what is to go is fixed at the start, and multiplied by 1 - t."""
 
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
@@ -35,8 +35,8 @@ class Progressive(Way):
         return self._margins
 
 
-ways.register("progressive")(
-    NamedWay(
+strategies.register("progressive")(
+    NamedStrategy(
         title="The least valued units fade to zero",
         source=(
             "UPop (Shi et al., ICML 2023) and HESSO (Chen et al., arXiv 2409.09085), with one "

@@ -18,7 +18,7 @@ from secateur.masks.masks import masks_of
 from secateur.masks.pricing import Pricing, exact_cost, left_of_masks, unit_prices
 from secateur.masks.strategies.lagrangian import Lagrangian
 from secateur.masks.strategies.schedule import Schedule
-from secateur.masks.strategy import NamedWay, Way, WaySettings, ways
+from secateur.masks.strategy import NamedStrategy, SearchStrategy, WaySettings, strategies
 
 EVERY = 0.08
 """Share of the search between projections."""
@@ -115,13 +115,13 @@ class Projected(Schedule):
         return self._prices
 
 
-def make(bank: GateBank, pricing: Pricing, settings: WaySettings) -> Way:
+def make(bank: GateBank, pricing: Pricing, settings: WaySettings) -> SearchStrategy:
     """Forms that multiply by soft values cannot be held; theirs is the Lagrangian."""
     return (Projected if bank.form.hard else Lagrangian)(bank, pricing, settings)
 
 
-ways.register("projected")(
-    NamedWay(
+strategies.register("projected")(
+    NamedStrategy(
         title="Scores learn from the task per cost, masks are projected onto the falling target",
         source=(
             "movement pruning (Sanh et al., NeurIPS 2020) and ChipNet (ICLR 2021); the metric of "

@@ -16,7 +16,7 @@ from secateur.masks.controller import Controller
 from secateur.masks.pricing import Pricing
 from secateur.masks.projection import least_cost, project
 from secateur.masks.strategies.lagrangian import FIRST_RATE, LARGEST_RATE, TRAVEL
-from secateur.masks.strategy import NamedWay, Way, WaySettings, ways
+from secateur.masks.strategy import NamedStrategy, SearchStrategy, WaySettings, strategies
 from secateur.training.lesson import Lesson, Moment, Terms
 
 PROJECTIONS = 100
@@ -25,7 +25,7 @@ TAKEOVERS = 12
 """The same where what stays takes over, which costs a pass over images each time."""
 
 
-class Schedule(Way):
+class Schedule(SearchStrategy):
     """The masks are the projection of the scores onto a target that falls to the budget."""
 
     def __init__(self, bank: GateBank, pricing: Pricing, settings: WaySettings) -> None:
@@ -80,8 +80,8 @@ class Schedule(Way):
         return {"target_percent": 100 * self.controller.target()}
 
 
-ways.register("schedule")(
-    NamedWay(
+strategies.register("schedule")(
+    NamedStrategy(
         title="Scores learn from the task, a schedule sets how many units stay",
         source="Movement pruning (Sanh et al., NeurIPS 2020; Lagunas et al., arXiv 2109.04838)",
         make=Schedule,

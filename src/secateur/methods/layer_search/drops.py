@@ -11,10 +11,10 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Units to drop, in the order in which they were chosen, and the damage of each prefix."""
+    """Units to drop, in the order in which they were chosen, and the degradation of each prefix."""
 
     units: tuple[Unit, ...]
-    damages: tuple[float, ...]
+    degradations: tuple[float, ...]
 
 
 def branches_of(chosen: Sequence[Unit]) -> frozenset[str]:

@@ -28,12 +28,12 @@ def evolutionary(
     """Improve `start`, which meets the quota, by swaps of dropped and kept units.
 
     A (1 + 16) evolution with selection in two steps, few images first (EvoPress, ICML 2025,
-    arXiv 2410.14649). The damage of a set of layers is not the sum of its parts, which is why a
-    search over whole sets can beat any score.
+    arXiv 2410.14649). The degradation of a set of layers is not the sum of its parts, which is why
+    a search over whole sets can beat any score.
     """
     chance = random.Random(seed)
     parent = tuple(start)
-    (best,) = removal.damages(branches_of(parent), [branches_of(parent)])
+    (best,) = removal.degradations(branches_of(parent), [branches_of(parent)])
     for generation in range(generations):
         children = [
             child
@@ -44,16 +44,16 @@ def evolutionary(
         sets = sorted({tuple(sorted(branches_of(child))) for child in children})
         by_set = {tuple(sorted(branches_of(child))): child for child in children}
         if len(sets) > SURVIVORS:
-            rough = removal.damages(base, [frozenset(s) for s in sets], share=FEW)
+            rough = removal.degradations(base, [frozenset(s) for s in sets], share=FEW)
             order = sorted(range(len(sets)), key=rough.__getitem__)
             sets = [sets[i] for i in order[:SURVIVORS]]
-        for one, damage in zip(
-            sets, removal.damages(base, [frozenset(s) for s in sets]), strict=True
+        for one, degradation in zip(
+            sets, removal.degradations(base, [frozenset(s) for s in sets]), strict=True
         ):
-            if damage < best:
-                parent, best = by_set[one], damage
+            if degradation < best:
+                parent, best = by_set[one], degradation
         on_step(generation + 1, generations)
-    return Found(units=parent, damages=(best,) * len(parent))
+    return Found(units=parent, degradations=(best,) * len(parent))
 
 
 def _mutated(

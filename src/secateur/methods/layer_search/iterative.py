@@ -21,7 +21,7 @@ from secateur.methods.task import Task
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
-from secateur.statistics import Evidence, observe
+from secateur.statistics import Statistics, observe
 from secateur.statistics.divergence import LossName
 
 Fills = Mapping[str, Tensor]
@@ -68,12 +68,12 @@ def iterative(
     }
     while not quota.met(chosen):
         smaller = without(model, family, anatomy, branches_of(chosen), fills)
-        evidence, left = observe(smaller, batches, needs, loss=loss), family.read(smaller)
+        statistics, left = observe(smaller, batches, needs, loss=loss), family.read(smaller)
 
         def worth_of(
             unit: Unit,
             smaller: nn.Module = smaller,
-            evidence: Evidence = evidence,
+            statistics: Statistics = statistics,
             left: Anatomy = left,
         ) -> float:
             owner, group = unit.key
@@ -84,7 +84,7 @@ def iterative(
                 left,
                 group,
                 owner,
-                evidence,
+                statistics,
                 seed=task.options.seed,
                 settings=preset.settings_for(group),
                 numbered=anatomy,
@@ -96,4 +96,4 @@ def iterative(
         chosen.append(units[best])
         scores.append(least)
         on_step(len(chosen), len(units))
-    return Found(units=tuple(chosen), damages=tuple(scores))
+    return Found(units=tuple(chosen), degradations=tuple(scores))

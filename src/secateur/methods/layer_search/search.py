@@ -17,12 +17,12 @@ from secateur.methods.layer_search.iterative import iterative
 from secateur.methods.layer_search.window import best_window
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
-from secateur.statistics import Evidence
+from secateur.statistics import Statistics
 from secateur.surgery.cut import default_replacement, repair_needs
 from secateur.surgery.replace import mean_update
 
 IMAGES = {"quick": 32, "full": 128}
-"""Images on which damages are measured, by effort."""
+"""Images on which degradations are measured, by effort."""
 FILLED = ("mean", "affine", "linear")
 """Stand-ins for which a search leaves the mean in place of what it drops."""
 GENERATIONS = {"quick": 4, "full": 12}
@@ -34,11 +34,11 @@ class Searchable(Prepared):
 
     units: list[Unit]
     fills: dict[str, Tensor]
-    evidence: Evidence
+    statistics: Statistics
 
 
 class LayerSearch:
-    """Drop layers one after the other, or as sets, by the damage to the whole model."""
+    """Drop layers one after the other, or as sets, by the degradation to the whole model."""
 
     def needs(self, task: Task) -> set[str]:
         """The statistics of the uncut model that a search and its replacements ask for."""
@@ -51,32 +51,32 @@ class LayerSearch:
     def prepare(self, job: Job) -> Searchable:
         """Get ready to search; the work is done by `plan`, once per target."""
         preset, anatomy = job.task.preset, job.anatomy
-        evidence = job.images.observe(job.model, self.needs(job.task))
-        menus = unweighed(anatomy, job.task.demand)
+        statistics = job.images.observe(job.model, self.needs(job.task))
+        candidates = unweighed(anatomy, job.task.demand)
         fills: dict[str, Tensor] = {}
         if (preset.stand_in or default_replacement(preset.repair)) in FILLED:
-            fills = {b.id: mean_update(evidence, b) for b in anatomy.branches}
+            fills = {b.id: mean_update(statistics, b) for b in anatomy.branches}
         return Searchable(
-            menus=menus,
+            candidates=candidates,
             dense=job.model,
-            units=units_of(anatomy, menus),
+            units=units_of(anatomy, candidates),
             fills=fills,
-            evidence=evidence,
+            statistics=statistics,
         )
 
     def plan(self, job: Job, prepared: Searchable, target: Target | None = None) -> Plan:
         """The layers that the search drops."""
         with job.timed("search"):
             found = _find(job, prepared, _quota(job, prepared, target))
-        sizes = {menu.key: 1 for menu in prepared.menus} | dropped_sizes(found.units)
+        sizes = {entry.key: 1 for entry in prepared.candidates} | dropped_sizes(found.units)
         return Plan(
             shapes=shapes_of(job.anatomy, sizes),
-            predicted_loss=found.damages[-1] if found.damages else 0.0,
+            predicted_loss=found.degradations[-1] if found.degradations else 0.0,
         )
 
     def cut(self, job: Job, prepared: Searchable, plan: Plan) -> nn.Module:
         """A copy without these layers, with the preset's replacement."""
-        return cut_copy(job, prepared.evidence, plan)
+        return cut_copy(job, prepared.statistics, plan)
 
 
 def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
@@ -88,7 +88,7 @@ def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
         job.images.say("search", done, total)
 
     if preset.search == "window":
-        return best_window(anatomy, prepared.evidence, preset.criterion, units, wanted)
+        return best_window(anatomy, prepared.statistics, preset.criterion, units, wanted)
     if preset.search == "iterative":
         return iterative(
             model, family, anatomy, task, batches, units, wanted, fills, on_step, job.images.loss

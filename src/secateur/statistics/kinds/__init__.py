@@ -1,1 +1,1 @@
-"""One file per kind of evidence; each registers itself in `secateur.statistics.registry`."""
+"""One file per kind of statistics; each registers itself in `secateur.statistics.registry`."""

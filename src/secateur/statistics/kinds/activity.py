@@ -5,13 +5,13 @@ Legend: B batch, N tokens, H heads, K query/key dims, F hidden neurons.
 
 import torch
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 ACTIVE = 0.01
 """A neuron is active where it exceeds this share of the root mean square of the image's neurons."""
 
 
-@evidence_kind("hidden_activity", scope="mlp", sites=("hidden",))
+@statistics_kind("hidden_activity", scope="mlp", sites=("hidden",))
 def hidden_activity(sums: Sums, seen: Seen) -> None:
     """Sum of squares (F,) and number of active tokens (F,) of each neuron after the activation.
 
@@ -25,7 +25,7 @@ def hidden_activity(sums: Sums, seen: Seen) -> None:
     add_(sums, "active", (square_BNF > threshold_B11).sum((0, 1), dtype=torch.float64))
 
 
-@evidence_kind("logit_energies", scope="attention", sites=("query", "key"))
+@statistics_kind("logit_energies", scope="attention", sites=("query", "key"))
 def logit_energies(sums: Sums, seen: Seen) -> None:
     """Sum over tokens of q^2 k^2, query and key of the same token, keys centred: (H, K)."""
     q_BNHK, k_BNHK = seen["query"].float(), seen["key"].float()

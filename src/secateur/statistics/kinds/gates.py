@@ -7,7 +7,7 @@ Legend: B batch, N tokens, H heads, K query/key dims, V value dims, F hidden neu
 
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
 def _add_gate_(sums: Sums, key: str, gate_BU: Tensor) -> None:
@@ -23,14 +23,14 @@ def _per_image(seen: Seen, site: str) -> Tensor:
     return (seen[site].float() * seen[f"{site}.grad"].float()).sum(1)
 
 
-@evidence_kind("mlp_gates", scope="mlp", sites=("hidden", "update"), gradient=True)
+@statistics_kind("mlp_gates", scope="mlp", sites=("hidden", "update"), gradient=True)
 def mlp_gates(sums: Sums, seen: Seen) -> None:
     """Gates on hidden neurons (F,) and on the whole branch ()."""
     _add_gate_(sums, "hidden", _per_image(seen, "hidden"))
     _add_gate_(sums, "branch", _per_image(seen, "update").sum(-1))
 
 
-@evidence_kind(
+@statistics_kind(
     "attention_gates", scope="attention", sites=("query", "context", "update"), gradient=True
 )
 def attention_gates(sums: Sums, seen: Seen) -> None:

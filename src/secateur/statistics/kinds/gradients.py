@@ -14,10 +14,10 @@ from secateur.models.family import family_of
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics.backward import output_loss
 from secateur.statistics.divergence import LossName
-from secateur.statistics.registry import Sums, add_, evidence_trial
+from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
-@evidence_trial("weight_gradients")
+@statistics_trial("weight_gradients")
 def weight_gradients(
     sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, loss: LossName
 ) -> None:

@@ -6,10 +6,10 @@ Legend: B batch, N tokens (queries I, keys J), H heads, K query/key dims per hea
 import torch
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
-@evidence_kind("logit_moments", scope="attention", sites=("query", "key"))
+@statistics_kind("logit_moments", scope="attention", sites=("query", "key"))
 def logit_moments(sums: Sums, seen: Seen) -> None:
     """Per head Gram of queries and of token-centred keys: `q_gram`, `k_gram` (H, K, K).
 
@@ -27,7 +27,7 @@ def logit_moments(sums: Sums, seen: Seen) -> None:
     add_(sums, "q_sum", q_BNHK.sum((0, 1), dtype=torch.float64))
 
 
-@evidence_kind("attention_moments", scope="attention", sites=("query", "key"))
+@statistics_kind("attention_moments", scope="attention", sites=("query", "key"))
 def attention_moments(sums: Sums, seen: Seen) -> None:
     """Per head Gram of queries, and of keys as the softmax weighs them: (H, K, K) each.
 

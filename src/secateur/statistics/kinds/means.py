@@ -5,10 +5,10 @@ Legend: B batch, N tokens, H heads, V value dims per head, F hidden neurons.
 
 import torch
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
-@evidence_kind("hidden_means", scope="mlp", sites=("hidden",))
+@statistics_kind("hidden_means", scope="mlp", sites=("hidden",))
 def hidden_means(sums: Sums, seen: Seen) -> None:
     """Sum over images of (mean over tokens of |a|)^2 for each neuron: `square` (F,)."""
     mean_BF = seen["hidden"].float().abs().mean(1)
@@ -16,7 +16,7 @@ def hidden_means(sums: Sums, seen: Seen) -> None:
     add_(sums, "square", mean_BF.square().sum(0, dtype=torch.float64))
 
 
-@evidence_kind("head_means", scope="attention", sites=("context",))
+@statistics_kind("head_means", scope="attention", sites=("context",))
 def head_means(sums: Sums, seen: Seen) -> None:
     """Sum over images of (mean over tokens of a head's norm)^2: `square` (H,)."""
     mean_BH = seen["context"].float().norm(dim=-1).mean(1)

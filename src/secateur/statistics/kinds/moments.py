@@ -6,7 +6,7 @@ Legend: B batch, N tokens, H heads, V value dims per head, F hidden neurons.
 import torch
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
 def add_moments_(sums: Sums, x_BNF: Tensor, weights_N: Tensor | None = None) -> None:
@@ -30,13 +30,13 @@ def add_energies_(sums: Sums, x_TF: Tensor) -> None:
     add_(sums, "square", x_TF.square().sum(0, dtype=torch.float64))
 
 
-@evidence_kind("hidden_moments", scope="mlp", sites=("hidden",), covers=("hidden_energies",))
+@statistics_kind("hidden_moments", scope="mlp", sites=("hidden",), covers=("hidden_energies",))
 def hidden_moments(sums: Sums, seen: Seen) -> None:
     """Moments of the hidden neurons after the activation, over all tokens: (F,) and (F, F)."""
     add_moments_(sums, seen["hidden"], seen.get("weights"))
 
 
-@evidence_kind(
+@statistics_kind(
     "context_moments", scope="attention", sites=("context",), covers=("context_energies",)
 )
 def context_moments(sums: Sums, seen: Seen) -> None:
@@ -44,19 +44,19 @@ def context_moments(sums: Sums, seen: Seen) -> None:
     add_moments_(sums, seen["context"].flatten(2), seen.get("weights"))
 
 
-@evidence_kind("hidden_energies", scope="mlp", sites=("hidden",))
+@statistics_kind("hidden_energies", scope="mlp", sites=("hidden",))
 def hidden_energies(sums: Sums, seen: Seen) -> None:
     """Sum and sum of squares of each hidden neuron: the diagonal of `hidden_moments`."""
     add_energies_(sums, seen["hidden"].flatten(0, 1))
 
 
-@evidence_kind("context_energies", scope="attention", sites=("context",))
+@statistics_kind("context_energies", scope="attention", sites=("context",))
 def context_energies(sums: Sums, seen: Seen) -> None:
     """Sum and sum of squares of each context dim, all heads jointly: (HV,)."""
     add_energies_(sums, seen["context"].flatten(2).flatten(0, 1))
 
 
-@evidence_kind("input_moments", scope="branch", sites=("input",))
+@statistics_kind("input_moments", scope="branch", sites=("input",))
 def input_moments(sums: Sums, seen: Seen) -> None:
     """Moments of what a branch reads, behind its norm, over all tokens: (D,) and (D, D)."""
     add_moments_(sums, seen["input"])

@@ -14,10 +14,10 @@ from torch import nn
 from secateur.data.batches import Batch
 from secateur.models.runner import Runner
 from secateur.statistics.divergence import LossName, output_losses
-from secateur.statistics.registry import Sums, add_, evidence_trial
+from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
-@evidence_trial("branch_removal")
+@statistics_trial("branch_removal")
 def branch_removal(
     sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, loss: LossName
 ) -> None:
@@ -29,7 +29,7 @@ def branch_removal(
     _add_losses_(sums_of, runner, batch, {name: (name,) for name in runner.names}, loss)
 
 
-@evidence_trial("block_removal")
+@statistics_trial("block_removal")
 def block_removal(
     sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, loss: LossName
 ) -> None:

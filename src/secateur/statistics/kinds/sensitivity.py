@@ -7,10 +7,10 @@ Fisher metric: for a small error e of the update, KL(dense || changed) ≈ 1/2 E
 
 import torch
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
-@evidence_kind("sensitivity", scope="branch", sites=("update",), gradient=True)
+@statistics_kind("sensitivity", scope="branch", sites=("update",), gradient=True)
 def sensitivity(sums: Sums, seen: Seen) -> None:
     """Sums over images of |g_t|^2 by token position (N,), and of g g^T over tokens (D, D)."""
     g_BND = seen["update.grad"].float()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 TINY = 1e-12
 
@@ -34,7 +34,7 @@ def _add_similarity_(sums: Sums, before_BND: Tensor, after_BND: Tensor) -> None:
     add_(sums, "update_sum", update_BND.sum((0, 1), dtype=torch.float64))
 
 
-@evidence_kind(
+@statistics_kind(
     "branch_similarity", scope="branch", sites=("stream", "update"), covers=("update_mean",)
 )
 def branch_similarity(sums: Sums, seen: Seen) -> None:
@@ -43,14 +43,14 @@ def branch_similarity(sums: Sums, seen: Seen) -> None:
     _add_similarity_(sums, before, before + seen["update"].float())
 
 
-@evidence_kind("block_similarity", scope="block", sites=("stream", "update"))
+@statistics_kind("block_similarity", scope="block", sites=("stream", "update"))
 def block_similarity(sums: Sums, seen: Seen) -> None:
     """The same for a whole block: x before its first branch against x after its last one."""
     before = seen["stream"].float()
     _add_similarity_(sums, before, before + seen["update"].float())
 
 
-@evidence_kind("update_mean", scope="branch", sites=("update",))
+@statistics_kind("update_mean", scope="branch", sites=("update",))
 def update_mean(sums: Sums, seen: Seen) -> None:
     """Sum over tokens of the branch's update: `update_sum` (D,), and `count`."""
     update_BND = seen["update"]

@@ -16,7 +16,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 NEGLIGIBLE = 1e-13
 """Singular values below this share of the largest are taken for zero."""
@@ -142,7 +142,7 @@ def _add_grams_(sums: Sums, seen: Seen, *, patches: bool, centred: bool) -> None
 
 
 def snp_kind(aggregate: str, *, class_token: bool, centred: bool, every: bool) -> str:
-    """The name of the kind of evidence with these choices; `every` component or the first half."""
+    """The name of the kind with these choices; `every` component or the first half."""
     name = {"per_image": "snp_scores", "stacked": "snp_grams"}[aggregate]
     if aggregate == "per_image" and every:
         name += "_every"
@@ -153,7 +153,7 @@ def _register(*, class_token: bool, centred: bool) -> None:
     """One kind for each way to aggregate, of these tokens and keys."""
     patches = not class_token
     name = partial(snp_kind, class_token=class_token, centred=centred)
-    file = partial(evidence_kind, scope="attention", sites=("query", "key"))
+    file = partial(statistics_kind, scope="attention", sites=("query", "key"))
     for every in (True, False):
         file(name("per_image", every=every))(
             partial(_add_scores_, patches=patches, centred=centred, every=every)

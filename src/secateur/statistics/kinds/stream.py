@@ -5,10 +5,10 @@ Legend: B batch, N tokens, D residual width.
 
 import torch
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
-@evidence_kind("stream_sums", scope="branch", sites=("stream", "update"))
+@statistics_kind("stream_sums", scope="branch", sites=("stream", "update"))
 def stream_sums(sums: Sums, seen: Seen) -> None:
     """Sums over tokens of the stream and its square before the branch, and after it: (D,)."""
     before_TD = seen["stream"].flatten(0, 1)
@@ -20,7 +20,7 @@ def stream_sums(sums: Sums, seen: Seen) -> None:
         add_(sums, f"{name}_square", wide_TD.square().sum(0, dtype=torch.float64))
 
 
-@evidence_kind("stream_gram", scope="stream", sites=())
+@statistics_kind("stream_gram", scope="stream", sites=())
 def stream_gram(sums: Sums, seen: Seen) -> None:
     """Sum of x x^T (D, D) and `count` over boundaries of blocks and tokens, each of mean square 1.
 

@@ -9,7 +9,7 @@ D residual width, P points of the stream.
 import torch
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 BYTES = 3_000_000_000
 """Most memory that cross-moments may take."""
@@ -30,7 +30,7 @@ def chosen_points(points: int, width: int) -> list[int]:
     return sorted({round(i * (points - 1) / (most - 1)) for i in range(most)})
 
 
-@evidence_kind("stream_similarity", scope="stream", sites=())
+@statistics_kind("stream_similarity", scope="stream", sites=())
 def stream_similarity(sums: Sums, seen: Seen) -> None:
     """Per part: `cosine` (P, P) and `count`; of the chosen points what `unbiased_cka` needs."""
     points = int(seen["points"])

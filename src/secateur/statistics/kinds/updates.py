@@ -6,7 +6,7 @@ Legend: B batch, N tokens, T their product, D residual width.
 import torch
 from torch import Tensor
 
-from secateur.statistics.registry import Seen, Sums, add_, evidence_kind
+from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
 def add_joint_moments_(sums: Sums, x_BND: Tensor, y_BND: Tensor) -> None:
@@ -21,20 +21,20 @@ def add_joint_moments_(sums: Sums, x_BND: Tensor, y_BND: Tensor) -> None:
     add_(sums, "y_gram", (y_TD.T @ y_TD).double())
 
 
-@evidence_kind("linear_moments", scope="branch", sites=("input", "update"))
+@statistics_kind("linear_moments", scope="branch", sites=("input", "update"))
 def linear_moments(sums: Sums, seen: Seen) -> None:
     """Joint moments of what the layer reads (behind its norm) and of its update."""
     add_joint_moments_(sums, seen["input"], seen["update"])
 
 
-@evidence_kind("stream_moments", scope="branch", sites=("stream", "update"))
+@statistics_kind("stream_moments", scope="branch", sites=("stream", "update"))
 def stream_moments(sums: Sums, seen: Seen) -> None:
     """Joint moments of the stream before the branch and of the stream after it."""
     before = seen["stream"].float()
     add_joint_moments_(sums, before, before + seen["update"].float())
 
 
-@evidence_kind("block_stream_moments", scope="block", sites=("stream", "update"))
+@statistics_kind("block_stream_moments", scope="block", sites=("stream", "update"))
 def block_stream_moments(sums: Sums, seen: Seen) -> None:
     """The same for a whole block."""
     before = seen["stream"].float()

@@ -30,9 +30,11 @@ def stochastic_depth(model: nn.Module, rate: float) -> Iterator[None]:
     last = max((branch.block for branch in branches), default=0)
     handles = []
     for branch in branches:
-        tap = family.taps(model, branch)["update"]
+        hook_point = family.hook_points(model, branch)["update"]
         chance = rate * branch.block / max(last, 1)
-        handles.append(model.get_submodule(tap.module).register_forward_hook(_dropping(chance)))
+        handles.append(
+            model.get_submodule(hook_point.module).register_forward_hook(_dropping(chance))
+        )
     try:
         yield
     finally:

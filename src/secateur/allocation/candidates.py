@@ -1,4 +1,4 @@
-"""From scores to menus: which sizes a group may take, and what each is predicted to cost."""
+"""From scores to candidates: which sizes a group may take, and what each is predicted to cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateur.allocation.types import Menu, Sizes, Units
+from secateur.allocation.types import Candidates, Sizes, Units
 from secateur.errors import UserError
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Stream
 
@@ -61,41 +61,42 @@ def _allowed(owner: str, group: GroupName, present: int, limits: Limits) -> tupl
     return (*range(first, present, step), present)
 
 
-def unit_menu(branch: Branch, group: GroupName, score: Tensor, limits: Limits) -> Menu:
-    """Menu of a group from its unit scores: losing units costs the sum of the lowest scores.
+def unit_candidates(branch: Branch, group: GroupName, score: Tensor, limits: Limits) -> Candidates:
+    """Candidate list of a group from its unit scores: losing units costs the sum of the lowest
+    scores.
 
     `score` is (F,), (H,) or per head (H, K), where every head loses the same number of dims.
     """
     return _scored(branch.id, group, allowed_sizes(branch, group, limits), score)
 
 
-def width_menu(stream: Stream, score_D: Tensor, limits: Limits) -> Menu:
-    """Menu of a stream from the scores of its channels."""
+def width_candidates(stream: Stream, score_D: Tensor, limits: Limits) -> Candidates:
+    """Candidate list of a stream from the scores of its channels."""
     return _scored(stream.id, "width", allowed_widths(stream, limits), score_D)
 
 
-def _scored(owner: str, group: GroupName, sizes: tuple[int, ...], score: Tensor) -> Menu:
+def _scored(owner: str, group: GroupName, sizes: tuple[int, ...], score: Tensor) -> Candidates:
     ascending = score.double().sort(dim=-1).values
     # WHY: a worth may be zero or slightly negative by rounding; losses must not fall below 0.
     lost = torch.cumsum(ascending.clamp(min=0), dim=-1)
     total = lost.sum(0) if lost.ndim == 2 else lost
     present = sizes[-1]
     losses = [float(total[present - size - 1]) if size < present else 0.0 for size in sizes]
-    return Menu(owner=owner, group=group, sizes=sizes, losses=tuple(losses))
+    return Candidates(owner=owner, group=group, sizes=sizes, losses=tuple(losses))
 
 
-def drop_menu(owner: str, group: GroupName, score: float, limits: Limits) -> Menu:
-    """Menu of a whole branch or block: keep it, or drop it at the loss of its score."""
+def drop_candidates(owner: str, group: GroupName, score: float, limits: Limits) -> Candidates:
+    """Candidate list of a whole branch or block: keep it, or drop it at the loss of its score."""
     if limits.protects(owner):
-        return Menu(owner=owner, group=group, sizes=(1,), losses=(0.0,))
-    return Menu(owner=owner, group=group, sizes=(0, 1), losses=(max(score, 0.0), 0.0))
+        return Candidates(owner=owner, group=group, sizes=(1,), losses=(0.0,))
+    return Candidates(owner=owner, group=group, sizes=(0, 1), losses=(max(score, 0.0), 0.0))
 
 
-def block_menu(block: Block, score: float, limits: Limits) -> Menu:
-    """Menu of a whole block: one with a protected branch stays."""
+def block_candidates(block: Block, score: float, limits: Limits) -> Candidates:
+    """Candidate list of a whole block: one with a protected branch stays."""
     if any(limits.protects(branch) for branch in block.branches):
-        return Menu(owner=block.id, group="block", sizes=(1,), losses=(0.0,))
-    return drop_menu(block.id, "block", score, limits)
+        return Candidates(owner=block.id, group="block", sizes=(1,), losses=(0.0,))
+    return drop_candidates(block.id, "block", score, limits)
 
 
 def kept_units(score: Tensor, size: int) -> Units:
@@ -110,6 +111,6 @@ def kept_units(score: Tensor, size: int) -> Units:
     return tuple(kept.tolist())
 
 
-def least_sizes(menus: list[Menu]) -> Sizes:
-    """The smallest choice of every menu."""
-    return {menu.key: menu.sizes[0] for menu in menus}
+def least_sizes(candidates: list[Candidates]) -> Sizes:
+    """The smallest choice of every candidate list."""
+    return {entry.key: entry.sizes[0] for entry in candidates}

@@ -1,6 +1,6 @@
 """Places in a running model where a branch can be observed, masked or replaced.
 
-A tap names a module, whether its input or output carries the quantity, and how to see the
+A hook point names a module, whether its input or output carries the quantity, and how to see the
 quantity in canonical layout. Views share memory with the tensor they are taken from, so the same
 function serves for reading and for writing.
 
@@ -27,7 +27,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Tap:
+class HookPoint:
     """Where one quantity of a branch passes by."""
 
     module: str
@@ -35,25 +35,25 @@ class Tap:
     view: View = whole
 
 
-def attach(model: nn.Module, tap: Tap, edit: Edit) -> RemovableHandle:
+def attach(model: nn.Module, hook_point: HookPoint, edit: Edit) -> RemovableHandle:
     """Call `edit` with the canonical view each time the quantity passes.
 
     Where `edit` returns a tensor of the same shape, it replaces the quantity; the rest of the
     carrying tensor stays as it is. Gradients flow through both.
     """
-    module = model.get_submodule(tap.module)
+    module = model.get_submodule(hook_point.module)
 
     def changed(carrier: Tensor) -> Tensor | None:
-        new = edit(tap.view(carrier))
+        new = edit(hook_point.view(carrier))
         if new is None:
             return None
-        if tap.view is whole:
+        if hook_point.view is whole:
             return new
         copy = carrier.clone()
-        tap.view(copy).copy_(new)
+        hook_point.view(copy).copy_(new)
         return copy
 
-    if tap.at == "output":
+    if hook_point.at == "output":
         return module.register_forward_hook(lambda _module, _args, output: changed(output))
 
     def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -64,9 +64,9 @@ def attach(model: nn.Module, tap: Tap, edit: Edit) -> RemovableHandle:
 
 
 @contextmanager
-def attached(model: nn.Module, edits: list[tuple[Tap, Edit]]) -> Iterator[None]:
+def attached(model: nn.Module, edits: list[tuple[HookPoint, Edit]]) -> Iterator[None]:
     """Attach several edits for the length of a `with` block."""
-    handles = [attach(model, tap, edit) for tap, edit in edits]
+    handles = [attach(model, hook_point, edit) for hook_point, edit in edits]
     try:
         yield
     finally:
@@ -75,16 +75,16 @@ def attached(model: nn.Module, edits: list[tuple[Tap, Edit]]) -> Iterator[None]:
 
 
 def watch_gradient(
-    model: nn.Module, tap: Tap, see: Callable[[Tensor, Tensor], None]
+    model: nn.Module, hook_point: HookPoint, see: Callable[[Tensor, Tensor], None]
 ) -> RemovableHandle:
     """Call `see(quantity, gradient)` in each backward pass, both in canonical view, detached."""
-    module = model.get_submodule(tap.module)
+    module = model.get_submodule(hook_point.module)
 
     def register(carrier: Tensor) -> None:
         if carrier.requires_grad:
             kept = carrier.detach()
-            carrier.register_hook(lambda grad: see(tap.view(kept), tap.view(grad)))
+            carrier.register_hook(lambda grad: see(hook_point.view(kept), hook_point.view(grad)))
 
-    if tap.at == "output":
+    if hook_point.at == "output":
         return module.register_forward_hook(lambda _module, _args, output: register(output))
     return module.register_forward_pre_hook(lambda _module, args: register(args[0]))

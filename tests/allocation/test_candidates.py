@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from secateur.allocation.menus import (
+from secateur.allocation.candidates import (
     Limits,
     allowed_sizes,
-    block_menu,
+    block_candidates,
     check_protected,
-    drop_menu,
+    drop_candidates,
     kept_units,
     least_sizes,
-    unit_menu,
+    unit_candidates,
 )
 from secateur.errors import UserError
 from secateur.models.types import Block, Branch, GroupName
@@ -57,9 +57,9 @@ def test_protected_branches_and_blocks_stay(name: str) -> None:
     limits = Limits(protect=(name,))
     assert allowed_sizes(branch(), "hidden", limits) == (64,)
     assert allowed_sizes(branch(number=1), "hidden", limits) == (16, 32, 48, 64)
-    assert drop_menu("blocks.0.mlp", "branch", 1.0, limits).sizes == (1,)
+    assert drop_candidates("blocks.0.mlp", "branch", 1.0, limits).sizes == (1,)
     block = Block(id="blocks.0", index=0, branches=("blocks.0.attn", "blocks.0.mlp"))
-    assert block_menu(block, 1.0, limits).sizes == (1,)
+    assert block_candidates(block, 1.0, limits).sizes == (1,)
 
 
 def test_protection_goes_by_whole_names() -> None:
@@ -71,27 +71,27 @@ def test_protection_goes_by_whole_names() -> None:
 
 def test_losses_sum_the_lowest_scores() -> None:
     score = torch.arange(64.0).flip(0)
-    menu = unit_menu(branch(), "hidden", score, Limits())
-    assert menu.sizes == (16, 32, 48, 64)
-    assert menu.losses == (sum(range(48)), sum(range(32)), sum(range(16)), 0.0)
-    assert menu.loss(48) == sum(range(16))
+    entry = unit_candidates(branch(), "hidden", score, Limits())
+    assert entry.sizes == (16, 32, 48, 64)
+    assert entry.losses == (sum(range(48)), sum(range(32)), sum(range(16)), 0.0)
+    assert entry.loss(48) == sum(range(16))
 
 
 def test_every_head_loses_its_own_lowest_dims() -> None:
     score_HK = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8]] * 3 + [[80.0, 70, 60, 50, 40, 30, 20, 10]])
-    menu = unit_menu(branch("attention"), "qk", score_HK, FINE)
-    assert menu.loss(7) == 3 * 1 + 10
-    assert menu.loss(6) == 3 * (1 + 2) + 10 + 20
+    entry = unit_candidates(branch("attention"), "qk", score_HK, FINE)
+    assert entry.loss(7) == 3 * 1 + 10
+    assert entry.loss(6) == 3 * (1 + 2) + 10 + 20
     assert kept_units(score_HK, 2) == ((6, 7), (6, 7), (6, 7), (0, 1))
 
 
 def test_negative_scores_do_not_lower_a_loss() -> None:
     score = torch.full((64,), 1.0)
     score[0] = -5.0
-    menu = unit_menu(branch(), "hidden", score, FINE)
-    assert menu.loss(63) == 0.0 and menu.loss(62) == 1.0
-    assert all(a >= b for a, b in zip(menu.losses, menu.losses[1:], strict=False))
-    assert drop_menu("blocks.0.mlp", "branch", -2.0, Limits()).losses == (0.0, 0.0)
+    entry = unit_candidates(branch(), "hidden", score, FINE)
+    assert entry.loss(63) == 0.0 and entry.loss(62) == 1.0
+    assert all(a >= b for a, b in zip(entry.losses, entry.losses[1:], strict=False))
+    assert drop_candidates("blocks.0.mlp", "branch", -2.0, Limits()).losses == (0.0, 0.0)
 
 
 def test_the_best_units_are_kept_in_order_and_ties_go_to_the_first() -> None:
@@ -100,10 +100,10 @@ def test_the_best_units_are_kept_in_order_and_ties_go_to_the_first() -> None:
 
 
 def test_least_sizes() -> None:
-    menus = [unit_menu(branch(), "hidden", torch.ones(64), Limits())]
-    menus.append(drop_menu("blocks.1.attn", "branch", 1.0, Limits()))
+    candidates = [unit_candidates(branch(), "hidden", torch.ones(64), Limits())]
+    candidates.append(drop_candidates("blocks.1.attn", "branch", 1.0, Limits()))
     wanted: dict[tuple[str, GroupName], int] = {
         ("blocks.0.mlp", "hidden"): 16,
         ("blocks.1.attn", "branch"): 0,
     }
-    assert least_sizes(menus) == wanted
+    assert least_sizes(candidates) == wanted

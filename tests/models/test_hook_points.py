@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.family import family_of, read
-from secateur.models.taps import Tap, attach, attached, watch_gradient
+from secateur.models.hook_points import HookPoint, attach, attached, watch_gradient
 from tests.hosts import HOSTS, build, images_for
 
 
@@ -19,9 +19,13 @@ def test_every_site_shows_its_quantity_in_canonical_shape(name: str) -> None:
         def see(x: Tensor, site: str, shapes: dict[str, torch.Size] = shapes) -> None:
             shapes[site] = x.shape
 
-        taps = family.taps(model, branch)
+        hook_points = family.hook_points(model, branch)
         with attached(
-            model, [(tap, lambda x, site=site: see(x, site)) for site, tap in taps.items()]
+            model,
+            [
+                (hook_point, lambda x, site=site: see(x, site))
+                for site, hook_point in hook_points.items()
+            ],
         ):
             model(images)
         stream = (2, branch.tokens, branch.width)
@@ -39,13 +43,15 @@ def test_every_site_shows_its_quantity_in_canonical_shape(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "deit3", "vit_qk_norm", "vit_post_norm"])
 @torch.no_grad()
 def test_attention_sites_fit_together(name: str) -> None:
-    """context = softmax(scale q k^T) v, from what the taps show."""
+    """context = softmax(scale q k^T) v, from what the hook points show."""
     model = build(name)
     family, branch = family_of(model), read(model).branches[2]
     seen: dict[str, Tensor] = {}
-    taps = family.taps(model, branch)
+    hook_points = family.hook_points(model, branch)
     sites = ("query", "key", "value", "context")
-    with attached(model, [(taps[s], lambda x, s=s: seen.update({s: x.clone()})) for s in sites]):
+    with attached(
+        model, [(hook_points[s], lambda x, s=s: seen.update({s: x.clone()})) for s in sites]
+    ):
         model(images_for(model))
     scale = branch.shape.size("qk") ** -0.5
     logits = torch.einsum("bihk,bjhk->bhij", seen["query"], seen["key"]) * scale
@@ -57,7 +63,7 @@ def halves() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 2, bias=False))
 
 
-FIRST_THREE = Tap("0", "output", lambda t: t[..., :3])
+FIRST_THREE = HookPoint("0", "output", lambda t: t[..., :3])
 
 
 def test_edits_replace_what_the_view_shows_and_nothing_else() -> None:
@@ -72,14 +78,14 @@ def test_edits_replace_what_the_view_shows_and_nothing_else() -> None:
 
 def test_inputs_can_be_edited_too() -> None:
     model, x = halves(), torch.randn(5, 4)
-    with attached(model, [(Tap("1", "input"), lambda t: 2 * t)]):
+    with attached(model, [(HookPoint("1", "input"), lambda t: 2 * t)]):
         edited = model(x)
     assert torch.allclose(edited, 2 * model(x))
 
 
 def test_several_edits_of_one_module_add_up() -> None:
     model, x = halves(), torch.randn(5, 4)
-    rest = Tap("0", "output", lambda t: t[..., 3:])
+    rest = HookPoint("0", "output", lambda t: t[..., 3:])
     with attached(model, [(FIRST_THREE, torch.zeros_like), (rest, torch.zeros_like)]):
         assert torch.equal(model(x), torch.zeros(5, 2))
 
