@@ -17,7 +17,7 @@ from secateur.methods.rotated import rotated
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
 from secateur.statistics import observe
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec

@@ -20,7 +20,7 @@ from secateur.models.types import Shapes
 from secateur.statistics import Sums, observe
 from secateur.statistics.gaps import HELD, gap_moments
 from secateur.statistics.kinds.updates import add_joint_moments_
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec

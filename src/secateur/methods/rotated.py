@@ -18,6 +18,7 @@ from secateur.methods.method import Job, Method, Prepared
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
+from secateur.models.rotation_check import require_rotatable
 from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import observe
@@ -69,7 +70,7 @@ def rotated(
     progress: Progress | None = None,
 ) -> nn.Module:
     """A copy whose stream has channels of descending energy; one pass over the images."""
-    family.require_rotatable(model)
+    require_rotatable(model, family)
     copy = copy_of(model)
 
     def on_batch(done: int) -> None:

@@ -11,12 +11,15 @@ from torch import nn
 
 from secateur.data.batches import Batch
 from secateur.models.runner import Runner
+from secateur.statistics.divergence import LossName
 from secateur.statistics.kinds.similarity import angle
 from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
 @statistics_trial("window_similarity")
-def window_similarity(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
+def window_similarity(
+    sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, _loss: LossName
+) -> None:
     """For each block, sums over tokens by length of the window that begins there.
 
     `cosine` and `angle` (windows,): entry n - 1 compares the stream at the block with that after n
