@@ -14,9 +14,10 @@ from _readme_measured import measured_table
 import secateur
 from secateur.criteria import criteria
 from secateur.errors import UserError
+from secateur.methods.request import DEFAULT
 from secateur.models.family import families
 from secateur.models.types import ALL_GROUPS
-from secateur.presets import DEFAULT, load_preset, preset_names
+from secateur.presets import load_preset, preset_names
 from secateur.verbs.inspect import Inspection
 from secateur.verbs.load import load_shape
 
