@@ -44,7 +44,7 @@ def measure(dims: int, size: int, precision: str, steps: int) -> Row:
     images_BCHW, labels_B = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
 
     def step(*, fused: bool) -> float:
-        kernel = nullcontext() if fused else unfused(model, stated_names("switches"))
+        kernel = nullcontext() if fused else unfused(model, stated_names("fused"))
         start = time.process_time()
         with kernel:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

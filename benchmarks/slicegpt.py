@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from secateur.data.batches import as_batches
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of, read
-from secateur.models.runner import advance, embed_all
-from secateur.models.stream import rotatable
 from secateur.surgery.rotate import principal_basis
+from secateur.surgery.streams import advance, embed_all
 from secateur.verbs.prune import prune
 
 NAMES = {"vit_tiny": "ViT-Tiny", "digits": "The bundled digits model"}
@@ -107,7 +106,7 @@ def _per_cut(bench: Bench, width: int) -> Row:
     """Bases one after the other, each from the stream that the bases before it leave."""
     model = copy_of(bench.model)
     family, anatomy = family_of(model), read(model)
-    rotatable(model, family).rotate_(model, torch.eye(anatomy.width, dtype=torch.float64))
+    family.rotate_(model, torch.eye(anatomy.width, dtype=torch.float64))
     streams = embed_all(model, family, as_batches(bench.calibration))
     projections = []
     for branch in [*anatomy.branches, None]:

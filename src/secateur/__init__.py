@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from secateur.verbs.load import load
     from secateur.verbs.prune import prune
     from secateur.verbs.result import Result
+    from secateur.verbs.saving import save
     from secateur.verbs.train import train
 
     __version__: str
@@ -42,6 +43,7 @@ _HOMES = {
     "learn": "secateur.verbs.learn",
     "load": "secateur.verbs.load",
     "prune": "secateur.verbs.prune",
+    "save": "secateur.verbs.saving",
     "train": "secateur.verbs.train",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "learn",
     "load",
     "prune",
+    "save",
     "train",
 ]
 

@@ -11,7 +11,6 @@ from torch.utils.hooks import RemovableHandle
 from secateur.allocation.types import Plan, Units
 from secateur.models.family import family_of, read
 from secateur.models.hook_points import Edit, HookPoint, attached
-from secateur.models.stream import narrowable
 from secateur.models.types import (
     Anatomy,
     AttentionShape,
@@ -142,7 +141,7 @@ def narrowed(model: nn.Module, plan: Plan) -> Iterator[None]:
     for stream in read(model).streams:
         if (kept := plan.units.get(stream.id, {}).get("width")) is None:
             continue
-        found = narrowable(family).stream_readers(model, stream)
+        found = family.stream_readers(model, stream)
         for path in found.norms:
             handles.append(model.get_submodule(path).register_forward_hook(_over(_index(kept))))
         for path in found.readers:

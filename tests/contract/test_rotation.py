@@ -16,9 +16,8 @@ from secateur.measurement.counting import counted
 from secateur.methods.rotated import rotated
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
-from secateur.models.stream import Rotatable, rotatable
 from secateur.statistics import observe
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
@@ -34,10 +33,7 @@ REPAIRS = ("none", "mean", "least_squares")
 
 def why_not(name: str) -> str | None:
     """Why a host cannot be rotated."""
-    family = family_of(shared(name))
-    if not isinstance(family, Rotatable):
-        return "the family knows no way"
-    return family.why_not_rotate(shared(name))
+    return family_of(shared(name)).why_not_rotate(shared(name))
 
 
 TURNING = [name for name in HOSTS if why_not(name) is None]
@@ -59,7 +55,7 @@ def random_basis(width: int, seed: int = 0) -> Tensor:
 
 
 def turn_(model: nn.Module, basis_DD: Tensor) -> None:
-    rotatable(model, family_of(model)).rotate_(model, basis_DD)
+    family_of(model).rotate_(model, basis_DD)
 
 
 def test_every_host_turns_or_says_why_not() -> None:
@@ -326,7 +322,7 @@ def test_models_that_cannot_be_rotated_are_told_apart() -> None:
         prune(build("vit"), Untouched(), "50% hidden", preset="slicegpt")
     host = build("efficientformer")
     with pytest.raises(UserError, match=r"EfficientFormer.*cannot be rotated"):
-        rotatable(host, family_of(host))
+        family_of(host).require_rotatable(host)
 
 
 def test_channels_may_be_selected_by_their_energy_without_a_rotation(tmp_path: Path) -> None:

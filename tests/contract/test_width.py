@@ -13,10 +13,9 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
-from secateur.models.stream import stream_weights
 from secateur.models.types import AttentionShape
 from secateur.statistics import Statistics, observe
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
@@ -255,7 +254,7 @@ def test_members_have_one_row_per_channel(name: str) -> None:
     model, anatomy = build(name), anatomy_of(name)
     family = family_of(model)
     (stream,) = anatomy.streams
-    found = stream_weights(model, family, anatomy, stream)
+    found = family.stream_weights(model, stream)
     names = {branch.id for branch in anatomy.branches}
     assert set(found.writers) == names | {"patch_embed"}
     assert set(found.readers) >= names | {"head"}

@@ -6,7 +6,6 @@ from secateur.criteria.registry import Question
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
-from secateur.models.stream import stream_weights
 from secateur.models.types import ALL_GROUPS, GroupName
 from secateur.statistics import observe, statistics_kinds
 from tests.hosts import build, images_for
@@ -48,9 +47,7 @@ def test_one_number_per_unit_from_no_more_than_it_asked_for(name: str, group: Gr
                 sums=statistics.about(owner),
                 images=statistics.images,
                 seed=3,
-                stream=stream_weights(model, family_of(model), anatomy, stream)
-                if group == "width"
-                else None,
+                stream=family_of(model).stream_weights(model, stream) if group == "width" else None,
             ),
         )
         shape: tuple[int, ...] = (anatomy.width,) if group == "width" else ()

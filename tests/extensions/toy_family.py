@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from secateur.models.derived.stated import state
+from secateur.models.family import state
 from secateur.models.statement import MlpLayer, Residual, Statement, Stem, Tail
 
 

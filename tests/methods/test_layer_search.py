@@ -204,6 +204,39 @@ def test_the_window_is_that_with_the_least_angle(length: int) -> None:
     assert dropped(model, f"drop {length} blocks", "uidl") == expected
 
 
+@pytest.mark.parametrize("preset", ["uidl", "replaceme"])
+@pytest.mark.parametrize("name", ["efficientformer", "efficientformer_grids"])
+@pytest.mark.parametrize("length", [1, 2])
+def test_windows_lie_in_one_stage(name: str, preset: str, length: int) -> None:
+    model, anatomy = build(name), anatomy_of(name)
+    gone = prune(model, images_for(model, 6), f"drop {length} blocks", preset=preset)
+    blocks = [b for b in anatomy.blocks if gone.plan.shapes[b.branches[0]] is None]
+    assert len(blocks) == length and len({anatomy.stage_of(block) for block in blocks}) == 1
+    assert bool(gone.model(images_for(model, 2)).isfinite().all())
+
+
+def test_a_stage_without_a_window_long_enough_is_refused() -> None:
+    model = build("efficientformer_grids")
+    with pytest.raises(UserError, match="no run of neighbouring blocks of one stage"):
+        prune(model, images_for(model, 4), "drop 3 blocks", preset="uidl")
+
+
+def test_the_first_block_of_a_stage_has_no_anchor_in_the_stage_before() -> None:
+    """Its mean stays, since no branch before it writes the same stream."""
+    model, anatomy = build("efficientformer"), anatomy_of("efficientformer")
+    first = next(b for b in anatomy.blocks if anatomy.stage_of(b) == 1)
+    others = [b.id for b in anatomy.blocks if b is not first]
+    images = images_for(model, 6)
+    found = prune(model, images, "drop 1 blocks", preset="replaceme", protect=others)
+    assert [k for k, shape in found.plan.shapes.items() if shape is None] == [*first.branches]
+    branch = anatomy.branch(first.branches[0])
+    mean_D = mean_update(observe(model, as_batches(images, 6), ["update_mean"]), branch)
+    expected = without(model, set())
+    family_of(model).add_constant_(expected, branch, mean_D)
+    family_of(model).drop_(expected, {branch.id})
+    assert torch.allclose(found.model(images), expected(images), atol=1e-4)
+
+
 def test_windows_meet_cost_budgets_with_as_few_blocks_as_possible() -> None:
     model, anatomy = build("vit"), anatomy_of("vit")
     gone = dropped(model, "60% macs", "uidl")

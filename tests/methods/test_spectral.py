@@ -12,7 +12,15 @@ from secateur.models.family import family_of
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 from secateur.verbs.prune import prune
-from tests.hosts import HOSTS, anatomy_of, build, images_for
+from tests.hosts import (
+    HOSTS,
+    anatomy_of,
+    build,
+    efficientformer,
+    images_for,
+    randomise_,
+    settle_,
+)
 
 SMALL = {"qk": 2, "vo": 2, "hidden": 4}
 
@@ -170,3 +178,17 @@ def test_an_affine_stand_in_is_asked_for_by_name() -> None:
         assert not torch.allclose(pruned("affine")(images), pruned(None)(images), atol=1e-4)
     with pytest.raises(UserError, match="merge"):
         pruned("merge")
+
+
+def test_heads_may_hold_more_value_dims_than_the_stream_is_wide() -> None:
+    """The output of a head then has the rank of the stream at most; other dims may stay."""
+    model = efficientformer(embed_dims=(8, 8))
+    attention = model.stages[-1].blocks[-1].token_mixer
+    new = type(attention)(8, 8, num_heads=4, attn_ratio=4, resolution=7)
+    model.stages[-1].blocks[-1].token_mixer = new
+    randomise_(model, seed=0)
+    settle_(model)
+    found = prune(model.eval(), images_for(model, 16), "75% vo", preset="spectral")
+    (shape,) = (s for s in found.plan.shapes.values() if isinstance(s, AttentionShape) and s.vo > 8)
+    assert 8 < shape.vo < 32
+    assert bool(found.model(images_for(model, 2)).isfinite().all())

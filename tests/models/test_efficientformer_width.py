@@ -12,7 +12,6 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.models.family import family_of, read
-from secateur.models.stream import stream_weights
 from secateur.models.types import Cost, StreamTransition
 from secateur.statistics import Statistics, observe
 from secateur.storage.load import load
@@ -127,7 +126,7 @@ def test_members_have_one_row_per_channel() -> None:
     model, anatomy = build(NAME), anatomy_of(NAME)
     family = family_of(model)
     for stream in anatomy.streams:
-        found = stream_weights(model, family, anatomy, stream)
+        found = family.stream_weights(model, stream)
         for matrix in [*found.writers.values(), *found.readers.values()]:
             assert matrix.ndim == 2 and matrix.shape[0] == stream.width
         own = {b.id for b in anatomy.branches if b.stage == stream.stage}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.measurement.counting import counted
-from secateur.models.derived.stated import OneStream
+from secateur.models.family import Family
 from secateur.models.hook_points import attached
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import (
@@ -79,7 +79,7 @@ class Apart(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-FAMILY = OneStream(
+FAMILY = Family(
     Statement(
         name="apart",
         title="Apart",

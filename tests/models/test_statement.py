@@ -9,8 +9,7 @@ from timm.layers import RmsNorm
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.stated import StatedFamily
-from secateur.models.family import family_of
+from secateur.models.family import Family, family_of
 from secateur.models.norms import is_norm
 from secateur.models.statement import AttentionLayer, MlpLayer, Residual, Statement
 from tests.hosts import build, vit
@@ -18,7 +17,7 @@ from tests.hosts import build, vit
 
 def stated() -> Statement:
     family = family_of(vit())
-    assert isinstance(family, StatedFamily)
+    assert isinstance(family, Family)
     return replace(family.statement, name="mine")
 
 
@@ -65,13 +64,13 @@ WRONG: list[tuple[Callable[[], Statement], str]] = [
 @pytest.mark.parametrize(("wrong", "path"), WRONG, ids=[path for _, path in WRONG])
 def test_names_that_are_not_there_are_refused(wrong: Callable[[], Statement], path: str) -> None:
     with pytest.raises(UserError, match=rf"'{path}' is stated.*family 'mine'"):
-        StatedFamily(wrong()).read(vit())
+        Family(wrong()).read(vit())
 
 
 def test_names_that_may_be_missing_say_so() -> None:
     tail = replace(stated().tail, classifiers=("head", "second_head?"))
-    found = StatedFamily(replace(stated(), tail=tail)).read(vit())
-    assert found.branches == StatedFamily(stated()).read(vit()).branches
+    found = Family(replace(stated(), tail=tail)).read(vit())
+    assert found.branches == Family(stated()).read(vit()).branches
 
 
 def test_rms_norms_of_libraries_are_known_by_their_name() -> None:
@@ -82,9 +81,9 @@ def test_rms_norms_of_libraries_are_known_by_their_name() -> None:
 @torch.no_grad()
 def test_facts_that_are_wrong_are_found_by_the_walk() -> None:
     """A norm that is stated on the wrong side gives another function."""
-    family, model = StatedFamily(stated()), build("vit")
+    family, model = Family(stated()), build("vit")
     x = torch.randn(2, *family.read(model).input_size)
-    wrong = StatedFamily(with_step(0, lambda step: replace(step, norm_behind=True)))
+    wrong = Family(with_step(0, lambda step: replace(step, norm_behind=True)))
     for one, same in ((family, True), (wrong, False)):
         stream = one.embed(model, x)
         for branch in one.read(model).branches:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.save import save
 from secateur.storage.spec import checksum_of
 from tests.storage.tiny import host, shrink_

@@ -1,5 +1,6 @@
 """Dense models are recognised, however they were built, or refused with the reason."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.storage.base import Base, base_of, build
+from secateur.storage.base import Base, build
+from secateur.storage.identify import base_of
 from tests.storage.tiny import HOSTS, SIZES, host, images
 
 
@@ -128,10 +130,13 @@ def test_a_model_in_training_mode_stays_in_it() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_a_base_that_load_has_set_is_returned() -> None:
+def test_a_base_that_load_has_set_is_returned_where_it_is_that_of_the_model() -> None:
     model, other = host("vit"), host("deit3")
+    known = base_of(model)
+    model.secateur_base = replace(known, preprocessing=known.preprocessing.override(mean=0.25))
+    assert base_of(model) == model.secateur_base != known
     model.secateur_base = base_of(other)
-    assert base_of(model) is model.secateur_base
+    assert base_of(model) == known
 
 
 def _other_scale(model: nn.Module) -> None:

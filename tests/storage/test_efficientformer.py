@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from secateur.export import export
 from secateur.measurement.counting import counted
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.spec import read_spec
 from secateur.verbs.prune import prune

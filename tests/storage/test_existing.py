@@ -12,8 +12,9 @@ from torch import nn
 
 import secateur.storage.save as saving
 from secateur.errors import Advice, UserError
-from secateur.storage.base import Base, base_of
+from secateur.storage.base import Base
 from secateur.storage.directories.existing import described
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import check_out, save
 from tests.killing import KILLED, each_kill

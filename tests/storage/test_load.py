@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.storage import network
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.libraries import timm_models
 from secateur.storage.load import load
 from tests.storage.tiny import images

@@ -14,7 +14,8 @@ from torch import nn
 
 import secateur.storage.save as saving
 from secateur.errors import UserError
-from secateur.storage.base import Base, base_of
+from secateur.storage.base import Base
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import check_out, save
 from tests.storage.tiny import host, images, shrink_

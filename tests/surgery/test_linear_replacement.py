@@ -16,12 +16,11 @@ from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.models.family import family_of, read
 from secateur.models.modules import LinearStandIn
-from secateur.models.stream import linearisable, rotatable
 from secateur.models.types import Shapes
 from secateur.statistics import Sums, observe
 from secateur.statistics.gaps import HELD, gap_moments
 from secateur.statistics.kinds.updates import add_joint_moments_
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.save import save
 from secateur.storage.spec import read_spec
@@ -304,14 +303,14 @@ def test_where_it_cannot_stand_it_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             prune(build(name), Untouched(), "drop 1 mlp", preset="nbl")
-    assert linearisable(family_of(build("efficientformer"))) is None
+    assert not family_of(build("efficientformer")).one_stream
     with pytest.raises(UserError, match="time that a budget in ms cannot foresee"):
         prune(build("vit"), Untouched(), "2x faster", preset="nbl")
     with pytest.raises(UserError, match="--stand-in linear has no meaning"):
         prune(build("vit"), Untouched(), "drop 1 mlp", stand_in="linear")
     standing = cut_with(build("vit"), ONE, images_for(build("vit"), 8))
     with pytest.raises(UserError, match="linear layers stand in for some of its layers"):
-        rotatable(standing, family_of(standing))
+        family_of(standing).require_rotatable(standing)
 
 
 @torch.no_grad()

@@ -51,6 +51,16 @@ def test_value_error_never_rises_with_size_or_rounds_and_full_size_is_exact() ->
     assert together < alone
 
 
+def test_more_dims_than_outputs_lose_nothing_and_are_independent() -> None:
+    cov = random_gram(12, seed=5)
+    weights = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for size in (3, 4, 5):
+        encode, error = value_basis(cov, weights, heads=2, size=size)
+        assert encode.shape == (2, 6, size) and error == pytest.approx(0.0, abs=1e-8)
+        own = encode[1].T @ cov[6:, 6:] @ encode[1]
+        torch.testing.assert_close(own, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
 def test_duplicated_value_dims_cost_nothing() -> None:
     half = random_gram(6, seed=2)
     double = torch.cat([torch.cat([half, half], 1), torch.cat([half, half], 1)], 0)

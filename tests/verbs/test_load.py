@@ -10,7 +10,7 @@ from torch import nn
 import secateur
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.storage.base import base_of
+from secateur.storage.identify import base_of
 from secateur.verbs.load import load_shape, open_data, refuse_missing
 from tests.data.made_up import make_folder
 

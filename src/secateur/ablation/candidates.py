@@ -1,11 +1,12 @@
 """Measured candidates: reduce one group at a time and measure the degradation of the whole model.
 
 Each probe replaces one branch by a reduced form of it and runs the rest of the dense model on from
-there; its loss is the divergence KL(dense || probed) of the outputs in nats (for models without
-classes 1 - cosine). A few sizes of each group are measured; the others follow along an analytic
-error. Probe images must be held out of the fit of the reducer (`secateur.data.split`): a reduction
-looks harmless on the very images that it was fitted to, most of all where single tokens count.
-Legend: N tokens, D residual width, P probe images.
+there; its loss is how far the outputs are then from the dense ones (see
+`secateur.statistics.divergence`), for classes KL(dense || probed) in nats. A few sizes of each
+group are measured; the others follow along an analytic error. Probe images must be held out of the
+fit of the reducer (`secateur.data.split`): a reduction looks harmless on the very images that it
+was fitted to, most of all where single tokens count. Legend: N tokens, D residual width, P probe
+images.
 """
 
 from collections.abc import Callable, Iterable
@@ -83,7 +84,10 @@ def measure_candidates(
     shares: tuple[float, ...],
     on_branch: Callable[[int, int], None] | None = None,
 ) -> Probed:
-    """Measure the candidates of all groups, branch by branch along the dense stream."""
+    """Measure the candidates of all groups, branch by branch along the dense stream.
+
+    UserError where outputs change, but the loss is 0 for every candidate.
+    """
     anatomy = probe.runner.anatomy
     candidates: list[Candidates] = []
     probes: list[Probe] = []
@@ -115,6 +119,7 @@ def measure_candidates(
             candidates.append(block_candidates(block, loss, limits))
         if on_branch is not None:
             on_branch(place + 1, len(anatomy.branches))
+    probe.require_seen()
     return Probed(candidates=candidates, probes=probes)
 
 

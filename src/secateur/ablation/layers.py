@@ -17,7 +17,15 @@ from secateur.data.split import first_images
 from secateur.models.family import Family
 from secateur.models.runner import Runner
 from secateur.models.types import Anatomy
-from secateur.statistics.divergence import OUTPUT_LOSSES, Degradation, OutputLoss
+from secateur.statistics.divergence import (
+    Degradation,
+    LossName,
+    OutputLoss,
+    blind,
+    loss_for,
+    output_losses,
+    spread,
+)
 
 OnStep = Callable[[int, int], None]
 
@@ -85,13 +93,15 @@ class Removal:
     """A dense model and some batches, to leave out any set of branches.
 
     Streams are not kept, so that memory does not grow with the number of images. `fills[branch]`
-    (D,) is added in the place of a branch; `loss` sums over images.
+    (D,) is added in the place of a branch; `loss` sums over images, and `compared` says what it
+    is normalised by, see `secateur.statistics.divergence.spread`.
     """
 
     runner: Runner
     chunks: tuple[Batch, ...]
     fills: Mapping[str, Tensor]
     loss: OutputLoss
+    compared: LossName
 
     @torch.no_grad()
     def degradations(
@@ -100,24 +110,38 @@ class Removal:
         """The mean loss over images of each set of dropped branches; those near `base` are cheap.
 
         The steps that a set has in common with `base` up to the first difference are run once.
-        `share` looks at that part of the images only.
+        `share` looks at that part of the images only. UserError where outputs change, but the loss
+        of every set is 0.
         """
         wanted = list(changes)
         totals = [0.0] * len(wanted)
+        dense: list[Tensor] = []
         chunks = self.chunks[: max(1, round(share * len(self.chunks)))]
+        moved = False
         for chunk in chunks:
-            for number, loss in enumerate(self._in_chunk(chunk, base, wanted)):
+            for number, (loss, other) in enumerate(self._in_chunk(chunk, base, wanted, dense)):
                 totals[number] += loss
+                moved = moved or other
         images = sum(len(chunk.images_BCHW) for chunk in chunks)
-        return [total / images for total in totals]
+        if moved and len(wanted) > 1 and not any(totals):
+            raise blind(self.compared)
+        scale = images * spread(torch.cat(dense), self.compared)
+        return [total / scale for total in totals]
 
     def _in_chunk(
-        self, chunk: Batch, base: frozenset[str], wanted: list[frozenset[str]]
-    ) -> Iterator[float]:
+        self,
+        chunk: Batch,
+        base: frozenset[str],
+        wanted: list[frozenset[str]],
+        dense: list[Tensor],
+    ) -> Iterator[tuple[float, bool]]:
+        """The loss of each set, summed, and whether outputs changed; fills `dense` with theirs."""
         outputs = self.runner.without_each(chunk.images_BCHW, base, wanted, self.fills)
         dense_BC = next(outputs).double()
+        dense.append(dense_BC)
         for changed_BC in outputs:
-            yield float(self.loss(dense_BC, changed_BC.double(), chunk.labels_B))
+            loss = float(self.loss(dense_BC, changed_BC.double(), chunk.labels_B))
+            yield loss, not torch.equal(dense_BC, changed_BC.double())
 
 
 def removal(
@@ -128,11 +152,14 @@ def removal(
     images: int,
     fills: Mapping[str, Tensor],
     criterion: str,
+    loss: LossName | None = None,
 ) -> Removal:
     """Prepare removals on the first `images` images, measured as a criterion does."""
+    loss = loss or loss_for(anatomy.num_classes)
     return Removal(
         runner=Runner.of(model, family, anatomy),
         chunks=tuple(first_images(batches, images)),
         fills=fills,
-        loss=OUTPUT_LOSSES[criterion],
+        loss=output_losses(loss)[criterion],
+        compared=loss if criterion == "delta_kl" else "kl",
     )

@@ -15,7 +15,7 @@ from secateur.models.family import Family
 from secateur.models.runner import NO_FILLS, Runner
 from secateur.models.types import Anatomy, Branch
 from secateur.models.weights import BranchWeights
-from secateur.statistics.divergence import Degradation, degradation
+from secateur.statistics.divergence import Degradation, LossName, blind, degradation, loss_for
 
 AT_ONCE = 32
 """Probe images that run through the model at a time."""
@@ -26,8 +26,8 @@ class ProbeRunner:
     """A dense model with the stream of the probe images before its first step, and its outputs.
 
     `fills` (D,) stand for branches that are left out. `scratch` shares the dense model's weights
-    but for those of branches that are changed. `steps_run` grows by one for every residual step
-    that all probe images go through.
+    but for those of branches that are changed. `loss` compares outputs. `steps_run` grows by one
+    for every residual step that all probe images go through.
     """
 
     runner: Runner
@@ -35,7 +35,10 @@ class ProbeRunner:
     start_PND: Tensor
     dense_PC: Tensor
     fills: Mapping[str, Tensor]
+    loss: LossName
     steps_run: float
+    _moved: bool = False
+    _seen: bool = False
 
     @staticmethod
     @torch.no_grad()
@@ -45,8 +48,9 @@ class ProbeRunner:
         anatomy: Anatomy,
         images_PCHW: Tensor,
         fills: Mapping[str, Tensor] = NO_FILLS,
+        loss: LossName | None = None,
     ) -> "ProbeRunner":
-        """Embed the probe images and run the dense model on them."""
+        """Embed the probe images and run the dense model on them; `loss` as in `loss_for`."""
         runner = Runner.of(model, family, anatomy)
         start_PND = torch.cat([runner.embed(part) for part in images_PCHW.split(AT_ONCE)])
         return ProbeRunner(
@@ -55,6 +59,7 @@ class ProbeRunner:
             start_PND=start_PND,
             dense_PC=_outputs(runner, start_PND),
             fills=fills,
+            loss=loss or loss_for(anatomy.num_classes),
             steps_run=len(runner),
         )
 
@@ -102,7 +107,15 @@ class ProbeRunner:
         return self._compared(torch.cat([model(part) for part in images_PCHW.split(AT_ONCE)]))
 
     def _compared(self, changed_PC: Tensor) -> Degradation:
-        return degradation(self.dense_PC, changed_PC, self.runner.anatomy.num_classes)
+        found = degradation(self.dense_PC, changed_PC, self.runner.anatomy.num_classes, self.loss)
+        self._seen = self._seen or found.divergence != 0
+        self._moved = self._moved or not torch.equal(self.dense_PC, changed_PC)
+        return found
+
+    def require_seen(self) -> None:
+        """UserError where outputs changed, but every loss so far is 0: it cannot choose."""
+        if self._moved and not self._seen:
+            raise blind(self.loss)
 
 
 def _outputs(

@@ -19,7 +19,7 @@ from secateur.measurement.timing import Times
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, MlpShape, Shapes
 from secateur.statistics import Statistics
-from secateur.statistics.divergence import unit_of
+from secateur.statistics.divergence import LossName, unit_of
 
 
 def measured(
@@ -31,6 +31,7 @@ def measured(
     scores: Sequence[Score],
     times: Times | None,
     tolerance: float,
+    loss: LossName | None = None,
 ) -> Plain:
     """All of the record that was measured: the model, its layers, and what the sums say."""
     total = anatomy.cost()
@@ -44,7 +45,7 @@ def measured(
         "params": total.params,
         "ms": None if times is None else times.total_ms,
         "setting": None if times is None else str(times.setting),
-        "unit": unit_of(anatomy.num_classes),
+        "unit": unit_of(anatomy.num_classes, loss),
         "tolerance": tolerance,
         "probe_images": removals.images,
         "layers": layer_records(

@@ -17,7 +17,7 @@ from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
 from secateur.progress import Progress
 from secateur.statistics import Statistics
-from secateur.statistics.divergence import Degradation
+from secateur.statistics.divergence import Degradation, LossName
 from secateur.surgery.replace import mean_update
 
 GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden")
@@ -85,10 +85,11 @@ def measure_removals(
     images_PCHW: Tensor,
     effort: Effort,
     progress: Progress | None,
+    loss: LossName | None = None,
 ) -> Removals:
     """Leave out layers and blocks, alone, together and in pairs; make groups smaller."""
     means = {branch.id: mean_update(statistics, branch) for branch in anatomy.branches}
-    work = ProbeRunner.of(model, family, anatomy, images_PCHW, means)
+    work = ProbeRunner.of(model, family, anatomy, images_PCHW, means, loss)
     passes: dict[str, float] = {}
 
     def account(stage: str) -> None:

@@ -15,6 +15,7 @@ from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import Statistics, observe, statistics_kinds
+from secateur.statistics.divergence import LossName
 
 NEEDS = {
     "attention_moments",
@@ -74,6 +75,7 @@ def observe_all(
     batches: Batches,
     chosen: list[Criterion],
     progress: Progress | None,
+    loss: LossName | None = None,
 ) -> Observed:
     """One pass over all images and, if a criterion needs gradients, one over some of them."""
     needs = {kind for each in chosen for kind in each.needs["branch"]}
@@ -85,8 +87,8 @@ def observe_all(
 
     # WHY: whatever keeps images on the way keeps them from the last pass over all.
     few = first_images(batches, GRADIENT_IMAGES, GRADIENT_BATCH)
-    backward = observe(model, few, back) if back else None
-    forward = observe(model, batches, (needs - back) | NEEDS, on_batch=seen)
+    backward = observe(model, few, back, loss=loss) if back else None
+    forward = observe(model, batches, (needs - back) | NEEDS, loss=loss, on_batch=seen)
     return Observed(forward=forward, backward=backward)
 
 

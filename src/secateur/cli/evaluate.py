@@ -164,6 +164,9 @@ def _show(
     if found.kl is not None:
         table.add_row("agreement with the reference", share(found.agreement))
         table.add_row("KL from the reference", f"{found.kl:.4f} nats")
+    if found.squared_error is not None:
+        error = f"{100 * found.squared_error:.3g} % of its variance"
+        table.add_row("squared difference from the reference", error)
     for metric, values in measured.items():
         for name, value in values.items():
             if name != "n":

@@ -91,6 +91,8 @@ def _add_accuracy(table: Table, result: "Result") -> None:
     if dense.top1 is not None and pruned.top1 is not None:
         loss = f"{pruned.top1 - dense.top1:+.1f} points"
         table.add_row("top-1", top1(dense), top1(pruned), loss)
+    if pruned.squared_error is not None:
+        table.add_row("squared error", "", f"{100 * pruned.squared_error:.3g} % of variance", "")
     table.add_row("agreement", "", share(pruned.agreement), "")
 
 

@@ -142,6 +142,7 @@ def finish(result: "Trained", out: Path, overwrite: bool) -> Answer:
 
 def _show(console: "Console", result: "Trained", out: Path, replaced: str | None) -> None:
     from secateur.cli.tables import plain_table, show_replaced, top1
+    from secateur.training.judgement import ORIGINS
     from secateur.verbs.training_result import training_folder
 
     report, record = result.report, result.record()
@@ -150,10 +151,10 @@ def _show(console: "Console", result: "Trained", out: Path, replaced: str | None
     table.add_row("trained", f"{report.budget}: {report.steps} steps, {_clock(report.seconds)}")
     table.add_row("images", f"{report.images}, {report.processes} processes")
     table.add_row("parameters", f"{kept:,} of {dense:,}")
-    if report.scores:
-        first, best = report.scores[0], min(report.scores, key=lambda score: score.value)
-        name = next(iter(first.values)).replace("_", " ")
-        table.add_row(f"held-out {name}", f"{first.value:.4g} → {best.value:.4g}")
+    if (judged := result.judged) is not None:
+        name = judged.measure.replace("_", " ")
+        table.add_row(f"held-out {name}", f"{judged.before:.4g} → {judged.saved:.4g}, as saved")
+        table.add_row("held-out images", ORIGINS[judged.origin])
         average = ", running average" if report.averaged else ""
         table.add_row("weights of", f"step {report.best_step}{average}")
     for key, word in (("dense", "reference"), ("before", "before"), ("pruned", "now")):

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from secateur.criteria.registry import Criterion, Question, score
 from secateur.models.family import Family
-from secateur.models.stream import stream_weights
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.statistics import Statistics
 
@@ -32,7 +31,7 @@ def ask(
     stream = weights = None
     if group == "width":
         found = next(stream for stream in anatomy.streams if stream.id == owner)
-        stream = stream_weights(model, family, anatomy, found)
+        stream = family.stream_weights(model, found)
     elif group != "block":
         weights = family.weights(model, anatomy.branch(owner))
     question = Question(

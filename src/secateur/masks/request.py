@@ -34,6 +34,13 @@ class LearnRequest(UnitsPart, TrainingPart):
         str,
         Say("In which order scores start: spectral for its plans, a criterion, or none.", MASKS),
     ] = "spectral"
+    loss: Annotated[
+        str | None,
+        Say(
+            "Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            TRAINING,
+        ),
+    ] = None
     latency: Annotated[
         bool,
         Say("Time dense and smaller model in turns.", TRAINING, flag="--latency/--no-latency"),

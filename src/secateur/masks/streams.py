@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from secateur.models.family import family_of
 from secateur.models.norms import centres
-from secateur.models.stream import narrowable
 from secateur.models.types import Stream
 
 GetMask = Callable[[], Tensor]
@@ -25,7 +24,7 @@ def stream_hooks(
     model: nn.Module, stream: Stream, mask_D: GetMask
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Hooks through which a mask acts on all norms and readers of a stream."""
-    found = narrowable(family_of(model)).stream_readers(model, stream)
+    found = family_of(model).stream_readers(model, stream)
     for path in found.norms:
         yield model.get_submodule(path).register_forward_hook(_normalise(mask_D))
     for path in found.readers:

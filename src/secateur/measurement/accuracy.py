@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
-from secateur.statistics.divergence import divergence
+from secateur.statistics.divergence import degradation, divergence
 
 _TOP = 5
 
@@ -27,7 +27,9 @@ class Accuracy:
     standard error of `top1`, in percentage points; `agreement`, the percentage of images for
     which the reference predicts the same class; `kl`, the mean over images of
     KL(reference ‖ model), in nats; `change_stderr`, the standard error of `top1` minus that of
-    the reference on the same images, in points.
+    the reference on the same images, in points. A model of one output predicts no class: of it
+    only `squared_error` is known, the mean squared difference from the reference's output as a
+    share of the variance of that.
     """
 
     top1: float | None
@@ -37,10 +39,14 @@ class Accuracy:
     agreement: float | None
     kl: float | None
     change_stderr: float | None = None
+    squared_error: float | None = None
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return the fields by name, in their units."""
-        return asdict(self)
+        """Return the fields by name, in their units; `squared_error` only of one output."""
+        found = asdict(self)
+        if self.squared_error is None:
+            del found["squared_error"]
+        return found
 
 
 NOTHING = Accuracy(top1=None, top5=None, n=0, stderr=None, agreement=None, kl=None)
@@ -52,7 +58,8 @@ class Predictions:
     """What a model said about each image, on the CPU; None without labels or reference.
 
     `top1_N` and `reference_N` are the most likely classes, `labels_N` the true ones, `in_top5_N`
-    says whether those are among the five most likely, `kl_N` is KL(reference ‖ model) in nats.
+    says whether those are among the five most likely, `kl_N` is KL(reference ‖ model) in nats. Of
+    models of one output there is only `outputs_N2`, theirs beside the reference's.
     """
 
     top1_N: Tensor
@@ -60,6 +67,7 @@ class Predictions:
     in_top5_N: Tensor | None
     reference_N: Tensor | None
     kl_N: Tensor | None
+    outputs_N2: Tensor | None = None
 
     @property
     def correct_N(self) -> Tensor | None:
@@ -148,6 +156,7 @@ def _joined(parts: list[Predictions]) -> Predictions:
         in_top5_N=_cat([part.in_top5_N for part in parts]),
         reference_N=_cat([part.reference_N for part in parts]),
         kl_N=_cat([part.kl_N for part in parts]),
+        outputs_N2=_cat([part.outputs_N2 for part in parts]),
     )
 
 
@@ -171,7 +180,15 @@ def summarize(predictions: Predictions) -> Accuracy:
         agreement=_percent(agree_N),
         kl=None if predictions.kl_N is None else predictions.kl_N.mean().item(),
         change_stderr=error,
+        squared_error=_squared_error(predictions.outputs_N2),
     )
+
+
+def _squared_error(outputs_N2: Tensor | None) -> float | None:
+    if outputs_N2 is None:
+        return None
+    own_N1, reference_N1 = outputs_N2.double().split(1, dim=1)
+    return degradation(reference_N1, own_N1, 1).divergence
 
 
 def paired_difference(correct_a_N: Tensor, correct_b_N: Tensor) -> tuple[float, float]:
@@ -217,6 +234,13 @@ def _compare(
 ) -> Predictions:
     """Predictions of one batch."""
     classes = logits_BC.shape[1]
+    if reference_BC is not None and reference_BC.shape[1] != classes:
+        raise UserError(
+            f"the reference has {reference_BC.shape[1]} outputs but the model has {classes}; "
+            "compare models with the same head."
+        )
+    if classes == 1:
+        return _of_one_output(logits_BC, reference_BC)
     in_top5_B = kl_B = None
     if labels_B is not None:
         labels_B = labels_B.cpu()
@@ -228,11 +252,6 @@ def _compare(
         if classes >= _TOP:
             in_top5_B = (logits_BC.topk(_TOP).indices == labels_B[:, None]).any(dim=1)
     if reference_BC is not None:
-        if reference_BC.shape[1] != classes:
-            raise UserError(
-                f"the reference has {reference_BC.shape[1]} outputs but the model has {classes}; "
-                "compare models with the same head."
-            )
         kl_B = divergence(reference_BC.double(), logits_BC.double())
     return Predictions(
         top1_N=logits_BC.argmax(dim=1),
@@ -240,6 +259,19 @@ def _compare(
         in_top5_N=in_top5_B,
         reference_N=None if reference_BC is None else reference_BC.argmax(dim=1),
         kl_N=kl_B,
+    )
+
+
+def _of_one_output(outputs_B1: Tensor, reference_B1: Tensor | None) -> Predictions:
+    """One number per image is no class, whatever the labels are."""
+    both = None if reference_B1 is None else torch.cat([outputs_B1, reference_B1], dim=1)
+    return Predictions(
+        top1_N=outputs_B1.argmax(dim=1),
+        labels_N=None,
+        in_top5_N=None,
+        reference_N=None,
+        kl_N=None,
+        outputs_N2=both,
     )
 
 

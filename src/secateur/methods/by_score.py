@@ -69,6 +69,7 @@ class ByScore:
                     statistics,
                     held,
                     partial(images.say, "probe"),
+                    images.loss,
                 )
             # WHY: only measurements need images that are held out; units and repair rest on all.
             statistics = statistics.plus(images.observe(model, needs, held))

@@ -9,6 +9,7 @@ from secateur.data.batches import Batches
 from secateur.progress import Progress, timed
 from secateur.statistics import Statistics, Sums, observe
 from secateur.statistics.anchors import anchor_moments
+from secateur.statistics.divergence import LossName
 from secateur.statistics.gaps import gap_moments
 
 
@@ -16,13 +17,15 @@ from secateur.statistics.gaps import gap_moments
 class Images:
     """Calibration images that are streamed once per pass.
 
-    `seconds` collects the time of each stage. A subclass may keep what passes have found, where
-    many runs share one dense model (see `secateur.study`).
+    `seconds` collects the time of each stage, `loss` compares outputs (None: as suits the model,
+    see `secateur.statistics.divergence.loss_for`). A subclass may keep what passes have found,
+    where many runs share one dense model (see `secateur.study`).
     """
 
     batches: Batches
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress | None = None
+    loss: LossName | None = None
 
     def observe(
         self, model: nn.Module, needs: set[str], batches: Batches | None = None
@@ -39,7 +42,7 @@ class Images:
             self.say("observe", done, seen.images)
 
         with timed(self.seconds, "observe"):
-            return observe(model, seen, needs, on_batch=on_batch)
+            return observe(model, seen, needs, loss=self.loss, on_batch=on_batch)
 
     def anchors(self, model: nn.Module, runs: Mapping[str, tuple[str, ...]]) -> dict[str, Sums]:
         """Joint moments for affine replacements; see `secateur.statistics.anchors`."""

@@ -22,6 +22,7 @@ from secateur.methods.task import Task
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.statistics import Statistics
+from secateur.statistics.divergence import LossName
 
 
 def wants_measuring(task: Task) -> bool:
@@ -44,10 +45,11 @@ def measured_candidates(
     statistics: Statistics,
     held: Batches,
     on_branch: Callable[[int, int], None] | None = None,
+    loss: LossName | None = None,
 ) -> list[Candidates]:
-    """Candidates in nats, measured on the first of the images held out of scores and statistics."""
+    """Candidates in the unit of the loss, measured on the first of the held-out images."""
     images_PCHW = all_images(first_images(held, QUICK.images))
-    probe = ProbeRunner.of(model, family, anatomy, images_PCHW)
+    probe = ProbeRunner.of(model, family, anatomy, images_PCHW, loss=loss)
     reducer = Selected(
         scores=scored.scores, repair=task.preset.repair, statistics=statistics, limits=task.limits
     )

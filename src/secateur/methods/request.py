@@ -60,6 +60,13 @@ class PruneRequest(UnitsPart, ImagesPart):
             PRUNING,
         ),
     ] = None
+    loss: Annotated[
+        str | None,
+        Say(
+            "Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            PRUNING,
+        ),
+    ] = None
     polish: Annotated[
         str | None,
         Say(

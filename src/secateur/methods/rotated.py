@@ -18,7 +18,7 @@ from secateur.methods.method import Job, Method, Prepared
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
-from secateur.models.stream import rotatable
+from secateur.models.rotation_check import require_rotatable
 from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import observe
@@ -70,7 +70,7 @@ def rotated(
     progress: Progress | None = None,
 ) -> nn.Module:
     """A copy whose stream has channels of descending energy; one pass over the images."""
-    turned = rotatable(model, family)
+    require_rotatable(model, family)
     copy = copy_of(model)
 
     def on_batch(done: int) -> None:
@@ -80,7 +80,7 @@ def rotated(
     # WHY: in a basis that is none, norms are RMS norms already and the stream has no mean, so
     # what is seen is what will be rotated.
     device = next(copy.parameters()).device
-    turned.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64, device=device))
+    family.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64, device=device))
     seen = observe(copy, batches, {"stream_gram"}, on_batch=on_batch).of("stream_gram", STREAM)
-    turned.rotate_(copy, principal_basis(seen["gram"]))
+    family.rotate_(copy, principal_basis(seen["gram"]))
     return copy

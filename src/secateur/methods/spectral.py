@@ -30,6 +30,7 @@ from secateur.models.family import Family
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
 from secateur.statistics import Statistics, observe
+from secateur.statistics.divergence import LossName
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 
 SENSE_IMAGES = 64
@@ -95,7 +96,7 @@ def prepare(job: Job) -> Probed:
     plain = plain_candidates(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         _require_images(anatomy, task.groups, batches)
-        weights = token_weights(model, anatomy, batches, task.options.seed)
+        weights = token_weights(model, anatomy, batches, task.options.seed, job.images.loss)
         return Probed(candidates=plain, dense=model, token_weights=weights, probes=[])
     effort: Effort = FULL if task.options.effort == "full" else QUICK
     seed, limits = task.options.seed, task.limits
@@ -118,16 +119,14 @@ def measured_candidates(
     """Weigh tokens and measure a candidate list for each of the groups of each branch."""
     batches = images.batches
     _require_images(anatomy, groups, batches)
-    weights = token_weights(model, anatomy, batches, seed)
+    weights = token_weights(model, anatomy, batches, seed, images.loss)
     fit, held = fit_and_held(batches)
 
     def seen(done: int) -> None:
         images.say("observe", done, fit.images)
 
     statistics = observe(model, fit, refit_needs(groups), token_weights=weights, on_batch=seen)
-    probed = _probe(
-        model, family, anatomy, groups, limits, held, statistics, effort, images.progress
-    )
+    probed = _probe(model, family, anatomy, groups, limits, held, statistics, effort, images)
     return Probed(
         candidates=probed.candidates, dense=model, token_weights=weights, probes=probed.probes
     )
@@ -195,15 +194,15 @@ def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
 
 
 def token_weights(
-    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
+    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int, loss: LossName | None = None
 ) -> dict[str, Tensor]:
     """How much each token of each branch counts in moments: (N,), mean 1."""
-    found = sensitivities(model, anatomy, batches, seed)
+    found = sensitivities(model, anatomy, batches, seed, loss)
     return {branch_id: softened(square_N, SOFTEN) for branch_id, square_N in found.items()}
 
 
 def sensitivities(
-    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int
+    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int, loss: LossName | None = None
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the loss at each token of each branch (N,), by one backward pass.
 
@@ -211,7 +210,7 @@ def sensitivities(
     their mean, since single patches differ by chance.
     """
     some = first_batches(batches, SENSE_IMAGES)
-    statistics = observe(model, some, {"sensitivity"}, sample_labels=seed)
+    statistics = observe(model, some, {"sensitivity"}, sample_labels=seed, loss=loss)
     # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
     return_freed_memory()
     squares = {}
@@ -240,15 +239,14 @@ def _probe(
     held: Batches,
     statistics: Statistics,
     effort: Effort,
-    progress: Progress | None,
+    images: Images,
 ) -> Measured:
     images_PCHW = all_images(first_images(held, effort.images))
-    probe = ProbeRunner.of(model, family, anatomy, images_PCHW)
+    probe = ProbeRunner.of(model, family, anatomy, images_PCHW, loss=images.loss)
 
     def probed_so_far(done: int, total: int) -> None:
         return_freed_memory()
-        if progress is not None:
-            progress("probe", done, total)
+        images.say("probe", done, total)
 
     reducer = Refitted(statistics, limits)
     return measure_candidates(probe, reducer, groups, limits, effort.shares, probed_so_far)

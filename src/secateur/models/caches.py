@@ -8,7 +8,7 @@ cannot be copied.
 import copy
 from itertools import chain
 
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.models.family import stated_names
 
@@ -43,15 +43,9 @@ def shell_of(model: nn.Module) -> nn.Module:
 def own_(shell: nn.Module, model: nn.Module) -> None:
     """Give a shell copies of the tensors that it still shares with its model."""
     shared = {id(tensor) for tensor in chain(model.parameters(), model.buffers())}
-    copies: dict[int, Tensor] = {}
-
-    def copied(tensor: Tensor) -> Tensor:
-        if id(tensor) not in copies:
-            copies[id(tensor)] = copy.deepcopy(tensor)
-        return copies[id(tensor)]
-
+    copies: dict[int, object] = {}
     for module in shell.modules():
         own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
         for name, tensor in list(own):
             if id(tensor) in shared:
-                setattr(module, name, copied(tensor))
+                setattr(module, name, copy.deepcopy(tensor, copies))

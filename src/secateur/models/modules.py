@@ -34,8 +34,6 @@ class SlimAttention(nn.Module):
         *,
         scale: float,
         dim_out: int | None = None,
-        qkv_bias: bool = True,
-        proj_bias: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
         attn_drop: float = 0.0,
@@ -51,22 +49,21 @@ class SlimAttention(nn.Module):
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary = call, rotary
         inner = num_heads * (2 * qk_dim + v_dim)
-        self.qkv = nn.Linear(dim, inner, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = nn.Linear(dim, inner, device=device, dtype=dtype)
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(
-            num_heads * v_dim, dim_out or dim, bias=proj_bias, device=device, dtype=dtype
-        )
+        self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
         """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
-        qk = self.num_heads * self.qk_dim
-        q, k, v = self.qkv(x_BND).split([qk, qk, self.num_heads * self.v_dim], dim=-1)
-        q_BHNK = self.q_norm(q.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
-        k_BHNK = self.k_norm(k.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2))
-        v_BHNV = v.unflatten(-1, (self.num_heads, self.v_dim)).transpose(1, 2)
+        qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
+        parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
+        q_BHNK, k_BHNK, v_BHNV = (
+            p.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in parts
+        )
+        q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = None if self.call.mask is None else given.get(self.call.mask)
@@ -81,33 +78,25 @@ class SlimAttention(nn.Module):
     ) -> Tensor:
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
         # An exported graph goes to other devices and runtimes, where they would only be work.
-        narrower = self.v_dim < self.qk_dim
-        if self.v_dim != self.qk_dim and q.device.type == "cpu" and not compiler.is_exporting():
-            missing = abs(self.v_dim - self.qk_dim)
-            if narrower:
+        missing = self.qk_dim - self.v_dim
+        if missing and q.device.type == "cpu" and not compiler.is_exporting():
+            if missing > 0:
                 v = F.pad(v, (0, missing))
             else:
-                q, k = F.pad(q, (0, missing)), F.pad(k, (0, missing))
+                q, k = F.pad(q, (0, -missing)), F.pad(k, (0, -missing))
+        chance = self.attn_drop.p if self.training else 0.0
         out_BHNV = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=attn_mask,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            is_causal=is_causal,
-            scale=self.scale,
+            q, k, v, attn_mask=attn_mask, dropout_p=chance, is_causal=is_causal, scale=self.scale
         )
-        return out_BHNV[..., : self.v_dim] if narrower else out_BHNV
+        return out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
-            tokens = q.shape[-2]
-            logits_BHNN = logits_BHNN + logits_BHNN.new_full((tokens, tokens), float("-inf")).triu_(
-                1
-            )
+            future = logits_BHNN.new_full(logits_BHNN.shape[-2:], float("-inf")).triu_(1)
+            logits_BHNN = logits_BHNN + future
         elif attn_mask is not None and attn_mask.dtype == torch.bool:
             logits_BHNN = logits_BHNN.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
@@ -205,30 +194,27 @@ class PartialBlock(nn.Module):
         return update
 
 
-class WithGiven(nn.Module):
-    """A block with the arguments that its host gives it beside the stream."""
+class OnTokens(nn.Module):
+    """A block or other module between streams of tokens, whatever its host gives it beside them.
 
-    def __init__(self, block: nn.Module, given: Any) -> None:
+    `given()` are its further arguments; with `grid` it works on one of so many rows and columns.
+    """
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        *,
+        grid: tuple[int, int] | None = None,
+        given: Callable[[], Mapping[str, object]] | None = None,
+    ) -> None:
         super().__init__()
-        self.block, self.given = block, given
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """The stream behind the block."""
-        out_BND: Tensor = self.block(x_BND, **self.given())
-        return out_BND
-
-
-class OnGrid(nn.Module):
-    """Modules that work on a grid of this many rows and columns, between streams of tokens."""
-
-    def __init__(self, grid: tuple[int, int], *modules: nn.Module) -> None:
-        super().__init__()
-        self.grid: Final = grid
-        self.inner = nn.Sequential(*modules)
+        self.inner, self.grid, self.given = inner, grid, given
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
-        return as_tokens(self.inner(x_BND.transpose(1, 2).unflatten(2, self.grid)))
+        x = x_BND if self.grid is None else x_BND.transpose(1, 2).unflatten(2, self.grid)
+        out: Tensor = self.inner(x) if self.given is None else self.inner(x, **self.given())
+        return out if self.grid is None else as_tokens(out)
 
 
 def as_tokens(grid_BDHW: Tensor) -> Tensor:
@@ -239,9 +225,9 @@ def as_tokens(grid_BDHW: Tensor) -> Tensor:
 class ShiftedReLU(nn.ReLU):
     """relu(x) + bias on a grid: it carries a constant of the stream that nothing earlier can."""
 
-    def __init__(self, width: int, device: torch.device | None = None) -> None:
+    def __init__(self, bias_D: Tensor) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width, device=device))
+        self.bias = nn.Parameter(bias_D)
 
     def forward(self, grid_BDHW: Tensor) -> Tensor:
         """The sum of both."""

@@ -90,8 +90,7 @@ def held_norm(norm: nn.Module, readers: list[nn.Linear], kept_S: Tensor, held: H
     """
     new = _successor(norm, kept_S, held)
     weight_D, bias_D = affine(norm)
-    gone = torch.ones(weight_D.numel(), dtype=torch.bool, device=weight_D.device)
-    gone[kept_S.to(gone.device)] = False
+    gone = removed(weight_D.numel(), kept_S.to(weight_D.device))
     mean_D = held.mean_D.to(weight_D)
     still_P = (mean_D[gone] - float(new.held_sum) / new.missing) if new.centre else mean_D[gone]
     constant_P = bias_D[gone] + weight_D[gone] * still_P / _deviation(norm, held)
@@ -177,14 +176,20 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return weight_D, torch.zeros_like(weight_D) if bias is None else bias.detach().double()
 
 
+def removed(width: int, kept_S: Tensor) -> Tensor:
+    """A mask (D,) of the channels that are not kept, on the device of the indices."""
+    gone_D = torch.ones(width, dtype=torch.bool, device=kept_S.device)
+    gone_D[kept_S] = False
+    return gone_D
+
+
 def _successor(norm: nn.Module, kept_S: Tensor, held: Held) -> HeldNorm:
-    removed = torch.ones_like(held.mean_D, dtype=torch.bool)
-    removed[kept_S.to(removed.device)] = False
+    gone = removed(held.mean_D.numel(), kept_S.to(held.mean_D.device))
     before = norm.missing if isinstance(norm, HeldNorm) else 0
     weight_D = norm.get_parameter("weight").detach()
-    new = _like(norm, weight_D[: kept_S.numel()], before + int(removed.sum()))
-    new.held_sum.add_(held.mean_D[removed].sum().to(new.held_sum))
-    new.held_square.add_(held.square_D[removed].sum().to(new.held_square))
+    new = _like(norm, weight_D[: kept_S.numel()], before + int(gone.sum()))
+    new.held_sum.add_(held.mean_D[gone].sum().to(new.held_sum))
+    new.held_square.add_(held.square_D[gone].sum().to(new.held_square))
     if isinstance(norm, HeldNorm):
         new.held_sum.add_(norm.held_sum)
         new.held_square.add_(norm.held_square)

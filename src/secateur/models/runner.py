@@ -1,22 +1,16 @@
 """Run a model from any place on, with parts left out: a row of residual steps, one per branch.
 
-Streams of many batches are lists with one tensor (B, N, D) per batch, advanced branch by branch;
-they take images × tokens × width floats, so the caller bounds the number of images.
 Legend: B batch, N tokens, D residual width, C outputs of the head.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from secateur.data.batches import Batches
 from secateur.models.family import Family, family_of
-from secateur.models.hook_points import attached
-from secateur.models.types import Anatomy, Branch
+from secateur.models.types import Anatomy
 
-Streams = list[Tensor]
 NO_FILLS: Mapping[str, Tensor] = {}
 
 
@@ -146,49 +140,3 @@ class Runner:
             after[name] = x_BND[..., kept]
         logits_BC = self.family.head(self.model, x_BND)
         return Trace(after=after, stream_BND=x_BND[..., kept], logits_BC=logits_BC)
-
-
-@torch.no_grad()
-def embed_all(model: nn.Module, family: Family, batches: Batches) -> Streams:
-    """The stream before the first branch, one tensor (B, N, D) per batch."""
-    return [family.embed(model, batch.images_BCHW) for batch in batches]
-
-
-def advance(
-    model: nn.Module, family: Family, branch: Branch, streams: Iterable[Tensor]
-) -> Iterator[Tensor]:
-    """The streams after one branch, batch by batch."""
-    return (after_BND for after_BND, _ in advance_seen(model, family, branch, streams, ()))
-
-
-def advance_(model: nn.Module, family: Family, branch: Branch, streams: Streams) -> None:
-    """Put the streams after one branch in the place of those before it, batch by batch."""
-    for number, after_BND in enumerate(advance(model, family, branch, streams)):
-        streams[number] = after_BND
-
-
-@torch.no_grad()
-def advance_seen(
-    model: nn.Module,
-    family: Family,
-    branch: Branch,
-    streams: Iterable[Tensor],
-    sites: tuple[str, ...],
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """The streams after one branch, each with the quantities that passed at `sites` on the way."""
-    hook_points = family.hook_points(model, branch) if sites else {}
-    step = family.through(model, branch)
-    seen: dict[str, Tensor] = {}
-
-    def keep(site: str) -> Callable[[Tensor], None]:
-        def see(x: Tensor) -> None:
-            seen[site] = x
-
-        return see
-
-    # WHY: the hook points name modules of the whole model; `through` shares those modules, so a
-    # hook on the model also fires when the branch runs alone.
-    with attached(model, [(hook_points[site], keep(site)) for site in sites]):
-        for x_BND in streams:
-            seen.clear()
-            yield step(x_BND), dict(seen)

@@ -12,7 +12,7 @@ table, F hidden neurons.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -55,6 +55,7 @@ class Separate:
     q: str
     k: str
     v: str
+    by_head: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

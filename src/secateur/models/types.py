@@ -112,13 +112,9 @@ class Branch:
         width = self.width if width is None else width
         if isinstance(shape, MlpShape):
             return self.fixed.at(width) + self.per_hidden.at(width) * shape.hidden
-        return (
-            self.fixed.at(width)
-            + self.per_head.at(width) * shape.heads
-            + self.per_qk.at(width) * (shape.heads * shape.qk)
-            + self.per_qk_layer.at(width) * shape.qk
-            + self.per_vo.at(width) * (shape.heads * shape.vo)
-        )
+        inside_heads = self.per_qk.at(width) * shape.qk + self.per_vo.at(width) * shape.vo
+        heads = (self.per_head.at(width) + inside_heads) * shape.heads
+        return self.fixed.at(width) + heads + self.per_qk_layer.at(width) * shape.qk
 
     def linear_cost(self, width: int | None = None) -> Cost:
         """Cost of a linear layer in the place of this branch, with its norm and LayerScale."""
@@ -218,6 +214,10 @@ class Anatomy:
                 return branch
         raise KeyError(branch_id)
 
+    def stage_of(self, block: Block) -> int:
+        """The stage of a block that has branches."""
+        return self.branch(block.branches[0]).stage
+
     @property
     def shapes(self) -> "Shapes":
         """The present shape of every branch."""
@@ -239,15 +239,13 @@ class Anatomy:
 
     def ends_cost(self, widths: "Mapping[str, int]") -> Cost:
         """Cost of all that is not a branch when streams have `widths`."""
-        total = self.ends.at(self.width)
+        total, present = self.ends.at(self.width), self.widths
+        wanted = {name: widths.get(name, width) for name, width in present.items()}
         for stream in self.streams:
-            width = widths.get(stream.id, stream.width)
-            total = total + stream.ends.at(width) - stream.ends.at(stream.width)
-        present = self.widths
+            total = total + stream.ends.per_width * (wanted[stream.id] - stream.width)
         for joint in self.transitions:
-            first, second = present[joint.first], present[joint.second]
-            pairs = widths.get(joint.first, first) * widths.get(joint.second, second)
-            total = total + joint.per_pair * pairs - joint.per_pair * (first * second)
+            pairs = wanted[joint.first] * wanted[joint.second]
+            total = total + joint.per_pair * (pairs - present[joint.first] * present[joint.second])
         return total
 
     def cost(

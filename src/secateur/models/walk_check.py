@@ -14,6 +14,7 @@ from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
 from secateur.models.family import Family, family_of
 from secateur.models.runner import Runner
+from secateur.models.types import Anatomy
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
 """Largest difference of outputs, as a share of the largest output; coarser types get 5 %."""
@@ -21,29 +22,43 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
 
 @torch.no_grad()
 def require_walk(model: nn.Module) -> None:
-    """UserError for a model whose own forward pass is not the walk through its steps.
+    """UserError for a model whose own forward pass is not the walk through its steps, or that
+    classifies every token.
 
     Both see two random images of the model's size, on its device and in its type, in evaluation
     mode. The model is left as it was; one without values (on the meta device) is not looked at.
     """
     family = family_of(model)
     anatomy = family.read(model)
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is None or like.is_meta:
+    images_BCHW = noise_for(model, anatomy)
+    if images_BCHW is None:
         return
-    noise = torch.randn(2, *anatomy.input_size, generator=torch.Generator().manual_seed(0))
-    images_BCHW = noise.to(like.device, like.dtype)
-    with _evaluating(model):
+    with evaluating(model):
         own = _outputs_of(model, images_BCHW)
         walk = Runner.of(model, family, anatomy)
         walked = walk.finish(walk.embed(images_BCHW))
     if walked.shape != own.shape:
         shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
         _refuse(model, family, f"it gives outputs of {shapes}")
+    if own.ndim > 2 and anatomy.num_classes:
+        raise UserError(
+            f"{_name(model)} gives the scores of its classes for every token, outputs of shape "
+            f"{tuple(own.shape)}, where one row per image is counted and compared; let it pool "
+            "(global_pool='token' or 'avg'), or take off its classifier (num_classes=0)."
+        )
     largest = float(own.abs().max()) if own.numel() else 0.0
     apart = float((own - walked).abs().nan_to_num(0.0).max()) if own.numel() else 0.0
     if apart > TOLERANCES.get(own.dtype, 0.05) * max(largest, 1e-6):
         _refuse(model, family, f"on two random images their outputs differ by {apart:.2g}")
+
+
+def noise_for(model: nn.Module, anatomy: Anatomy) -> Tensor | None:
+    """Two random images (2, C, H, W) of the model's size, type and device; None on meta."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None or like.is_meta:
+        return None
+    noise = torch.randn(2, *anatomy.input_size, generator=torch.Generator().manual_seed(0))
+    return noise.to(like.device, like.dtype)
 
 
 def _outputs_of(model: nn.Module, images_BCHW: Tensor) -> Tensor:
@@ -75,7 +90,7 @@ def _name(model: nn.Module) -> str:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without calling `train` or `eval`, which some hosts override."""
     modes = [(module, module.training) for module in model.modules()]
     forget_cached_(model)

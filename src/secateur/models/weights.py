@@ -4,13 +4,16 @@ Legend: D residual width, H heads, K query/key dims per head, V value dims per h
 Surgery and criteria read and write only these; a family translates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from secateur.models.types import AttentionShape, MlpShape
+
+W = TypeVar("W", "AttentionWeights", "MlpWeights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,30 +50,12 @@ class AttentionWeights:
 
     def to(self, dtype: torch.dtype) -> "AttentionWeights":
         """The same in another floating type, for solves."""
-        exact = ("scale", "places_NN")
-        names = [part.name for part in fields(self) if part.name not in exact]
-        cast: dict[str, Any] = {name: _cast(getattr(self, name), dtype) for name in names}
-        return replace(self, **cast)
+        return _cast(self, dtype)
 
     @staticmethod
     def empty(shape: AttentionShape, like: "AttentionWeights") -> "AttentionWeights":
         """Uninitialised weights of `shape`, with biases, type and device as in `like`."""
-        h, k, v, d = shape.heads, shape.qk, shape.vo, like.q_HKD.shape[2]
-
-        def new(old: Tensor | None, *size: int) -> Tensor | None:
-            return None if old is None else old.new_empty(size)
-
-        return replace(
-            like,
-            q_HKD=like.q_HKD.new_empty(h, k, d),
-            k_HKD=like.k_HKD.new_empty(h, k, d),
-            v_HVD=like.v_HVD.new_empty(h, v, d),
-            o_DHV=like.o_DHV.new_empty(like.o_DHV.shape[0], h, v),
-            qb_HK=new(like.qb_HK, h, k),
-            kb_HK=new(like.kb_HK, h, k),
-            vb_HV=new(like.vb_HV, h, v),
-            table_HT=like.table_HT if like.table_HT is None else _rows(like.table_HT, h),
-        )
+        return _empty(like, {"H": shape.heads, "K": shape.qk, "V": shape.vo})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,33 +78,36 @@ class MlpWeights:
 
     def to(self, dtype: torch.dtype) -> "MlpWeights":
         """The same in another floating type, for solves."""
-        return MlpWeights(
-            readers_FD=tuple(w.detach().to(dtype) for w in self.readers_FD),
-            reader_biases_F=tuple(_cast(b, dtype) for b in self.reader_biases_F),
-            w2_DF=self.w2_DF.detach().to(dtype),
-            b2_D=_cast(self.b2_D, dtype),
-            unit_FT=_cast(self.unit_FT, dtype),
-        )
+        return _cast(self, dtype)
 
     @staticmethod
     def empty(shape: MlpShape, like: "MlpWeights") -> "MlpWeights":
         """Uninitialised weights of `shape`, with biases, type and device as in `like`."""
-        f = shape.hidden
-        return replace(
-            like,
-            readers_FD=tuple(_rows(w, f) for w in like.readers_FD),
-            reader_biases_F=tuple(b if b is None else _rows(b, f) for b in like.reader_biases_F),
-            w2_DF=like.w2_DF.new_empty(like.w2_DF.shape[0], f),
-            unit_FT=like.unit_FT if like.unit_FT is None else _rows(like.unit_FT, f),
-        )
+        return _empty(like, {"F": shape.hidden})
 
 
 BranchWeights = AttentionWeights | MlpWeights
 
 
-def _rows(like: Tensor, rows: int) -> Tensor:
-    return like.new_empty(rows, *like.shape[1:])
+def _cast(weights: W, dtype: torch.dtype) -> W:
+    return _each(weights, lambda t, _: t.detach().to(dtype) if t.is_floating_point() else t)
 
 
-def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if bias is None else bias.detach().to(dtype)
+def _empty(like: W, sizes: dict[str, int]) -> W:
+    def new(t: Tensor, axes: str) -> Tensor:
+        shape = [sizes.get(axis, old) for axis, old in zip(axes, t.shape, strict=True)]
+        return t.new_empty(shape) if sizes.keys() & set(axes) else t
+
+    return _each(like, new)
+
+
+def _each(weights: W, change: Callable[[Tensor, str], Tensor]) -> W:
+    """The same with every tensor changed, which is given with the letters of its axes."""
+    new: dict[str, Any] = {}
+    for part in fields(weights):
+        value, axes = getattr(weights, part.name), part.name.rpartition("_")[2]
+        if isinstance(value, Tensor):
+            new[part.name] = change(value, axes)
+        elif isinstance(value, tuple):
+            new[part.name] = tuple(None if t is None else change(t, axes) for t in value)
+    return replace(weights, **new)

@@ -61,7 +61,7 @@ class BranchRecord(_Part):
 
 
 class AccuracyRecord(_Part):
-    """See `secateur.measurement.accuracy.Accuracy`: percent, points, nats."""
+    """See `secateur.measurement.accuracy.Accuracy`: percent, points, nats, shares of variance."""
 
     top1: float | None
     top5: float | None
@@ -70,6 +70,7 @@ class AccuracyRecord(_Part):
     agreement: float | None
     kl: float | None
     change_stderr: float | None = None
+    squared_error: float | None = None
 
 
 class AccuracyPair(_Part):

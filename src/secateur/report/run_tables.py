@@ -126,6 +126,10 @@ def _accuracy_rows(
     if pruned.kl is not None:
         kl = f"{pruned.kl:.3g}{NBSP}nats"
         yield Comparison(name="KL", dense="", pruned=kl, change="", note="KL(dense ‖ pruned)")
+    if pruned.squared_error is not None:
+        error = percent(pruned.squared_error)
+        note = "of the variance of the dense output"
+        yield Comparison(name="Squared error", dense="", pruned=error, change="", note=note)
 
 
 def _top(accuracy: AccuracyRecord | None, value: float, with_error: bool) -> str:

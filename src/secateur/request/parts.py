@@ -120,4 +120,5 @@ class TrainingPart:
     def session(self) -> dict[str, Any]:
         """What a training session takes of these fields."""
         kept = ("limit", "skip_unreadable", "folder", "restart", "progress", "on_log")
-        return {name: getattr(self, name) for name in kept}
+        some = [name for name in ("loss", "judge") if hasattr(self, name)]
+        return {name: getattr(self, name) for name in (*kept, *some, "eval_images")}

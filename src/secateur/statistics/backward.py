@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batch, Batches
 from secateur.models.types import Anatomy
+from secateur.statistics.divergence import LossName
 from secateur.statistics.processes import Processes
 
 BACK_BYTES = 500_000_000
@@ -58,16 +59,52 @@ def run_back(
     images_BCHW: Tensor,
     labels_B: Tensor | None,
     generator: torch.Generator | None,
+    loss: LossName = "kl",
 ) -> None:
-    """Forward and backward pass of the cross-entropy, summed over the batch."""
+    """Forward and backward pass of `output_loss`, summed over the batch."""
     # WHY: with frozen weights, an input that takes gradients is what makes autograd record.
     logits_BC = model(images_BCHW.detach().requires_grad_())
+    output_loss(logits_BC, labels_B, generator, loss).backward()
+
+
+def output_loss(
+    outputs_BC: Tensor,
+    labels_B: Tensor | None,
+    generator: torch.Generator | None,
+    loss: LossName,
+) -> Tensor:
+    """The loss whose gradient tells how the outputs depend on what is inside, summed over a batch.
+
+    Outputs are (B, C), or (B, T, C) where every token counts. `kl`: the cross-entropy of the
+    labels, else of the predictions; `bce`: the binary one of the decisions. With a `generator`,
+    labels are drawn from the model's own distribution instead, so that squared gradients estimate
+    the Fisher metric. `mse` and `cosine` compare with targets that the model meets already, where
+    the gradient of the error itself is zero: it is that of the outputs (of unit length for
+    `cosine`), each times a normal draw of the generator or, without one, their plain sum.
+    """
+    if outputs_BC.ndim > 2:
+        outputs_BC, labels_B = outputs_BC.flatten(0, -2), None
+    outputs_BC = outputs_BC.float()
+    if loss in ("mse", "cosine"):
+        if loss == "cosine":
+            outputs_BC = F.normalize(outputs_BC, dim=-1)
+        if generator is None:
+            return outputs_BC.sum()
+        noise_BC = torch.randn(outputs_BC.shape, generator=generator)
+        return (outputs_BC * noise_BC.to(outputs_BC.device)).sum()
+    if loss == "bce":
+        given_BC = outputs_BC.detach()
+        target_BC = (given_BC > 0).float()
+        if generator is not None:
+            chances_BC = given_BC.sigmoid().cpu()
+            target_BC = torch.bernoulli(chances_BC, generator=generator).to(outputs_BC.device)
+        return F.binary_cross_entropy_with_logits(outputs_BC, target_BC, reduction="sum")
     if generator is not None:
-        chances_BC = logits_BC.detach().float().softmax(-1).cpu()
-        target_B = torch.multinomial(chances_BC, 1, generator=generator)[:, 0].to(logits_BC.device)
+        chances_BC = outputs_BC.detach().softmax(-1).cpu()
+        target_B = torch.multinomial(chances_BC, 1, generator=generator)[:, 0].to(outputs_BC.device)
     else:
-        target_B = logits_BC.argmax(-1) if labels_B is None else labels_B
-    F.cross_entropy(logits_BC.float(), target_B, reduction="sum").backward()
+        target_B = outputs_BC.argmax(-1) if labels_B is None else labels_B
+    return F.cross_entropy(outputs_BC, target_B, reduction="sum")
 
 
 def skip_labels(

@@ -23,9 +23,13 @@ from secateur.statistics.backward import (
     skip_labels,
     true_gradients,
 )
+from secateur.statistics.divergence import LossName, loss_for
 from secateur.statistics.processes import added_up, here
 from secateur.statistics.registry import STREAM, StatisticsKind, Sums, chosen_kinds
 from secateur.statistics.stream import watch_stream
+
+DRAWS = 1_000_003
+"""Seeds of the draws of different passes are this far apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,7 @@ def observe(
     only: Iterable[str] | None = None,
     token_weights: Mapping[str, Tensor] | None = None,
     sample_labels: int | None = None,
+    loss: LossName | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Collect the kinds of statistics named in `needs` in one pass over `batches`.
@@ -71,13 +76,15 @@ def observe(
     Memory does not grow with the number of images. `only` limits the pass to some branches.
     `token_weights` (N,) by branch weigh the tokens in moments. Gradient kinds use the labels, or
     the model's own predictions where there are none; with the seed `sample_labels`, labels drawn
-    from the model's own distribution, whose gradients give the Fisher metric.
+    from the model's own distribution, whose gradients give the Fisher metric. `loss` is how
+    outputs are compared, by default as suits their number (see `divergence.loss_for`).
     `on_batch(images)` reports progress. Where a launcher started several processes, they share the
     batches and all get the sums of all (see `processes.py`). Raises UserError when activations are
     not finite.
     """
     family = family_of(model)
     anatomy = family.read(model)
+    loss = loss or loss_for(anatomy.num_classes)
     kinds = [kind for kind in chosen_kinds(needs) if kind.trial is None]
     trials = [kind for kind in chosen_kinds(needs) if kind.trial is not None]
     chosen = set(only) if only is not None else {branch.id for branch in anatomy.branches}
@@ -112,16 +119,19 @@ def observe(
                     stack.callback(handle.remove)
         for number, batch in enumerate(batches.every(mine.rank, mine.count)):
             images += len(batch.images_BCHW)
-            if generator is not None:
+            if generator is not None and loss == "kl":
                 skip_labels(generator, batches, anatomy.num_classes, number, mine, at_once)
+            elif generator is not None and sample_labels is not None:
+                place = number * mine.count + mine.rank
+                generator.manual_seed(DRAWS * sample_labels + place)
             if gradient:
                 for images_BCHW, labels_B in parts(batch, at_once):
-                    run_back(model, images_BCHW, labels_B, generator)
+                    run_back(model, images_BCHW, labels_B, generator, loss)
             elif kinds:
                 ears.waiting = set(watched) if stops else None
                 with suppress(_EnoughError):
                     model(batch.images_BCHW)
-            _try(model, batch, trials, sums, ears)
+            _try(model, batch, trials, sums, ears, loss)
             if on_batch is not None:
                 on_batch(min(images * mine.count, batches.images))
     if mine.count > 1:
@@ -161,13 +171,14 @@ def _try(
     trials: list[StatisticsKind],
     sums: dict[str, dict[str, Sums]],
     ears: _Ears,
+    loss: LossName,
 ) -> None:
     """Let every kind that experiments with the model do so, unheard by the others."""
     ears.listening = False
     with torch.no_grad():
         for kind in trials:
             if kind.trial is not None:
-                kind.trial(sums[kind.name].__getitem__, model, batch)
+                kind.trial(sums[kind.name].__getitem__, model, batch, loss)
     ears.listening = True
 
 

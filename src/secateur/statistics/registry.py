@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batch
 from secateur.registry import Registry
+from secateur.statistics.divergence import LossName
 
 Sums = dict[str, Tensor]
 Seen = Mapping[str, Tensor]
 Update = Callable[[Sums, Seen], None]
-Trial = Callable[[Callable[[str], Sums], nn.Module, Batch], None]
-"""Called as trial(sums of an owner, model, batch): experiments beyond one forward pass."""
+Trial = Callable[[Callable[[str], Sums], nn.Module, Batch, LossName], None]
+"""Called as trial(sums of an owner, model, batch, loss of the outputs): experiments beyond one
+forward pass."""
 Scope = Literal["attention", "mlp", "branch", "block", "stream", "model"]
 
 

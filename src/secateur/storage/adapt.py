@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.storage.base import identify
+from secateur.storage.identify import identify
 from secateur.storage.load import load
 from secateur.storage.untrusted.checkpoints import read_checkpoint
 from secateur.storage.weights import Weights, refuse_not_finite

@@ -10,9 +10,11 @@ from torch import nn
 from secateur.devices import usable_device
 from secateur.errors import UserError
 from secateur.models.family import stated_names
-from secateur.storage.base import build, identify
+from secateur.models.head import give_head_
+from secateur.storage.base import build
 from secateur.storage.directories.existing import mend_model
 from secateur.storage.hub import download
+from secateur.storage.identify import base_of, identify, provenance_of, remember_
 from secateur.storage.library import Library, libraries
 from secateur.storage.meta import on_meta
 from secateur.storage.saved import load_saved
@@ -41,7 +43,8 @@ def load(
     `torchvision:NAME`, `digits_vit`, a directory saved by secateur, `hub:ORG/NAME` (such a
     directory on the Hugging Face hub), or a module, which is put in eval mode and returned where
     it is. `checkpoint` is a file of weights for a named model, loaded strictly; without one, the
-    library's own weights are loaded, or none if `pretrained` is False. Pickled code is never run.
+    library's own weights are loaded, or none if `pretrained` is False. A saved directory takes
+    another `num_classes` in the form of a new, untrained head. Pickled code is never run.
 
     Raises UserError for a device that is not there, unknown names, weights that do not fit
     or hold NaN, damaged directories.
@@ -58,8 +61,9 @@ def load(
     device = usable_device(device)
     directory = _saved_directory(source)
     if directory is not None:
-        _refuse_options(str(source), options)
-        return load_saved(directory, device)
+        _refuse_options(str(source), options | {"num_classes": None})
+        model = load_saved(directory, device)
+        return model if num_classes is None else _with_head(model, num_classes)
     if pretrained and checkpoint is not None:
         raise UserError("give either pretrained=True or a checkpoint, not both.")
     sizes = {"num_classes": num_classes, "img_size": img_size}
@@ -68,6 +72,15 @@ def load(
     else:
         model = _open_with(Path(checkpoint), str(source), sizes)
     return model.eval().to(device)
+
+
+def _with_head(model: nn.Module, num_classes: int) -> nn.Module:
+    """A saved model with a head for other classes, and what it is now."""
+    provenance = provenance_of(model)
+    if give_head_(model, num_classes):
+        model.__dict__.pop("secateur_spec")
+        remember_(model, base_of(model), provenance)
+    return model
 
 
 Sizes = dict[str, int | None]

@@ -1,15 +1,17 @@
 """What stays known of the dense model once it was pruned: how to rebuild it, how to tell it."""
 
+import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 from secateur.models.caches import copy_of
 from secateur.models.family import family_of
-from secateur.storage.base import Base, base_of
+from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
+from secateur.storage.identify import base_of
 from secateur.storage.load import load
 from secateur.storage.spec import Spec
 from secateur.storage.weights import refuse_not_finite
@@ -23,6 +25,14 @@ def base_or_reason(model: nn.Module) -> Base | str:
         return base_of(model)
     except UserError as error:
         return str(error)
+
+
+def base_or_advice(model: nn.Module) -> Base | str:
+    """The same before long work, with advice where what comes of it could not be saved."""
+    found = base_or_reason(model)
+    if isinstance(found, str):
+        warnings.warn(f"what comes out cannot be saved: {found}", Advice, stacklevel=2)
+    return found
 
 
 def logits(model: nn.Module) -> list[list[float]]:

@@ -26,8 +26,9 @@ from secateur.storage.directories.existing import (
     require_place,
 )
 from secateur.storage.fingerprint import SEED, agree, probe, tolerance
+from secateur.storage.identify import resized_like
 from secateur.storage.saved import complete_, sha256
-from secateur.storage.shapes import added_biases, resize_, shapes_of, widths_of
+from secateur.storage.shapes import added_biases, shapes_of, widths_of
 from secateur.storage.spec import (
     CARD,
     SPEC,
@@ -128,13 +129,11 @@ def _spec(
     results: Mapping[str, object],
 ) -> Spec:
     """Describe `model`, and prove that the description and the file give it back."""
-    again = build(base)
-    family = family_of(again)
-    dense = family.read(again)
-    shapes = shapes_of(model, dense)
-    widths = widths_of(model, dense)
-    stand_ins = [layer.id for layer in family.read(model).stand_ins]
-    resize_(again, family, dense, shapes, widths, stand_ins)
+    again = resized_like(model, base)
+    whole = build(base)
+    dense = family_of(whole).read(whole)
+    shapes, widths = shapes_of(model, dense), widths_of(model, dense)
+    stand_ins = [layer.id for layer in family_of(model).read(model).stand_ins]
     held = held_norms(model.named_modules())
     uncentred = uncentred_norms(model.named_modules())
     biases = added_biases(model, again)

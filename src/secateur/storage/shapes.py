@@ -8,7 +8,6 @@ from torch import nn
 from secateur.errors import UserError, short
 from secateur.models.derived.fold import give_bias_
 from secateur.models.family import Family, read
-from secateur.models.stream import linearisable, narrowable
 from secateur.models.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
 from secateur.models.weights import AttentionWeights, MlpWeights
 
@@ -64,11 +63,11 @@ def resize_(
             f"a linear layer is said to stand in for {short(odd[0])}, which was not dropped."
         )
     for branch_id in stand_ins:
-        if (linear := linearisable(family)) is None:
+        if not family.one_stream:
             raise UserError(f"no linear layer can stand in for {branch_id} in {family.title}.")
         branch = anatomy.branch(branch_id)
         empty_DD = next(model.parameters()).new_empty(branch.width, branch.width)
-        linear.put_linear_(model, branch, empty_DD, empty_DD[0])
+        family.put_linear_(model, branch, empty_DD, empty_DD[0])
     family.drop_(model, dropped - set(stand_ins))
     if odd := sorted(set(widths or {}) - set(anatomy.widths)):
         raise UserError(
@@ -79,7 +78,7 @@ def resize_(
         if width > stream.width:
             raise UserError(f"stream '{stream.id}' is wider than the {stream.width} of its base.")
         if width < stream.width:
-            narrowable(family).narrow_(model, stream, torch.arange(width))
+            family.narrow_(model, stream, torch.arange(width))
 
 
 def added_biases(model: nn.Module, resized: nn.Module) -> list[str]:

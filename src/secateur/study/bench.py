@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.data.batches import Batches, as_batches
+from secateur.errors import UserError
 from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
@@ -85,6 +86,8 @@ def open_host(study: Study, name: str) -> Host:
     family = family_of(model)
     anatomy = family.read(model)
     require_walk(model)
+    if anatomy.num_classes == 1:
+        raise UserError(f"{name} has one output, but a study compares predicted classes.")
     images = (images_BCHW for images_BCHW, _ in evaluation)
     streams, logits = keep_streams(model.eval(), family, anatomy, images)
     dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))

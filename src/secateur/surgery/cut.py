@@ -8,7 +8,7 @@ from torch import nn
 from secateur.allocation.types import Plan
 from secateur.errors import UserError
 from secateur.models.family import Family, family_of
-from secateur.models.stream import END, Held, narrowable
+from secateur.models.stream import END, Held
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.statistics import Statistics, Sums
 from secateur.statistics.moments import Moments, moments, variances
@@ -112,7 +112,7 @@ def narrow_streams_(
             if rotated and repair in SOLVED:
                 for branch in family.read(model).branches:
                     take_over_(model, family, branch, kept_D, statistics)
-            narrowable(family).narrow_(model, stream, kept_D, held)
+            family.narrow_(model, stream, kept_D, held)
 
 
 def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, Held]:
@@ -128,7 +128,7 @@ def _held(anatomy: Anatomy, stream: Stream, statistics: Statistics | None) -> di
     sums = {} if statistics is None else statistics.sums.get("stream_sums", {})
     if missing := [branch for branch in own if branch not in sums]:
         raise UserError(
-            f"{stream.id} becomes narrower without evidence of what passes before {missing[0]}; "
+            f"{stream.id} becomes narrower without statistics of what passes before {missing[0]}; "
             "observe the uncut model with the kinds in repair_needs(), or use repair 'none'."
         )
 

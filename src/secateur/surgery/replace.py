@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.family import Family
-from secateur.models.stream import linearisable
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Statistics, Sums
@@ -59,14 +58,14 @@ def replacement_needs(stand_in: Replacement) -> set[str]:
 
 
 def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """Each kept branch that has dropped ones right behind it, with those."""
+    """Each kept branch that has dropped ones of its stage right behind it, with those."""
     runs: dict[str, tuple[str, ...]] = {}
     anchor = None
     for branch in anatomy.branches:
         if shapes.get(branch.id) is not None:
-            anchor = branch.id
-        elif anchor is not None:
-            runs[anchor] = (*runs.get(anchor, ()), branch.id)
+            anchor = branch
+        elif anchor is not None and anchor.stage == branch.stage:
+            runs[anchor.id] = (*runs.get(anchor.id, ()), branch.id)
     return runs
 
 
@@ -92,7 +91,7 @@ def check_replacement(
             "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
             "pruned beside it; prune with --groups block, or take another stand-in."
         )
-    if stand_in == "linear" and linearisable(family) is None:
+    if stand_in == "linear" and not family.one_stream:
         raise UserError(
             f"stand-in 'linear' is not offered for {family.title}, where more than a norm stands "
             "between some branches and the stream; use 'affine', 'mean' or 'nothing'."
@@ -125,12 +124,10 @@ def drop_(
     dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
     if stand_in == "merge":
         _merge_(model, anatomy, dropped)
-    linear = linearisable(family) if stand_in == "linear" else None
-    gaps = {} if linear is None else gaps_of(anatomy, shapes)
+    gaps = gaps_of(anatomy, shapes) if stand_in == "linear" else {}
     for first in gaps:
-        if linear is not None:
-            found = linear_map(anchors[first], first)
-            linear.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
+        found = linear_map(anchors[first], first)
+        family.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
     family.drop_(model, dropped - set(gaps))
     if stand_in == "scalar":
         _shorten_(model, family, anatomy, dropped, statistics)

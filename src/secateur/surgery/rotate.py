@@ -75,7 +75,8 @@ def value_basis(
     """Encode (H, V, R) of each head's values, and the squared error that remains, fp64.
 
     Minimises E||W (c - mu) - sum_h D_h E_h^T (c_h - mu_h)||^2 over encodes E_h and decodes D_h of
-    rank R, given the covariance of all context dims. Starts with each head alone, which is the
+    rank R (of the rank of W_h at most; where R is more, the other dims are free for a later refit),
+    given the covariance of all context dims. Starts with each head alone, which is the
     SVD of W_h C_h^1/2, and then lets the heads take turns on what the others leave (reduced-rank
     regression, Izenman 1975; block coordinate descent, so the error never rises). `w_DU` may be
     whitened on the left by a root of an output metric.
@@ -85,6 +86,7 @@ def value_basis(
     blocks = [slice(h * dims, (h + 1) * dims) for h in range(heads)]
     roots = [matrix_roots(cov_UU[b, b]) for b in blocks]
     approx_DU = torch.zeros_like(w_DU)
+    rank = min(size, w_DU.shape[0])
     encodes: list[Tensor] = [w_DU.new_empty(0)] * heads
     # WHY: the first round treats every head alone; only then is there something to share.
     for turn in range(rounds + 1):
@@ -96,9 +98,9 @@ def value_basis(
                 rest_DU = w_DU - approx_DU
                 rest_DU[:, block] = w_DU[:, block]
                 target_DV = rest_DU @ cov_UU[:, block] @ inverse_VV
-            u_DR, s_R, vt_RV = torch.linalg.svd(target_DV, full_matrices=False)
+            u_DR, s_R, vt_RV = torch.linalg.svd(target_DV, full_matrices=rank < size)
             encodes[h] = inverse_VV @ vt_RV[:size].mT
-            approx_DU[:, block] = (u_DR[:, :size] * s_R[:size]) @ vt_RV[:size] @ inverse_VV
+            approx_DU[:, block] = (u_DR[:, :rank] * s_R[:rank]) @ vt_RV[:rank] @ inverse_VV
         if turn == 0 and heads == 1:
             break
     error_DU = w_DU - approx_DU

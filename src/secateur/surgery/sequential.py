@@ -16,7 +16,6 @@ from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY, is_held
 from secateur.models.caches import own_
 from secateur.models.family import Family, family_of
-from secateur.models.runner import Streams, advance, advance_, advance_seen, embed_all
 from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import Sums, statistics_kinds
@@ -31,6 +30,7 @@ from secateur.surgery.reduce import (
     reduce_value,
 )
 from secateur.surgery.replace import runs_of
+from secateur.surgery.streams import Streams, advance, advance_, advance_seen, embed_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

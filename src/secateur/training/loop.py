@@ -53,6 +53,12 @@ class FitReport:
     resumed_at: int | None
     settings: TrainSettings
 
+    @property
+    def saved(self) -> Scores | None:
+        """The score of the weights that came out; None where they were not judged."""
+        own = (s for s in reversed(self.scores) if s.step == self.best_step)
+        return next((score for score in own if score.averaged == self.averaged), None)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         kept = {key: getattr(self, key) for key in self.__slots__}

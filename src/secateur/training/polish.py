@@ -22,6 +22,7 @@ from secateur.data.split import HOLD_EVERY, is_held
 from secateur.errors import UserError
 from secateur.models.caches import forget_cached_
 from secateur.models.runner import Runner
+from secateur.statistics.divergence import UNITS, LossName
 from secateur.statistics.observe import frozen
 from secateur.training.distillation.objectives import DistilSettings
 from secateur.training.distillation.teacher import Teacher
@@ -88,6 +89,8 @@ class Check:
 class PolishReport:
     """What a polish did. KL(dense ‖ pruned) is in nats, mean over `held_out` images.
 
+    Where `loss` is another, what is called `kl` is that (see `secateur.statistics.divergence`).
+
     `best_step` is the step whose state was kept (0: the unpolished one), `averaged` whether it
     is the running average of the weights.
     """
@@ -103,6 +106,7 @@ class PolishReport:
     averaged: bool
     checks: tuple[Check, ...]
     settings: PolishSettings
+    loss: LossName = "kl"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name as plain data."""
@@ -126,10 +130,11 @@ def require_polishable(model: nn.Module, images: int) -> None:
 
 def polish_note(report: PolishReport) -> str:
     """A sentence on what a polish did."""
+    named = "KL(dense ‖ pruned)" if report.loss == "kl" else f"the loss '{report.loss}'"
     return (
         f"Polished without labels: {report.steps} steps in {report.seconds:.0f} s on "
-        f"{report.images} images; KL(dense ‖ pruned) on {report.held_out} held-out images went "
-        f"from {report.kl_before:.3g} to {report.kl_after:.3g} nats."
+        f"{report.images} images; {named} on {report.held_out} held-out images went "
+        f"from {report.kl_before:.3g} to {report.kl_after:.3g} {UNITS[report.loss]}."
     )
 
 
@@ -142,6 +147,7 @@ def polish_(
     on_step: OnStep | None = None,
     settings: PolishSettings | None = None,
     channels: Sequence[int] | None = None,
+    loss: LossName = "kl",
 ) -> PolishReport:
     """Train `student`, cut from `teacher`, on the images of `batches`; leaves it in eval mode.
 
@@ -166,6 +172,7 @@ def polish_(
         held=TensorDataset(held_nCHW),
         labels=False,
         classes=0,
+        loss=loss,
         device=device,
         progress=told,
     )
@@ -192,10 +199,12 @@ def polish_(
                 "before the polish; leave the polish out, or look for images or weights with "
                 "extreme values."
             ) from error
-    return _reported(report, len(held_nCHW), settings)
+    return _reported(report, len(held_nCHW), settings, loss)
 
 
-def _reported(report: FitReport, held_out: int, settings: PolishSettings) -> PolishReport:
+def _reported(
+    report: FitReport, held_out: int, settings: PolishSettings, loss: LossName
+) -> PolishReport:
     first, *scores = report.scores
     return PolishReport(
         budget=report.budget,
@@ -212,6 +221,7 @@ def _reported(report: FitReport, held_out: int, settings: PolishSettings) -> Pol
             for one, other in zip(scores[::2], scores[1::2], strict=True)
         ),
         settings=settings,
+        loss=loss,
     )
 
 

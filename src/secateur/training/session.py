@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from secateur.data.images import ImageSet
 from secateur.data.items import has_labels
 from secateur.errors import UserError
 from secateur.progress import Progress
+from secateur.statistics.divergence import LossName, spread
 from secateur.training.distillation.cached_logits import cached_logits_for
 from secateur.training.distillation.objectives import Distil, DistilSettings
 from secateur.training.distillation.teacher import Teacher
@@ -28,19 +31,26 @@ from secateur.training.loop import FitReport, fit_
 from secateur.training.run import OnLog
 from secateur.training.settings import AugmentSettings, TrainSettings
 
+SPREAD_IMAGES = 128
+"""Images from which the variance of a teacher's outputs is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """Training and held-out images, with `labels` for a head of `classes` or without.
 
-    With a `folder`, a run that was stopped resumes from its checkpoint there, unless `restart`.
-    Training takes place on `device`, see `secateur.training.machine.training_device`.
+    `loss` compares outputs with a teacher's; `judge_labels` says whether the held-out images have
+    labels, where these are others. With a `folder`, a run that was stopped resumes from
+    its checkpoint there, unless `restart`. Training takes place on `device`, see
+    `secateur.training.machine.training_device`.
     """
 
     train: object
     held: object | None
     labels: bool
     classes: int
+    loss: LossName = "kl"
+    judge_labels: bool | None = None
     folder: Path | None = None
     restart: bool = False
     device: torch.device | str | None = None
@@ -53,10 +63,11 @@ class Session:
             return None
         return HeldOut(
             items=plain_items(self.held),
-            labels=self.labels,
+            labels=self.labels if self.judge_labels is None else self.judge_labels,
             teacher=teacher,
             batch_size=settings.batch_size,
             workers=settings.workers,
+            loss=self.loss,
         )
 
     def distillation(
@@ -64,7 +75,18 @@ class Session:
     ) -> Distil:
         """The objective that learns from `teacher`, with its cached logits where they are kept."""
         cached = cached_logits_for(teacher, self.train, settings, distil.answers, self.classes)
-        return Distil(teacher, distil, settings.label_smoothing, cached)
+        scale = self._scale(teacher) if distil.logit_weight else 1.0
+        return Distil(teacher, distil, settings.label_smoothing, cached, self.loss, scale)
+
+    def _scale(self, teacher: Teacher) -> float:
+        """What squared errors are divided by: the variance of the teacher's outputs."""
+        if self.loss != "mse":
+            return 1.0
+        device = next(teacher.model.parameters()).device
+        loader: DataLoader[Any] = DataLoader(plain_items(self.spread(SPREAD_IMAGES)), 32)  # type: ignore[arg-type]
+        images = (batch if isinstance(batch, Tensor) else batch[0] for batch in loader)
+        outputs = [teacher.logits(images_BCHW.to(device)) for images_BCHW in images]
+        return spread(torch.cat(outputs), self.loss)
 
     def spread(self, count: int) -> object:
         """At most `count` training images, spread evenly over all of them, without augmentation."""

@@ -25,6 +25,7 @@ from secateur.analysis.scores import (
 )
 from secateur.data.batches import Batches
 from secateur.data.split import keep_evenly
+from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
@@ -39,13 +40,13 @@ from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import findings
 from secateur.request.takes import takes
-from secateur.statistics.divergence import unit_of
+from secateur.statistics.divergence import LossName, loss_for, unit_of
 from secateur.storage.directories.files import check_files, write_files
 from secateur.verbs.load import open_data, unreadable_note
 from secateur.verbs.requests import AnalyzeRequest
 
 PAGE, DATA = "analysis.html", "analysis.json"
-TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05}
+TOLERANCE = {"nats": 0.1, "1 − cosine": 0.05, "of the variance": 0.05}
 """Degradation within which layers count as droppable, by unit."""
 BACKWARD = 2
 """A backward pass counts as this many forward passes."""
@@ -109,9 +110,10 @@ def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analys
     """Measure what `model` could do without, on images that need no labels.
 
     `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
-    degradation (nats) within which layers count as droppable. The model is left as it was, and
-    memory does not grow with `limit`; docs/methods/analysis.md says what is measured and what it
-    costs. Raises UserError for wrong options, unknown models and images that cannot be read.
+    degradation (in the unit of the loss) within which layers count as droppable. `loss` compares
+    outputs: see `secateur.prune`. The model is left as it was, and memory
+    does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
+    Raises UserError for wrong options, unknown models and images that cannot be read.
     """
     check_analysis(request)
     return analyze_checked(model, images, request)
@@ -127,20 +129,33 @@ def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -
     require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
+    compared = loss_for(anatomy.num_classes, request.loss)
     require_walk(model)
+    if request.loss is None:
+        compared = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
     batches, used = open_data(model, images, labels_needed=False, **request.reading())
     tolerance, effort, seed = request.tolerance, request.effort, request.seed
     if tolerance is None:
-        tolerance = TOLERANCE[unit_of(anatomy.num_classes)]
+        tolerance = TOLERANCE[unit_of(anatomy.num_classes, compared)]
     timing = None
     if request.latency:
         timing = partial(time_branches, runtime=request.runtime, batch_size=request.latency_batch)
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
         record = _measured(
-            model, family, anatomy, batches, effort, seed, tolerance, timing, request.progress
+            model,
+            family,
+            anatomy,
+            batches,
+            effort,
+            seed,
+            tolerance,
+            timing,
+            request.progress,
+            compared,
         )
     record |= {
+        "loss": compared,
         "effort": effort,
         "seed": seed,
         "data": asdict(used),
@@ -161,20 +176,21 @@ def _measured(
     tolerance: float,
     timing: Callable[..., Times] | None,
     progress: Progress | None,
+    loss: LossName,
 ) -> dict[str, object]:
     """Observe, score, remove and time, with what each stage cost."""
     seconds, passes = dict[str, float](), dict[str, float]()
     chosen = branch_criteria(anatomy)
     with timed(seconds, "observe"):
         seen, probes = keep_evenly(batches, EFFORTS[effort].images)
-        observed = observe_all(model, anatomy, seen, chosen, progress)
+        observed = observe_all(model, anatomy, seen, chosen, progress, loss)
         passes["observe"] = _observed_passes(observed)
         probes_PCHW = torch.cat(probes)
     with timed(seconds, "score"):
         scores, notes = score_branches(model, family, anatomy, chosen, observed, seed)
     with timed(seconds, "remove"), torch.no_grad():
         removals = measure_removals(
-            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress
+            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress, loss
         )
         passes |= removals.passes
     times = None
@@ -183,7 +199,7 @@ def _measured(
             times = timing(model, family, anatomy, progress=progress)
     with timed(seconds, "summarise"), torch.no_grad():
         record = plain.measured(
-            model, family, anatomy, observed.forward, removals, scores, times, tolerance
+            model, family, anatomy, observed.forward, removals, scores, times, tolerance, loss
         )
     return record | {"notes": list(notes), "costs": _costs(passes, seconds, batches.images)}
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from torch import nn
 
 from secateur.data.batches import Batches
+from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, Predictions, evaluate_both, predict
 from secateur.measurement.accuracy import evaluate as measure_accuracy
 from secateur.measurement.latency import bench
+from secateur.models.family import family_of
 from secateur.progress import Progress
 from secateur.request.takes import takes
 from secateur.verbs.load import open_data
@@ -28,6 +30,15 @@ def evaluate(model: nn.Module, images: object, request: EvaluateRequest) -> Accu
     """
     batches, _ = open_data(model, images, **request.reading())
     return score(model, batches, "evaluate", request.progress, reference=request.reference)
+
+
+def require_classifier(model: nn.Module) -> None:
+    """UserError for a model whose outputs are features, of which there is no accuracy."""
+    if not family_of(model).read(model).num_classes:
+        raise UserError(
+            "the model has no classifier, so there is no accuracy on images for evaluation; leave "
+            "them out, and compare features with evaluate --metrics features."
+        )
 
 
 def score(

@@ -20,6 +20,7 @@ from secateur.training.distillation.objectives import Distil, require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import refit_head_
 from secateur.training.identity import digest
+from secateur.training.judgement import judgement
 from secateur.training.loop import FitReport
 from secateur.training.machine import training_device
 from secateur.training.session import Session, on_device, plain_items
@@ -38,14 +39,16 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
 
     `model` is a pruned model or what `prune` returned. Without a reference, the dense model of a
     bundled one is found. A reference of another family or with other preprocessing sees the same
-    images in its own way; then only its outputs can be learned. `images` are a path or data
-    string, or a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of
-    images or batches; labels are used only if `labels`, or a `label_weight` in the settings, says
-    so. With a `folder`, the run can be stopped and goes
-    on from its checkpoint there; see `secateur.training.loop.fit_`.
-    `device` is where to train: unless given, where the model is, or on the accelerator found
-    for a model on the CPU; the model that comes out is where the one given was. Everything that can
-    be wrong with the request raises UserError before training begins.
+    images in its own way; then only its outputs can be learned. `images` are a path or data string,
+    or a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of images or
+    batches; labels are used only if `labels`, or a `label_weight` in the settings, says so. `loss`
+    compares outputs with the reference's, see `secateur.prune`. With a `folder`, the run can be
+    stopped and goes on from its checkpoint there; see `secateur.training.loop.fit_`. `judge`
+    'held_out' judges weights by a share of the images, which are then not trained on; 'eval_data'
+    by `eval_images`, whose accuracy then flatters where the best weights are kept. `device` is
+    where to train: unless given, where the model is, or on the accelerator found for a model on the
+    CPU; the model that comes out is where the one given was. Everything that can be wrong with the
+    request raises UserError before training begins.
     """
     settings = with_labels(request.settings or HealSettings(), request.labels)
     student, base, earlier = copy_to_train(model)
@@ -81,6 +84,9 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         seconds["heal"] = report.seconds
         with timed(seconds, "measure"):
             accuracy |= evaluation("pruned", "own", student)
+    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "heal")
+    if judged is not None and judged.worse:
+        notes.append(judged.note())
     return Trained(
         verb="heal",
         model=student,
@@ -90,6 +96,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         about={"reference": _name(request.reference, base), "head_ridge": ridge},
         earlier=earlier,
         accuracy=accuracy,
+        judged=judged,
         seconds=seconds,
         notes=notes + more,
     )
@@ -101,6 +108,10 @@ def _fit_(
     """Refit the head if wanted, then train; returns the ridge that was chosen for the head."""
     teacher, ridge = objective.teacher, None
     about = {"teacher": digest(teacher.model)}
+    if session.judge_labels is not None:
+        about["judge"] = "eval_data"
+    if session.loss != "kl":
+        about["loss"] = session.loss
     judge = session.judge(settings, teacher)
     if settings.refit_head:
         if judge is None:

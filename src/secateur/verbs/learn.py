@@ -27,7 +27,7 @@ from secateur.training.distillation.teacher import teacher_for
 from secateur.training.images.views import VIEWS, views_of
 from secateur.training.machine import training_device
 from secateur.training.session import Session, plain_items
-from secateur.verbs.evaluate import measure_
+from secateur.verbs.evaluate import measure_, require_classifier
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
 from secateur.verbs.result import Result
@@ -39,7 +39,8 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
     """Return a smaller copy of `model` within `budget`, its masks learned with its weights.
 
     `sharing` says which units share a mask, `gates` how a score becomes one, `criterion` in which
-    order scores start. The images are those of `secateur.heal`; their labels are used where there
+    order scores start, `loss` how outputs are compared with the teacher's (see `secateur.prune`).
+    The images are those of `secateur.heal`; their labels are used where there
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
@@ -61,6 +62,8 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     task = resolve_learn(asked, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
     require_walk(model)
+    if request.eval_images is not None:
+        require_classifier(model)
     scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
     session, used, notes = _open(model, images, settings, device=device, **request.session())
     reference = request.reference

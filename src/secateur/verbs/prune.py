@@ -7,7 +7,7 @@ from torch import nn
 
 from secateur.allocation.target import check_reachable
 from secateur.allocation.types import Plan
-from secateur.data.batches import Batches
+from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
@@ -19,18 +19,20 @@ from secateur.methods.request import PruneRequest
 from secateur.methods.task import Task, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.family import Family, family_of
+from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
-from secateur.models.stream import rotatable
 from secateur.models.types import Anatomy, Cost
 from secateur.models.walk_check import require_walk
-from secateur.progress import Progress, timed
+from secateur.progress import timed
 from secateur.request.takes import takes
-from secateur.storage.reference import base_or_reason, logits
+from secateur.statistics.divergence import LossName, check_output_criterion, loss_for
+from secateur.storage.base import Base
+from secateur.storage.reference import base_or_advice, logits
 from secateur.storage.weights import refuse_not_finite
 from secateur.surgery.replace import check_replacement
 from secateur.training.polish import PolishReport, polish_, polish_note, require_polishable
 from secateur.training.run_length import parse_run_length
-from secateur.verbs.evaluate import measure_
+from secateur.verbs.evaluate import measure_, require_classifier
 from secateur.verbs.load import DataUsed, open_data, unreadable_note
 from secateur.verbs.result import Result
 
@@ -45,12 +47,15 @@ def prune(model: nn.Module, images: object, request: PruneRequest) -> Result:
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
-    give the dense outputs on the calibration images; without it nothing is trained.
-    `stand_in` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped
-    layers. See `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and
-    pruned model are evaluated; with `latency` they are timed in turns. Times count in `runtime`
-    with `latency_batch` images at a time, also those of a budget in ms. Everything that can be
-    wrong with the request raises UserError before the pass over the images begins.
+    give the dense outputs on the calibration images; without it nothing is trained. `stand_in`
+    ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped layers.
+    `loss` compares outputs where they decide: 'kl' between class distributions, 'mse', squared
+    error, 'bce' between the probabilities of several labels, 'cosine'; without it 'mse' for one
+    output, 'cosine' for features, 'bce' with multi-hot labels, else 'kl'. See
+    `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and pruned model
+    are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
+    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
+    with the request raises UserError before the pass over the images begins.
     """
     return prune_checked(model, images, check(request))
 
@@ -59,6 +64,7 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
     """The same for a request that is checked already, as before the model is opened."""
     request, scored, used = asked.request, None, None
     if request.eval_images is not None:
+        require_classifier(model)
         reading = request.reading() | {"limit": None, "seed": 0}
         scored, used = open_data(model, request.eval_images, **reading)
     result = _pruned(model, images, asked)
@@ -77,7 +83,11 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(asked, anatomy)
-    _check(model, family, anatomy, task)
+    loss = loss_for(anatomy.num_classes, request.loss)
+    _check(model, family, anatomy, task, loss)
+    base = base_or_advice(model)
+    if request.loss is None:
+        loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
     batches, data = open_data(model, images, labels_needed=False, **request.reading())
     if request.polish is not None:
         require_polishable(model, batches.images)
@@ -86,14 +96,14 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
         family=family,
         anatomy=anatomy,
         task=task,
-        images=Images(batches=batches, progress=request.progress),
+        images=Images(batches=batches, progress=request.progress, loss=loss),
     )
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
-        return _carried_out(job, data)
+        return _carried_out(job, data, base)
 
 
-def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> None:
+def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss: LossName) -> None:
     """UserError for what cannot be done, before any image is read."""
     refuse_shared(model, family, anatomy, task.groups)
     if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
@@ -103,16 +113,21 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task) -> No
         )
     require_double(next(model.parameters()).device, "pruning")
     method_of(task).needs(task)
+    for group in task.groups:
+        criterion = task.preset.criterion_for(group)
+        check_output_criterion(criterion, anatomy.num_classes, loss)
     check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:
         check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
-        rotatable(model, family)
+        family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
     require_walk(model)
+    if task.preset.rotate:
+        require_rotatable(model, family)
 
 
-def _carried_out(job: Job, data: DataUsed) -> Result:
+def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     """Prepare, plan, cut and polish, as the task asks."""
     source, options, task, images = job.model, job.task.options, job.task, job.images
     with job.timed("time") if times_count(task) else nullcontext():
@@ -127,7 +142,7 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
         found = cut_to_latency(prepared.dense, job.anatomy, task, target, plan_for, cut)
         smaller, plan = found.model, found.plan
     with job.timed("polish") if options.polish else nullcontext():
-        report = _polish(smaller, prepared.dense, images.batches, options, plan, images.progress)
+        report = _polish(smaller, prepared.dense, options, plan, images)
     after = job.family.read(smaller)
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
@@ -139,7 +154,7 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
         task=task,
         data=data,
         seconds=images.seconds,
-        base=base_or_reason(source),
+        base=base,
         dense_logits=logits(source),
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
@@ -152,22 +167,23 @@ def _carried_out(job: Job, data: DataUsed) -> Result:
 def _polish(
     smaller: nn.Module,
     dense: nn.Module,
-    batches: Batches,
     options: PruneRequest,
     plan: Plan,
-    progress: Progress | None,
+    images: Images,
 ) -> PolishReport | None:
     if options.polish is None:
         return None
 
     def on_step(done: int, total: int) -> None:
-        if progress is not None:
-            progress("polish", done, total)
+        images.say("polish", done, total)
 
     budget = parse_run_length(options.polish)
     kept = [units["width"] for units in plan.units.values() if "width" in units]
     channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
-    return polish_(smaller, dense, batches, budget, options.seed, on_step, channels=channels)
+    loss = images.loss or "kl"
+    return polish_(
+        smaller, dense, images.batches, budget, options.seed, on_step, channels=channels, loss=loss
+    )
 
 
 def _notes(

@@ -45,6 +45,13 @@ class AnalyzeRequest(TimingPart, ImagesPart):
             metavar="NATS",
         ),
     ] = None
+    loss: Annotated[
+        str | None,
+        Say(
+            "Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            ANALYSIS,
+        ),
+    ] = None
     latency: Annotated[bool, Say("Time layers.", ANALYSIS, flag="--latency/--no-latency")] = True
     runtime: Annotated[
         str,
@@ -78,6 +85,20 @@ class HealRequest(TrainingPart):
             flag="--labels/--no-labels",
         ),
     ] = None
+    loss: Annotated[
+        str | None,
+        Say(
+            "Between outputs: kl, mse, bce, cosine; else as suits the head.",
+            TRAINING,
+        ),
+    ] = None
+    judge: Annotated[
+        str,
+        Say(
+            "By what weights are judged while training: held_out, a share of --data, or eval_data.",
+            TRAINING,
+        ),
+    ] = "held_out"
     reference: "nn.Module | str | Path | None" = None
     settings: "HealSettings | None" = None
 
@@ -86,4 +107,11 @@ class HealRequest(TrainingPart):
 class TrainRequest(TrainingPart):
     """How a dense model is fine-tuned."""
 
+    judge: Annotated[
+        str,
+        Say(
+            "By what weights are judged while training: held_out, a share of --data, or eval_data.",
+            TRAINING,
+        ),
+    ] = "held_out"
     settings: "FineTuneSettings | None" = None

@@ -18,8 +18,24 @@ from secateur.methods.task import Task
 from secateur.methods.to_latency import LatencyRound
 from secateur.models.types import Anatomy, AttentionShape, Cost, Shape
 from secateur.storage.base import Base
+from secateur.storage.identify import remember_
 from secateur.training.polish import PolishReport
 from secateur.verbs.load import DataUsed
+
+PROVENANCE = (
+    "preset",
+    "preset_source",
+    "budget",
+    "groups",
+    "repair",
+    "stand_in",
+    "allocation",
+    "seed",
+    "polish",
+    "data",
+    "dense_logits",
+)
+"""Of the record, what a saved model tells of how it came about."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +71,9 @@ class Result:
     def __post_init__(self) -> None:
         """OverBudgetError for a model above its budget: no way of pruning hands one over."""
         require_within(self.model, self.before, self.task.budget, self.task.options.goal)
+        if isinstance(self.base, Base):
+            record = self.record()
+            remember_(self.model, self.base, {key: record[key] for key in PROVENANCE})
 
     @property
     def cost_dense(self) -> Cost:

@@ -4,25 +4,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import UserError
-from secateur.report import render
-from secateur.storage.base import Base, base_of
-from secateur.storage.save import save
-from secateur.verbs.result import Result
+from torch import nn
 
-PROVENANCE = (
-    "preset",
-    "preset_source",
-    "budget",
-    "groups",
-    "repair",
-    "stand_in",
-    "allocation",
-    "seed",
-    "polish",
-    "data",
-    "dense_logits",
-)
+from secateur.errors import UserError
+from secateur.models.family import family_of
+from secateur.report import render
+from secateur.storage.base import Base, build
+from secateur.storage.identify import base_of, provenance_of
+from secateur.storage.save import check_out
+from secateur.storage.save import save as write
+from secateur.verbs.result import PROVENANCE, Result, environment
+
+
+def save(model: nn.Module, out: str | Path, *, overwrite: bool = False) -> str | None:
+    """Save a model as a directory that `secateur.load` opens: dense or pruned, trained or not.
+
+    So a pruned model is kept that was trained further in a loop of one's own, also with another
+    head (`reset_classifier`) or image size (`set_input_size`). What is known of how it came about,
+    and of the dense model, is kept, so that `secateur.heal` can go on from it. A model saved in
+    `out` is replaced only with `overwrite`, and returned in words; files beside it stay. Raises
+    UserError, with nothing written, for models that cannot be rebuilt, weights that are not finite,
+    and where `out` cannot be written.
+    """
+    check_out(out, overwrite=overwrite)
+    base = base_of(model)
+    kept, dense = (family_of(each).read(each).cost() for each in (model, build(base)))
+    return write(
+        model,
+        out,
+        base=base,
+        provenance={**provenance_of(model), "saved": {"environment": environment()}},
+        results={
+            "macs": {"dense": dense.macs, "pruned": kept.macs},
+            "params": {"dense": dense.params, "pruned": kept.params},
+        },
+        overwrite=overwrite,
+    )
 
 
 def save_result(
@@ -47,7 +64,7 @@ def save_result(
     if isinstance(known, str):
         raise UserError(known)
     record = result.record()
-    return save(
+    return write(
         result.model,
         out,
         base=known,
@@ -66,7 +83,8 @@ def _results(record: Mapping[str, Any]) -> dict[str, object]:
     if dense is not None and pruned is not None:
         for key in ("top1", "top5", "stderr"):
             found[key] = {"dense": dense[key], "pruned": pruned[key]}
-        found |= {key: pruned[key] for key in ("agreement", "kl")} | {"images": pruned["n"]}
+        compared = [key for key in ("agreement", "kl", "squared_error") if key in pruned]
+        found |= {key: pruned[key] for key in compared} | {"images": pruned["n"]}
     rows = record["latency"]
     for one, other in zip(rows[::2], rows[1::2], strict=True):
         name = f"ms, {one['runtime']}, batch {one['batch_size']}, {one['threads']} threads"

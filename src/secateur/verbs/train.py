@@ -11,7 +11,9 @@ from secateur.models.family import family_of
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
+from secateur.storage.spec import SPEC
 from secateur.training.distillation.objectives import supervised
+from secateur.training.judgement import judgement
 from secateur.training.machine import training_device
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
@@ -31,7 +33,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
     """Return a copy of `model` that has learned the labels of `images`.
 
     The model must have a head for their classes: `open_to_train` makes one ready. For images,
-    `folder`, `device` and errors see `secateur.heal`.
+    `folder`, `judge`, `device` and errors see `secateur.heal`.
     """
     settings = request.settings or FineTuneSettings()
     student, base, earlier = copy_to_train(model)
@@ -54,10 +56,14 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
             supervised(settings.label_smoothing),
             settings,
             judge=session.judge(settings, teacher=None),
+            about={} if session.judge_labels is None else {"judge": "eval_data"},
         )
         seconds["train"] = report.seconds
         with timed(seconds, "measure"):
             accuracy = evaluation("pruned", "own", student)
+    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "train")
+    if judged is not None and judged.worse:
+        notes.append(judged.note())
     return Trained(
         verb="train",
         model=student,
@@ -67,6 +73,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         about={},
         earlier=earlier,
         accuracy=accuracy,
+        judged=judged,
         seconds=seconds,
         notes=notes,
     )
@@ -112,7 +119,7 @@ def open_to_train(
     model = load_to_train(
         source,
         checkpoint=checkpoint,
-        num_classes=_classes(source, shape, num_classes or opened.label_count),
+        num_classes=_classes(source, shape, num_classes or opened.label_count, num_classes),
         img_size=img_size,
         pretrained=not from_scratch,
         seed=seed,
@@ -121,14 +128,17 @@ def open_to_train(
     return model, opened
 
 
-def _classes(source: str, shape: nn.Module, wanted: int) -> int | None:
+def _classes(source: str, shape: nn.Module, wanted: int, named: int | None) -> int | None:
     """The size of the new head; None where the model must keep the one it has."""
     has = family_of(shape).read(shape).num_classes
     if source.startswith("timm:"):
         return wanted
-    if has != wanted:
-        raise UserError(
-            f"{source} has a head for {has} classes, but the images are of {wanted}; only models "
-            "named timm:NAME are given another head."
-        )
-    return None
+    if has == wanted:
+        return None
+    if (Path(source) / SPEC).is_file() and named is not None:
+        return wanted
+    raise UserError(
+        f"{source} has a head for {has} classes, but the images are of {wanted}; only models named "
+        f"timm:NAME are given another head, and, by --num-classes {wanted}, directories saved by "
+        "secateur."
+    )

@@ -12,6 +12,7 @@ from secateur.data.classes import refuse_labels_beyond
 from secateur.data.images import ImageSet, open_images
 from secateur.data.items import as_items, count_of, has_labels, shape_of_items
 from secateur.data.preprocessing import Preprocessing
+from secateur.data.targets import multi_hot
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, paired_difference, summarize
 from secateur.models.caches import copy_of
@@ -19,13 +20,15 @@ from secateur.models.family import family_of
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
 from secateur.request.parts import TrainingPart
-from secateur.storage.base import Base, base_of
-from secateur.storage.spec import Spec
+from secateur.statistics.divergence import loss_for
+from secateur.storage.base import Base
+from secateur.storage.identify import base_of, provenance_of
 from secateur.storage.weights import refuse_not_finite
 from secateur.training.images.held_out import hold_out
+from secateur.training.judgement import check_judge
 from secateur.training.run import OnLog
 from secateur.training.session import Session, require_labels
-from secateur.verbs.evaluate import predicted
+from secateur.verbs.evaluate import predicted, require_classifier
 from secateur.verbs.load import DataUsed, open_data, refuse_other_images, unreadable_note
 from secateur.verbs.result import Result
 
@@ -46,10 +49,9 @@ def copy_to_train(
 def _origin(model: nn.Module | Result) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
     if isinstance(model, Result):
         record = model.record()
-        keys = ("preset", "preset_source", "budget", "groups", "seed", "dense_logits")
+        keys = ("preset", "preset_source", "budget", "groups", "seed", "data", "dense_logits")
         return model.model, model.base or "", {key: record[key] for key in keys}
-    spec = getattr(model, "secateur_spec", None)
-    earlier = dict(spec.provenance) if isinstance(spec, Spec) else {}
+    earlier: dict[str, JsonValue] = provenance_of(model)
     try:
         return model, base_of(model), earlier
     except UserError as error:
@@ -64,6 +66,9 @@ def open_session(
     held_out: float,
     labels: bool,
     required: bool,
+    loss: str | None = None,
+    judge: str = "held_out",
+    eval_images: object | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
     folder: Path | None = None,
@@ -74,11 +79,19 @@ def open_session(
 ) -> tuple[Session, DataUsed, list[str]]:
     """Images to train `model` on, a share of them held out, where they came from, and notes.
 
+    With the judge `eval_data`, nothing is held out: the images for evaluation judge the weights.
     Their labels are learned if `labels` and there are any. UserError where labels are `required`
-    and missing, or wanted and of other classes than the head's; for images that cannot be read, or
-    that the model does not take; and for too few.
+    and missing, of a head of one output, or wanted and of other classes than the head's; for images
+    that cannot be read, or that the model does not take; and for too few.
     """
+    check_judge(judge, eval_images)
     classes = family_of(model).read(model).num_classes
+    compared = loss_for(classes, loss, multi_label=multi_hot(images))
+    if classes == 1 and (labels and required):
+        raise UserError(
+            "the model has one output, which the cross-entropy of labels cannot train; learn from "
+            "the dense model without labels (--no-labels)."
+        )
     found, used, notes = open_training_images(
         images,
         Preprocessing.of(model),
@@ -91,12 +104,18 @@ def open_session(
     )
     if required:
         require_labels(found)
-    train, held = hold_out(found, used.images, held_out)
+    judged_labels = None
+    if judge == "eval_data":
+        train, (held, judged_labels) = found, _judges(model, eval_images, classes, skip_unreadable)
+    else:
+        train, held = hold_out(found, used.images, held_out)
     session = Session(
         train=train,
         held=held,
-        labels=labels and has_labels(found),
+        labels=labels and has_labels(found) and classes != 1,
         classes=classes,
+        loss=compared,
+        judge_labels=judged_labels,
         folder=folder,
         restart=restart,
         device=device,
@@ -104,6 +123,23 @@ def open_session(
         on_log=on_log,
     )
     return session, used, notes
+
+
+def _judges(
+    model: nn.Module, images: object, classes: int, skip_unreadable: bool
+) -> tuple[object, bool]:
+    """Images for evaluation that judge weights, and whether they have labels of the head."""
+    found, _, _ = open_training_images(
+        images,
+        Preprocessing.of(model),
+        limit=None,
+        seed=0,
+        num_classes=classes or None,
+        skip_unreadable=skip_unreadable,
+        labels_needed=False,
+        model=model,
+    )
+    return found, classes > 1 and has_labels(found)
 
 
 def open_training_images(
@@ -166,6 +202,8 @@ class Evaluation:
         images, skip = request.eval_images, request.skip_unreadable
         self._progress = request.progress
         self._dense_N: Tensor | None = None
+        for model in models.values() if images is not None else ():
+            require_classifier(model)
         self._opened = {
             key: open_data(model, images, skip_unreadable=skip)[0]
             for key, model in models.items()

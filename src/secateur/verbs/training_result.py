@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from secateur.models.family import family_of
 from secateur.models.types import Cost
 from secateur.report.training_page import render_training
 from secateur.storage.base import Base, build
+from secateur.storage.identify import remember_
 from secateur.storage.save import save
+from secateur.training.judgement import Judgement
 from secateur.training.loop import FitReport
 from secateur.verbs.load import DataUsed
 from secateur.verbs.result import environment
@@ -33,7 +35,7 @@ class Trained:
     """A trained model. `earlier` is what is known of the model before, `about` of this training.
 
     `accuracy` has, where it was measured, `before`, `pruned` (the model that comes out) and, where
-    there is a reference, `dense`.
+    there is a reference, `dense`. `judged` compares the saved weights with those before training.
     """
 
     verb: str
@@ -44,9 +46,15 @@ class Trained:
     about: dict[str, Any]
     earlier: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    judged: Judgement | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     command: str | None = None
+
+    def __post_init__(self) -> None:
+        """Let the model tell a later save what it is."""
+        if isinstance(self.base, Base):
+            remember_(self.model, self.base, {**self.earlier, self.verb: self._told()})
 
     @property
     def cost(self) -> Cost:
@@ -73,13 +81,9 @@ class Trained:
             "stages": self.seconds,
             "accuracy": {key: value.to_json() for key, value in self.accuracy.items()} or None,
             "training": self.report.to_json(),
+            "judged": None if self.judged is None else asdict(self.judged),
             **self.about,
-            "data": {
-                "source": self.data.source,
-                "images": self.data.images,
-                "fingerprint": self.data.fingerprint,
-                "unreadable": list(self.data.unreadable),
-            },
+            "data": self._data(),
             "environment": environment(),
             "command": self.command,
             "notes": self.notes,
@@ -87,6 +91,28 @@ class Trained:
 
     def _name(self) -> str | None:
         return f"{self.base.library}:{self.base.name}" if isinstance(self.base, Base) else None
+
+    def _told(self) -> dict[str, Any]:
+        """What the spec says of this training."""
+        training = self.report.to_json()
+        kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
+        return {
+            **self.about,
+            **{key: training[key] for key in kept},
+            "settings": self.report.settings.model_dump(mode="json", exclude_defaults=True),
+            "data": self._data(),
+            "judged": None if self.judged is None else asdict(self.judged),
+            "device": environment()["device"],
+            "command": self.command,
+        }
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "source": self.data.source,
+            "images": self.data.images,
+            "fingerprint": self.data.fingerprint,
+            "unreadable": list(self.data.unreadable),
+        }
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write the model, report.html and training.json into `out`, whole or not at all.
@@ -102,20 +128,11 @@ class Trained:
             raise UserError(self.base)
         record = self.record()
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
-        told = {
-            **self.about,
-            **{key: record["training"][key] for key in kept},
-            "settings": self.report.settings.model_dump(mode="json", exclude_defaults=True),
-            "data": record["data"],
-            "device": record["environment"]["device"],
-            "command": self.command,
-        }
         return save(
             self.model,
             out,
             base=self.base,
-            provenance={**self.earlier, self.verb: told},
+            provenance={**self.earlier, self.verb: self._told()},
             results=_results(record, self.verb),
             extra_files={
                 "training.json": text,

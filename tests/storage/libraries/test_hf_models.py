@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.storage.base import base_of, build
+from secateur.storage.base import build
+from secateur.storage.identify import base_of
 from secateur.storage.library import libraries
 from secateur.storage.load import load
 

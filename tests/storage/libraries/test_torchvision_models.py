@@ -9,7 +9,8 @@ import torchvision
 from safetensors.torch import save_file
 
 from secateur.errors import UserError
-from secateur.storage.base import base_of, build
+from secateur.storage.base import build
+from secateur.storage.identify import base_of
 from secateur.storage.library import libraries
 from secateur.storage.load import load
 

@@ -1,9 +1,12 @@
 """The oracle for one layer: leave it out and look at what the model then says."""
 
+import torch
 from torch import Tensor
 
 from secateur.criteria.registry import Question, criterion
 from secateur.models.types import GroupName
+from secateur.statistics.divergence import TINY
+from secateur.statistics.registry import Sums
 
 NEEDS: dict[GroupName, tuple[str, ...]] = {
     "branch": ("branch_removal",),
@@ -18,9 +21,23 @@ NEEDS: dict[GroupName, tuple[str, ...]] = {
     needs=NEEDS,
 )
 def delta_kl(question: Question) -> Tensor:
-    """Mean over images of KL(dense || without), in nats; needs no labels."""
+    """Mean over images of KL(dense || without), in nats; needs no labels.
+
+    Of other losses of the outputs (see `secateur.statistics.divergence`) the mean of these; squared
+    errors as a share of the variance of the dense outputs.
+    """
     sums = question.sums[NEEDS[question.group][0]]
-    return sums["delta_kl"] / sums["images"]
+    mean = sums["delta_kl"] / sums["images"]
+    return mean / _spread(sums) if "output" in sums else mean
+
+
+def _spread(sums: Sums) -> Tensor:
+    """As `secateur.statistics.divergence.spread`, from sums."""
+    mean, square = sums["output"] / sums["images"], sums["output_square"] / sums["images"]
+    tokens = mean.numel() / mean.shape[-1]
+    variance, whole = (square - mean.square()).sum() / tokens, square.sum() / tokens
+    found = torch.where(variance > TINY * whole, variance, whole)
+    return torch.where(found > 0, found, torch.ones_like(found))
 
 
 @criterion(

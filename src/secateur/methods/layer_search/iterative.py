@@ -22,6 +22,7 @@ from secateur.models.caches import copy_of
 from secateur.models.family import Family
 from secateur.models.types import Anatomy
 from secateur.statistics import Statistics, observe
+from secateur.statistics.divergence import LossName
 
 Fills = Mapping[str, Tensor]
 
@@ -49,6 +50,7 @@ def iterative(
     quota: Quota,
     fills: Fills,
     on_step: OnStep,
+    loss: LossName | None = None,
 ) -> Found:
     """Drop the unit of least score, look at the smaller model with all images, and so on.
 
@@ -66,7 +68,7 @@ def iterative(
     }
     while not quota.met(chosen):
         smaller = without(model, family, anatomy, branches_of(chosen), fills)
-        statistics, left = observe(smaller, batches, needs), family.read(smaller)
+        statistics, left = observe(smaller, batches, needs, loss=loss), family.read(smaller)
 
         def worth_of(
             unit: Unit,

@@ -90,9 +90,13 @@ def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
     if preset.search == "window":
         return best_window(anatomy, prepared.statistics, preset.criterion, units, wanted)
     if preset.search == "iterative":
-        return iterative(model, family, anatomy, task, batches, units, wanted, fills, on_step)
+        return iterative(
+            model, family, anatomy, task, batches, units, wanted, fills, on_step, job.images.loss
+        )
     criterion = preset.criterion_for(task.groups[0])
-    bench = removal(model, family, anatomy, batches, IMAGES[effort], fills, criterion)
+    bench = removal(
+        model, family, anatomy, batches, IMAGES[effort], fills, criterion, job.images.loss
+    )
     found = greedy(bench, units, wanted, per_cost=preset.per_cost, on_step=on_step)
     if preset.search == "greedy":
         return found

@@ -9,11 +9,12 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
-from secateur.models.derived.layout import norms_of_qk, shape_of
-from secateur.models.derived.names import linear, member, optional, parameter
-from secateur.models.derived.steps import Step, blocks_of, held_whole, start_of, steps_of
+from secateur.models.derived.layout import held_in, shape_of
+from secateur.models.derived.members import start_of
+from secateur.models.derived.names import linear, member, optional, parameter, present
+from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Separate, Statement, names_in
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement, names_in
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
@@ -25,11 +26,8 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         if "is stated, but" not in str(error):
             raise
         raise UserError(f"{error}; correct the statement of family '{stated.name}'.") from None
-    paths = [
-        path
-        for _, path, block in blocks_of(stated, model)
-        if type(block).__name__ != stated.flatten
-    ]
+    found = [(path, type(block).__name__) for _, path, block in blocks_of(stated, model)]
+    paths = [path for path, name in found if name != stated.flatten]
     branches = tuple(_branch(stated, step) for step in steps if step.is_branch)
     why = why_not_narrow(stated, model, steps)
     streams = () if why else streams_of(stated, model, steps)
@@ -72,7 +70,7 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
         if not isinstance(head := member(model, path), nn.Linear | nn.Identity | None):
             return f"its {path.removesuffix('?')} is a {type(head).__name__}, not a Linear"
     for step in steps:
-        if held_whole(step) and "vo" in _refusals(step.module, step.layer):
+        if step.held_whole and "vo" in _refusals(step.module, step.layer):
             return f"{step.path} computes at its present width only, and ours cannot take its place"
     starts = [step.stage for step in steps if step.kind == "transition"]
     if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
@@ -95,14 +93,17 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
     for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, stated.classes):
         member(model, path)
     steps = steps_of(stated, model)
+    stated_by: dict[int, Names] = {}
     for step in steps:
         if step.layer is None:
             continue
-        for path in names_in(step.residual):
-            member(step.owner, path)
-        if not isinstance(step.module, SlimAttention):
-            for path in names_in(step.layer):
-                member(step.module, path)
+        for fact, owner in ((step.residual, step.owner), (step.layer, step.module)):
+            if isinstance(owner, SlimAttention):
+                continue
+            if id(fact) not in stated_by:
+                stated_by[id(fact)] = tuple(names_in(fact))
+            for path in stated_by[id(fact)]:
+                member(owner, path)
         if isinstance(step.layer, AttentionLayer):
             _check_attention(step, step.layer)
         if isinstance(step.layer, MlpLayer):
@@ -112,15 +113,13 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
 
 def _check_attention(step: Step, layer: AttentionLayer) -> None:
     """UserError for a layer that computes past its modules, where hooks see nothing."""
-    qkv, attn = layer.qkv, step.module
-    if isinstance(attn, SlimAttention) or isinstance(qkv, Separate):
-        return
-    names = qkv.bias if isinstance(qkv.bias, tuple) else ()
-    if any(parameter(attn, name) is not None for name in names) or "." not in qkv.weight:
-        raise UserError(
-            f"{step.path} is a {type(attn).__name__} that multiplies with its weights past the "
-            "modules that hold them, so its queries, keys and values cannot be observed."
-        )
+    attn = step.module
+    for path in (*held_in(layer.qkv, "weight"), *held_in(layer.qkv, "bias")):
+        if "." not in path and parameter(attn, path) is not None:
+            raise UserError(
+                f"{step.path} is a {type(attn).__name__} that multiplies with its weights past the "
+                "modules that hold them, so its queries, keys and values cannot be observed."
+            )
 
 
 def _check_mlp(step: Step, layer: MlpLayer) -> None:
@@ -165,7 +164,7 @@ def _refusals(module: nn.Module, layer: Layer | None) -> dict[GroupName, str]:
     if not isinstance(layer, AttentionLayer):
         return refusals
     every: tuple[GroupName, ...] = ("qk", "vo", "heads")
-    if any(optional(module, name) is not None for name in norms_of_qk(module, layer)):
+    if present(module, *(layer.qk_norm or ())):
         refusals["qk"] = (
             "QK-norm normalises over the dims of a head, so removing some changes the others"
         )

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.derived.anatomy import why_not_narrow
-from secateur.models.derived.names import classifiers, optional, parameter
-from secateur.models.derived.steps import start_of, steps_of
+from secateur.models.derived.members import Members, members_of
+from secateur.models.derived.names import optional
+from secateur.models.derived.steps import Linears, steps_of
 from secateur.models.norms import HeldNorm, affine, can_hold, centres, uncentred_norm
 from secateur.models.statement import Statement
 
-Linears = list[nn.Linear | nn.Conv2d]
-Reading = tuple[nn.Module, str, Linears]
-"""What a norm belongs to, its path there, and the linear layers that read what it gives."""
+SELECT = "take a preset that selects channels, such as magnitude with --groups width"
 
 
 def why_not_rotate(stated: Statement, model: nn.Module) -> str | None:
@@ -33,16 +32,16 @@ def why_not_rotate(stated: Statement, model: nn.Module) -> str | None:
     steps = steps_of(stated, model)
     if reason := why_not_narrow(stated, model, steps):
         return reason
-    if start_of(stated, model, 0).norms:
+    members = members_of(stated, model, 0, steps)
+    if members.vectors:
         return "a norm writes its embedding, and no weight behind a norm could rotate what it gives"
     if any(step.residual.norm_behind for step in steps):
         return "its norms stand behind the branches, where they write the stream"
     if any(step.kind == "linear" for step in steps):
         return "linear layers stand in for some of its layers; make it narrower before these go"
-    if not classifiers(stated, model):
+    if not members.heads:
         return "it has no classifier, so its features would come out rotated"
-    readings = list(_readings(stated, model))
-    norms = [optional(owner, path) for owner, path, _ in readings]
+    norms = [optional(owner, path) for owner, path, _ in _readings(model, members)]
     if norms[-1] is None:
         return "its classifier reads the stream without a norm"
     found = [norm for norm in norms if norm is not None and can_hold(norm)]
@@ -62,18 +61,18 @@ def rotate_(stated: Statement, model: nn.Module, basis_DD: Tensor) -> None:
     The model must be one that `why_not_rotate` has nothing against. UserError where a norm has a
     shift that neither its readers nor it itself can carry.
     """
-    readings, embedding = list(_readings(stated, model)), start_of(stated, model, 0).writer
-    basis_DD = basis_DD.double().to(embedding.weight.device)
+    members = members_of(stated, model, 0)
+    readings, device = list(_readings(model, members)), members.writer.weight.device
+    basis_DD = basis_DD.double().to(device)
     into_DD = basis_DD.T
     if any(centres(owner.get_submodule(path)) for owner, path, _ in readings):
         into_DD = into_DD - into_DD.mean(1, keepdim=True)
     for owner, path, readers in readings:
         _read_rotated_(owner, path, readers, basis_DD)
-    _write_(embedding, into_DD)
-    for path in filter(None, (*stated.stem.tokens, stated.stem.positions)):
-        if (table := parameter(model, path)) is not None:
-            table.copy_(table.double() @ into_DD.T)
-    for step in steps_of(stated, model):
+    _write_(members.writer, into_DD)
+    for table in members.tables.values():
+        table.copy_(table.double() @ into_DD.T)
+    for step in members.steps:
         scaled_DD = into_DD
         if (scale := step.scale) is not None:
             scaled_DD = into_DD * scale.double()
@@ -81,11 +80,11 @@ def rotate_(stated: Statement, model: nn.Module, basis_DD: Tensor) -> None:
         _write_(step.writer, scaled_DD)
 
 
-def _readings(stated: Statement, model: nn.Module) -> Iterator[Reading]:
-    for step in steps_of(stated, model):
+def _readings(model: nn.Module, members: Members) -> Iterator[tuple[nn.Module, str, Linears]]:
+    """What each norm belongs to, its path there, and the layers that read what it gives."""
+    for step in members.steps:
         yield step.owner, step.residual.norm or "", step.readers
-    present = [path for path in stated.tail.norms if optional(model, path) is not None]
-    yield model, (present or [""])[-1], [*classifiers(stated, model).values()]
+    yield model, [*members.tail, ""][max(len(members.tail) - 1, 0)], [*members.heads.values()]
 
 
 def _write_(writer: nn.Module, into_DD: Tensor) -> None:
@@ -110,8 +109,7 @@ def _read_rotated_(owner: nn.Module, path: str, readers: Linears, basis_DD: Tens
         if bool(((weight_D == 0) & (bias_D != 0)).any()):
             raise UserError(
                 f"'{path}' has a shift where its scale is zero, and layers without a bias read it, "
-                "so its stream cannot be rotated; take a preset that selects channels, such as "
-                "magnitude with --groups width."
+                f"so its stream cannot be rotated; {SELECT}."
             )
         new.bias.copy_(basis_DD.T @ torch.where(bias_D == 0, 0.0, bias_D / weight_D))
     for reader in readers:

@@ -7,27 +7,15 @@ Legend: D residual width, N tokens, H heads, K query/key dims, V value dims, F h
 
 from collections import Counter
 from math import prod
-from typing import TypedDict
 
 from torch import nn
 
-from secateur.models.derived.layout import attention_weights, mlp_shape, norms_of_qk
-from secateur.models.derived.names import classifiers, optional, parameter
-from secateur.models.derived.steps import Step, start_of
-from secateur.models.modules import ShiftedReLU
+from secateur.models.derived.layout import attention_weights
+from secateur.models.derived.members import heads_of, members_of, start_of
+from secateur.models.derived.names import optional, present
+from secateur.models.derived.steps import Step
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransition
-
-
-class Prices(TypedDict, total=False):
-    """The rates of a `Branch`."""
-
-    fixed: Rate
-    per_head: Rate
-    per_qk: Rate
-    per_qk_layer: Rate
-    per_vo: Rate
-    per_hidden: Rate
 
 
 def parameters(*modules: nn.Module | None) -> int:
@@ -41,24 +29,23 @@ def step_parameters(step: Step) -> int:
     return parameters(step.module, step.norm) + scale
 
 
-def prices_of(step: Step) -> Prices:
-    """The `Branch` prices of an attention layer or MLP with its norm and LayerScale."""
+def prices_of(step: Step) -> dict[str, Rate]:
+    """The rates of a `Branch` for an attention layer or MLP with its norm and LayerScale."""
     scale = 0 if step.scale is None else step.scale.numel()
     vectors = parameters(step.norm, step.batch_norm) + scale
-    bias = int(step.writer.bias is not None)
-    per_width = vectors // step.writer.weight.shape[0] + bias
+    per_width = vectors // step.writer.weight.shape[0] + int(step.writer.bias is not None)
     if isinstance(step.layer, MlpLayer):
         return _mlp_prices(step, step.layer, per_width)
     assert isinstance(step.layer, AttentionLayer)
     return _attention_prices(step, step.layer, per_width)
 
 
-def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> Prices:
+def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict[str, Rate]:
     n, attn, weights = step.tokens, step.module, attention_weights(step.module, layer)
     gate, norm = optional(attn, layer.gate), optional(attn, layer.context_norm)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
     inner = parameters(gate, norm) - gates * weights.o_DHV.shape[0]
-    norms = parameters(*(optional(attn, name) for name in norms_of_qk(attn, layer)))
+    norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
     in_qk = sum(bias is not None for bias in (weights.qb_HK, weights.kb_HK))
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
@@ -74,8 +61,8 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> Pric
     }
 
 
-def _mlp_prices(step: Step, layer: MlpLayer, per_width: int) -> Prices:
-    hidden, readers = mlp_shape(step.module, layer).hidden, step.readers
+def _mlp_prices(step: Step, layer: MlpLayer, per_width: int) -> dict[str, Rate]:
+    hidden, readers = step.writer.weight.shape[1], step.readers
     rows = sum(reader.weight.shape[0] for reader in readers) // hidden
     biases = sum(reader.bias.numel() for reader in readers if reader.bias is not None)
     inner = parameters(optional(step.module, layer.norm), optional(step.module, layer.unit_norm))
@@ -108,7 +95,7 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
             macs += step.tokens * start_of(stated, model, step.stage).writer.weight.numel()
         if step.kind == "linear":
             macs += stand_in(step).cost.macs
-    macs += sum(head.weight.numel() for head in classifiers(stated, model).values())
+    macs += sum(head.weight.numel() for head in heads_of(stated, model).values())
     if optional(model, stated.tail.pool) is not None and stated.tail.pool_macs is not None:
         macs += stated.tail.pool_macs(model)
     return Cost(params=params, macs=macs)
@@ -119,33 +106,20 @@ def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[
     last = max((step.stage for step in steps), default=0)
     streams = []
     for stage in range(last + 1):
-        start = start_of(stated, model, stage)
-        width, vectors = start.width, list(start.norms.values())
-        params, macs = int(start.writer.bias is not None), 0
-        if stage == 0:
-            inputs, stem = start.writer.weight[0].numel(), stated.stem
-            tables = [parameter(model, path) for path in (stem.positions, *stem.tokens)]
-            params += inputs + sum(t.numel() for t in tables if t is not None) // width
-            macs += prod(stated.grid(model)) * inputs
-            if isinstance(act := optional(model, stem.activation), ShiftedReLU):
-                vectors.append(act)
-        if stage == last:
-            rows = sum(head.out_features for head in classifiers(stated, model).values())
-            params, macs = params + rows, macs + rows
-            vectors += [norm for path in stated.tail.norms if (norm := optional(model, path))]
-        params += parameters(*vectors) // width
-        for step in steps:
-            if step.stage == stage and step.kind in ("fixed", "linear"):
-                square = width if step.kind == "linear" else 0
-                params += step_parameters(step) // width - square
-        streams.append(
-            Stream(
-                id=f"{stated.blocks.partition('.')[0]}.{stage}" if last else "stream",
-                width=width,
-                stage=stage,
-                ends=Rate(per_width=Cost(params=params, macs=macs)),
-            )
-        )
+        members = members_of(stated, model, stage, steps)
+        width, writer = members.width, members.writer
+        rows = sum(head.out_features for head in members.heads.values())
+        inputs = 0 if stage else writer.weight[0].numel()
+        vectors = parameters(*members.vectors.values(), *members.tail.values())
+        vectors += sum(table.numel() for table in members.tables.values())
+        for step in members.steps:
+            if not step.is_branch:
+                square = width**2 if step.kind == "linear" else 0
+                vectors += step_parameters(step) - square
+        params = inputs + rows + vectors // width + int(writer.bias is not None)
+        per_width = Cost(params=params, macs=inputs * prod(stated.grid(model)) + rows)
+        name = f"{stated.blocks.partition('.')[0]}.{stage}" if last else "stream"
+        streams.append(Stream(id=name, width=width, stage=stage, ends=Rate(per_width=per_width)))
     return tuple(streams)
 
 
@@ -155,13 +129,13 @@ def joints_of(
     """Transitions and linear steps, which cost by the channels of two streams."""
     params, macs = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for step in steps:
-        hook_points, pair = 1, (step.stage, step.stage)
+        taps, pair = 1, (step.stage, step.stage)
         if step.kind == "transition":
-            hook_points = start_of(stated, model, step.stage).writer.weight[0, 0].numel()
+            taps = start_of(stated, model, step.stage).writer.weight[0, 0].numel()
             pair = (step.stage - 1, step.stage)
         if step.kind in ("transition", "linear"):
-            params[pair] += hook_points
-            macs[pair] += step.tokens * hook_points
+            params[pair] += taps
+            macs[pair] += step.tokens * taps
     return tuple(
         StreamTransition(
             first=streams[i].id, second=streams[j].id, per_pair=Cost(params=n, macs=macs[i, j])

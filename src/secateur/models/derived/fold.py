@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError, short
-from secateur.models.derived.names import optional, parameter
-from secateur.models.derived.steps import Step, start_of, steps_before
+from secateur.models.derived.members import members_of, start_of
+from secateur.models.derived.names import optional
+from secateur.models.derived.steps import Step, steps_before
 from secateur.models.modules import ShiftedReLU
 from secateur.models.statement import Statement
 
@@ -23,17 +24,16 @@ def add_constant_(stated: Statement, model: nn.Module, branch_id: str, constant_
     """
     for step in reversed(steps_before(stated, model, branch_id)):
         if step.is_branch or step.kind == "linear":
-            add_to_step_(step, constant_D)
+            _add_to_step_(step, constant_D)
             return
         if step.kind == "transition":
             start = start_of(stated, model, step.stage)
-            add_to_bias_([start.writer, *start.norms.values()][-1], constant_D)
+            add_to_bias_([start.writer, *start.vectors.values()][-1], constant_D)
             return
-    add_behind_stem_(stated, model, constant_D)
+    _add_behind_stem_(stated, model, constant_D)
 
 
-@torch.no_grad()
-def add_to_step_(step: Step, constant_D: Tensor) -> None:
+def _add_to_step_(step: Step, constant_D: Tensor) -> None:
     """Let the update of a residual step grow by a constant."""
     norm, scale_D = step.norm, step.scale
     if step.residual.norm_behind and norm is not None:
@@ -58,40 +58,36 @@ def add_to_step_(step: Step, constant_D: Tensor) -> None:
     add_to_bias_(carrier, unscaled_D)
 
 
-@torch.no_grad()
-def add_behind_stem_(stated: Statement, model: nn.Module, constant_D: Tensor) -> None:
+def _add_behind_stem_(stated: Statement, model: nn.Module, constant_D: Tensor) -> None:
     """Let all tokens grow by a constant before the first block."""
-    stem = stated.stem
+    stem, members = stated.stem, members_of(stated, model, 0)
     if stem.activation is not None:
-        _add_behind_activation_(model, stem.activation, constant_D)
+        act, like = model.get_submodule(stem.activation), members.writer.weight
+        if not isinstance(act, ShiftedReLU):
+            act = _shift_(model, stem.activation, constant_D.numel(), like)
+        act.get_parameter("bias").add_(constant_D.to(like))
         return
-    tokens = [table for path in stem.tokens if (table := parameter(model, path)) is not None]
     if (norm := optional(model, stem.norm)) is not None:
         add_to_bias_(norm, constant_D)
         return
-    covered = 0
-    if (positions := parameter(model, stem.positions)) is not None:
+    tables, covered = dict(members.tables), 0
+    if (positions := tables.pop((stem.positions or "").removesuffix("?"), None)) is not None:
         positions.add_(constant_D.to(positions))
         rows, columns = stated.grid(model)
         covered = positions.numel() // positions.shape[-1] - rows * columns
     else:
-        norm = optional(model, stem.patch_norm)
-        add_to_bias_(norm or start_of(stated, model, 0).writer, constant_D)
-    for table in tokens:
+        add_to_bias_([members.writer, *members.vectors.values()][-1], constant_D)
+    for table in tables.values():
         covered -= table.numel() // table.shape[-1]
         if covered < 0:
             table.add_(constant_D.to(table))
 
 
-def _add_behind_activation_(model: nn.Module, path: str, constant_D: Tensor) -> None:
-    act = model.get_submodule(path)
-    if not isinstance(act, ShiftedReLU):
-        like = next(model.parameters())
-        shifted = ShiftedReLU(constant_D.numel(), device=like.device).to(like.dtype)
-        shifted.bias.requires_grad_(like.requires_grad)
-        model.set_submodule(path, shifted.train(act.training))
-        act = shifted
-    act.bias.add_(constant_D.to(act.bias))
+def _shift_(model: nn.Module, path: str, width: int, like: Tensor) -> ShiftedReLU:
+    """Put an activation that carries a constant, as yet zero, in place of a ReLU."""
+    shifted = ShiftedReLU(like.new_zeros(width)).train(model.get_submodule(path).training)
+    model.set_submodule(path, shifted.requires_grad_(like.requires_grad))
+    return shifted
 
 
 def give_bias_(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
@@ -103,9 +99,8 @@ def give_bias_(model: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> No
         module = model.get_submodule(path)
     except AttributeError as error:
         raise UserError(f"there is no module '{short(path)}' to have an added bias.") from error
-    if type(module) is nn.ReLU and f"{path}.bias" in tensors:
-        width = tensors[f"{path}.bias"].numel()
-        model.set_submodule(path, ShiftedReLU(width, device=torch.device("meta")))
+    if type(module) is nn.ReLU and (bias := tensors.get(f"{path}.bias")) is not None:
+        _shift_(model, path, bias.numel(), next(model.parameters()))
         return
     weight = getattr(module, "weight", None)
     if getattr(module, "bias", 0) is not None or not isinstance(weight, Tensor):

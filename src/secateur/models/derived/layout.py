@@ -3,69 +3,93 @@
 Legend: D residual width, H heads, K query/key dims per head, V value dims per head, F hidden.
 """
 
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.models.derived.names import linear, optional, parameter, stands_at
-from secateur.models.modules import Rotate, SlimAttention
+from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Holds, MlpLayer, Packed, Separate
-from secateur.models.types import AttentionShape, MlpShape, Shape
+from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
 
-Biases = tuple[Tensor | None, Tensor | None, Tensor | None]
+Parts = tuple[int, ...]
 
 
-def out_of(attn: nn.Module, layer: AttentionLayer) -> str:
-    """Path of the output projection."""
-    return "proj" if isinstance(attn, SlimAttention) else layer.out
+def ours(layer: AttentionLayer) -> AttentionLayer:
+    """The facts of the attention of ours that took the place of a host's layer."""
+    return replace(
+        layer,
+        qkv=Packed(),
+        out="proj",
+        heads="num_heads",
+        scale="scale",
+        sizes={"qk_dim": "qk", "v_dim": "vo"},
+        qk_norm=("q_norm", "k_norm"),
+        context_norm=None,
+        gate=None,
+        position_bias=None,
+        holds=Holds.ALL,
+    )
 
 
-def norms_of_qk(attn: nn.Module, layer: AttentionLayer) -> tuple[str, ...]:
-    """Paths of the norms of queries and keys."""
-    return ("q_norm", "k_norm") if isinstance(attn, SlimAttention) else layer.qk_norm or ()
+def shape_of(module: nn.Module, layer: AttentionLayer | MlpLayer) -> AttentionShape | MlpShape:
+    """Sizes of a layer, from its weights."""
+    if isinstance(layer, MlpLayer):
+        return MlpShape(hidden=linear(module, layer.writer).weight.shape[1])
+    return attention_shape(module, layer)
+
+
+def held_in(qkv: Packed | Separate, what: Literal["weight", "bias"]) -> dict[str, Parts]:
+    """Paths of parameters, each with which of queries (0), keys (1) and values (2) it holds."""
+    names: tuple[str | None, ...]
+    if isinstance(qkv, Separate):
+        names = tuple(f"{name}.{what}" for name in (qkv.q, qkv.k, qkv.v))
+    elif isinstance(found := qkv.weight if what == "weight" else qkv.bias, str):
+        return {found: (0, 1, 2)}
+    else:
+        names = found
+    return {name: (part,) for part, name in enumerate(names) if name is not None}
 
 
 def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
     """Sizes of an attention layer, from its weights."""
-    if isinstance(attn, SlimAttention):
-        return AttentionShape(heads=attn.num_heads, qk=attn.qk_dim, vo=attn.v_dim)
-    heads, all_vo = int(getattr(attn, layer.heads)), linear(attn, layer.out).weight.shape[1]
-    if isinstance(layer.qkv, Separate):
-        all_qk = linear(attn, layer.qkv.q).weight.shape[0]
-    else:
-        all_qk = (_weight(attn, layer.qkv).shape[0] - all_vo) // 2
-    return AttentionShape(heads=heads, qk=all_qk // heads, vo=all_vo // heads)
+    heads, rows = int(getattr(attn, layer.heads)), 0
+    for path in held_in(layer.qkv, "weight"):
+        owner = path.rpartition(".")[0]
+        rows += (linear(attn, owner).weight if owner else attn.get_parameter(path)).shape[0]
+    all_vo = linear(attn, layer.out).weight.shape[1]
+    return AttentionShape(heads=heads, qk=(rows - all_vo) // 2 // heads, vo=all_vo // heads)
 
 
 def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeights:
     """The layer in canonical layout; views of its parameters where it packs them by head."""
-    shape, own = attention_shape(attn, layer), isinstance(attn, SlimAttention)
-    h, qkv, bias = shape.heads, Packed() if own else layer.qkv, layer.position_bias
-    sizes = [shape.qk, shape.qk, shape.vo]
-    parts: list[Tensor]
-    if isinstance(qkv, Separate):
-        linears = [linear(attn, path) for path in (qkv.q, qkv.k, qkv.v)]
-        parts = [lin.weight.detach().unflatten(0, (h, -1)) for lin in linears]
-        biases = [_by_head(lin.bias, h) for lin in linears]
-    else:
-        parts = _split(_weight(attn, qkv).detach(), qkv, h, sizes)
-        biases = _packed_biases(attn, qkv, h, sizes)
-    out, scale = linear(attn, out_of(attn, layer)), "scale" if own else layer.scale
-    table = parameter(attn, None if bias is None else bias.table)
+    shape, position, out = (
+        attention_shape(attn, layer),
+        layer.position_bias,
+        linear(attn, layer.out),
+    )
+    weights = _parts(attn, layer.qkv, "weight", shape)
+    biases = _parts(attn, layer.qkv, "bias", shape)
+    table = places = None
+    if position is not None and (found := parameter(attn, position.table)) is not None:
+        table = found.detach().movedim(position.heads, 0)
+        places = attn.get_buffer(position.index)
     return AttentionWeights(
-        q_HKD=parts[0],
-        k_HKD=parts[1],
-        v_HVD=parts[2],
-        o_DHV=out.weight.detach().unflatten(1, (h, shape.vo)),
-        qb_HK=biases[0],
-        kb_HK=biases[1],
-        vb_HV=biases[2],
+        q_HKD=weights[0],
+        k_HKD=weights[1],
+        v_HVD=weights[2],
+        o_DHV=out.weight.detach().unflatten(1, (shape.heads, shape.vo)),
+        qb_HK=biases.get(0),
+        kb_HK=biases.get(1),
+        vb_HV=biases.get(2),
         ob_D=_detached(out.bias),
-        scale=shape.qk**-0.5 if scale is None else float(getattr(attn, scale)),
-        table_HT=None if table is None or bias is None else table.detach().movedim(bias.heads, 0),
-        places_NN=None if table is None or bias is None else attn.get_buffer(bias.index),
+        scale=shape.qk**-0.5 if layer.scale is None else float(getattr(attn, layer.scale)),
+        table_HT=table,
+        places_NN=places,
     )
 
 
@@ -76,44 +100,70 @@ def assign_attention_(
 
     `fused` says whether one of ours, where that is needed, starts with the fused kernel.
     """
-    if isinstance(attn, SlimAttention) or not _fits(attn, layer, weights):
+    shape, dense = weights.shape, attention_shape(attn, layer)
+    held = {
+        Holds.NOTHING: shape == dense,
+        Holds.HEADS: shape.qk == shape.vo == dense.qk == dense.vo,
+        Holds.EQUAL_DIMS: shape.qk == shape.vo,
+        Holds.ALL: True,
+    }
+    if not held[layer.holds]:
         return our_attention(attn, layer, weights, fused=fused)
-    qkv, sizes = layer.qkv, _sizes(weights.shape)
-    parts, biases = _parts(weights)
-    if isinstance(qkv, Separate):
-        for path, part, bias in zip((qkv.q, qkv.k, qkv.v), parts, biases, strict=True):
-            flat = None if bias is None else bias.flatten()
-            assign_layer_(linear(attn, path), part.flatten(0, 1), flat)
-    else:
-        _assign(attn, qkv.weight, _joined(parts, by_head=qkv.by_head))
-        if isinstance(qkv.bias, str):
-            present = [bias for bias in biases if bias is not None]
-            _assign(attn, qkv.bias, _joined(present, by_head=qkv.by_head) if present else None)
-        apart = qkv.bias if isinstance(qkv.bias, tuple) else (None, None, None)
-        for name, bias in zip(apart, biases, strict=True):
-            if name is not None and bias is not None:
-                _assign(attn, name, bias.flatten())
-        if isinstance(module := stands_at(attn, qkv.weight.rpartition(".")[0]), nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-    assign_layer_(linear(attn, layer.out), weights.o_DHV.flatten(1), weights.ob_D)
-    if layer.position_bias is not None and weights.table_HT is not None:
-        table = weights.table_HT.movedim(0, layer.position_bias.heads)
-        _assign(attn, layer.position_bias.table, table)
-    for name, size in {layer.heads: "heads", **layer.sizes}.items():
-        setattr(attn, name, sizes[size])
+    _write_(attn, layer, weights)
     return attn
 
 
-def shape_of(module: nn.Module, layer: AttentionLayer | MlpLayer) -> Shape:
-    """Sizes of a layer."""
-    if isinstance(layer, MlpLayer):
-        return mlp_shape(module, layer)
-    return attention_shape(module, layer)
+def our_attention(
+    attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, *, fused: bool
+) -> nn.Module:
+    """Our own attention in place of a host's layer."""
+    shape, like, rotary = weights.shape, linear(attn, layer.out).weight, layer.rotary
+    q_norm, k_norm = layer.qk_norm or (None, None)
+    settings = {} if rotary is None else {name: getattr(attn, name) for name in rotary.settings}
+    slim = SlimAttention(
+        dim=weights.q_HKD.shape[2],
+        num_heads=shape.heads,
+        qk_dim=shape.qk,
+        v_dim=shape.vo,
+        scale=weights.scale,
+        dim_out=weights.o_DHV.shape[0],
+        q_norm=optional(attn, q_norm),
+        k_norm=optional(attn, k_norm),
+        attn_drop=_chance(attn, layer.dropout),
+        proj_drop=_chance(attn, layer.dropout_behind),
+        fused_attn=fused,
+        call=layer.call,
+        rotary=None if rotary is None else (rotary.argument, partial(rotary.apply, **settings)),
+        device=torch.device("meta"),
+        dtype=like.dtype,
+    )
+    for projection in (slim.qkv, slim.proj):
+        projection.requires_grad_(like.requires_grad)
+    _write_(slim, ours(layer), weights)
+    return slim.train(attn.training)
 
 
-def mlp_shape(mlp: nn.Module, layer: MlpLayer) -> MlpShape:
-    """Hidden neurons of an MLP."""
-    return MlpShape(hidden=linear(mlp, layer.writer).weight.shape[1])
+def _write_(attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights) -> None:
+    """Put copies of these weights into a layer that holds their shape."""
+    parts = (weights.q_HKD, weights.k_HKD, weights.v_HVD)
+    biases = (weights.qb_HK, weights.kb_HK, weights.vb_HV)
+    by_head, shape = layer.qkv.by_head, weights.shape
+    for path, held in held_in(layer.qkv, "weight").items():
+        _assign_(attn, path, _joined([parts[part] for part in held], by_head=by_head))
+    for path, held in held_in(layer.qkv, "bias").items():
+        own = [(biases[part], parts[part]) for part in held]
+        # WHY: one vector for all three holds zeros for those of them that have no bias.
+        filled = [weight[..., 0] * 0 if bias is None else bias for bias, weight in own]
+        lacking = all(bias is None for bias, _ in own)
+        _assign_(attn, path, None if lacking else _joined(filled, by_head=by_head))
+    assign_layer_(linear(attn, layer.out), weights.o_DHV.flatten(1), weights.ob_D)
+    if layer.position_bias is not None and weights.table_HT is not None:
+        table = weights.table_HT.movedim(0, layer.position_bias.heads)
+        _assign_(attn, layer.position_bias.table, table)
+    h, k, v = shape.heads, shape.qk, shape.vo
+    sizes = {"heads": h, "qk": k, "vo": v, "all_qk": h * k, "all_vo": h * v}
+    for name, size in {layer.heads: "heads", **layer.sizes}.items():
+        setattr(attn, name, sizes[size])
 
 
 def mlp_weights(mlp: nn.Module, layer: MlpLayer) -> MlpWeights:
@@ -157,119 +207,40 @@ def assign_mlp_(mlp: nn.Module, layer: MlpLayer, weights: MlpWeights) -> None:
 
 def assign_layer_(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Give a Linear or 1x1 convolution copies of a matrix and a bias, in its own type."""
-    rows, columns = weight.shape
-    old = layer.get_parameter("weight")
     if isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.in_channels = weight.shape
         weight = weight[:, :, None, None]
-        layer.in_channels, layer.out_channels = columns, rows
-    elif isinstance(layer, nn.Linear):
-        layer.in_features, layer.out_features = columns, rows
-    layer.register_parameter("weight", _parameter(weight, old))
-    layer.register_parameter("bias", None if bias is None else _parameter(bias, old))
+    _assign_(layer, "weight", weight)
+    _assign_(layer, "bias", bias)
 
 
-def _fits(attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights) -> bool:
-    """Whether the host's own class computes this shape, and has a place for each bias."""
-    shape, present = weights.shape, attention_shape(attn, layer)
-    held = {
-        Holds.NOTHING: shape == present,
-        Holds.HEADS: shape.qk == shape.vo == present.qk == present.vo,
-        Holds.EQUAL_DIMS: shape.qk == shape.vo,
-        Holds.ALL: True,
-    }
-    return held[layer.holds]
-
-
-def our_attention(
-    attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, *, fused: bool
-) -> nn.Module:
-    """Our own attention in place of a host's layer, or of one of ours in another shape."""
-    shape, own = weights.shape, isinstance(attn, SlimAttention)
-    out = linear(attn, out_of(attn, layer))
-    q_norm, k_norm = norms_of_qk(attn, layer) or (None, None)
-    slim = SlimAttention(
-        dim=weights.q_HKD.shape[2],
-        num_heads=shape.heads,
-        qk_dim=shape.qk,
-        v_dim=shape.vo,
-        scale=weights.scale,
-        dim_out=weights.o_DHV.shape[0],
-        q_norm=optional(attn, q_norm),
-        k_norm=optional(attn, k_norm),
-        attn_drop=_chance(attn, "attn_drop" if own else layer.dropout),
-        proj_drop=_chance(attn, "proj_drop" if own else layer.dropout_behind),
-        fused_attn=fused,
-        call=layer.call,
-        rotary=_rotation(attn, layer),
-        device=torch.device("meta"),
-    )
-    like = out.weight
-    for linear_, weight, bias in (
-        (slim.qkv, torch.cat([p.flatten(0, 1) for p in _parts(weights)[0]]), _fused_bias(weights)),
-        (slim.proj, weights.o_DHV.flatten(1), weights.ob_D),
-    ):
-        linear_.weight = _parameter(weight, like)
-        linear_.register_parameter("bias", None if bias is None else _parameter(bias, like))
-    return slim.train(attn.training)
-
-
-def _rotation(attn: nn.Module, layer: AttentionLayer) -> tuple[str, Rotate] | None:
-    """Under which argument rotary embeddings come, and the function that applies them."""
-    if isinstance(attn, SlimAttention) or layer.rotary is None:
-        return attn.rotary if isinstance(attn, SlimAttention) else None
-    settings = {name: getattr(attn, name) for name in layer.rotary.settings}
-    return layer.rotary.argument, partial(layer.rotary.apply, **settings)
-
-
-def _parts(weights: AttentionWeights) -> tuple[list[Tensor], Biases]:
-    biases = (weights.qb_HK, weights.kb_HK, weights.vb_HV)
-    return [weights.q_HKD, weights.k_HKD, weights.v_HVD], biases
-
-
-def _fused_bias(weights: AttentionWeights) -> Tensor | None:
-    """One vector for q, k and v, zero where one of them has no bias; None where none has."""
-    parts, biases = _parts(weights)
-    if all(bias is None for bias in biases):
-        return None
-    pairs = zip(parts, biases, strict=True)
-    return torch.cat([(p[..., 0] * 0 if b is None else b).flatten() for p, b in pairs])
-
-
-def _sizes(shape: AttentionShape) -> dict[str, int]:
-    h, k, v = shape.heads, shape.qk, shape.vo
-    return {"heads": h, "qk": k, "vo": v, "all_qk": h * k, "all_vo": h * v}
+def _parts(
+    attn: nn.Module,
+    qkv: Packed | Separate,
+    what: Literal["weight", "bias"],
+    shape: AttentionShape,
+) -> dict[int, Tensor]:
+    """Queries (0), keys (1) and values (2) from parameters, each with a first axis of heads."""
+    heads, sizes = shape.heads, (shape.qk, shape.qk, shape.vo)
+    found: dict[int, Tensor] = {}
+    for path, held in held_in(qkv, what).items():
+        rows = stands_at(attn, path)
+        if not isinstance(rows, Tensor):
+            continue
+        each = [sizes[part] for part in held]
+        if qkv.by_head:
+            parts = rows.detach().unflatten(0, (heads, sum(each))).split(each, 1)
+        else:
+            blocks = rows.detach().split([heads * size for size in each])
+            parts = tuple(block.unflatten(0, (heads, -1)) for block in blocks)
+        found.update(zip(held, parts, strict=True))
+    return found
 
 
 def _joined(parts: list[Tensor], *, by_head: bool) -> Tensor:
-    return (
-        torch.cat(parts, 1).flatten(0, 1)
-        if by_head
-        else torch.cat([p.flatten(0, 1) for p in parts])
-    )
-
-
-def _split(fused: Tensor, qkv: Packed, heads: int, sizes: list[int]) -> list[Tensor]:
-    if qkv.by_head:
-        return list(fused.unflatten(0, (heads, sum(sizes))).split(sizes, 1))
-    return [t.unflatten(0, (heads, -1)) for t in fused.split([heads * size for size in sizes])]
-
-
-def _packed_biases(
-    attn: nn.Module, qkv: Packed, heads: int, sizes: list[int]
-) -> list[Tensor | None]:
-    if isinstance(qkv.bias, tuple):
-        return [_by_head(parameter(attn, path), heads) for path in qkv.bias]
-    fused = parameter(attn, qkv.bias)
-    return [None] * 3 if fused is None else [*_split(fused.detach(), qkv, heads, sizes)]
-
-
-def _weight(attn: nn.Module, qkv: Packed) -> Tensor:
-    owner, _, _ = qkv.weight.rpartition(".")
-    return linear(attn, owner).weight if owner else attn.get_parameter(qkv.weight)
-
-
-def _by_head(bias: Tensor | None, heads: int) -> Tensor | None:
-    return None if bias is None else bias.detach().unflatten(0, (heads, -1))
+    if by_head:
+        return torch.cat(parts, 1).flatten(0, 1)
+    return torch.cat([part.flatten(0, 1) for part in parts])
 
 
 def _chance(attn: nn.Module, path: str | None) -> float:
@@ -278,11 +249,14 @@ def _chance(attn: nn.Module, path: str | None) -> float:
     return float(chance) if isinstance(chance, int | float) else 0.0
 
 
-def _assign(owner: nn.Module, path: str, value: Tensor | None) -> None:
+def _assign_(owner: nn.Module, path: str, value: Tensor | None) -> None:
+    """Put a copy of a tensor in place of a parameter, in the type of its module."""
     module, _, name = path.rpartition(".")
     holder = owner.get_submodule(module)
-    like = next(owner.parameters())
-    holder.register_parameter(name, None if value is None else _parameter(value, like))
+    new = None if value is None else _parameter(value, next(holder.parameters()))
+    setattr(holder, name, new)
+    if isinstance(holder, nn.Linear) and name == "weight" and value is not None:
+        holder.out_features, holder.in_features = value.shape
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:

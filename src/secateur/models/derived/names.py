@@ -1,24 +1,34 @@
 """Look up the names that a statement gives, in a model, a block or a layer."""
 
+from functools import cache
+
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.statement import Statement
+
+MISSING = object()
 
 
 def member(owner: nn.Module, path: str) -> object:
     """What stands under a stated name; UserError when nothing does, unless it ends in "?"."""
     at: object = owner
-    for name in path.removesuffix("?").split("."):
-        if isinstance(at, nn.Identity) or at is None:
-            return None
-        if not hasattr(at, name):
-            if path.endswith("?"):
+    for name in _parts(path):
+        below = getattr(at, name, MISSING)
+        if below is MISSING:
+            if at is None or isinstance(at, nn.Identity) or path.endswith("?"):
                 return None
             raise UserError(
                 f"'{path}' is stated, but a {type(owner).__name__} has nothing under that name"
             )
-        at = getattr(at, name)
+        at = below
+    return at
+
+
+def stands_at(owner: nn.Module, path: str | None) -> object:
+    """What stands under a name; None where nothing does."""
+    at: object = owner if path else None
+    for name in _parts(path or ""):
+        at = getattr(at, name, None)
     return at
 
 
@@ -26,6 +36,12 @@ def optional(owner: nn.Module, path: str | None) -> nn.Module | None:
     """The module at a path; None where there is none, or an Identity."""
     found = stands_at(owner, path)
     return found if isinstance(found, nn.Module) and not isinstance(found, nn.Identity) else None
+
+
+def present(owner: nn.Module, *paths: str | None) -> dict[str, nn.Module]:
+    """The modules at those of the paths where one stands."""
+    found = {path.removesuffix("?"): optional(owner, path) for path in paths if path}
+    return {path: module for path, module in found.items() if module is not None}
 
 
 def parameter(owner: nn.Module, path: str | None) -> nn.Parameter | None:
@@ -47,16 +63,6 @@ def linear(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     )
 
 
-def classifiers(stated: Statement, model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that read the last stream, by path."""
-    found = {path.removesuffix("?"): optional(model, path) for path in stated.tail.classifiers}
-    return {path: head for path, head in found.items() if isinstance(head, nn.Linear)}
-
-
-def stands_at(owner: nn.Module, path: str | None) -> object:
-    """What stands under a name; None where nothing does."""
-    names = [] if path is None else path.removesuffix("?").split(".")
-    at: object = owner if names else None
-    for name in names:
-        at = getattr(at, name, None)
-    return at
+@cache
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.removesuffix("?").split("."))

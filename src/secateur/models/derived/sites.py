@@ -1,16 +1,16 @@
-"""Hook points of a branch, where its quantities pass by; see `secateur.models.hook points`.
+"""Hook points of a branch, where its quantities pass by; see `secateur.models.hook_points`.
 
 Legend: B batch, N tokens, H heads.
 """
 
 from torch import Tensor, nn
 
-from secateur.models.derived.layout import attention_shape, out_of
+from secateur.models.derived.layout import attention_shape, held_in
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step
 from secateur.models.hook_points import HookPoint, View, whole
-from secateur.models.modules import SlimAttention, as_tokens
-from secateur.models.statement import AttentionLayer, MlpLayer, Packed, Separate
+from secateur.models.modules import as_tokens
+from secateur.models.statement import AttentionLayer, MlpLayer
 
 
 def sites_of(step: Step) -> dict[str, HookPoint]:
@@ -38,55 +38,39 @@ def _update(step: Step) -> str:
     if step.scale is not None and residual.scale is not None and "." in residual.scale:
         return f"{step.block}.{residual.scale.rpartition('.')[0]}"
     if isinstance(step.layer, AttentionLayer) and residual.layers[0].call.pair:
-        return f"{step.path}.{out_of(step.module, step.layer)}"
+        return f"{step.path}.{step.layer.out}"
     return step.path
 
 
 def _attention_sites(path: str, attn: nn.Module, layer: AttentionLayer) -> dict[str, HookPoint]:
-    shape, own = attention_shape(attn, layer), isinstance(attn, SlimAttention)
-    heads, qk, vo = shape.heads, shape.qk, shape.vo
-    qkv = Packed() if own else layer.qkv
-    names = ("query", "key", "value")
-    if isinstance(qkv, Separate):
-        paths = (qkv.q, qkv.k, qkv.v)
-        views = [_by_head(0, heads, dims) for dims in (qk, qk, vo)]
-    else:
-        paths = (qkv.weight.rpartition(".")[0],) * 3
-        if qkv.by_head:
-            views = [
-                _in_head(i * qk, heads, 2 * qk + vo, dims) for i, dims in enumerate((qk, qk, vo))
-            ]
-        else:
-            views = [_by_head(i * heads * qk, heads, dims) for i, dims in enumerate((qk, qk, vo))]
-    sites = {
-        name: HookPoint(f"{path}.{at}", "output", view)
-        for name, at, view in zip(names, paths, views, strict=True)
-    }
-    norms = ("q_norm", "k_norm") if own else layer.qk_norm or ()
-    for name, norm in zip(("query", "key"), norms, strict=False):
+    shape = attention_shape(attn, layer)
+    names, sizes = ("query", "key", "value"), (shape.qk, shape.qk, shape.vo)
+    out = HookPoint(f"{path}.{layer.out}", "input", _by_head(shape.heads, 0, shape.vo))
+    sites = {"context": out}
+    for weight, held in held_in(layer.qkv, "weight").items():
+        first, each = 0, sum(sizes[part] for part in held) if layer.qkv.by_head else 0
+        for part in held:
+            view = _by_head(shape.heads, first, sizes[part], each)
+            sites[names[part]] = HookPoint(f"{path}.{weight.rpartition('.')[0]}", "output", view)
+            first += sizes[part]
+    for name, norm in zip(names, layer.qk_norm or (), strict=False):
         if optional(attn, norm) is not None:
             sites[name] = HookPoint(f"{path}.{norm}", "output", _by_token)
-    return sites | {
-        "context": HookPoint(f"{path}.{out_of(attn, layer)}", "input", _by_head(0, heads, vo))
-    }
+    return sites
 
 
-def _by_head(first: int, heads: int, dims: int) -> View:
-    """The view (..., heads, dims) of that many features, from number `first` on."""
+def _by_head(heads: int, first: int, dims: int, each: int = 0) -> View:
+    """The view (..., heads, dims) of each head's dims from `first` on.
+
+    Features are packed head by head with `each` in a head, or (0) all heads of each kind together.
+    """
 
     def view(t: Tensor) -> Tensor:
-        features = t[..., first : first + heads * dims]
+        if each:
+            by_head: Tensor = t.unflatten(-1, (heads, each))
+            return by_head[..., first : first + dims]
+        features = t[..., heads * first : heads * (first + dims)]
         return features.view(*features.shape[:-1], heads, dims)
-
-    return view
-
-
-def _in_head(first: int, heads: int, each: int, dims: int) -> View:
-    """The view (..., heads, dims) of features packed head by head, `each` in a head."""
-
-    def view(t: Tensor) -> Tensor:
-        by_head: Tensor = t.unflatten(-1, (heads, each))
-        return by_head[..., first : first + dims]
 
     return view
 

@@ -5,12 +5,12 @@ Legend: D residual width.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.layout import out_of
+from secateur.models.derived.layout import held_in, ours
 from secateur.models.derived.names import linear, member, optional, parameter
 from secateur.models.modules import LinearStandIn, PartialBlock, SlimAttention
 from secateur.models.statement import (
@@ -20,29 +20,30 @@ from secateur.models.statement import (
     Layer,
     MlpLayer,
     Residual,
-    Separate,
     Statement,
 )
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
-Place = tuple[int, int]
-"""Number of the block, and of the step in it; -1 for a transition before the block."""
+Grid = tuple[int, int]
+Linears = list[nn.Linear | nn.Conv2d]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Something that the stream meets on its way: a branch, or what is none.
 
-    `owner` is the block, or the transition's own module. `grid` are the rows and columns of what
-    comes in where the host holds a grid, None where it holds tokens; `tokens` come out.
+    `owner` is the block, or the transition's own module, `place` the number of the block and of the
+    step in it (-1 for a transition before the block). `grid` are the rows and columns of what
+    comes in where the host holds a grid, None where it holds tokens; `tokens` come out. `layer` are
+    the facts of what stands there, which is ours where that took the place of the host's.
     """
 
     path: str
     kind: Kind
-    place: Place
+    place: tuple[int, int]
     stage: int
     owner: nn.Module
-    grid: tuple[int, int] | None
+    grid: Grid | None
     tokens: int
     residual: Residual = Residual(layers=())  # noqa: RUF009 (frozen)
     layer: Layer | None = None
@@ -51,6 +52,11 @@ class Step:
     def is_branch(self) -> bool:
         """Whether it can be made smaller or dropped."""
         return self.kind in ("attention", "mlp")
+
+    @property
+    def held_whole(self) -> bool:
+        """Whether it is attention that computes correctly in its dense shape and width only."""
+        return isinstance(self.layer, AttentionLayer) and self.layer.holds is Holds.NOTHING
 
     @property
     def block(self) -> str:
@@ -83,66 +89,23 @@ class Step:
     def writer(self) -> nn.Linear | nn.Conv2d:
         """The linear layer that writes what is added to the stream."""
         if isinstance(self.layer, AttentionLayer):
-            return linear(self.module, out_of(self.module, self.layer))
+            return linear(self.module, self.layer.out)
         if isinstance(self.layer, MlpLayer):
             return linear(self.module, self.layer.writer)
         return linear(self.owner, self.residual.path)
 
     @property
-    def readers(self) -> list[nn.Linear | nn.Conv2d]:
+    def readers(self) -> Linears:
         """The linear layers that read the stream behind the norm."""
         layer, module = self.layer, self.module
         if isinstance(layer, MlpLayer):
             return [linear(module, name) for name in layer.readers]
         if not isinstance(layer, AttentionLayer):
             return [self.writer] if self.kind == "linear" else []
-        if isinstance(module, SlimAttention):
-            return [module.qkv]
-        qkv, gate = layer.qkv, optional(module, layer.gate)
-        if isinstance(qkv, Separate):
-            paths = [qkv.q, qkv.k, qkv.v]
-        else:
-            paths = [qkv.weight.rpartition(".")[0]]
-        paths += [layer.gate] if layer.gate and gate is not None else []
+        paths = [path.rpartition(".")[0] for path in held_in(layer.qkv, "weight")]
+        if layer.gate is not None and optional(module, layer.gate) is not None:
+            paths.append(layer.gate)
         return [linear(module, path) for path in paths]
-
-
-def held_whole(step: Step) -> bool:
-    """Whether a host's attention layer computes correctly in its dense shape and width only."""
-    if not isinstance(step.layer, AttentionLayer) or isinstance(step.module, SlimAttention):
-        return False
-    return step.layer.holds is Holds.NOTHING
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What writes a stream first, and the norms behind it, by path."""
-
-    name: str
-    writer: nn.Linear | nn.Conv2d
-    norms: dict[str, nn.Module]
-
-    @property
-    def width(self) -> int:
-        """Channels of the stream."""
-        return self.writer.weight.shape[0]
-
-
-def start_of(stated: Statement, model: nn.Module, stage: int) -> Start:
-    """Where the stream of a stage begins: the stem, or the transition into the stage."""
-    stem, transition = stated.stem, stated.transition
-    while stage and (transition is None or optional(model, transition.at(stage)) is None):
-        stage -= 1
-    name, writer, norms = stem.writer.partition(".")[0], stem.writer, [stem.patch_norm, stem.norm]
-    if stage and transition is not None:
-        name = transition.at(stage)
-        writer = f"{name}.{transition.writer}"
-        norms = [] if transition.norm is None else [f"{name}.{transition.norm}"]
-    found = member(model, writer)
-    if not isinstance(found, nn.Linear | nn.Conv2d):
-        raise UserError(f"{writer} is a {type(found).__name__}, neither a Linear nor a Conv2d.")
-    present = {path: norm for path in norms if path and (norm := optional(model, path)) is not None}
-    return Start(name, found, present)
 
 
 def blocks_of(stated: Statement, model: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
@@ -176,61 +139,55 @@ def residuals_of(stated: Statement, path: str, block: nn.Module) -> tuple[Residu
     return found
 
 
-def steps_of(stated: Statement, model: nn.Module, *, dropped: bool = False) -> list[Step]:
-    """All that the stream meets between stem and tail, in order; also where branches `dropped`."""
+def steps_of(
+    stated: Statement, model: nn.Module, *, dropped: bool = False, at: str | None = None
+) -> list[Step]:
+    """All that the stream meets between stem and tail, in order; also where branches `dropped`.
+
+    With `at`, the path of a branch, only the steps of its block and the transitions.
+    """
     grid, flat, prefix = stated.grid(model), not stated.grids, stated.prefix(model)
     steps: list[Step] = []
     met, number, transition = 0, -1, stated.transition
+
+    def add(path: str, kind: Kind, part: int, owner: nn.Module, came: Grid, **facts: Any) -> None:
+        place, tokens = (number + (part < 0), part), prefix + grid[0] * grid[1]
+        came_in = None if flat else came
+        where: dict[str, Any] = {"place": place, "stage": stage, "grid": came_in, "tokens": tokens}
+        steps.append(Step(path=path, kind=kind, owner=owner, **where, **facts))
+
     for stage, path, block in blocks_of(stated, model):
         if stage > met and transition and (owner := optional(model, transition.at(stage))):
             came, stride = grid, transition.stride(owner)
             grid = (grid[0] // stride, grid[1] // stride)
-            steps.append(
-                Step(
-                    path=transition.at(stage),
-                    kind="transition",
-                    place=(number + 1, -1),
-                    stage=stage,
-                    owner=owner,
-                    grid=None if flat else came,
-                    tokens=prefix + grid[0] * grid[1],
-                )
-            )
+            add(transition.at(stage), "transition", -1, owner, came)
         met = stage
         if type(block).__name__ == stated.flatten:
             flat = True
             continue
         number += 1
+        if at is not None and not at.startswith(f"{path}."):
+            continue
         for part, residual in enumerate(residuals_of(stated, path, block)):
             gone = isinstance(block, PartialBlock) and residual not in block.steps
             if gone and not dropped:
                 continue
-            at = f"{path}.{residual.path}"
-            kind, layer = ("fixed", None) if gone else kind_of(at, block, residual)
-            steps.append(
-                Step(
-                    path=at,
-                    kind=kind,
-                    place=(number, part),
-                    stage=stage,
-                    owner=block,
-                    grid=None if flat else grid,
-                    tokens=prefix + grid[0] * grid[1],
-                    residual=residual,
-                    layer=layer,
-                )
-            )
+            whole = f"{path}.{residual.path}"
+            kind, layer = ("fixed", None) if gone else _read(whole, block, residual)
+            add(whole, kind, part, block, grid, residual=residual, layer=layer)
     return steps
 
 
-def kind_of(path: str, block: nn.Module, residual: Residual) -> tuple[Kind, Layer | None]:
+def _read(path: str, block: nn.Module, residual: Residual) -> tuple[Kind, Layer | None]:
     """What stands at a step; UserError for a class that cannot be read."""
     module = member(block, residual.path)
     if isinstance(module, LinearStandIn):
         return "linear", None
     name, own = type(module).__name__, isinstance(module, SlimAttention)
     for layer in residual.layers:
-        if name in layer.classes or (own and isinstance(layer, AttentionLayer)):
+        if own and isinstance(layer, AttentionLayer):
+            return "attention", ours(layer)
+        if name in layer.classes:
             if isinstance(layer, FixedLayer):
                 return "fixed", layer
             return ("attention" if isinstance(layer, AttentionLayer) else "mlp"), layer
@@ -240,8 +197,9 @@ def kind_of(path: str, block: nn.Module, residual: Residual) -> tuple[Kind, Laye
 
 def steps_before(stated: Statement, model: nn.Module, branch_id: str) -> list[Step]:
     """The steps before the place of a branch, whether it is still there or was dropped."""
-    places = {step.path: step.place for step in steps_of(stated, model, dropped=True)}
-    return [step for step in steps_of(stated, model) if step.place < places[branch_id]]
+    own = steps_of(stated, model, dropped=True, at=branch_id)
+    place = next(step.place for step in own if step.path == branch_id)
+    return [step for step in steps_of(stated, model) if step.place < place]
 
 
 def since_branch(steps: list[Step]) -> list[Step]:

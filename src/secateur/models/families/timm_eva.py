@@ -12,8 +12,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva
 from torch import Tensor
 
-from secateur.models.derived.stated import state
 from secateur.models.families.timm_vit import MLPS, head, pool_macs, resized
+from secateur.models.family import state
 from secateur.models.statement import (
     AttentionLayer,
     Call,

@@ -6,7 +6,7 @@ from timm.layers import AttentionPoolPrr
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from secateur.models.derived.stated import state
+from secateur.models.family import state
 from secateur.models.statement import (
     AttentionLayer,
     Call,

@@ -6,22 +6,26 @@ Legend: H heads, K query/key dims, V value dims, F hidden neurons, D residual wi
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.data.batches import Batch
 from secateur.models.caches import copy_of, forget_cached_
 from secateur.models.family import family_of
 from secateur.models.weights import AttentionWeights, BranchWeights
+from secateur.statistics.backward import output_loss
+from secateur.statistics.divergence import LossName
 from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
 @statistics_trial("weight_gradients")
-def weight_gradients(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
+def weight_gradients(
+    sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, loss: LossName
+) -> None:
     """Sums over images of each weight's gradient (`NAME`) and of its square (`NAME_square`).
 
     The loss is the cross-entropy of one image with its label, or with the model's own prediction
-    where there is none. Names and shapes are those of `parts`.
+    where there is none; see `secateur.statistics.backward.output_loss` for other outputs. Names and
+    shapes are those of `parts`.
     """
     family = family_of(model)
     anatomy = family.read(model)
@@ -31,7 +35,7 @@ def weight_gradients(sums_of: Callable[[str], Sums], model: nn.Module, batch: Ba
     targets = list(shadow.parameters())
     for number in range(len(batch.images_BCHW)):
         label = None if batch.labels_B is None else batch.labels_B[number : number + 1]
-        found = _gradients(model, parameters, batch.images_BCHW[number : number + 1], label)
+        found = _gradients(model, parameters, batch.images_BCHW[number : number + 1], label, loss)
         for target, gradient in zip(targets, found, strict=True):
             target.copy_(torch.zeros_like(target) if gradient is None else gradient)
         for branch in anatomy.branches:
@@ -55,18 +59,19 @@ def parts(weights: BranchWeights) -> dict[str, Tensor]:
 
 
 def _gradients(
-    model: nn.Module, parameters: list[nn.Parameter], image_1CHW: Tensor, label: Tensor | None
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    image_1CHW: Tensor,
+    label: Tensor | None,
+    loss: LossName,
 ) -> tuple[Tensor | None, ...]:
     for parameter in parameters:
         parameter.requires_grad_(True)
     # WHY: what is cached belongs to the graph of the image before, which is gone.
     forget_cached_(model)
     with torch.enable_grad():
-        logits_1C = model(image_1CHW).float()
-        target = logits_1C.argmax(-1) if label is None else label
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            F.cross_entropy(logits_1C, target), parameters, allow_unused=True
-        )
+        value = output_loss(model(image_1CHW).float(), label, None, loss)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(value, parameters, allow_unused=True)
     forget_cached_(model)
     for parameter in parameters:
         parameter.requires_grad_(False)

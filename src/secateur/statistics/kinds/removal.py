@@ -13,23 +13,30 @@ from torch import nn
 
 from secateur.data.batches import Batch
 from secateur.models.runner import Runner
-from secateur.statistics.divergence import OUTPUT_LOSSES
+from secateur.statistics.divergence import LossName, output_losses
 from secateur.statistics.registry import Sums, add_, statistics_trial
 
 
 @statistics_trial("branch_removal")
-def branch_removal(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
-    """Sums over images, by branch, of all `OUTPUT_LOSSES`."""
+def branch_removal(
+    sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, loss: LossName
+) -> None:
+    """Sums over images, by branch, of all `output_losses`.
+
+    With squared errors also of the dense outputs (`output`, (C,)) and their squares.
+    """
     runner = Runner.of(model)
-    _add_losses_(sums_of, runner, batch, {name: (name,) for name in runner.names})
+    _add_losses_(sums_of, runner, batch, {name: (name,) for name in runner.names}, loss)
 
 
 @statistics_trial("block_removal")
-def block_removal(sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch) -> None:
+def block_removal(
+    sums_of: Callable[[str], Sums], model: nn.Module, batch: Batch, loss: LossName
+) -> None:
     """The same by block."""
     runner = Runner.of(model)
     blocks = [block for block in runner.anatomy.blocks if block.branches]
-    _add_losses_(sums_of, runner, batch, {block.id: block.branches for block in blocks})
+    _add_losses_(sums_of, runner, batch, {block.id: block.branches for block in blocks}, loss)
 
 
 def _add_losses_(
@@ -37,6 +44,7 @@ def _add_losses_(
     runner: Runner,
     batch: Batch,
     left_out: Mapping[str, tuple[str, ...]],
+    loss: LossName,
 ) -> None:
     """Add the losses without the branches of every owner."""
     outputs = runner.without_each(batch.images_BCHW, (), left_out.values())
@@ -44,5 +52,8 @@ def _add_losses_(
     for owner, changed_BC in zip(left_out, outputs, strict=True):
         sums = sums_of(owner)
         add_(sums, "images", torch.tensor(float(len(dense_BC)), dtype=torch.float64))
-        for name, loss in OUTPUT_LOSSES.items():
-            add_(sums, name, loss(dense_BC, changed_BC.double(), batch.labels_B))
+        if loss == "mse":
+            add_(sums, "output", dense_BC.sum(0))
+            add_(sums, "output_square", dense_BC.square().sum(0))
+        for name, measure in output_losses(loss).items():
+            add_(sums, name, measure(dense_BC, changed_BC.double(), batch.labels_B))

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from secateur.errors import UserError, short
+from secateur.storage.libraries._pooling import changed_pooling
 from secateur.storage.library import Argument, Arguments, is_argument, libraries, tuples
 from secateur.storage.meta import on_meta
 from secateur.storage.network import hub_is_out_of_reach
@@ -26,6 +27,7 @@ class TimmModels:
 
     title = "timm:NAME, timm:hf_hub:ORG/NAME or timm:local-dir:PATH"
     by_name = True
+    changed = staticmethod(changed_pooling)
 
     def open(
         self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None

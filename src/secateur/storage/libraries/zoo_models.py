@@ -8,10 +8,14 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.registry import unknown
-from secateur.storage.library import Arguments, libraries
+from secateur.storage.libraries._pooling import changed_pooling
+from secateur.storage.library import Arguments, libraries, tuples
 from secateur.zoo import digits_vit, zoo_path
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"digits_vit": digits_vit}
+
+CHANGEABLE = frozenset({"num_classes", "img_size", "global_pool", "fc_norm"})
+"""Arguments of a bundled model that may have been changed after it was opened."""
 
 
 class ZooModels:
@@ -19,6 +23,7 @@ class ZooModels:
 
     title = f"{' or '.join(MODELS)} (bundled)"
     by_name = True
+    changed = staticmethod(changed_pooling)
 
     def open(
         self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None
@@ -36,12 +41,16 @@ class ZooModels:
             yield name, {}
 
     def skeleton(self, name: str, arguments: Arguments) -> nn.Module:
-        """The architecture written on the model's card."""
-        if arguments:
-            raise UserError(f"the bundled model '{name}' takes no arguments.")
+        """The architecture written on the model's card, with another head or image size."""
+        if odd := sorted(set(arguments) - CHANGEABLE):
+            raise UserError(f"'{odd[0]}' is no argument of the bundled model '{name}'.")
         _known(name)
         card = json.loads(zoo_path(f"{name}.json").read_text(encoding="utf-8"))
-        return VisionTransformer(**card["arguments"])
+        values = {key: tuples(value) for key, value in arguments.items()}
+        try:
+            return VisionTransformer(**card["arguments"] | values)
+        except (ArithmeticError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"'{name}' cannot be built with {values}: {error}.") from error
 
 
 def _known(name: str) -> Callable[[], nn.Module]:

@@ -18,5 +18,5 @@ def fast_attention(model: nn.Module, device: torch.device, precision: str) -> It
     bfloat16, since it falls back to slow loops; matrix products and a softmax do not.
     """
     slow = device.type == "cpu" and precision == "bf16"
-    with unfused(model, stated_names("switches")) if slow else nullcontext():
+    with unfused(model, stated_names("fused")) if slow else nullcontext():
         yield

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.runner import Runner
+from secateur.statistics.divergence import LossName, per_image
 from secateur.training.distillation.cached_logits import CachedLogits
 from secateur.training.distillation.losses import branch_loss, divergence, stream_loss, token_error
 from secateur.training.distillation.teacher import Teacher, logits_of
@@ -23,7 +24,8 @@ from secateur.training.settings import NotNegative, Positive, Share, Strict
 class DistilSettings(Strict):
     """How a student learns from its teacher; the loss is the weighted sum of its terms.
 
-    `logits`: "kl" is T² KL(teacher ‖ student) at `temperature` T, "hard" the cross-entropy of the
+    `logits`: "kl" is T² KL(teacher ‖ student) at `temperature` T, for outputs that are no classes
+    another loss (see `secateur.statistics.divergence.loss_for`); "hard" the cross-entropy of the
     teacher's class. `token_weight` weighs the error of the tokens after the last branch,
     `feature_weight` that of the stream after every branch, `label_weight` the cross-entropy of the
     labels. For the first `layerwise` of the budget each branch learns by itself. `answers` is a
@@ -74,14 +76,24 @@ def label_loss(logits_BC: Tensor, lesson: Lesson, label_smoothing: float = 0.0) 
     return F.cross_entropy(logits_BC.float(), lesson.labels_B, label_smoothing=label_smoothing)
 
 
-def logit_loss(student_BC: Tensor, teacher_BC: Tensor, settings: DistilSettings) -> Tensor:
+def logit_loss(
+    student_BC: Tensor,
+    teacher_BC: Tensor,
+    settings: DistilSettings,
+    loss: LossName = "kl",
+    scale: float = 1.0,
+) -> Tensor:
     """T² KL(teacher ‖ student) (Hinton et al., arXiv 1503.02531, section 2), or hard.
+
+    Of another `loss`, its mean over images divided by `scale`.
 
     Hard: the cross-entropy of the teacher's most likely class (Touvron et al., arXiv 2012.12877,
     section 4).
     """
     if settings.logits == "hard":
         return F.cross_entropy(student_BC.float(), teacher_BC.argmax(-1))
+    if loss != "kl":
+        return per_image(teacher_BC.float(), student_BC.float(), loss).mean() / scale
     warm = settings.temperature
     return warm**2 * divergence(student_BC / warm, teacher_BC / warm)
 
@@ -109,12 +121,16 @@ class Distil:
         settings: DistilSettings,
         label_smoothing: float = 0.0,
         cached: CachedLogits | None = None,
+        loss: LossName = "kl",
+        scale: float = 1.0,
     ) -> None:
         require_streams(teacher, settings)
         self.teacher = teacher
         self.settings = settings
         self.label_smoothing = label_smoothing
         self.cached = cached
+        self.loss: LossName = loss
+        self.scale = scale
         self._runner: Runner | None = None
 
     def __call__(self, model: nn.Module, lesson: Lesson, moment: Moment) -> Terms:
@@ -154,7 +170,9 @@ class Distil:
     def _from_logits(self, logits_BC: Tensor, wanted_BC: Tensor | None, lesson: Lesson) -> Terms:
         it, terms = self.settings, {}
         if it.logit_weight and wanted_BC is not None:
-            terms["logits"] = it.logit_weight * logit_loss(logits_BC, wanted_BC, it)
+            terms["logits"] = it.logit_weight * logit_loss(
+                logits_BC, wanted_BC, it, self.loss, self.scale
+            )
         if it.label_weight:
             loss = label_loss(logits_BC, lesson, self.label_smoothing)
             terms["labels"] = it.label_weight * loss

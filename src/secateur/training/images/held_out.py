@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from secateur.data.images import ImageSet
 from secateur.errors import UserError
-from secateur.statistics.divergence import divergence
+from secateur.statistics.divergence import LossName, per_image, spread
 from secateur.training.distillation.teacher import Teacher, logits_of
 from secateur.training.images.sampler import Items
 from secateur.training.judging import Sums
@@ -70,7 +71,10 @@ class HeldOut:
     """Judges a model on held-out images: by its errors with labels, else by its teacher.
 
     With `labels`: `error`, the share of wrong predictions in percent, then `cross_entropy`. With a
-    teacher: `kl`, KL(teacher ‖ model) in nats. What is named first counts, labels before teacher.
+    teacher: how far the outputs are from its own by `loss`, which names the measure: `kl`,
+    KL(teacher ‖ model) in nats, or see `secateur.statistics.divergence.per_image`; squared errors
+    (`mse`) are a share of the variance of the teacher's outputs. What is named first counts, labels
+    before teacher.
     """
 
     items: Items
@@ -78,6 +82,7 @@ class HeldOut:
     teacher: Teacher | None
     batch_size: int = 64
     workers: int = 0
+    loss: LossName = "kl"
     _wanted: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module, part: int, parts: int) -> Sums:
@@ -86,7 +91,8 @@ class HeldOut:
         loader = DataLoader(mine, self.batch_size, num_workers=self.workers)
         like = next(model.parameters())
         device = like.device
-        wrong = entropy = kl = 0.0
+        wrong = entropy = far = 0.0
+        wanted: list[Tensor] = []
         for number, batch in enumerate(loader):
             images_BCHW = (batch if isinstance(batch, Tensor) else batch[0]).to(device, like.dtype)
             logits_BC = logits_of(model(images_BCHW)).float()
@@ -96,12 +102,14 @@ class HeldOut:
                 entropy += float(F.cross_entropy(logits_BC, labels_B, reduction="sum"))
             if self.teacher is not None:
                 wanted_BC = self._known((part, parts, number), images_BCHW)
-                kl += float(divergence(wanted_BC, logits_BC).sum())
+                wanted.append(wanted_BC)
+                far += float(per_image(wanted_BC, logits_BC, self.loss).sum())
         sums: dict[str, tuple[float, float]] = {}
         if self.labels:
             sums |= {"error": (wrong, len(mine)), "cross_entropy": (entropy, len(mine))}
         if self.teacher is not None:
-            sums["kl"] = (kl, len(mine))
+            scale = spread(torch.cat(wanted), self.loss) if wanted else 1.0
+            sums[self.loss] = (far / scale, len(mine))
         return sums
 
     def _known(self, place: tuple[int, int, int], images_BCHW: Tensor) -> Tensor:

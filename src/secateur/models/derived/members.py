@@ -1,0 +1,84 @@
+"""All that holds channels of the residual stream of a stage, from what writes it first to last.
+
+Legend: D residual width.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from secateur.errors import UserError
+from secateur.models.derived.names import member, optional, parameter, present
+from secateur.models.derived.steps import Step, steps_of
+from secateur.models.statement import Statement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """The members of a stream, by path where they have one.
+
+    `name` is the module that writes first, the stem or the transition into the stage, and `writer`
+    its linear layer or convolution; `vectors` are the norms behind it, and an activation, which may
+    carry a constant; `tables` are positions and tokens (..., D). `steps` are those on the way. A
+    stage ends at the transition `following`, the last one at the `tail`'s norms and the `heads`.
+    """
+
+    name: str
+    writer: nn.Linear | nn.Conv2d
+    vectors: dict[str, nn.Module]
+    tables: dict[str, nn.Parameter] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    following: Step | None = None
+    tail: dict[str, nn.Module] = field(default_factory=dict)
+    heads: dict[str, nn.Linear] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Channels of the stream."""
+        return self.writer.weight.shape[0]
+
+
+def start_of(stated: Statement, model: nn.Module, stage: int) -> Members:
+    """What writes the stream in which a stage begins, without the rest."""
+    stem, transition = stated.stem, stated.transition
+    while stage and (transition is None or optional(model, transition.at(stage)) is None):
+        stage -= 1
+    if stage and transition is not None:
+        name = transition.at(stage)
+        writer = f"{name}.{transition.writer}"
+        behind: tuple[str | None, ...] = (transition.norm and f"{name}.{transition.norm}",)
+    else:
+        name, writer = stem.writer.partition(".")[0], stem.writer
+        behind = (stem.patch_norm, stem.activation, stem.norm)
+    found = member(model, writer)
+    if not isinstance(found, nn.Linear | nn.Conv2d):
+        raise UserError(f"{writer} is a {type(found).__name__}, neither a Linear nor a Conv2d.")
+    return Members(name=name, writer=found, vectors=present(model, *behind))
+
+
+def members_of(
+    stated: Statement, model: nn.Module, stage: int, steps: list[Step] | None = None
+) -> Members:
+    """All members of the stream of a stage, which begins with a transition or the stem."""
+    steps = steps_of(stated, model) if steps is None else steps
+    start, stem = start_of(stated, model, stage), stated.stem
+    following = next((s for s in steps if s.stage == stage + 1 and s.kind == "transition"), None)
+    paths = () if stage else (*stem.tokens, stem.positions)
+    tables = {path.removesuffix("?"): parameter(model, path) for path in paths if path}
+    last = following is None
+    return Members(
+        name=start.name,
+        writer=start.writer,
+        vectors=start.vectors,
+        tables={path: table for path, table in tables.items() if table is not None},
+        steps=[step for step in steps if step.stage == stage and step.kind != "transition"],
+        following=following,
+        tail=present(model, *stated.tail.norms) if last else {},
+        heads=heads_of(stated, model) if last else {},
+    )
+
+
+def heads_of(stated: Statement, model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that read the last stream, by path."""
+    found = present(model, *stated.tail.classifiers)
+    return {path: head for path, head in found.items() if isinstance(head, nn.Linear)}
