@@ -216,7 +216,7 @@ def _plot(every: list[Row]) -> None:
             marks=tuple(marks),
             direct=False,
         )
-        panels.append((f"Predicted and measured damage on {title}", chart))
+        panels.append((f"Predicted and measured degradation on {title}", chart))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "menu_truth.svg").write_text(file_svg(panels, 560), encoding="utf-8")
 

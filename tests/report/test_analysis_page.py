@@ -178,3 +178,25 @@ def test_damage_at_a_saving() -> None:
     assert damage_at(series, 0.05) == pytest.approx(0.1)
     assert damage_at(series, 0.2) == pytest.approx(0.6)
     assert damage_at(series, 0.31) is None
+
+
+def test_the_page_of_a_model_of_forty_blocks_is_small(analysis: Record) -> None:
+    pair, blocks = analysis["layers"][:2], range(40)
+    analysis["layers"] = [
+        layer | {"id": layer["id"].replace(".0.", f".{block}."), "block": block}
+        for block in blocks
+        for layer in pair
+    ]
+    for key in ("curves", "spectra"):
+        own = [row for row in analysis[key] if row["owner"].startswith("blocks.0.")]
+        assert own
+        analysis[key] = [
+            row | {"owner": row["owner"].replace(".0.", f".{block}.")}
+            for block in blocks
+            for row in own
+        ]
+    for similarity in analysis["similarity"].values():
+        square = [[0.123] * 41] * 41
+        similarity |= {"cosine": square, "cka": square, "points": list(range(41))}
+    page = render_analysis(analysis)
+    assert page.count("blocks.39.mlp") > 1 and len(page.encode()) <= 1_500_000

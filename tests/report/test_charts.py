@@ -37,6 +37,15 @@ def test_ticks_are_round_numbers(axis: Axis, labels: list[str]) -> None:
     assert [text for _, text in place(axis, [], 0, 100).ticks(6)] == labels
 
 
+def test_ranges_leave_room_but_not_below_zero() -> None:
+    assert place(Axis(), [0.0, 10.0], 0, 100).low == 0
+    assert place(Axis(), [5.0, 10.0], 0, 100).low == pytest.approx(4.8)
+    steps = place(Axis(low=0, form="count"), [2.0], 0, 100).ticks(10)
+    assert [text for _, text in steps] == ["0", "1", "2"]
+    flat = place(Axis(), [0.0, 0.0], 0, 100)
+    assert flat.low == 0 and flat.high > 0
+
+
 def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
     lines = tuple(
         Line(name=f"line {i}", x=(0.0, 1.0), y=(0.0, 1.0 + i / 1000), colour="qk") for i in range(6)

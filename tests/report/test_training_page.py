@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from secateur.report import render
 from secateur.report.record import FitRecord
-from secateur.report.training_page import loss_figure, render_training, score_figure
+from secateur.report.training_page import kept_figure, loss_figure, render_training, score_figure
 from tests.report.test_render import HOSTILE, Page
 
 
@@ -21,6 +21,18 @@ def test_curves_are_the_log(training: dict[str, Any]) -> None:
     points = sum(len(line.x) for line in score.lines)
     assert points == len(training["training"]["scores"]) > 2
     assert score.rules[0].y == next(iter(fit.scores[0].values.values()))
+
+
+def test_masks_show_their_cost_beside_the_schedule(training: dict[str, Any]) -> None:
+    fit = training["training"]
+    for number, row in enumerate(fit["history"]):
+        row |= {"kept_percent": 90.0 - number, "target_percent": 80.0}
+    found = FitRecord.model_validate(fit)
+    kept, loss = kept_figure(found), loss_figure(found)
+    assert kept is not None and loss is not None
+    assert [line.name for line in kept.lines] == ["target percent", "kept percent"]
+    assert kept.lines[1].y[:2] == (90.0, 89.0)
+    assert all("percent" not in line.name for line in loss.lines)
 
 
 def test_the_page_says_what_was_trained(training: dict[str, Any]) -> None:

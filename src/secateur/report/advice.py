@@ -63,7 +63,7 @@ def advise(run: RunRecord) -> Advice:
     if found is None:
         return _without_labels(run)
     if found.change != "worse":
-        return Advice(sentence="Nothing to do: the loss of accuracy is within its standard error.")
+        return Advice(sentence="Nothing to do: no loss of accuracy beyond its standard error.")
     if few and found.points > -LARGE:
         return Advice(
             sentence=f"Prune again with more than {images} (512 is usual); if accuracy still "
@@ -112,7 +112,7 @@ def after_training(verb: str, accuracy: AccuracyPair, best: int, steps: int) -> 
     if found is None:
         return Advice(sentence="Give --eval-data to measure accuracy before and after healing.")
     if found.change != "worse":
-        return Advice(sentence="Nothing to do: the loss of accuracy is within its standard error.")
+        return Advice(sentence="Nothing to do: no loss of accuracy beyond its standard error.")
     if best >= 0.8 * steps:
         return Advice(
             sentence="The held-out score was still improving at the end: heal for more --epochs."

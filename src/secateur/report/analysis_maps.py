@@ -5,6 +5,9 @@ from secateur.report.analysis_words import damage_words
 from secateur.report.drawing.chart import Axis, Box, Boxes, Chart
 from secateur.report.words import percent
 
+MOST_TOLD = 26
+"""Rows of a map up to which every cell tells its value on hover."""
+
 
 def shares_figure(record: AnalysisRecord) -> Chart:
     """Where parameters, MACs and time are."""
@@ -126,6 +129,8 @@ def _map(
     small: bool = False,
 ) -> Chart:
     """A matrix as a map, its first row on top; without a colour, it diverges around zero."""
+    # WHY: the words of tens of blocks against each other would be most of the page.
+    told_all = len(y[0]) <= MOST_TOLD
     cells = tuple(
         Box(
             x0=column - 0.48,
@@ -134,7 +139,7 @@ def _map(
             y1=row + 0.48,
             colour=colour or ("dropped" if value > 0 else "qk"),
             opacity=round(min(abs(value) / (high or 1.0), 1.0), 2),
-            hover=words,
+            hover=words if told_all else "",
         )
         for row, (line, told) in enumerate(zip(values, hover, strict=True))
         for column, (value, words) in enumerate(zip(line, told, strict=True))

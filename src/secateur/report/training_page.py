@@ -43,6 +43,7 @@ def curves(fits: Mapping[str, FitRecord]) -> list[Chapter]:
     for phase, fit in fits.items():
         for chart, name, about in (
             (loss_figure(fit), "loss", "Mean over the steps since the last point."),
+            (kept_figure(fit), "cost kept", "What the masks keep, and what the schedule asks."),
             (score_figure(fit), "held-out score", _best(fit)),
         ):
             if chart is not None:
@@ -73,6 +74,24 @@ def loss_figure(fit: FitRecord) -> Chart | None:
         x=Axis(title="step", low=0, form="count"),
         y=Axis(title="loss", scale="log" if positive else "linear"),
         marks=tuple(lines),
+    )
+
+
+def kept_figure(fit: FitRecord) -> Chart | None:
+    """Cost of the masked model and its schedule per step, in percent; None without masks."""
+    rows = [row for row in fit.history if "target_percent" in row]
+    if not rows:
+        return None
+    names = (("target_percent", "muted", 5.0), ("kept_percent", "attention", 2.0))
+    return Chart(
+        height=240,
+        x=Axis(title="step", low=0, form="count"),
+        y=Axis(title="% of the dense model"),
+        marks=tuple(
+            _history_line(rows, key, colour, width=width)
+            for key, colour, width in names
+            if any(key in row for row in rows)
+        ),
     )
 
 
@@ -128,7 +147,7 @@ def _history_line(
 
 
 def _is_term(key: str) -> bool:
-    return key not in NOT_TERMS and not key.startswith("held_out")
+    return key not in NOT_TERMS and not key.startswith("held_out") and not key.endswith("_percent")
 
 
 def _words(key: str) -> str:

@@ -37,6 +37,8 @@ class Placed:
             values = _decades(low, high, most)
             return [(value, f"{value:g}") for value in values]
         step = _step((high - low) / max(most, 1))
+        if self.axis.form == "count":
+            step = max(step, 1.0)
         first = math.ceil(low / step - 1e-9)
         last = math.floor(high / step + 1e-9)
         values = [n * step for n in range(first, last + 1)]
@@ -54,10 +56,10 @@ def place(axis: Axis, values: Iterable[float], start: float, end: float) -> Plac
         low, high = (low if axis.low else low / 1.25), (high if axis.high else high * 1.25)
     else:
         room = 0.04 * (high - low or abs(high) or 1.0)
-        low, high = (
-            (low - room if axis.low is None else low),
-            (high + room if axis.high is None else high),
-        )
+        # WHY: what cannot be negative, such as a loss, has no room below zero.
+        under = min(room, low) if low >= 0 else room
+        low = low - under if axis.low is None else low
+        high = high + room if axis.high is None else high
     if high == low or (high < low and axis.low is None):
         high = low + (abs(low) or 1.0)
     return Placed(axis=axis, low=low, high=high, start=start, end=end)
