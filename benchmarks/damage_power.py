@@ -15,9 +15,11 @@ from token_weights import JUDGED, Split, compared, divergences
 
 from secateur.data.batches import as_batches
 from secateur.methods import spectral
+from secateur.methods.checked import check
 from secateur.methods.images import Images
 from secateur.methods.method import Job
-from secateur.methods.task import Options, resolve
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import resolve
 from secateur.models.caches import shell_of
 from secateur.models.family import family_of
 
@@ -36,7 +38,7 @@ class Judge(Split):
         if self._prepared is None:
             family = family_of(self.model)
             anatomy = family.read(self.model)
-            task = resolve(Options(budget=BUDGETS[0], seed=self.seed), anatomy)
+            task = resolve(check(PruneRequest(BUDGETS[0], seed=self.seed)), anatomy)
             fit = as_batches(self.parts[0])
             job = Job(
                 model=self.model,
@@ -63,7 +65,7 @@ def cell(bench: Judge, budget: str, power: float) -> Row:
     """Plan with one power and cut; the divergence of the outputs on the judging images."""
     model, prepared = bench.model, bench.prepared()
     anatomy = family_of(model).read(model)
-    task = resolve(Options(budget=budget, seed=bench.seed), anatomy)
+    task = resolve(check(PruneRequest(budget, seed=bench.seed)), anatomy)
     spectral.COMPOUND = power
     plan = spectral.plan_spectral(anatomy, task, prepared.candidates)
     spectral.COMPOUND = USED

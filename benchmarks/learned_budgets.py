@@ -13,14 +13,15 @@ from _common import table, versions, write_page
 from torch import nn
 
 from secateur.criteria import criteria
-from secateur.errors import UserError
+from secateur.errors import OutOfReach
 from secateur.masks.granularity import granularities
 from secateur.masks.masks import masks_of
 from secateur.masks.projection import project
 from secateur.masks.removal.remove import remove
+from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
 from secateur.masks.start.by_criterion import starting_worths
-from secateur.masks.task import LearnOptions, pricing_of, resolve_learn
+from secateur.masks.task import check_learning, pricing_of, resolve_learn
 from secateur.models.family import family_of
 from secateur.statistics import Statistics
 
@@ -61,17 +62,15 @@ def missing(model: nn.Module, sharing: str, percent: int) -> str:
     """The budget minus what is counted, in percent of the dense parameters."""
     family = family_of(model)
     anatomy = family.read(model)
-    options = LearnOptions(
-        budget=f"{percent}% params",
+    request = LearnRequest(
+        f"{percent}% params",
         sharing=sharing,
         criterion="magnitude",
         settings=LearnSettings(search_share=0.0),
     )
     try:
-        task = resolve_learn(options, model, family, anatomy)
-    except UserError as error:
-        if "out of reach" not in str(error):
-            raise
+        task = resolve_learn(check_learning(request), model, family, anatomy)
+    except OutOfReach:
         return "out of reach"
     pricing = pricing_of(task, anatomy, None)
     which, nothing = criteria.get("magnitude"), Statistics(images=0, tokens=0)

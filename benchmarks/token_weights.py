@@ -20,7 +20,9 @@ from secateur.allocation.target import decide
 from secateur.allocation.types import shapes_of
 from secateur.data.batches import as_batches
 from secateur.methods import spectral
-from secateur.methods.task import Options, resolve
+from secateur.methods.checked import check
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import resolve
 from secateur.models.family import family_of
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 from secateur.training.distillation.losses import divergence
@@ -77,7 +79,7 @@ def cell(bench: Split, budget: str, power: float) -> Row:
     model = bench.model
     family = family_of(model)
     anatomy = family.read(model)
-    task = resolve(Options(budget=budget), anatomy)
+    task = resolve(check(PruneRequest(budget)), anatomy)
     shapes = shapes_of(
         anatomy, decide(anatomy, spectral.plain_candidates(anatomy, task), task.demand)
     )

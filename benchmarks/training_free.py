@@ -18,9 +18,11 @@ from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.allocation.target import check_reachable, counted_target
 from secateur.data.batches import as_batches
 from secateur.methods.by_preset import method_of
+from secateur.methods.checked import check
 from secateur.methods.images import Images
 from secateur.methods.method import Job, Prepared
-from secateur.methods.task import Options, resolve
+from secateur.methods.request import PruneRequest
+from secateur.methods.task import resolve
 from secateur.models.family import family_of
 
 SHAPES = ("50% qk", "25% qk", "50% vo", "50% hidden")
@@ -153,13 +155,13 @@ def _started(bench: Bench, method: Method, budget: str) -> Started:
     """What the method prepares; `budget` is only checked here. The last one is kept."""
     family = family_of(bench.model)
     anatomy = family.read(bench.model)
-    options = Options(
-        budget=budget,
+    request = PruneRequest(
+        budget,
         preset=str(method.preset),
         seed=bench.seed,
         **method.changes,  # type: ignore[arg-type]
     )
-    task = resolve(options, anatomy)
+    task = resolve(check(request), anatomy)
     check_reachable(anatomy, task.demand)
     if method.name not in _kept:
         begin = time.process_time()
