@@ -42,6 +42,7 @@ def test_heal_answers_in_json_and_cleans_up(run: Run, pruned_once: Path, tmp_pat
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "model.safetensors",
+        "report.html",
         "spec.json",
         "training.json",
     ]

@@ -129,7 +129,7 @@ def test_holding_channels_at_their_means_beats_forgetting_them() -> None:
 
 def test_holding_needs_evidence() -> None:
     model = build("vit")
-    with pytest.raises(UserError, match="stream becomes narrower without evidence"):
+    with pytest.raises(UserError, match="stream becomes narrower without statistics"):
         cut_(model, without(model, [0]), None, "mean")
 
 
