@@ -51,9 +51,3 @@ def same_device(one: torch.device | str, other: torch.device | str) -> bool:
     """Whether both are one device; without a number, any of its type."""
     a, b = torch.device(one), torch.device(other)
     return a.type == b.type and (a.index == b.index or None in (a.index, b.index))
-
-
-def device_name(device: torch.device | str) -> str:
-    """What a device is called in records: the name of a GPU, else its type."""
-    it = torch.device(device)
-    return str(torch.cuda.get_device_name(it)) if it.type == "cuda" else it.type

@@ -1,4 +1,4 @@
-"""A small saved model, made once, for the tests that degradation copies of it."""
+"""A small saved model, made once, for the tests that damage copies of it."""
 
 import json
 import shutil

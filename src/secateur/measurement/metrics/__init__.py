@@ -18,7 +18,6 @@ from secateur.registry import Registry
 
 Need = Literal["labels", "train", "reference"]
 Values = Mapping[str, float | int | None]
-SPLITS = ("images", "train")
 
 
 @dataclass(slots=True, kw_only=True)
