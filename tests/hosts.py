@@ -21,7 +21,9 @@ from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
+from secateur.models.caches import observable
 from secateur.models.family import read
 from secateur.models.types import Anatomy
 
@@ -46,7 +48,13 @@ def build(name: str) -> nn.Module:
 
 @cache
 def shared(name: str) -> nn.Module:
-    """The same for all, for looking only."""
+    """The same for all, for looking only; with attention that hooks can see into."""
+    return observable(host_of(name))
+
+
+@cache
+def host_of(name: str) -> nn.Module:
+    """The host as its library has it."""
     model = HOSTS[name]()
     randomise_(model, seed=sum(name.encode()))
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
@@ -185,6 +193,17 @@ TIMM_EVAS: dict[str, Callable[[], nn.Module]] = {
 }
 for _name, _build in TIMM_EVAS.items():
     host(_name)(_build)
+
+TORCHVISION: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_layers": 3,
+    "num_heads": 4,
+    "hidden_dim": 32,
+    "mlp_dim": 64,
+    "num_classes": 10,
+}
+host("torchvision_vit")(partial(TorchvisionViT, **TORCHVISION))
 
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))

@@ -14,6 +14,7 @@ from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.methods.rotated import rotated
+from secateur.models.derived.members import members_of
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
 from secateur.statistics import observe
@@ -108,16 +109,15 @@ def flatten_(model: nn.Module, rank: int) -> None:
     basis_DR = random_basis(width, seed=3)[:, :rank]
     basis_DR = basis_DR - basis_DR.mean(0, keepdim=True)
     onto_DD = (basis_DR @ torch.linalg.pinv(basis_DR)).float()
-    for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
-        if (table := getattr(model, name, None)) is not None:
-            table.copy_(table @ onto_DD)
-    conv = model.patch_embed.proj
+    members = members_of(family_of(model).statement, model, 0)
+    for table in members.tables.values():
+        table.copy_(table @ onto_DD)
+    conv = members.writer
     conv.weight.copy_((onto_DD @ conv.weight.flatten(1)).view_as(conv.weight))
-    writers = [w for block in model.blocks for w in (block.attn.proj, block.mlp.fc2)]
-    for block in model.blocks:
-        for name, scale in block.named_parameters():
-            if name in ("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2"):
-                scale.fill_(0.7)
+    writers = [step.writer for step in members.steps]
+    for step in members.steps:
+        if step.scale is not None:
+            step.scale.fill_(0.7)
     for writer in writers:
         writer.weight.copy_(onto_DD @ writer.weight)
     for writer in [conv, *writers]:

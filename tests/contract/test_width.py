@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
+from secateur.models.derived.members import members_of
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
 from secateur.models.types import AttentionShape
@@ -256,14 +257,15 @@ def test_members_have_one_row_per_channel(name: str) -> None:
     (stream,) = anatomy.streams
     found = family.stream_weights(model, stream)
     names = {branch.id for branch in anatomy.branches}
-    assert set(found.writers) == names | {"patch_embed"}
-    assert set(found.readers) >= names | {"head"}
+    members = members_of(family.statement, model, stream.stage)
+    assert set(found.writers) == names | {members.name}
+    assert set(found.readers) == names | members.heads.keys()
     for matrix in [*found.writers.values(), *found.readers.values()]:
         assert matrix.shape[0] == anatomy.width and matrix.ndim == 2
     first = anatomy.branches[0]
     assert isinstance(first.shape, AttentionShape)
     scale: Tensor | None = family.writer_scale(model, first)
-    writer = model.blocks[0].attn.proj.weight
+    writer = members.steps[0].writer.weight
     expected = writer if scale is None else scale[:, None] * writer
     assert torch.equal(found.writers[first.id], expected)
 

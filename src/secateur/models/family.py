@@ -4,7 +4,7 @@ Legend: B batch, N tokens, D residual width.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived import anatomy, basis, fold, width
+from secateur.models.derived import adopt, anatomy, basis, fold, width
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
@@ -85,6 +85,17 @@ class Family:
             getattr(new, name, {}).clear()
         if new is not step.module:
             model.set_submodule(branch.id, new)
+
+    def unseen(self, model: nn.Module) -> bool:
+        """Whether some attention of a model computes past its modules, so that hooks miss it."""
+        return bool(adopt.unseen_in(self.statement, model))
+
+    def adopt_(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """Put our attention, with equal outputs, in place of what hooks miss.
+
+        Where `names` of tensors are given, layers stay whose tensors are all among them.
+        """
+        adopt.adopt_(self.statement, model, names)
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""

@@ -40,7 +40,9 @@ class Packed:
     """One matrix for queries, keys and values: paths of parameters in the layer.
 
     Rows are [q | k | v], each head by head, or with `by_head` head by head, each [q | k | v].
-    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none.
+    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none;
+    parts of the same name share one vector. Where the layer itself holds a weight or bias (a path
+    without a dot), it computes past its modules: ours is put in its place before it is observed.
     """
 
     weight: str = "qkv.weight"
@@ -65,6 +67,20 @@ class PositionBias:
     table: str
     index: str
     heads: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabulatedBias:
+    """Biases of the logits that follow from weights alone, however the host computes them.
+
+    `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
+    where there are none. Ours, which holds the table, takes the layer's place before it is
+    observed. `shared` is a module of the model whose biases each layer adds to its own; with ours in
+    all places, the module goes.
+    """
+
+    read: Callable[[Any], tuple[Tensor, Tensor] | None]
+    shared: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +127,7 @@ class AttentionLayer:
     qk_norm: tuple[str, str] | None = None
     context_norm: str | None = None
     gate: str | None = None
-    position_bias: PositionBias | None = None
+    position_bias: PositionBias | TabulatedBias | None = None
     rotary: Rotary | None = None
     dropout: str | None = None
     dropout_behind: str | None = None
@@ -273,7 +289,7 @@ class Statement:
     caches: Names = ()
 
 
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
+NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply", "shared")
 """Fields that name nothing in the module that the others are relative to."""
 
 

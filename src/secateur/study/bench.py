@@ -19,6 +19,7 @@ from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
+from secateur.models.caches import observable
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
 from secateur.models.walk_check import require_walk
@@ -83,9 +84,10 @@ def open_host(study: Study, name: str) -> Host:
         batch_size=study.batch_size,
     )
     evaluation = decoded(batches)
+    require_walk(model)
+    model = observable(model)
     family = family_of(model)
     anatomy = family.read(model)
-    require_walk(model)
     if anatomy.num_classes == 1:
         raise UserError(f"{name} has one output, but a study compares predicted classes.")
     images = (images_BCHW for images_BCHW, _ in evaluation)

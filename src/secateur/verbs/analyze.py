@@ -30,6 +30,7 @@ from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
 from secateur.measurement.timing import Times, check_timing, time_branches
+from secateur.models.caches import observable
 from secateur.models.family import Family, family_of
 from secateur.models.sharing import has_shared, separated
 from secateur.models.types import Anatomy
@@ -121,7 +122,7 @@ def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analys
 
 def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
     """The same for a request that is checked already, as before the model is opened."""
-    family = family_of(model)
+    family, model = family_of(model), observable(model)
     if has_shared(model):
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
         model = separated(model)

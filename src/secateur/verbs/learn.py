@@ -14,6 +14,7 @@ from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
+from secateur.models.caches import observable
 from secateur.models.family import family_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
@@ -57,6 +58,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
+    source, model = model, observable(model)
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve_learn(asked, model, family, anatomy)
@@ -83,7 +85,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
         target=latency_target(model, family, anatomy, task.task, progress),
     )
     dense, shrunk = run(job, model)
-    result = _result(job, model, dense, shrunk, used)
+    result = _result(job, source, dense, shrunk, used)
     result.notes = [*notes, before.text(), *result.notes]
     if scored is not None or request.latency:
         with timed(job.seconds, "measure"):

@@ -18,6 +18,7 @@ from secateur.methods.method import Job
 from secateur.methods.request import PruneRequest
 from secateur.methods.task import Task, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
+from secateur.models.caches import observable
 from secateur.models.family import Family, family_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
@@ -79,13 +80,13 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
 
 def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     """The smaller model, not measured yet."""
-    request = asked.request
+    request, source, model = asked.request, model, observable(model)
     family = family_of(model)
     anatomy = family.read(model)
     task = resolve(asked, anatomy)
     loss = loss_for(anatomy.num_classes, request.loss)
     _check(model, family, anatomy, task, loss)
-    base = base_or_advice(model)
+    base = base_or_advice(source)
     if request.loss is None:
         loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
     batches, data = open_data(model, images, labels_needed=False, **request.reading())

@@ -101,7 +101,9 @@ def _read_rotated_(owner: nn.Module, path: str, readers: Linears, basis_DD: Tens
     norm = owner.get_submodule(path)
     weight_D, bias_D = affine(norm)
     new = uncentred_norm(norm)
-    if carried := all(reader.bias is not None for reader in readers):
+    if carried := all(
+        reader.bias is not None and len(reader.bias) == len(reader.weight) for reader in readers
+    ):
         for reader in readers:
             bias, weight = reader.get_parameter("bias"), reader.get_parameter("weight")
             bias.copy_(bias.double() + weight.double() @ bias_D)

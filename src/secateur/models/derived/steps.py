@@ -21,6 +21,7 @@ from secateur.models.statement import (
     MlpLayer,
     Residual,
     Statement,
+    TabulatedBias,
 )
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
@@ -57,6 +58,16 @@ class Step:
     def held_whole(self) -> bool:
         """Whether it is attention that computes correctly in its dense shape and width only."""
         return isinstance(self.layer, AttentionLayer) and self.layer.holds is Holds.NOTHING
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is attention that computes past its modules, where hooks see nothing."""
+        layer, module = self.layer, self.module
+        if not isinstance(layer, AttentionLayer):
+            return False
+        paths = (*held_in(layer.qkv, "weight"), *held_in(layer.qkv, "bias"))
+        own = any("." not in path and parameter(module, path) is not None for path in paths)
+        return own or isinstance(layer.position_bias, TabulatedBias)
 
     @property
     def block(self) -> str:
@@ -183,10 +194,10 @@ def _read(path: str, block: nn.Module, residual: Residual) -> tuple[Kind, Layer 
     module = member(block, residual.path)
     if isinstance(module, LinearStandIn):
         return "linear", None
-    name, own = type(module).__name__, isinstance(module, SlimAttention)
+    name = type(module).__name__
     for layer in residual.layers:
-        if own and isinstance(layer, AttentionLayer):
-            return "attention", ours(layer)
+        if isinstance(module, SlimAttention) and isinstance(layer, AttentionLayer):
+            return "attention", ours(layer, module)
         if name in layer.classes:
             if isinstance(layer, FixedLayer):
                 return "fixed", layer
