@@ -55,7 +55,11 @@ def shared(name: str) -> nn.Module:
 @cache
 def host_of(name: str) -> nn.Module:
     """The host as its library has it."""
-    model = HOSTS[name]()
+    return settled(HOSTS[name](), name)
+
+
+def settled(model: nn.Module, name: str) -> nn.Module:
+    """A model in evaluation mode with random parameters that follow from a name."""
     randomise_(model, seed=sum(name.encode()))
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         settle_(model)
@@ -190,6 +194,18 @@ TIMM_EVAS: dict[str, Callable[[], nn.Module]] = {
     ),
     "eva_rope": partial(Eva, **SIZES | ROPE | {"use_abs_pos_emb": True}),
     "eva_mixed": partial(Eva, **SIZES | ROPE, rope_type="mixed"),
+    "eva_norms": partial(named, "eva_giant_patch14_224", scale_attn_inner=True, scale_mlp=True),
+    "eva02_packed": partial(named, "eva02_tiny_patch14_224"),
+    "eva02_split": partial(named, "eva02_base_patch14_224"),
+    "beit": partial(named, "beit_base_patch16_224"),
+    "beitv2_shared": partial(
+        named,
+        "beitv2_base_patch16_224",
+        use_shared_rel_pos_bias=True,
+        use_abs_pos_emb=True,
+        global_pool="token",
+    ),
+    "relpos_mlp": partial(named, "vit_relpos_small_patch16_224", class_token=True, qkv_bias=True),
 }
 for _name, _build in TIMM_EVAS.items():
     host(_name)(_build)

@@ -17,13 +17,26 @@ Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
 
 class KeylessLinear(nn.Linear):
-    """Queries, keys and values in one product, with a bias for queries and values only."""
+    """Queries, keys and values in one product, with a bias for queries and values only.
+
+    A constant of all keys changes no softmax, unless keys are `turned` by a norm or rotary
+    embeddings.
+    """
+
+    turned = False
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """The product; between its two parts, the bias is zero for the keys."""
         keys = self.out_features - self.bias.numel()
         query, value = self.bias[:keys], self.bias[keys:]
         return F.linear(x_BND, self.weight, torch.cat([query, torch.zeros_like(query), value]))
+
+
+def carries(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a bias of this layer can do for any constant in all of its rows."""
+    if layer.bias is None:
+        return False
+    return len(layer.bias) == len(layer.weight) or not getattr(layer, "turned", False)
 
 
 def rows_with_bias(layer: nn.Linear | nn.Conv2d, rows_R: Tensor) -> Tensor:
@@ -73,6 +86,8 @@ class SlimAttention(nn.Module):
         inner = num_heads * (2 * qk_dim + v_dim)
         packed = nn.Linear if key_bias else KeylessLinear
         self.qkv = packed(dim, inner, device=device, dtype=dtype)
+        if isinstance(self.qkv, KeylessLinear):
+            self.qkv.turned = rotary is not None or k_norm is not None
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
         self.norm = context_norm or nn.Identity()

@@ -75,8 +75,8 @@ class TabulatedBias:
 
     `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
     where there are none. Ours, which holds the table, takes the layer's place before it is
-    observed. `shared` is a module of the model whose biases each layer adds to its own; with ours in
-    all places, the module goes.
+    observed. `shared` is a module of the model whose biases each layer adds to its own; with ours
+    in all places, the module goes.
     """
 
     read: Callable[[Any], tuple[Tensor, Tensor] | None]

@@ -1,4 +1,4 @@
-"""Put our attention in the place of layers that compute past their modules, where hooks see nothing.
+"""Put our attention in the place of layers that compute past their modules, unseen by hooks.
 
 The outputs stay the same; queries, keys and values then pass a module of their own.
 Legend: H heads, T entries of a table, N tokens.
@@ -43,8 +43,9 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
         weights, biases = attention_weights(module, layer), layer.position_bias
         if isinstance(biases, TabulatedBias) and (common := optional(model, biases.shared)):
             table_HT, places_NN = position_biases(common, biases)
-            own_HT = 0 if weights.table_HT is None else weights.table_HT
-            weights = replace(weights, table_HT=table_HT + own_HT, places_NN=places_NN)
+            if table_HT is not None and weights.table_HT is not None:
+                table_HT = table_HT + weights.table_HT
+            weights = replace(weights, table_HT=table_HT, places_NN=places_NN)
             shared.add(str(biases.shared))
         fused = bool(getattr(module, stated.fused or "", True))
         step.owner.set_submodule(

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.derived.layout import held_in, ours
-from secateur.models.derived.names import linear, member, optional, parameter
+from secateur.models.derived.names import linear, member, optional, parameter, stands_at
 from secateur.models.modules import LinearStandIn, PartialBlock, SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
@@ -195,15 +195,24 @@ def _read(path: str, block: nn.Module, residual: Residual) -> tuple[Kind, Layer 
     if isinstance(module, LinearStandIn):
         return "linear", None
     name = type(module).__name__
-    for layer in residual.layers:
-        if isinstance(module, SlimAttention) and isinstance(layer, AttentionLayer):
-            return "attention", ours(layer, module)
-        if name in layer.classes:
-            if isinstance(layer, FixedLayer):
-                return "fixed", layer
-            return ("attention" if isinstance(layer, AttentionLayer) else "mlp"), layer
+    if isinstance(module, SlimAttention):
+        for layer in residual.layers:
+            if isinstance(layer, AttentionLayer):
+                return "attention", ours(layer, module)
+    found = [layer for layer in residual.layers if name in layer.classes]
+    for layer in [one for one in found if _has_weights(module, one)] or found:
+        if isinstance(layer, FixedLayer):
+            return "fixed", layer
+        return ("attention" if isinstance(layer, AttentionLayer) else "mlp"), layer
     known = ", ".join(name for layer in residual.layers for name in layer.classes)
     raise UserError(f"{path} is a {name}, a layer that secateur cannot read; supported: {known}.")
+
+
+def _has_weights(module: object, layer: Layer) -> bool:
+    """Whether a layer has the weights that its facts name: classes may have one of several."""
+    if not isinstance(layer, AttentionLayer) or not isinstance(module, nn.Module):
+        return True
+    return all(stands_at(module, path) is not None for path in held_in(layer.qkv, "weight"))
 
 
 def steps_before(stated: Statement, model: nn.Module, branch_id: str) -> list[Step]:

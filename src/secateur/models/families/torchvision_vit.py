@@ -33,8 +33,9 @@ def embed(vit: Any, images_BCHW: Tensor) -> Tensor:
     """Class token, patches and positions, as in `forward` and the encoder's own."""
     patches_BND = vit._process_input(images_BCHW)
     token_B1D = vit.class_token.expand(patches_BND.shape[0], -1, -1)
-    stream_BND: Tensor = torch.cat([token_B1D, patches_BND], dim=1)
-    return vit.encoder.dropout(stream_BND + vit.encoder.pos_embedding)
+    placed_BND = torch.cat([token_B1D, patches_BND], dim=1) + vit.encoder.pos_embedding
+    stream_BND: Tensor = vit.encoder.dropout(placed_BND)
+    return stream_BND
 
 
 def sides(vit: Any) -> tuple[int, int]:

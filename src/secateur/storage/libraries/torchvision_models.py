@@ -52,7 +52,7 @@ class TorchvisionModels:
         if MARK in model.__dict__:
             yield model.__dict__[MARK]
         if type(model) is VisionTransformer:
-            layers = [m for m in model.encoder.layers if isinstance(m, EncoderBlock)]
+            layers = [m for m in model.modules() if isinstance(m, EncoderBlock)]
             sizes: dict[str, Argument] = {key: int(getattr(model, key)) for key in SIZES}
             if isinstance(head := getattr(model.heads, "head", None), nn.Linear):
                 sizes["num_classes"] = head.out_features
@@ -73,7 +73,8 @@ class TorchvisionModels:
         values = {key: tuples(value) for key, value in arguments.items()}
         try:
             if name == CLASS:
-                return VisionTransformer(**values)
+                named: nn.Module = VisionTransformer(**values)
+                return named
             model: nn.Module = torchvision.models.get_model(name, weights=None, **values)
         except UNBUILDABLE as error:
             raise UserError(
