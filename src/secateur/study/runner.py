@@ -10,7 +10,7 @@ import torch
 from secateur.errors import UserError
 from secateur.progress import Progress
 from secateur.report.study_page import render_study
-from secateur.study.bench import Host, open_host
+from secateur.study.bench import StudyHost, open_host
 from secateur.study.cells import Cell, cells_of
 from secateur.study.latency import measure_latency
 from secateur.study.on_ray import run_on_ray
@@ -102,7 +102,7 @@ def _run(
     study: Study,
     cells: list[Cell],
     store: Store,
-    hosts: dict[str, Host],
+    hosts: dict[str, StudyHost],
     ray: str | None,
     jobs: int | None,
     progress: Progress | None,
@@ -130,7 +130,7 @@ def _here(worker: Worker, cells: list[Cell]) -> Iterator[Done]:
     return (worker.run(cell) for cell in cells)
 
 
-def _open_hosts(path: Path, study: Study) -> dict[str, Host]:
+def _open_hosts(path: Path, study: Study) -> dict[str, StudyHost]:
     """All models with their evaluation images, so that wrong names are found before any work."""
     hosts = {}
     for name in study.models:

@@ -13,8 +13,9 @@ from secateur.data.images import DIGITS, ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.data.sources.named import is_named
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, example_images
-from secateur.models.family import family_of
+from secateur.measurement.modes import example_images
+from secateur.models.caches import evaluating
+from secateur.models.family import read
 from secateur.storage.base import Base
 from secateur.storage.load import load as load_model
 from secateur.storage.meta import on_meta
@@ -118,7 +119,7 @@ def open_data(
             Preprocessing.of(model),
             limit=limit,
             seed=seed,
-            num_classes=None if own_labels else family_of(model).read(model).num_classes or None,
+            num_classes=None if own_labels else read(model).num_classes or None,
             labels_needed=labels_needed,
             skip_unreadable=skip_unreadable,
         )

@@ -7,7 +7,7 @@ from torch import nn
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
@@ -130,7 +130,7 @@ def open_to_train(
 
 def _classes(source: str, shape: nn.Module, wanted: int, named: int | None) -> int | None:
     """The size of the new head; None where the model must keep the one it has."""
-    has = family_of(shape).read(shape).num_classes
+    has = read(shape).num_classes
     if source.startswith("timm:"):
         return wanted
     if has == wanted:
