@@ -131,7 +131,7 @@ def test_a_wrong_table_is_corrected(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch, budget: str
 ) -> None:
     machine = Machine(monkeypatch, lambda ms: 1.6 * ms)
-    dense = 1.6 * predicted(host.anatomy)
+    dense = 1.6 * predicted(read(model))
     limit = {"9 ms": 9.0, "60% ms": 0.6 * dense, "1.5x faster": dense / 1.5}[budget]
     result = run(model, budget)
     assert result.budget_use is not None
@@ -146,7 +146,7 @@ def test_time_that_nothing_saves_is_made_up_for(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Machine(monkeypatch, fixed_share)
-    dense = fixed_share(predicted(host.anatomy))
+    dense = fixed_share(predicted(read(model)))
     result = run(model, "75% ms")
     assert 2 <= len(result.latency_rounds) <= latency_loop.ROUNDS
     assert result.latency_rounds[0].use > 1
@@ -157,7 +157,7 @@ def test_time_that_nothing_saves_is_made_up_for(
 
 def test_room_that_is_left_is_given_back(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, lambda ms: 0.5 * ms)
-    limit = 0.4 * predicted(host.anatomy)
+    limit = 0.4 * predicted(read(model))
     result = run(model, f"{limit:.4f} ms")
     first, second = result.latency_rounds
     assert first.use < 0.95
@@ -181,7 +181,7 @@ def test_a_limit_that_is_missed_within_the_tolerance_passes_with_a_note(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine on which no cut saves enough: 3 % too slow, whatever is removed."""
-    dense = predicted(host.anatomy)
+    dense = predicted(read(model))
     machine = Machine(monkeypatch, lambda ms: dense if ms == dense else 0.515 * dense)
     result = run(model, "50% ms")
     assert result.latency_best is not None
@@ -198,7 +198,7 @@ def test_more_rounds_are_cut_before_a_limit_is_given_up(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most of the time stays whatever is removed, so that every correction falls short."""
-    dense = predicted(host.anatomy)
+    dense = predicted(read(model))
     Machine(monkeypatch, lambda ms: 0.6 * dense + 0.4 * ms)
     result = run(model, "75% ms")
     assert len(result.latency_rounds) > latency_loop.ROUNDS
@@ -207,7 +207,7 @@ def test_more_rounds_are_cut_before_a_limit_is_given_up(
 
 def test_one_slow_moment_does_not_decide(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict is the middle one of the last measurements, not the worst or the luckiest."""
-    dense = predicted(host.anatomy)
+    dense = predicted(read(model))
     shares = iter([0.53] * (latency_loop.ROUNDS + latency_loop.MORE))
     last = [0.9, 0.52, 0.51]
     used: list[float] = []
