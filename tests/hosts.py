@@ -49,11 +49,11 @@ def build(name: str) -> nn.Module:
 @cache
 def shared(name: str) -> nn.Module:
     """The same for all, for looking only; with attention that hooks can see into."""
-    return observable(host_of(name))
+    return observable(as_made(name))
 
 
 @cache
-def host_of(name: str) -> nn.Module:
+def as_made(name: str) -> nn.Module:
     """The host as its library has it."""
     return settled(HOSTS[name](), name)
 

@@ -11,7 +11,7 @@ from secateur.models.caches import observable
 from secateur.models.family import family_of, read
 from secateur.models.modules import SlimAttention
 from secateur.models.walk_check import require_walk
-from tests.hosts import HOSTS, host_of, images_for, named, settled
+from tests.hosts import HOSTS, as_made, images_for, named, settled
 
 MORE = {
     "eva_plain": partial(named, "eva_giant_patch14_224"),
@@ -19,7 +19,7 @@ MORE = {
     "relpos_shared": partial(named, "vit_srelpos_small_patch16_224", rel_pos_dim=16),
 }
 """Hosts that differ from others only in what ours does not keep."""
-MODELS = {name: host_of(name) for name in HOSTS}
+MODELS = {name: as_made(name) for name in HOSTS}
 MODELS |= {name: settled(make(), name) for name, make in MORE.items()}
 UNSEEN = [name for name, model in MODELS.items() if family_of(model).unseen(model)]
 TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
 from secateur.models.caches import observable
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
 from secateur.progress import timed
@@ -58,12 +58,10 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
-    source, model = model, observable(model)
-    family = family_of(model)
-    anatomy = family.read(model)
-    task = resolve_learn(asked, model, family, anatomy)
-    refuse_shared(model, family, anatomy, task.task.groups)
-    require_walk(model)
+    host = host_of(observable(model))
+    task = resolve_learn(asked, host)
+    refuse_shared(host, task.task.groups)
+    require_walk(host.model)
     if request.eval_images is not None:
         require_classifier(model)
     scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
@@ -72,20 +70,21 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     teaches = None if reference is None else reference_of(reference)
     if teaches is not None:
         require_streams(teacher_for(model, teaches), settings.distil)
-    before = removability(task.sharing, task.gates, anatomy, task.task.limits)
+    before = removability(task.sharing, task.gates, host.anatomy, task.task.limits)
     if request.on_note is not None:
         request.on_note(before.text())
     job = LearnJob(
+        host.model,
+        host.family,
+        host.anatomy,
         task=task,
-        family=family,
-        anatomy=anatomy,
         session=session,
         phases=phases(settings, len(plain_items(session.train))),
         reference=teaches,
-        target=latency_target(model, family, anatomy, task.task, progress),
+        target=latency_target(host, task.task, progress),
     )
-    dense, shrunk = run(job, model)
-    result = _result(job, source, dense, shrunk, used)
+    dense, shrunk = run(job)
+    result = _result(job, model, dense, shrunk, used)
     result.notes = [*notes, before.text(), *result.notes]
     if scored is not None or request.latency:
         with timed(job.seconds, "measure"):
