@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, example_images, logits_of
+from secateur.measurement.modes import evaluating, example_images
+from secateur.models.outputs import outputs_of
 from secateur.measurement.runtimes import Run
 from secateur.storage.directories.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
@@ -83,7 +84,7 @@ def written(
 def _outputs(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Logits in fp64 on the CPU."""
     with evaluating(model), torch.inference_mode():
-        return logits_of(model(images_BCHW)).cpu().double()
+        return outputs_of(model(images_BCHW)).cpu().double()
 
 
 def check_file(out: Path, *, overwrite: bool) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
 from secateur.models.family import Family
+from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import TOLERANCES, evaluating, noise_for
 
 SLACK = 100
@@ -38,7 +39,7 @@ def require_rotatable(model: nn.Module, family: Family) -> None:
     )
     family.rotate_(copy, torch.linalg.qr(random_DD).Q.to(images_BCHW.device))
     with evaluating(model), evaluating(copy):
-        own, other = model(images_BCHW), copy(images_BCHW)
+        own, other = outputs_of(model(images_BCHW)), outputs_of(copy(images_BCHW))
     apart, largest = float((own - other).abs().max()), float(own.abs().max())
     if apart > min(0.05, SLACK * TOLERANCES.get(own.dtype, 0.05)) * max(largest, 1e-6):
         raise UserError(

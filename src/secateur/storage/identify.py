@@ -14,7 +14,8 @@ from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, logits_of
+from secateur.measurement.modes import evaluating
+from secateur.models.outputs import outputs_of
 from secateur.models.family import families, family_of
 from secateur.models.norms import held_norms, uncentred_norms
 from secateur.models.walk_check import noise_for
@@ -104,7 +105,7 @@ def _outputs_of(model: nn.Module) -> int:
     if images_BCHW is None:
         return family_of(model).read(model).num_classes
     with evaluating(model):
-        return int(logits_of(model(images_BCHW)).shape[-1])
+        return int(outputs_of(model(images_BCHW)).shape[-1])
 
 
 def resized_like(model: nn.Module, base: Base) -> nn.Module:
