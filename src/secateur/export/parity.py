@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, example_images
-from secateur.models.outputs import outputs_of
 from secateur.measurement.runtimes import Run
+from secateur.models.outputs import outputs_of
 from secateur.storage.directories.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from secateur.export import exporters
 from secateur.export.parity import Parity, written
-from secateur.models.outputs import outputs_of
 from secateur.measurement.runtimes import Run
 from secateur.measurement.runtimes._onnx import traced
 from secateur.measurement.runtimes._quiet import quiet
+from secateur.models.outputs import outputs_of
 
 
 @exporters.register("torch")

@@ -224,7 +224,7 @@ class Family:
         return sites_of(self._step(model, branch))
 
     def _put_(self, model: nn.Module, path: str, new: nn.Module) -> None:
-        """Put a module in place of another, with the hooks by which the host records its outputs."""
+        """Put a module in place of another, with the hooks by which the host records outputs."""
         if self.statement.record is not None:
             self.statement.record(model, path)
             hooks = model.get_submodule(path)._forward_hooks

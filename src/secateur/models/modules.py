@@ -138,7 +138,7 @@ class LinearStandIn(nn.Linear):
         super().__init__(columns, rows, device="meta")
         self.call = call
 
-    def forward(self, *args: Any, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, **given: Any) -> Any:
         """Map every token; the arguments of an attention layer have no meaning here."""
         x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
@@ -177,10 +177,12 @@ class PartialBlock(nn.Module):
         """Take the stream through the steps that are left."""
         calls = [residual.layers[0].call for residual in self.residuals]
         call = max(calls, key=lambda call: len(call.by_position))
-        x, given = call.bound(args, given)
+        bound = call.bound(args, given)
+        x: Tensor = bound[0]
+        given = bound[1]
         for residual in self.steps:
             x = x + self._update(residual, x, given)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         norm = None if residual.norm is None else self.get_submodule(residual.norm)

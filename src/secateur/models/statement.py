@@ -9,8 +9,8 @@ Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value 
 table, F hidden neurons.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -214,8 +214,9 @@ class Stem:
     that, and `norm` goes over patches, positions and tokens together. The `tokens` are put before
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
     them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
-    plain images, such as a mask token. `earlier` are layers that hold no channels of the stream, with how many
-    products per weight and token each takes. `classes` names the classes that modules must have.
+    plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
+    with how many products per weight and token each takes. `classes` names the classes that modules
+    must have.
     """
 
     writer: str
@@ -292,20 +293,3 @@ class Statement:
     resized: Callable[[Any, int, int], None] | None = None
     fused: str | None = None
     caches: Names = ()
-
-
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
-"""Fields that name nothing in the module that the others are relative to."""
-
-
-def names_in(fact: Any) -> Iterator[str]:
-    """All names that a fact states, in the module that it is about."""
-    if isinstance(fact, str):
-        yield fact
-    elif isinstance(fact, tuple | Mapping):
-        for item in fact:
-            yield from names_in(item)
-    elif is_dataclass(fact):
-        for part in fields(fact):
-            if part.name not in NO_NAMES:
-                yield from names_in(getattr(fact, part.name))

@@ -15,9 +15,9 @@ from torch import nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.measurement.modes import evaluating
-from secateur.models.outputs import outputs_of
 from secateur.models.family import families, family_of
 from secateur.models.norms import held_norms, uncentred_norms
+from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import noise_for
 from secateur.storage.base import Base, build
 from secateur.storage.fingerprint import agree, probe, tolerance

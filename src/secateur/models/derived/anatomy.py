@@ -11,10 +11,10 @@ from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
 from secateur.models.derived.layout import held_in, shape_of
 from secateur.models.derived.members import start_of
-from secateur.models.derived.names import linear, member, optional, parameter, present
+from secateur.models.derived.names import linear, member, names_in, optional, parameter, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement, names_in
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 

@@ -52,7 +52,7 @@ def start_of(stated: Statement, model: nn.Module, stage: int) -> Members:
         writer = f"{name}.{transition.writer}"
         behind: tuple[str | None, ...] = (transition.norm and f"{name}.{transition.norm}",)
     else:
-        name, writer = stem.writer.partition(".")[0], stem.writer
+        name, writer = stem.writer.rpartition(".")[0] or stem.writer, stem.writer
         behind = (stem.patch_norm, stem.activation, stem.norm)
     found = member(model, writer)
     if not isinstance(found, nn.Linear | nn.Conv2d):

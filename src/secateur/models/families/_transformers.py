@@ -33,7 +33,7 @@ class Kind:
     title: str
     block: Mapping[str, tuple[Residual, ...]]
     blocks: str = "layers.*"
-    stem: Stem = STEM  # noqa: RUF009 (frozen)
+    stem: Stem = STEM
     prefix: Callable[[Model], int] = lambda _config: 1
     norm: str = "layernorm"
     resizes: bool = False
@@ -92,8 +92,9 @@ def stated(
 
     def embed(model: Model, images_BCHW: Tensor) -> Tensor:
         own = encoder(model)
-        stream_BND = own.embeddings(images_BCHW)
-        return own.get_submodule(kind.stem.norm)(stream_BND) if kind.stem.norm else stream_BND
+        stream_BND: Tensor = own.embeddings(images_BCHW)
+        norm = nn.Identity() if kind.stem.norm is None else own.get_submodule(kind.stem.norm)
+        return norm(stream_BND)  # type: ignore[no-any-return]
 
     def grid(model: Model) -> tuple[int, int]:
         patch = square(encoder(model).config.patch_size)

@@ -243,8 +243,14 @@ for _kind, _name in ((DINO, "Dinov2"), (REGISTERS, "Dinov2WithRegisters")):
 
 classify(CLIP_VISION, "CLIP", "vision_model", patches, tail=Tail(unread=("post_layernorm",)))
 stated(CLIP_VISION, "CLIPVisionModel", "", bare, classes=None)
-_name, _heads = "CLIPVisionModelWithProjection", ("visual_projection",)
-stated(CLIP_VISION, _name, "vision_model", projected, classifiers=_heads, classes=None)
+stated(
+    CLIP_VISION,
+    "CLIPVisionModelWithProjection",
+    "vision_model",
+    projected,
+    classifiers=("visual_projection",),
+    classes=None,
+)
 
 _tail = Tail(norms=("post_layernorm",), pool="head?", pool_macs=pool_macs)
 classify(SIGLIP, "Siglip", "vision_model", patches, tail=_tail)

@@ -21,8 +21,8 @@ def logits_of(output: object) -> Tensor:
     found = outputs_of(output)
     if found.ndim != 2:
         raise UserError(
-            f"a model returns outputs of shape {tuple(found.shape)} where logits [images, classes] were "
-            "expected; give a model with a classification head."
+            f"a model returns outputs of shape {tuple(found.shape)} where logits [images, classes] "
+            "were expected; give a model with a classification head."
         )
     return found
 
