@@ -39,8 +39,8 @@ def preprocessing_of(transformers: ModuleType, name: str) -> dict[str, object]:
     odd = [words for flag, at, words in ODD if getattr(found, flag, not at) is at]
     for words in odd:
         warnings.warn(
-            f"the image processor of {name} {words}, which secateur does not do when it reads image "
-            "files; give tensors that the processor has prepared",
+            f"the image processor of {name} {words}, which secateur does not do when it reads "
+            "image files; give tensors that the processor has prepared",
             Advice,
             stacklevel=5,
         )

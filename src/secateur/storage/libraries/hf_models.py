@@ -26,6 +26,8 @@ ALIASES = {"num_classes": "num_labels", "img_size": "image_size"}
 
 WRAPPERS = ("timm_wrapper", "timm_backbone")
 """Model types whose modules come from another library, which may fetch their weights."""
+IMAGES = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+"""What such a model's configuration says of images, in timm's own terms."""
 FETCHING = ("backbone", "pretrained", "name_or_path", "auto_map", "architecture", "revision")
 """Parts of the names of settings that name something to be fetched or run."""
 
@@ -53,8 +55,8 @@ class HfModels:
             _check_reachable(name)
         try:
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-            if config.model_type in WRAPPERS:
-                return _of_timm(name, pretrained, num_classes, img_size)
+            if config.model_type == "timm_wrapper" and pretrained:
+                return _of_timm(transformers, config, name)
             cls = _class_of(transformers, config, (config.architectures or [""])[0])
             if pretrained:
                 model = _pretrained(cls, name, config, num_classes, img_size)
@@ -132,7 +134,7 @@ def _class_of(transformers: ModuleType, config: Config, name: str) -> Any:
     hosts = [host for _, f in families.items() for host in f.statement.hosts]
     stated = {cls: module for module, _, cls in (host.partition(":") for host in hosts)}
     classifiers = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    known = classifiers[type(config)] if type(config) in classifiers else ()
+    known = classifiers.get(type(config), ())
     for cls in known if isinstance(known, tuple) else (known,):
         if cls.__name__ == name or not name:
             return cls
@@ -181,11 +183,14 @@ def _pretrained(
     return model
 
 
-def _of_timm(name: str, pretrained: bool, classes: int | None, size: int | None) -> nn.Module:
-    """A model of timm that transformers only wraps."""
-    source = f"local-dir:{name}" if Path(name).is_dir() else f"hf_hub:{name}"
-    timm = libraries.get("timm")
-    return timm.open(source, pretrained=pretrained, num_classes=classes, img_size=size)
+def _of_timm(transformers: ModuleType, config: Config, name: str) -> nn.Module:
+    """The model of timm that transformers only wraps, with its weights and its images."""
+    cls = transformers.TimmWrapperForImageClassification
+    model: nn.Module = _pretrained(cls, name, config, None, None).get_submodule("timm_model")
+    images = getattr(config, "pretrained_cfg", None) or {}
+    known = {key: images[key] for key in IMAGES if images.get(key) is not None}
+    model.__dict__["pretrained_cfg"] = {**model.pretrained_cfg, **known}  # type: ignore[dict-item]
+    return model
 
 
 def _give_images_(model: nn.Module, found: dict[str, object]) -> None:
