@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating
+from secateur.models.caches import evaluating
 from secateur.models.outputs import outputs_of
 from secateur.models.runner import Runner
 

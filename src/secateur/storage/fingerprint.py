@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.measurement.modes import evaluating
+from secateur.models.caches import evaluating
 from secateur.models.outputs import outputs_of
 
 IMAGES = 2

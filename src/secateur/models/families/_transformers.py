@@ -84,6 +84,7 @@ def stated(
     tail: Tail | None = None,
     classifiers: Names = (),
     classes: str | None = "num_labels",
+    example: str | None = None,
 ) -> None:
     """Register the family of one class, whose encoder stands at `base`."""
 
@@ -108,6 +109,7 @@ def stated(
         Statement(
             name=f"hf_{cls}",
             title=kind.title,
+            examples=() if example is None else (f"hf:{example}",),
             hosts=(f"transformers.models.{kind.type}.modeling_{kind.type}:{cls}",),
             blocks=f"{base}.{kind.blocks}" if base else kind.blocks,
             residuals=kind.block,

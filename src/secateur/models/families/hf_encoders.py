@@ -198,7 +198,7 @@ def beside(last_BND: Tensor, prefix: int) -> Tensor:
     return torch.cat([last_BND[:, 0], last_BND[:, prefix:].mean(1)], dim=1)
 
 
-def classify(kind: Kind, name: str, base: str, pool: Pool, *, tail: Tail | None = None) -> None:
+def classify(kind: Kind, name: str, base: str, pool: Pool, tail: Any = None, **more: Any) -> None:
     """State the image classifier of a type: normed as its `tail` says, pooled, one linear layer."""
     norms = (kind.norm,) if tail is None else tail.norms
 
@@ -210,7 +210,7 @@ def classify(kind: Kind, name: str, base: str, pool: Pool, *, tail: Tail | None 
         return logits_BC
 
     cls = f"{name}ForImageClassification"
-    stated(kind, cls, base, head, tail=tail, classifiers=("classifier",))
+    stated(kind, cls, base, head, tail=tail, classifiers=("classifier",), **more)
 
 
 def pool_macs(encoder: Model) -> int:
@@ -229,17 +229,28 @@ def pool_macs(encoder: Model) -> int:
 VIT, DEIT = vit("vit"), vit("deit", tokens=DISTILLED, prefix=2)
 MSN, IJEPA = vit("vit_msn"), vit("ijepa", tokens=(), prefix=0)
 POOLER = Tail(norms=("layernorm",), classifiers=("pooler.dense?",))
-for _kind, _name, _pool in ((VIT, "ViT", first), (DEIT, "DeiT", first), (IJEPA, "IJepa", patches)):
-    classify(_kind, _name, _kind.type, _pool)
+for _kind, _name, _pool, _example in (
+    (VIT, "ViT", first, "google/vit-base-patch16-224"),
+    (DEIT, "DeiT", first, None),
+    (IJEPA, "IJepa", patches, None),
+):
+    classify(_kind, _name, _kind.type, _pool, example=_example)
     stated(_kind, f"{_name}Model", "", partial(features, "layernorm"), tail=POOLER, classes=None)
-_heads = ("cls_classifier", "distillation_classifier")
-stated(DEIT, "DeiTForImageClassificationWithTeacher", "deit", distilled, classifiers=_heads)
+stated(
+    DEIT,
+    "DeiTForImageClassificationWithTeacher",
+    "deit",
+    distilled,
+    classifiers=("cls_classifier", "distillation_classifier"),
+    example="facebook/deit-base-distilled-patch16-224",
+)
 classify(MSN, "ViTMSN", "vit", first)
 stated(MSN, "ViTMSNModel", "", lambda msn, x_BND: msn.layernorm(x_BND), classes=None)
 
 for _kind, _name in ((DINO, "Dinov2"), (REGISTERS, "Dinov2WithRegisters")):
+    _example = f"facebook/{_kind.type.replace('_', '-')}-base"
     classify(_kind, _name, _kind.type, beside)
-    stated(_kind, f"{_name}Model", "", class_token, classes=None)
+    stated(_kind, f"{_name}Model", "", class_token, classes=None, example=_example)
 
 classify(CLIP_VISION, "CLIP", "vision_model", patches, tail=Tail(unread=("post_layernorm",)))
 stated(CLIP_VISION, "CLIPVisionModel", "", bare, classes=None)
