@@ -69,6 +69,7 @@ def failing_at(
 
     class Watched(sqlite3.Connection):
         execute = watched("execute", sqlite3.Connection.execute)
+        executescript = watched("executescript", sqlite3.Connection.executescript)
         executemany = watched("executemany", sqlite3.Connection.executemany)
         close = watched("close", sqlite3.Connection.close)
 

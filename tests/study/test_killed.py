@@ -90,7 +90,7 @@ def test_a_half_created_store_is_nothing(half: str, write: Write, tmp_path: Path
         for statement in HALVES[half]:
             base.execute(statement)
     path = write(**ONE | {"latency": None})
-    with pytest.raises(UserError, match="no store in .* to write a page from"):
+    with pytest.raises(UserError, match=r"no store in .* to write a page from"):
         run_study(path, out, only_page=True)
     assert run_study(path, out).ran == 1 and len(rows(out)) == 1
 

@@ -227,7 +227,8 @@ class Store:
                     raise UserError(self._changed(f"models.{changed[0]}"))
             elif known.get(key) != wanted[key]:
                 raise UserError(self._changed(key))
-        return known | wanted | {"models": known["models"] | wanted["models"]}
+        merged: dict[str, Any] = known | wanted
+        return merged | {"models": known["models"] | wanted["models"]}
 
     def _changed(self, key: str) -> str:
         return (
@@ -261,14 +262,9 @@ def _create(path: Path, settings: dict[str, Any]) -> None:
         with writing(path) as fresh:
             base = sqlite3.connect(fresh, isolation_level=None)
             try:
-                with _transaction(base):
-                    for statement in _TABLES.split(";"):
-                        base.execute(statement)
-                    rows = [
-                        ("version", VERSION),
-                        ("settings", json.dumps(settings, sort_keys=True)),
-                    ]
-                    base.executemany("INSERT INTO about VALUES (?, ?)", rows)
+                base.executescript(_TABLES)
+                about = {"version": VERSION, "settings": json.dumps(settings, sort_keys=True)}
+                base.executemany("INSERT INTO about VALUES (?, ?)", about.items())
             finally:
                 base.close()
     except (OSError, sqlite3.Error) as error:
