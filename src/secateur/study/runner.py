@@ -1,7 +1,7 @@
 """Run what of a study is not finished, write every cell down at once, then the page."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from secateur.errors import UserError
 from secateur.locks import sole
 from secateur.progress import Progress
 from secateur.report.study_page import render_study
-from secateur.study.bench import Host, open_host
+from secateur.request.takes import takes
+from secateur.study.bench import StudyHost, open_host
 from secateur.study.cells import Cell, cells_of
 from secateur.study.latency import measure_latency
 from secateur.study.on_ray import run_on_ray
@@ -20,6 +21,7 @@ from secateur.study.record import record_of
 from secateur.study.spec import Study, at, lines_of, read_study
 from secateur.study.store import FAILED, Store, holds_store
 from secateur.study.worker import Done, Worker
+from secateur.verbs.requests import StudyRequest
 from secateur.whole import reason_of, sweep, writing
 
 RESULTS, PAGE = "results.sqlite", "report.html"
@@ -48,16 +50,8 @@ class StudyRun:
         }
 
 
-def run_study(
-    path: Path,
-    out: Path,
-    *,
-    ray: str | None = None,
-    jobs: int | None = None,
-    only_page: bool = False,
-    models: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> StudyRun:
+@takes(StudyRequest)
+def run_study(path: Path, out: Path, request: StudyRequest) -> StudyRun:
     """Run the cells of a study file that `out` does not hold yet and write `out/report.html`.
 
     Finished cells are never run again, whenever the run before was stopped. With `ray` (`local` or
@@ -65,7 +59,8 @@ def run_study(
     writes the page from what there is; `models` takes some of the study's models only. UserError
     for a wrong study before any cell is run, and while another process writes to `out`.
     """
-    study = read_study(path, models)
+    study = read_study(path, request.models)
+    jobs, only_page = request.jobs, request.only_page
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}.")
     # WHY not held for the page: it may be wanted while the study runs.
@@ -79,26 +74,18 @@ def run_study(
             raise UserError(f"{out} holds a {PAGE} that is of no study; choose another directory.")
         for name in (RESULTS, PAGE):
             sweep(out / name)
-        return _run_alone(path, study, out, ray, jobs, only_page, progress)
+        return _run_alone(path, study, out, request)
 
 
-def _run_alone(
-    path: Path,
-    study: Study,
-    out: Path,
-    ray: str | None,
-    jobs: int | None,
-    only_page: bool,
-    progress: Progress | None,
-) -> StudyRun:
-    cells = cells_of(study)
+def _run_alone(path: Path, study: Study, out: Path, request: StudyRequest) -> StudyRun:
+    cells, only_page, progress = cells_of(study), request.only_page, request.progress
     threads = torch.get_num_threads()
     hosts = {} if only_page else _open_hosts(path, study)
     store = Store(out / RESULTS, study.settings(), read_only=only_page)
     ran = 0
     try:
         if not only_page:
-            ran = _run(study, cells, store, hosts, ray, jobs, progress)
+            ran = _run(study, cells, store, hosts, request.ray, request.jobs, progress)
             if study.latency is not None:
                 measure_latency(store, hosts, study.latency, _step(progress, "latency"))
         wanted = {cell.id for cell in cells}
@@ -124,7 +111,7 @@ def _run(
     study: Study,
     cells: list[Cell],
     store: Store,
-    hosts: dict[str, Host],
+    hosts: dict[str, StudyHost],
     ray: str | None,
     jobs: int | None,
     progress: Progress | None,
@@ -152,7 +139,7 @@ def _here(worker: Worker, cells: list[Cell]) -> Iterator[Done]:
     return (worker.run(cell) for cell in cells)
 
 
-def _open_hosts(path: Path, study: Study) -> dict[str, Host]:
+def _open_hosts(path: Path, study: Study) -> dict[str, StudyHost]:
     """All models with their evaluation images, so that wrong names are found before any work."""
     hosts = {}
     for name in study.models:
