@@ -18,6 +18,7 @@ ORDER = [
     "textfiles",
     "tensorfiles",
     "whole",
+    "locks",
     "devices",
     "progress",
     "request",
