@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.layout import attention_weights, our_attention, position_biases
+from secateur.models.derived.layout import (
+    attention_weights,
+    is_fused,
+    our_attention,
+    position_biases,
+)
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, steps_of
 from secateur.models.statement import AttentionLayer, Statement, TabulatedBias
@@ -47,7 +52,7 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
                 table_HT = table_HT + weights.table_HT
             weights = replace(weights, table_HT=table_HT, places_NN=places_NN)
             shared.add(str(biases.shared))
-        fused = bool(getattr(module, stated.fused or "", True))
+        fused = is_fused(module, stated.fused)
         step.owner.set_submodule(
             step.residual.path, our_attention(module, layer, weights, fused=fused)
         )

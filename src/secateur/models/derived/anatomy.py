@@ -54,6 +54,8 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
 
 def _classes_of(stated: Statement, model: nn.Module) -> int:
     """Outputs of the classifier, which may be another than the host was built with."""
+    if stated.classes is None:
+        return 0
     for head in heads_of(stated, model).values():
         return head.out_features
     named = member(model, stated.classes)
@@ -63,6 +65,8 @@ def _classes_of(stated: Statement, model: nn.Module) -> int:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
+    if stated.classes is None:
+        return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
             f"its pooling head ({type(pool).__name__}) splits the channels of the stream into "
@@ -99,7 +103,8 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
                 f"secateur cannot count; only {', '.join(classes)} is supported."
             )
-    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, stated.classes):
+    classes = () if stated.classes is None else (stated.classes,)
+    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):
         member(model, path)
     steps = steps_of(stated, model)
     stated_by: dict[int, Names] = {}
