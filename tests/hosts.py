@@ -10,6 +10,7 @@ A new model family registers one builder per kind of member and gets the whole s
 import copy
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import timm
@@ -228,6 +229,13 @@ TORCHVISION: dict[str, Any] = {
     "num_classes": 10,
 }
 host("torchvision_vit")(partial(TorchvisionViT, **TORCHVISION))
+if find_spec("open_clip") is not None:
+    from open_clip.transformer import VisionTransformer as Tower
+
+    TOWER: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3}
+    host("open_clip_vit")(
+        partial(Tower, **TOWER, heads=4, mlp_ratio=2, output_dim=10, ls_init_value=0.1)
+    )
 
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))

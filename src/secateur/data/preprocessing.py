@@ -56,7 +56,8 @@ class Preprocessing:
         """
         config = getattr(model, "pretrained_cfg", None) or {}
         named = {key: getattr(model, f"image_{key}", None) for key in ("mean", "std")}
-        config = {key: value for key, value in named.items() if value is not None} | config
+        named = {key: value for key, value in named.items() if value is not None}
+        config = named | ({"crop_pct": 1.0} if named else {}) | config
         input_size = _input_size(model, config)
         resolved = resolve_data_config(pretrained_cfg={**config, "input_size": input_size})
         return cls(

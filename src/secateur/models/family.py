@@ -17,9 +17,9 @@ from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
     attention_weights,
-    is_fused,
     mlp_weights,
 )
+from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint

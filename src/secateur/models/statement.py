@@ -253,7 +253,7 @@ class Tail:
 
     A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
     but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
-    `pool_macs(model)` prices it.
+    `pool_macs(model)` prices it. A parameter (D, C), `projection`, makes features of what is left.
     """
 
     norms: Names = ()
@@ -261,6 +261,7 @@ class Tail:
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
+    projection: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,10 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.models.derived.layout import (
     attention_weights,
-    is_fused,
     our_attention,
     position_biases,
 )
-from secateur.models.derived.names import optional
+from secateur.models.derived.names import is_fused, optional
 from secateur.models.derived.steps import Step, steps_of
 from secateur.models.statement import AttentionLayer, Statement, TabulatedBias
 

@@ -65,7 +65,7 @@ def _classes_of(stated: Statement, model: nn.Module) -> int:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
-    if stated.classes is None:
+    if stated.classes is None and not heads_of(stated, model):
         return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
