@@ -81,6 +81,12 @@ def linear(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     )
 
 
+def is_fused(attn: nn.Module, switch: str | None) -> bool:
+    """Whether a host's attention takes a fused kernel, by the attribute that says so."""
+    found = stands_at(attn, switch)
+    return found != "eager" if isinstance(found, str) else found is None or bool(found)
+
+
 @cache
 def _parts(path: str) -> tuple[str, ...]:
     return tuple(path.removesuffix("?").split("."))
