@@ -6,13 +6,14 @@ cannot be copied.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
 from torch import nn
 
 from secateur.models.family import family_of, stated_names
+from secateur.models.modules import SlimAttention
 
 
 def forget_cached_(model: nn.Module) -> None:
@@ -81,3 +82,21 @@ def observable(model: nn.Module) -> nn.Module:
     shell = shell_of(model)
     family.adopt_(shell)
     return shell
+
+
+@contextmanager
+def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
+    """Our attention as plain matrix products, and that of hosts that have one of these switches.
+
+    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
+    """
+    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
+    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
+    found = [(module, name) for module, name in found if getattr(module, name) is True]
+    for module, name in found:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, True)

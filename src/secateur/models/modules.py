@@ -3,8 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -163,24 +162,6 @@ class SlimAttention(nn.Module):
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
         return weights_BHNN @ v, weights_BHNN
-
-
-@contextmanager
-def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
-    """Our attention as plain matrix products, and that of hosts that have one of these switches.
-
-    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
-    """
-    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
-    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
-    found = [(module, name) for module, name in found if getattr(module, name) is True]
-    for module, name in found:
-        setattr(module, name, False)
-    try:
-        yield
-    finally:
-        for module, name in found:
-            setattr(module, name, True)
 
 
 class LinearStandIn(nn.Linear):

@@ -16,32 +16,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-Names = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """How a block calls a layer: `layer(x, …)`, with x `times` times, and what it gives back.
-
-    `mask` is the keyword of an additive or boolean attention mask, `takes` are further keywords
-    that the block passes on; `fixed` are always given. `by_position` names what blocks take and
-    pass on behind x without a keyword; some hosts pass x itself under the keyword `by_name`. With
-    `pair` the layer returns its output and a second value (attention weights, or None), which the
-    block ignores.
-    """
-
-    mask: str | None = "attn_mask"
-    takes: Names = ()
-    times: int = 1
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    by_position: Names = ()
-    by_name: str | None = None
-    pair: bool = False
-
-    def bound(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """x and all that was given beside it, by name."""
-        named = {**dict(zip(self.by_position, args[1:], strict=False)), **given}
-        return (args[0] if args else named.pop(self.by_name or "")), named
+from secateur.models.derived.call import Call as Call
+from secateur.models.derived.call import Names as Names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +116,7 @@ class AttentionLayer:
     rotary: Rotary | None = None
     dropout: str | None = None
     dropout_behind: str | None = None
-    call: Call = Call()
+    call: Call = Call()  # noqa: RUF009 (frozen)
     holds: Holds = Holds.NOTHING
 
 
@@ -160,7 +136,7 @@ class MlpLayer:
     unit_norm: str | None = None
     norm: str | None = None
     norm_behind: str | None = None
-    call: Call = Call(mask=None)
+    call: Call = Call(mask=None)  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +145,7 @@ class FixedLayer:
 
     path: str
     classes: Names
-    call: Call = Call(mask=None)
+    call: Call = Call(mask=None)  # noqa: RUF009 (frozen)
 
 
 Layer = AttentionLayer | MlpLayer | FixedLayer

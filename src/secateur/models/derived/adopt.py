@@ -11,11 +11,7 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.layout import (
-    attention_weights,
-    our_attention,
-    position_biases,
-)
+from secateur.models.derived.layout import attention_weights, our_attention, position_biases
 from secateur.models.derived.names import is_fused, optional
 from secateur.models.derived.steps import Step, steps_of
 from secateur.models.statement import AttentionLayer, Statement, TabulatedBias
@@ -52,8 +48,19 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
             weights = replace(weights, table_HT=table_HT, places_NN=places_NN)
             shared.add(str(biases.shared))
         fused = is_fused(module, stated.fused)
-        step.owner.set_submodule(
-            step.residual.path, our_attention(module, layer, weights, fused=fused)
-        )
+        put_(stated, model, step.path, our_attention(module, layer, weights, fused=fused))
     for path in shared:
         setattr(model, path, None)
+
+
+def put_(stated: Statement, model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in place of another, with the hooks by which the host records outputs."""
+    if stated.record is not None:
+        stated.record(model, path)
+        hooks = model.get_submodule(path)._forward_hooks
+        new._forward_hooks.update({key: hook for key, hook in hooks.items() if not _is_ours(hook)})
+    model.set_submodule(path, new)
+
+
+def _is_ours(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "secateur")).startswith("secateur")
