@@ -16,7 +16,7 @@ from typing import Any
 import timm
 import torch
 import transformers
-from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.layers import Attention, HybridEmbed, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.efficientformer import EfficientFormer, MetaBlock1d
@@ -146,6 +146,20 @@ def gated() -> nn.Module:
     return model
 
 
+def hybrid() -> nn.Module:
+    """A ViT on the feature map of a convolutional network with groups and an own normalisation."""
+    stem = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4),
+        nn.ReLU(),
+    )
+    return VisionTransformer(
+        **SIZES | {"patch_size": 2}, embed_layer=partial(HybridEmbed, backbone=stem)
+    )
+
+
 def efficientformer(num_vit: int = 2, **changes: Any) -> nn.Module:
     """An EfficientFormer of two stages on 56 x 56 pixels, with smaller attention."""
     sizes: dict[str, Any] = {"depths": (2, 3), "embed_dims": (16, 24), "mlp_ratios": 2}
@@ -177,6 +191,7 @@ TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
     "dinov2_swiglu_packed": partial(
         named, "vit_small_patch14_reg4_dinov2", mlp_layer=SwiGLUPacked, act_layer=nn.SiLU
     ),
+    "hybrid": hybrid,
     "clip": partial(named, "vit_base_patch16_clip_quickgelu_224.openai"),
     "aimv2": partial(
         vit,

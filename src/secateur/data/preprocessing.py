@@ -168,7 +168,8 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
     """(channels, height, width) of the patch embedding, or else of the configuration."""
     configured = config.get("input_size")
     patch_embed = getattr(model, "patch_embed", None)
-    projection = getattr(patch_embed, "proj", None)
+    layers = patch_embed.modules() if isinstance(patch_embed, nn.Module) else ()
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
     image_size = getattr(patch_embed, "img_size", None) or getattr(model, "image_size", None)
     if isinstance(configured, tuple | list) and len(configured) == 3:
         channels, height, width = (int(size) for size in configured)
@@ -179,8 +180,8 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
             f"cannot tell the image size of {type(model).__name__}: it has neither a timm "
             "configuration nor an image_size; give the preprocessing explicitly."
         )
-    if isinstance(projection, nn.Conv2d):
-        channels = projection.in_channels
+    if first is not None:
+        channels = first.in_channels
     if isinstance(image_size, int):
         height = width = image_size
     elif image_size is not None:

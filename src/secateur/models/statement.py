@@ -207,8 +207,9 @@ class Stem:
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
     them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
     plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
-    with how many products per weight and token each takes. `classes` names the classes that modules
-    must have.
+    with how many products per weight and token each takes; `before` is a network that images pass
+    first, whose products are counted by its shapes. `classes` names the classes that modules must
+    have.
     """
 
     writer: str
@@ -220,6 +221,7 @@ class Stem:
     tokens: Names = ()
     unused: Names = ()
     earlier: Mapping[str, int] = field(default_factory=dict)
+    before: str | None = None
     classes: Mapping[str, Names] = field(default_factory=dict)
 
 
@@ -229,7 +231,7 @@ class Tail:
 
     A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
     but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
-    `pool_macs(model)` prices it. A parameter (D, C), `projection`, makes features of what is left.
+    `pool_macs(model)` prices it. A parameter (D, C), `matrix`, makes features of the last state.
     """
 
     norms: Names = ()
@@ -237,7 +239,7 @@ class Tail:
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
-    projection: str | None = None
+    matrix: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,8 +100,8 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
         found = member(model, path)
         if not {cls.__name__ for cls in type(found).__mro__} & set(classes):
             raise UserError(
-                f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
-                f"secateur cannot count; only {', '.join(classes)} is supported."
+                f"{path} is a {type(found).__name__}, where secateur knows only "
+                f"{' or '.join(classes)}, so it cannot tell which layer writes the stream."
             )
     classes = () if stated.classes is None else (stated.classes,)
     for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):

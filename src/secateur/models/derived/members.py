@@ -139,7 +139,7 @@ def heads_of(stated: Statement, model: nn.Module) -> dict[str, nn.Linear]:
     """What reads the last stream as linear layers, by path."""
     found = present(model, *stated.tail.classifiers)
     heads = {path: head for path, head in found.items() if isinstance(head, nn.Linear)}
-    path = stated.tail.projection
+    path = stated.tail.matrix
     if path is not None and (matrix_DC := parameter(model, path)) is not None:
         heads[path] = Projection(model, path, matrix_DC)
     return heads

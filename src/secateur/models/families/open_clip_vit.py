@@ -24,6 +24,7 @@ state(
     Statement(
         name="open_clip_vit",
         title="open_clip VisionTransformer (image tower)",
+        examples=("open_clip:ViT-B-16",),
         hosts=("open_clip.transformer:VisionTransformer",),
         applies=lambda tower: tower.attn_pool is None,
         blocks="transformer.resblocks.*",
@@ -39,7 +40,7 @@ state(
             positions="positional_embedding",
             tokens=("class_embedding",),
         ),
-        tail=Tail(norms=("ln_post",), projection="proj"),
+        tail=Tail(norms=("ln_post",), matrix="proj"),
         embed=lambda tower, images_BCHW: tower._embeds(images_BCHW),
         head=head,
         image=lambda tower: (tower.conv1.in_channels, *tower.image_size),

@@ -58,9 +58,9 @@ class OpenClipModels:
 
     def recognise(self, model: nn.Module) -> Iterator[tuple[str, Arguments]]:
         """The sizes that a tower shows."""
-        if type(model).__module__ == "open_clip.transformer" and type(model).__name__ == CLASS:
-            if arguments := _shown(model):
-                yield CLASS, arguments
+        known = (type(model).__module__, type(model).__name__) == ("open_clip.transformer", CLASS)
+        if known and (arguments := _shown(model)):
+            yield CLASS, arguments
 
     def skeleton(self, name: str, arguments: Arguments) -> nn.Module:
         """A tower by its sizes, and by nothing else that a file could name."""
