@@ -1,4 +1,4 @@
-"""The spectral engine over hosts and groups: exact where it must be, within budget, refused."""
+"""The spectral method over hosts and groups: exact where it must be, within budget, refused."""
 
 import copy
 from dataclasses import replace

@@ -39,8 +39,8 @@ def heal(
     accelerate launch -m secateur heal ...
     """
     from secateur.storage.save import check_out
+    from secateur.training.heal_and_train import HealSettings
     from secateur.training.settings import read_settings
-    from secateur.training.verbs import HealSettings
     from secateur.verbs.heal import heal as run
     from secateur.verbs.load import load
     from secateur.verbs.training_result import training_folder

@@ -34,8 +34,8 @@ def train(
     to another --img-size. A run that was stopped goes on when the same command is given again.
     """
     from secateur.storage.save import check_out
+    from secateur.training.heal_and_train import FineTuneSettings
     from secateur.training.settings import read_settings
-    from secateur.training.verbs import FineTuneSettings
     from secateur.verbs.train import open_to_train
     from secateur.verbs.train import train as run
     from secateur.verbs.training_result import training_folder

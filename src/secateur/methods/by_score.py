@@ -109,7 +109,7 @@ def score_units(host: Host, task: Task, statistics: Statistics) -> ScoredUnits:
 
     def worth_of(group: GroupName, owner: str) -> Tensor:
         which = criteria.get(task.preset.criterion_for(group))
-        settings, seed = task.preset.settings_for(group), task.options.seed
+        settings, seed = task.preset.settings_for(group), task.request.seed
         return ask(which, host, group, owner, statistics, seed=seed, settings=settings)
 
     keys: list[Key] = [(b.id, g) for b in anatomy.branches for g in _groups_of(b, task.groups)]

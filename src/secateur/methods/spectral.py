@@ -95,10 +95,10 @@ def prepare(job: Job) -> Probed:
     plain = plain_candidates(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         _require_images(anatomy, task.groups, batches)
-        weights = token_weights(job, batches, task.options.seed, job.images.loss)
+        weights = token_weights(job, batches, task.request.seed, job.images.loss)
         return Probed(candidates=plain, dense=job.model, token_weights=weights, probes=[])
-    effort: Effort = FULL if task.options.effort == "full" else QUICK
-    seed, limits = task.options.seed, task.limits
+    effort: Effort = FULL if task.request.effort == "full" else QUICK
+    seed, limits = task.request.seed, task.limits
     return measured_candidates(job, task.groups, limits, job.images, seed=seed, effort=effort)
 
 

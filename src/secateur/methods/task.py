@@ -25,7 +25,7 @@ from secateur.recipes import load_recipe, recipe_sizes
 class Task:
     """A request resolved against a model: everything checked, nothing left to guess."""
 
-    options: PruneRequest
+    request: PruneRequest
     preset: Preset
     budget: Budget
     groups: tuple[GroupName, ...]
@@ -35,10 +35,10 @@ class Task:
     def demand(self) -> Demand:
         """The part of the task that a solver answers."""
         preset = self.preset
-        repairs = preset.engine == "spectral" or preset.repair != "none"
+        repairs = preset.method == "spectral" or preset.repair != "none"
         return Demand(
             budget=self.budget,
-            goal=self.options.goal,
+            goal=self.request.goal,
             groups=self.groups,
             limits=self.limits,
             solver=preset.allocation,
@@ -78,7 +78,7 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
             "such as 'drop 3 blocks'."
         )
-    return Task(options=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(request=request, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
 def _follow(asked: Checked, anatomy: Anatomy) -> Task:
@@ -106,7 +106,7 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
     budget = SizesBudget(sizes=sizes)
     check_rotation(preset, groups)
     check_groups(groups, preset, anatomy, budget)
-    return Task(options=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(request=request, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
 def check_rotation(preset: Preset, groups: tuple[GroupName, ...]) -> None:
@@ -149,9 +149,9 @@ def check_groups(
     check_offered(groups, anatomy, budget)
     for group in groups:
         which = criteria.get(preset.criterion_for(group))
-        if which.check is not None and preset.engine == "criteria":
+        if which.check is not None and preset.method == "criteria":
             which.check(preset.settings_for(group), anatomy, group)
-        if group == "width" and preset.engine == "spectral":
+        if group == "width" and preset.method == "spectral":
             raise UserError(
                 f"preset '{preset.name}' cannot make the residual stream narrower, since its "
                 "refits aim at every channel of the dense stream; leave out 'width', or take a "

@@ -33,7 +33,7 @@ class Preset(BaseModel):
 
     `settings` holds the choices of criteria that have some, by the name of the criterion.
 
-    The engine `spectral` measures its candidates and cuts front to back; it asks no criterion and
+    The method `spectral` measures its candidates and cuts front to back; it asks no criterion and
     repairs by itself.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
@@ -58,7 +58,9 @@ class Preset(BaseModel):
     title: str
     source: str
     groups: tuple[GroupName, ...]
-    engine: Literal["criteria", "spectral"] = "criteria"
+    method: Literal["criteria", "spectral"] = Field(
+        default="criteria", validation_alias=AliasChoices("method", "engine")
+    )
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
     settings: dict[str, dict[str, object]] = {}
@@ -78,15 +80,15 @@ class Preset(BaseModel):
     @model_validator(mode="after")
     def _first_is_offered(self) -> "Preset":
         if self.first is not None and (
-            self.first.group not in self.groups or self.engine != "criteria"
+            self.first.group not in self.groups or self.method != "criteria"
         ):
-            raise ValueError("'first' must name one of 'groups', under the engine 'criteria'")
+            raise ValueError("'first' must name one of 'groups', under the method 'criteria'")
         return self
 
     @model_validator(mode="after")
     def _rotation_is_of_use(self) -> "Preset":
-        if self.rotate and ("width" not in self.groups or self.engine != "criteria"):
-            raise ValueError("'rotate' needs 'width' among 'groups', and the engine 'criteria'")
+        if self.rotate and ("width" not in self.groups or self.method != "criteria"):
+            raise ValueError("'rotate' needs 'width' among 'groups', and the method 'criteria'")
         return self
 
     def criterion_for(self, group: GroupName) -> str:
@@ -145,8 +147,8 @@ def parse_preset(name: str, text: str) -> Preset:
         len(asked) == 1 and asked <= DEGRADATIONS
     ):
         raise UserError(
-            f"preset '{name}': search '{preset.search}' measures the damage to the output; let its "
-            f"criterion be one of {', '.join(sorted(DEGRADATIONS))}."
+            f"preset '{name}': search '{preset.search}' measures the degradation of the output; "
+            f"let its criterion be one of {', '.join(sorted(DEGRADATIONS))}."
         )
     if preset.search == "window" and (
         preset.groups != ("block",) or preset.criterion not in ("cosine", "angle")

@@ -43,7 +43,7 @@ def task_of(cell: Cell, host: Host) -> Task:
     )
     others = [b.id for b in host.anatomy.branches if structure.kind not in (None, b.kind)]
     return Task(
-        options=PruneRequest(cell.budget, seed=cell.seed, effort="quick"),
+        request=PruneRequest(cell.budget, seed=cell.seed, effort="quick"),
         preset=preset,
         budget=parse_budget(cell.budget),
         groups=(structure.group,),

@@ -96,7 +96,9 @@ def check_analysis(request: AnalyzeRequest) -> None:
         raise UserError(unknown("effort", request.effort, list(EFFORTS)))
     check_timing(request.runtime, request.latency_batch)
     if request.tolerance is not None and not request.tolerance >= 0:
-        raise UserError(f"the tolerance must be a damage of at least 0, not {request.tolerance:g}.")
+        raise UserError(
+            f"the tolerance must be a degradation of at least 0, not {request.tolerance:g}."
+        )
 
 
 def check_place(out: str | Path, overwrite: bool) -> None:

@@ -93,8 +93,8 @@ def measure_(
         rows = bench(
             models,
             result.before.input_size,
-            runtimes=(result.task.options.runtime,),
-            batch_sizes=(result.task.options.latency_batch,),
+            runtimes=(result.task.request.runtime,),
+            batch_sizes=(result.task.request.latency_batch,),
             max_seconds=SECONDS,
             device=device,
         )

@@ -19,13 +19,12 @@ from secateur.storage.spec import Spec
 from secateur.training.distillation.objectives import Distil, require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import refit_head_
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.identity import digest
-from secateur.training.judgement import judgement
 from secateur.training.loop import FitReport
 from secateur.training.machine import training_device
 from secateur.training.session import Session, on_device, plain_items
 from secateur.training.updates.lora import attach_, merge_
-from secateur.training.verbs import HealSettings
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.requests import HealRequest
 from secateur.verbs.result import Result
@@ -84,9 +83,6 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         seconds["heal"] = report.seconds
         with timed(seconds, "measure"):
             accuracy |= evaluation("pruned", "own", student)
-    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "heal")
-    if judged is not None and judged.worse:
-        notes.append(judged.note())
     return Trained(
         verb="heal",
         model=student,
@@ -96,7 +92,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         about={"reference": _name(request.reference, base), "head_ridge": ridge},
         earlier=earlier,
         accuracy=accuracy,
-        judged=judged,
+        judge=request.judge,
         seconds=seconds,
         notes=notes + more,
     )

@@ -62,11 +62,11 @@ class Learned:
         )
 
     def _learning(self) -> dict[str, Any]:
-        options = self.task.options
+        request = self.task.request
         return {
-            "sharing": options.sharing,
-            "gates": options.gates,
-            "criterion": options.criterion,
+            "sharing": request.sharing,
+            "gates": request.gates,
+            "criterion": request.criterion,
             "reference": self.reference,
             "scores": self.removability.scores,
             "removability": self.removability.to_json(),

@@ -102,7 +102,7 @@ def _check(host: Host, task: Task, loss: LossName) -> None:
     """UserError for what cannot be done, before any image is read."""
     model, anatomy = host.model, host.anatomy
     refuse_shared(host, task.groups)
-    if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
+    if task.request.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
         raise UserError(
             "a polish compares the streams of both models, which it cannot do where several stages "
             "become narrower; leave out the polish, or 'width'."
@@ -125,7 +125,7 @@ def _check(host: Host, task: Task, loss: LossName) -> None:
 
 def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     """Prepare, plan, cut and polish, as the task asks."""
-    source, options, task, images = job.model, job.task.options, job.task, job.images
+    source, request, task, images = job.model, job.task.request, job.task, job.images
     with job.timed("time") if times_count(task) else nullcontext():
         target = latency_target(job, task, images.progress)
     method = method_of(task)
@@ -137,8 +137,8 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     else:
         found = cut_to_latency(job.with_model(prepared.dense), task, target, plan_for, cut)
         smaller, plan = found.model, found.plan
-    with job.timed("polish") if options.polish else nullcontext():
-        report = _polish(smaller, prepared.dense, options, plan, images)
+    with job.timed("polish") if request.polish else nullcontext():
+        report = _polish(smaller, prepared.dense, request, plan, images)
     after = job.family.read(smaller)
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
@@ -163,22 +163,22 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
 def _polish(
     smaller: nn.Module,
     dense: nn.Module,
-    options: PruneRequest,
+    request: PruneRequest,
     plan: Plan,
     images: Images,
 ) -> PolishReport | None:
-    if options.polish is None:
+    if request.polish is None:
         return None
 
     def on_step(done: int, total: int) -> None:
         images.say("polish", done, total)
 
-    budget = parse_run_length(options.polish)
+    budget = parse_run_length(request.polish)
     kept = [units["width"] for units in plan.units.values() if "width" in units]
     channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
     loss = images.loss or "kl"
     return polish_(
-        smaller, dense, images.batches, budget, options.seed, on_step, channels=channels, loss=loss
+        smaller, dense, images.batches, budget, request.seed, on_step, channels=channels, loss=loss
     )
 
 

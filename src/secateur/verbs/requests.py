@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from secateur.training.verbs import FineTuneSettings, HealSettings
+    from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 
 ANALYSIS, FEATURES = "Analysis", "Features"
 LIMIT = 256
@@ -84,7 +84,7 @@ class AnalyzeRequest(TimingPart, ImagesPart):
     tolerance: Annotated[
         float | None,
         Say(
-            "Damage within which layers count as droppable; 0.1 unless given.",
+            "Degradation within which layers count as droppable; 0.1 unless given.",
             ANALYSIS,
             metavar="NATS",
         ),

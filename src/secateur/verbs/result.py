@@ -70,7 +70,7 @@ class Result:
 
     def __post_init__(self) -> None:
         """OverBudgetError for a model above its budget: no way of pruning hands one over."""
-        require_within(self.model, self.before, self.task.budget, self.task.options.goal)
+        require_within(self.model, self.before, self.task.budget, self.task.request.goal)
         if isinstance(self.base, Base):
             record = self.record()
             remember_(self.model, self.base, {key: record[key] for key in PROVENANCE})
@@ -106,13 +106,13 @@ class Result:
             "preset": self.task.preset.name,
             "preset_title": self.task.preset.title,
             "preset_source": self.task.preset.source,
-            "budget": self.task.options.goal,
+            "budget": self.task.request.goal,
             "target": None if self.budget_use is None else asdict(self.budget_use),
             "groups": list(self.task.groups),
             "repair": self.task.preset.repair,
             "stand_in": self.task.preset.stand_in,
             "allocation": self.task.preset.allocation,
-            "seed": self.task.options.seed,
+            "seed": self.task.request.seed,
             "macs": {"dense": self.cost_dense.macs, "pruned": self.cost.macs},
             "params": {"dense": self.cost_dense.params, "pruned": self.cost.params},
             "width": {"dense": self.before.width, "pruned": self.after.width},

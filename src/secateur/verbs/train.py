@@ -13,10 +13,9 @@ from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
 from secateur.storage.spec import SPEC
 from secateur.training.distillation.objectives import supervised
-from secateur.training.judgement import judgement
+from secateur.training.heal_and_train import FineTuneSettings
 from secateur.training.machine import training_device
 from secateur.training.session import on_device, require_labels
-from secateur.training.verbs import FineTuneSettings
 from secateur.verbs.load import give_preprocessing_, load_shape
 from secateur.verbs.requests import ToTrainRequest, TrainRequest
 from secateur.verbs.training_inputs import (
@@ -61,9 +60,6 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         seconds["train"] = report.seconds
         with timed(seconds, "measure"):
             accuracy = evaluation("pruned", "own", student)
-    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "train")
-    if judged is not None and judged.worse:
-        notes.append(judged.note())
     return Trained(
         verb="train",
         model=student,
@@ -73,7 +69,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         about={},
         earlier=earlier,
         accuracy=accuracy,
-        judged=judged,
+        judge=request.judge,
         seconds=seconds,
         notes=notes,
     )

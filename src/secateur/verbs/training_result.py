@@ -16,7 +16,7 @@ from secateur.report.training_page import render_training
 from secateur.storage.base import Base, build
 from secateur.storage.identify import remember_
 from secateur.storage.save import save
-from secateur.training.judgement import Judgement
+from secateur.training.judgement import Judgement, judgement
 from secateur.training.loop import FitReport
 from secateur.verbs.load import DataUsed
 from secateur.verbs.result import environment
@@ -35,7 +35,8 @@ class Trained:
     """A trained model. `earlier` is what is known of the model before, `about` of this training.
 
     `accuracy` has, where it was measured, `before`, `pruned` (the model that comes out) and, where
-    there is a reference, `dense`. `judged` compares the saved weights with those before training.
+    there is a reference, `dense`. `judged` compares the saved weights with those before training,
+    by the images that `judge` names.
     """
 
     verb: str
@@ -46,13 +47,20 @@ class Trained:
     about: dict[str, Any]
     earlier: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
-    judged: Judgement | None = None
+    judge: str = "held_out"
+    judged: Judgement | None = field(init=False)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     command: str | None = None
 
     def __post_init__(self) -> None:
-        """Let the model tell a later save what it is."""
+        """Compare the weights with those before; let the model tell a later save what it is."""
+        source, fingerprint = self.data.source, self.data.fingerprint
+        self.judged = judgement(
+            self.report, source, fingerprint, self.earlier, self.judge, self.verb
+        )
+        if self.judged is not None and self.judged.worse:
+            self.notes = [self.judged.note(), *self.notes]
         if isinstance(self.base, Base):
             remember_(self.model, self.base, {**self.earlier, self.verb: self._told()})
 

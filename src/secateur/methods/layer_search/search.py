@@ -81,7 +81,7 @@ class LayerSearch:
 
 def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
     task, batches, loss = job.task, job.images.batches, job.images.loss
-    preset, effort, units, fills = task.preset, task.options.effort, prepared.units, prepared.fills
+    preset, effort, units, fills = task.preset, task.request.effort, prepared.units, prepared.fills
 
     def on_step(done: int, total: int) -> None:
         job.images.say("search", done, total)
@@ -101,7 +101,7 @@ def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
         wanted,
         found.units,
         generations=GENERATIONS[effort],
-        seed=task.options.seed,
+        seed=task.request.seed,
         on_step=on_step,
     )
 
