@@ -84,9 +84,10 @@ def test_files_are_read_by_path(tmp_path: Path) -> None:
 
 
 def test_fields_are_read_by_their_earlier_names() -> None:
-    lines = "title: A method\nsource: a paper\ngroups: [qk]\nengine: spectral\nmenus: measured\n"
-    preset = parse_preset("mine", lines)
+    lines = "engine: spectral\nstand_in: mean\nmenus: measured\n"
+    preset = parse_preset("mine", f"title: A method\nsource: a paper\ngroups: [qk]\n{lines}")
     assert (preset.method, preset.candidates) == ("spectral", "measured")
+    assert preset.replacement == "mean"
 
 
 def test_unknown_presets_are_refused_with_a_suggestion() -> None:
@@ -100,7 +101,7 @@ def test_unknown_presets_are_refused_with_a_suggestion() -> None:
         ("groups: [hidden]\nsearch: iterative", "'mine': search 'iterative' drops whole layers"),
         ("groups: [branch]\nsearch: greedy", "let its criterion be one of delta_angle"),
         ("groups: [branch]\nsearch: window", "compares the ends of runs of blocks"),
-        ("groups: [branch]\nstand_in: glue", "'mine': field 'stand_in'"),
+        ("groups: [branch]\nstand_in: glue", "'mine': field 'replacement'"),
         ("groups: [branch]\nkeep_ends: -1", "'mine': field 'keep_ends'"),
         ("groups: [branch]\nrotate: true", "'rotate' needs 'width' among 'groups'"),
         ("groups: [width]\nmethod: spectral\nrotate: true", "and the method 'criteria'"),

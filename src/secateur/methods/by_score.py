@@ -48,7 +48,7 @@ class ByScore:
         """The statistics that the task's criteria and repair ask for."""
         preset = task.preset
         return criteria_needs(task) | repair_needs(
-            preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+            preset.repair, set(task.groups), preset.replacement, rotated=preset.rotate
         )
 
     def prepare(self, job: Job) -> Scored:

@@ -55,11 +55,11 @@ def check(request: PruneRequest) -> Checked:
             f"preset '{preset.name}' refits what is left by itself, so --repair {request.repair} "
             "has no meaning there; leave it out, or take another preset, such as energy."
         )
-    if preset.method == "spectral" and request.stand_in not in (None, "mean", "affine"):
+    if preset.method == "spectral" and request.replacement not in (None, "mean", "affine"):
         raise UserError(
             f"preset '{preset.name}' puts the mean of what is missing in place of dropped layers, "
-            f"or an affine map of what comes before; --stand-in {request.stand_in} has no meaning "
-            "there; take another preset, such as layer_drop."
+            f"or an affine map of what comes before; --replacement {request.replacement} has no "
+            "meaning there; take another preset, such as layer_drop."
         )
     changed = _changed(preset, request)
     return Checked(request=request, preset=changed, budget=budget, units=units)
@@ -108,7 +108,7 @@ def _budget(request: PruneRequest) -> Budget:
 def _changed(preset: Preset, request: PruneRequest) -> Preset:
     wanted = {
         "repair": request.repair,
-        "stand_in": request.stand_in,
+        "replacement": request.replacement,
         "allocation": request.allocation,
     }
     changes = {key: value for key, value in wanted.items() if value is not None}

@@ -84,7 +84,7 @@ class Spectral:
                 prepared,
                 job.images.batches,
                 job.images.progress,
-                stand_in=job.task.preset.stand_in == "affine",
+                affine=job.task.preset.replacement == "affine",
             )
         return smaller
 
@@ -162,7 +162,7 @@ def cut_spectral_(
     batches: Batches,
     progress: Progress | None = None,
     *,
-    stand_in: bool = False,
+    affine: bool = False,
 ) -> None:
     """Cut `smaller`, a copy or shell of `dense`, front to back to the plan's shapes."""
 
@@ -176,7 +176,7 @@ def cut_spectral_(
         dense.model,
         plan.shapes,
         batches_to_stream(dense.anatomy, batches),
-        SequentialSettings(token_weights=prepared.token_weights, stand_in=stand_in),
+        SequentialSettings(token_weights=prepared.token_weights, affine=affine),
         cut_so_far,
     )
 

@@ -43,8 +43,8 @@ class Task:
             limits=self.limits,
             solver=preset.allocation,
             per_cost=preset.per_cost,
-            repaired=repairs or preset.stand_in == "affine",
-            replaced=preset.stand_in == "linear",
+            repaired=repairs or preset.replacement == "affine",
+            replaced=preset.replacement == "linear",
         )
 
 
@@ -68,10 +68,10 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             "block only, or a budget such as 'drop 4 attention'."
         )
     check_rotation(preset, groups)
-    if preset.stand_in == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
+    if preset.replacement == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
         raise UserError(
-            "stand-in 'linear' takes time that a budget in ms cannot foresee; give the budget in "
-            "macs or params, or another stand-in."
+            "replacement 'linear' takes time that a budget in ms cannot foresee; give the budget "
+            "in macs or params, or another replacement."
         )
     if preset.search == "window" and groups != ("block",):
         raise UserError(

@@ -41,12 +41,12 @@ class Preset(BaseModel):
     `normalise` brings the scores of different layers to one scale before they compete; with
     `candidates: measured`, losses are measured on the model's output instead, in nats.
 
-    `stand_in` takes the place of dropped layers (by default their mean, or nothing with the repair
-    `none`). A `search` other than `one_shot` drops whole layers one after the other: `greedy` and
-    `evolutionary` by the degradation to the output of all of them together, measured as the
-    criterion (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion, asked
-    again after each drop; `window` as one run of blocks, by the criterion `cosine` or `angle` of
-    its ends. The first and last `keep_ends` blocks stay.
+    `replacement` takes the place of dropped layers (by default their mean, or nothing with the
+    repair `none`). A `search` other than `one_shot` drops whole layers one after the other:
+    `greedy` and `evolutionary` by the degradation of the outputs without all of them, measured as
+    the criterion (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion,
+    asked again after each drop; `window` as one run of blocks, by the criterion `cosine` or `angle`
+    of its ends. The first and last `keep_ends` blocks stay.
 
     `rotate` expresses the stream in its principal components before anything else; the channels of
     the group `width` are then these.
@@ -72,7 +72,9 @@ class Preset(BaseModel):
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
-    stand_in: Replacement | None = None
+    replacement: Replacement | None = Field(
+        default=None, validation_alias=AliasChoices("replacement", "stand_in")
+    )
     search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
     keep_ends: int = Field(default=0, ge=0)
     rotate: bool = False

@@ -37,7 +37,7 @@ def task_of(cell: Cell, host: Host) -> Task:
             "criterion": "delta_kl" if search != "one_shot" else cell.score,
             "allocation": "ranking" if structure.whole else "uniform",
             "repair": cell.repair,
-            "stand_in": stand_in_for(structure, cell.repair, host),
+            "replacement": replacement_for(structure, cell.repair, host),
             "search": search,
         }
     )
@@ -51,7 +51,7 @@ def task_of(cell: Cell, host: Host) -> Task:
     )
 
 
-def stand_in_for(structure: Structure, repair: str, host: Host) -> Replacement | None:
+def replacement_for(structure: Structure, repair: str, host: Host) -> Replacement | None:
     """What stands in for dropped layers under a repair; the mean where no map can be folded."""
     if not structure.whole:
         return None

@@ -47,7 +47,7 @@ def prune(model: nn.Module, images: object, request: PruneRequest) -> Result:
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
     `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
-    give the dense outputs on the calibration images; without it nothing is trained. `stand_in`
+    give the dense outputs on the calibration images; without it nothing is trained. `replacement`
     ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped layers.
     `loss` compares outputs where they decide: 'kl' between class distributions, 'mse', squared
     error, 'bce' between the probabilities of several labels, 'cosine'; without it 'mse' for one
@@ -113,8 +113,8 @@ def _check(host: Host, task: Task, loss: LossName) -> None:
         criterion = task.preset.criterion_for(group)
         check_output_criterion(criterion, anatomy.num_classes, loss)
     check_reachable(anatomy, task.demand)
-    if task.preset.stand_in is not None:
-        check_replacement(host, task.preset.stand_in, set(task.groups))
+    if task.preset.replacement is not None:
+        check_replacement(host, task.preset.replacement, set(task.groups))
     if task.preset.rotate:
         host.family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
