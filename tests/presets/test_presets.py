@@ -101,7 +101,7 @@ def test_unknown_presets_are_refused_with_a_suggestion() -> None:
         ("groups: [hidden]\nsearch: iterative", "'mine': search 'iterative' drops whole layers"),
         ("groups: [branch]\nsearch: greedy", "let its criterion be one of delta_angle"),
         ("groups: [branch]\nsearch: window", "compares the ends of runs of blocks"),
-        ("groups: [branch]\nstand_in: glue", "'mine': field 'replacement'"),
+        ("groups: [branch]\nreplacement: glue", "'mine': field 'replacement'"),
         ("groups: [branch]\nkeep_ends: -1", "'mine': field 'keep_ends'"),
         ("groups: [branch]\nrotate: true", "'rotate' needs 'width' among 'groups'"),
         ("groups: [width]\nmethod: spectral\nrotate: true", "and the method 'criteria'"),
