@@ -1,4 +1,4 @@
-"""The page of an analysis: what a model could do without, to be understood in two minutes."""
+"""The page of an analysis: the redundancy of a model, to be understood in two minutes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

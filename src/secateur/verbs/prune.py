@@ -1,4 +1,4 @@
-"""Prune a model: observe → weigh → plan → cut → measure, in one call."""
+"""Prune a model: observe → score → plan → cut → measure, in one call."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -39,29 +39,29 @@ from secateur.verbs.result import Result
 
 @takes(PruneRequest)
 def prune(model: nn.Module, images: object, request: PruneRequest) -> Result:
-    """Return a smaller copy of `model` within a budget; the model given is left as it is.
+    """Return a smaller copy of `model` within a budget; the given model is not changed.
 
-    Instead of a budget, a `recipe` says what is kept layer by layer: one that ships by its name, or
-    a YAML or JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
+    A `recipe` replaces the budget by sizes layer by layer: the name of one that ships, or a YAML or
+    JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
 
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
-    `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
-    give the dense outputs on the calibration images; without it nothing is trained. `replacement`
-    ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped layers.
-    `loss` compares outputs where they decide: 'kl' between class distributions, 'mse', squared
-    error, 'bce' between the probabilities of several labels, 'cosine'; without it 'mse' for one
-    output, 'cosine' for features, 'bce' with multi-hot labels, else 'kl'. See
-    `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and pruned model
-    are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
-    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
-    with the request raises UserError before the pass over the images begins.
+    `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels,
+    towards the dense outputs on the calibration images; by default nothing is trained.
+    `replacement` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of
+    dropped layers. `loss` compares outputs wherever a choice depends on them: 'kl' between class
+    distributions, 'mse', squared error, 'bce' between the probabilities of several labels,
+    'cosine'; the default is 'mse' for one output, 'cosine' for features, 'bce' with multi-hot
+    labels, else 'kl'. See `secateur.allocation.budget` for budgets. On `eval_images`, with labels,
+    dense and pruned model are evaluated; with `latency` they are timed in turns. Latency, that of a
+    budget in ms included, is measured in `runtime` with `latency_batch` images at a time. An
+    invalid request raises UserError before the pass over the images begins.
     """
     return prune_checked(model, images, check(request))
 
 
 def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
-    """The same for a request that is checked already, as before the model is opened."""
+    """`prune` for a request that was checked before the model was opened."""
     request, scored, used = asked.request, None, None
     if request.eval_images is not None:
         require_classifier(model)
@@ -78,7 +78,7 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
 
 
 def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
-    """The smaller model, not measured yet."""
+    """The smaller model, before any measurement."""
     request = asked.request
     host = host_of(model)
     classes = host.anatomy.num_classes
@@ -99,7 +99,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
 
 
 def _check(host: Host, task: Task, loss: LossName) -> None:
-    """UserError for what cannot be done, before any image is read."""
+    """UserError for a task that cannot be carried out; reads no image."""
     model, anatomy = host.model, host.anatomy
     refuse_shared(host, task.groups)
     if task.request.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:

@@ -1,4 +1,4 @@
-"""Fine-tune a dense model on labelled images, saved so that every other verb can load it."""
+"""Fine-tune a dense model on labelled images, in a form that every other verb can load."""
 
 from pathlib import Path
 
@@ -29,9 +29,9 @@ from secateur.verbs.training_result import Trained
 
 @takes(TrainRequest)
 def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
-    """Return a copy of `model` that has learned the labels of `images`.
+    """Train a copy of `model` on the labels of `images`; return it.
 
-    The model must have a head for their classes: `open_to_train` makes one ready. For images,
+    The model must have a head for their classes, such as one from `open_to_train`. For images,
     `folder`, `judge`, `device` and errors see `secateur.heal`.
     """
     settings = request.settings or FineTuneSettings()
@@ -112,7 +112,7 @@ def open_to_train(
 
 
 def _classes(source: str, shape: nn.Module, wanted: int, named: int | None) -> int | None:
-    """The size of the new head; None where the model must keep the one it has."""
+    """The size of the new head; None where the model keeps its own."""
     has = read(shape).num_classes
     if source.startswith("timm:"):
         return wanted
