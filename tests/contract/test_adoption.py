@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from secateur.models.family import family_of, read
 from secateur.models.modules import SlimAttention
 from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import require_walk
+from secateur.storage.identify import base_of
+from secateur.storage.load import load
+from secateur.verbs.prune import prune
 from tests.hosts import HOSTS, as_made, images_for, named, settled
 
 MORE = {
@@ -39,6 +43,26 @@ def test_ours_computes_the_same_and_the_given_model_stays(name: str) -> None:
     assert all(isinstance(ours.get_submodule(path), SlimAttention) for path in attention)
     points = family_of(ours).hook_points(ours, read(ours).branch(attention[0]))
     assert {"query", "key", "value", "context"} <= points.keys()
+
+
+@pytest.mark.parametrize("name", ["torchvision_vit", "beitv2_shared", "relpos_mlp", "eva02_packed"])
+@pytest.mark.parametrize("preset", ["magnitude", "spectral"])
+def test_what_is_pruned_is_saved_loaded_and_exported(
+    name: str, preset: str, tmp_path: Path
+) -> None:
+    model = MODELS[name]
+    x = images_for(model, 16)
+    result = prune(model, x, "85% macs", preset=preset, groups=["vo", "hidden"])
+    result.save(tmp_path / "small")
+    again = load(tmp_path / "small")
+    with torch.no_grad():
+        expected = result.model(x)
+        assert torch.equal(again(x), expected)
+        assert float((expected - model(x)).abs().max()) > 1e-3
+        assert read(again).cost() == result.after.cost() == counted(again, read(again).input_size)
+        assert base_of(again) == base_of(model)
+        program = torch.export.export(again, (x[:1],)).module()
+        assert torch.allclose(program(x[:1]), expected[:1], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", MODELS)
