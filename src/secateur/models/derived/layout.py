@@ -82,10 +82,7 @@ def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
 def attention_weights(
     attn: nn.Module, layer: AttentionLayer, holder: nn.Module | None = None
 ) -> AttentionWeights:
-    """The layer in canonical layout; views of its parameters where it packs them by head.
-
-    `holder` is the module that gives the biases of its logits, unless it does so itself.
-    """
+    """The layer in canonical layout, views where it can; `holder` has the biases of its logits."""
     shape, out = attention_shape(attn, layer), linear(attn, layer.out)
     weights = _parts(attn, layer.qkv, "weight", shape)
     biases = _parts(attn, layer.qkv, "bias", shape)
