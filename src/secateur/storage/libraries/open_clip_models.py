@@ -52,8 +52,9 @@ class OpenClipModels:
                 f"the image tower of '{model}' is a model of timm: take timm:{timm_name}, or pass "
                 "the tower's `trunk`."
             )
+        arguments = _arguments_of(model, config)
         if not pretrained:
-            return self.skeleton(CLASS, _arguments_of(model, config))
+            return self.skeleton(CLASS, arguments)
         return _pretrained(library, model, tag, img_size)
 
     def recognise(self, model: nn.Module) -> Iterator[tuple[str, Arguments]]:
@@ -139,7 +140,7 @@ def _pretrained(library: ModuleType, model: str, tag: str, img_size: int | None)
     if tag not in tags:
         raise UserError(
             f"name the weights of '{model}', as in open_clip:{model}@{tags[0] if tags else 'TAG'} "
-            f"(known: {', '.join(tags) or 'none'}), or pass --checkpoint FILE."
+            f"(open_clip knows {len(tags)} for it), or pass --checkpoint FILE."
         )
     if reason := hub_is_out_of_reach():
         raise UserError(f"cannot download '{model}@{tag}': {reason}; pass --checkpoint FILE.")
