@@ -156,7 +156,8 @@ def hybrid() -> nn.Module:
         nn.ReLU(),
     )
     return VisionTransformer(
-        **SIZES | {"patch_size": 2}, embed_layer=partial(HybridEmbed, backbone=stem)
+        **SIZES | {"patch_size": 2, "pre_norm": True},
+        embed_layer=partial(HybridEmbed, backbone=stem),
     )
 
 

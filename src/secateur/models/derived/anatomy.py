@@ -103,7 +103,8 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 f"{path} is a {type(found).__name__}, where secateur knows only "
                 f"{' or '.join(classes)}, so it cannot tell which layer writes the stream."
             )
-    classes = () if stated.classes is None else (stated.classes,)
+    named = stated.classes is None or heads_of(stated, model)
+    classes = () if named else (str(stated.classes),)
     for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):
         member(model, path)
     steps = steps_of(stated, model)
