@@ -22,7 +22,7 @@ from secateur.models.derived.layout import (
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint
-from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
+from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock, as_rows, as_tokens
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
@@ -45,7 +45,7 @@ class Family:
     @property
     def one_stream(self) -> bool:
         """Whether its models have one stream of tokens: only there linear layers may replace."""
-        return self.statement.transition is None and not self.statement.grids
+        return self.statement.transition is None and self.statement.grids is None
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is of a host class, or of a subclass."""
@@ -244,7 +244,13 @@ class Family:
             if self.statement.given is not None:
                 given = partial(self.statement.given, model, step.place[0])
         plain = step.grid is None and given is None
-        return module if plain else OnTokens(module, grid=step.grid, given=given)
+        return module if plain else OnTokens(module, grid=step.grid, last=step.last, given=given)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The stream at the start or end of a block, as the host holds it, as tokens (B, N, D)."""
+        if x.ndim == 3:
+            return x
+        return as_rows(x) if self.statement.grids == "BHWD" else as_tokens(x)
 
 
 families: Registry[Family] = Registry("model family", "secateur.models.families")

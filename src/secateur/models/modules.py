@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 
-from secateur.models.statement import Call, Residual
+from secateur.models.statement import Call, PositionBias, Residual
+from secateur.models.windows import Windows
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -21,8 +22,9 @@ class SlimAttention(nn.Module):
 
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
-    pruned width. `call` says how the host calls it. Gated and scale-normed hosts are refused when
-    a model is read, so neither exists here.
+    pruned width. `call` says how the host calls it. Position biases are those of the host, under
+    its names. Gated and scale-normed hosts are refused when a model is read, so neither exists
+    here.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class SlimAttention(nn.Module):
         fused_attn: bool = True,
         call: Call = Call(),  # noqa: B008 (frozen)
         rotary: tuple[str, Rotate] | None = None,
+        position_bias: PositionBias | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
-        self.call, self.rotary = call, rotary
+        self.call, self.rotary, self.position_bias = call, rotary, position_bias
         inner = num_heads * (2 * qk_dim + v_dim)
         self.qkv = nn.Linear(dim, inner, device=device, dtype=dtype)
         self.q_norm = q_norm or nn.Identity()
@@ -66,12 +69,24 @@ class SlimAttention(nn.Module):
         q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
-        mask = None if self.call.mask is None else given.get(self.call.mask)
+        mask = self._mask(None if self.call.mask is None else given.get(self.call.mask), x_BND)
         attend = self._fused if self.fused_attn else self._attend
         out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
         context_BND = out_BHNV.transpose(1, 2).flatten(2)
         out_BND = self.proj_drop(self.proj(context_BND))
         return (out_BND, None) if self.call.pair else out_BND
+
+    def _mask(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
+        """The mask with the position biases; one of windows (W, N, N) for those of all images."""
+        if (windows := mask is not None and mask.ndim == 3) and mask is not None:
+            mask = mask[:, None]
+        if self.position_bias is not None:
+            table = getattr(self, self.position_bias.table).movedim(self.position_bias.heads, 0)
+            bias_HNN = table[:, getattr(self, self.position_bias.index)]
+            mask = bias_HNN if mask is None else mask + bias_HNN
+        if windows and mask is not None:
+            mask = mask.repeat(x_BND.shape[0] // mask.shape[0], 1, 1, 1)
+        return mask
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -145,7 +160,8 @@ class PartialBlock(nn.Module):
     """Some of the residual steps of a block, with the modules that they are made of.
 
     `residuals` are all steps of the host's block; modules keep their names. Works on the host's own
-    layout, tokens or grid, and takes the arguments that the host gives a block.
+    layout, tokens or grid, and takes the arguments that the host gives a block. `windows` are those
+    of the block's layers, by path.
     """
 
     def __init__(
@@ -163,6 +179,8 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
+        found = {residual.path: windows_of(residual, block) for residual in self.steps}
+        self.windows = {path: own for path, own in found.items() if own is not None}
         self.training = block.training
 
     def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
@@ -181,8 +199,14 @@ class PartialBlock(nn.Module):
         call = residual.layers[0].call
         wanted = (call.mask, *call.takes)
         passed = {name: value for name, value in given.items() if name in wanted}
+        if (windows := self.windows.get(residual.path)) is not None:
+            windows = windows.on((read.shape[1], read.shape[2]))
+            read = windows.split(read)
+            if call.mask is not None and (mask := windows.mask(read)) is not None:
+                passed[call.mask] = mask
         y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
         y = y[0] if call.pair else y
+        y = y if windows is None else windows.join(y)
         y = norm(y) if norm is not None and residual.norm_behind else y
         if residual.scale is not None:
             owner, _, _ = residual.scale.rpartition(".")
@@ -194,10 +218,18 @@ class PartialBlock(nn.Module):
         return update
 
 
+def windows_of(residual: Residual, block: nn.Module) -> Windows | None:
+    """The windows of a step of a host's block, or of what is left of it."""
+    if isinstance(block, PartialBlock):
+        return block.windows.get(residual.path)
+    return None if residual.windows is None else residual.windows(block)
+
+
 class OnTokens(nn.Module):
     """A block or other module between streams of tokens, whatever its host gives it beside them.
 
-    `given()` are its further arguments; with `grid` it works on one of so many rows and columns.
+    `given()` are its further arguments; with `grid` it works on one of so many rows and columns,
+    whose channels are `last` or second.
     """
 
     def __init__(
@@ -205,21 +237,30 @@ class OnTokens(nn.Module):
         inner: nn.Module,
         *,
         grid: tuple[int, int] | None = None,
+        last: bool = False,
         given: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         super().__init__()
-        self.inner, self.grid, self.given = inner, grid, given
+        self.inner, self.grid, self.last, self.given = inner, grid, last, given
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
-        x = x_BND if self.grid is None else x_BND.transpose(1, 2).unflatten(2, self.grid)
+        x = x_BND
+        if self.grid is not None:
+            x = x if self.last else x.transpose(1, 2)
+            x = x.unflatten(1 if self.last else 2, self.grid)
         out: Tensor = self.inner(x) if self.given is None else self.inner(x, **self.given())
-        return out if self.grid is None else as_tokens(out)
+        return out if self.grid is None else as_rows(out) if self.last else as_tokens(out)
 
 
 def as_tokens(grid_BDHW: Tensor) -> Tensor:
     """The view (B, N, D) of a grid; shares its memory."""
     return grid_BDHW.flatten(2).transpose(1, 2)
+
+
+def as_rows(grid_BHWD: Tensor) -> Tensor:
+    """The view (B, N, D) of a grid with its channels last, or of tokens; shares its memory."""
+    return grid_BHWD.view(grid_BHWD.shape[0], -1, grid_BHWD.shape[-1])
 
 
 class ShiftedReLU(nn.ReLU):

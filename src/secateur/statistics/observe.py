@@ -15,7 +15,6 @@ from secateur.errors import UserError
 from secateur.models.family import Family, family_of
 from secateur.models.hook_points import HookPoint, attach, watch_gradient
 from secateur.models.types import Anatomy, Branch
-from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics.backward import (
     images_at_once,
     parts,
@@ -24,6 +23,7 @@ from secateur.statistics.backward import (
     true_gradients,
 )
 from secateur.statistics.divergence import LossName, loss_for
+from secateur.statistics.known import known_of
 from secateur.statistics.processes import added_up, here
 from secateur.statistics.registry import STREAM, StatisticsKind, Sums, chosen_kinds
 from secateur.statistics.stream import watch_stream
@@ -104,7 +104,8 @@ def observe(
                 for kind in kinds:
                     if kind.scope in (branch.kind, "branch"):
                         watched.add((branch.id, kind.name))
-                        known = _known(family.weights(model, branch), branch, token_weights)
+                        weights_N = (token_weights or {}).get(branch.id)
+                        known = known_of(family.weights(model, branch), branch, weights_N)
                         known["prefix"] = torch.tensor(anatomy.prefix_tokens)
                         for handle in _watch(
                             model, branch, hook_points, kind, sums[kind.name], known, ears
@@ -197,21 +198,6 @@ def frozen(model: nn.Module, *, gradient: bool = False) -> Iterator[None]:
             module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-
-
-def _known(
-    weights: BranchWeights, branch: Branch, token_weights: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """What a kind may need of a branch beside its tensors: softmax scale, position biases of the
-    logits, and token weights."""
-    known: dict[str, Tensor] = {}
-    if isinstance(weights, AttentionWeights):
-        known["scale"] = torch.tensor(weights.scale)
-        if (bias_HNN := weights.logit_bias_HNN) is not None:
-            known["logit_bias"] = bias_HNN
-    if token_weights is not None and branch.id in token_weights:
-        known["weights"] = token_weights[branch.id]
-    return known
 
 
 def _watch(

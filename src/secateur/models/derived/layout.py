@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from secateur.models.derived.names import linear, optional, parameter, stands_at
 from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Holds, MlpLayer, Packed, Separate
+from secateur.models.statement import (
+    AttentionLayer,
+    Holds,
+    MlpLayer,
+    Packed,
+    PositionBias,
+    Separate,
+)
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
 
@@ -31,9 +38,17 @@ def ours(layer: AttentionLayer) -> AttentionLayer:
         qk_norm=("q_norm", "k_norm"),
         context_norm=None,
         gate=None,
-        position_bias=None,
+        position_bias=_own_bias(layer),
         holds=Holds.ALL,
     )
+
+
+def _own_bias(layer: AttentionLayer) -> PositionBias | None:
+    """The position biases of ours: the host's own, at the top of the layer."""
+    if (found := layer.position_bias) is None:
+        return None
+    table, index = (path.rpartition(".")[2] for path in (found.table, found.index))
+    return replace(found, table=table, index=index)
 
 
 def shape_of(module: nn.Module, layer: AttentionLayer | MlpLayer) -> AttentionShape | MlpShape:
@@ -134,11 +149,15 @@ def our_attention(
         fused_attn=fused,
         call=layer.call,
         rotary=None if rotary is None else (rotary.argument, partial(rotary.apply, **settings)),
+        position_bias=None if weights.table_HT is None else _own_bias(layer),
         device=torch.device("meta"),
         dtype=like.dtype,
     )
     for projection in (slim.qkv, slim.proj):
         projection.requires_grad_(like.requires_grad)
+    if (position := slim.position_bias) is not None:
+        slim.register_parameter(position.table, nn.Parameter(like.new_empty(0), like.requires_grad))
+        slim.register_buffer(position.index, weights.places_NN, persistent=False)
     _write_(slim, ours(layer), weights)
     return slim.train(attn.training)
 

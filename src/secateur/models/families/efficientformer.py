@@ -83,7 +83,7 @@ state(
                 Residual(layers=(GRID_MLP,), scale="ls2.gamma", drop="drop_path2"),
             ),
         },
-        grids=True,
+        grids="BDHW",
         flatten="Flat",
         transition=Transition(module="stages.*.downsample", writer="conv", norm="norm"),
         stem=Stem(
