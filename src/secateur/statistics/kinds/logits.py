@@ -46,7 +46,9 @@ def attention_moments(sums: Sums, seen: Seen) -> None:
         logits_BHIJ = logits_WHIJ.flatten(0, 1)
     a_BHIJ = logits_BHIJ.softmax(-1)
     mean_BHIK = a_BHIJ @ k_BHJK
-    received_BHJ = torch.einsum("bhij,bi->bhj", a_BHIJ, weight_BI)
+    weight_WI = weight_BI[: int(seen.get("windows", 1))]
+    by_window = a_BHIJ.unflatten(0, (-1, len(weight_WI)))
+    received_BHJ = torch.einsum("bwhij,wi->bwhj", by_window, weight_WI).flatten(0, 1)
     root_B1I1 = weight_BI.sqrt()[:, None, :, None]
     count = weight_BI.sum(dtype=torch.float64)
     add_(sums, "count", count)
