@@ -10,10 +10,10 @@ from torch import nn
 from secateur.data.batches import as_batches
 from secateur.export import export
 from secateur.measurement.counting import counted_anywhere
+from secateur.models.derived.windows import Windows
 from secateur.models.family import family_of, read
 from secateur.models.runner import Runner
 from secateur.models.types import AttentionShape
-from secateur.models.windows import Windows
 from secateur.statistics import observe
 from secateur.storage.identify import base_of
 from secateur.storage.load import load

@@ -17,12 +17,14 @@ from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
     attention_weights,
+    is_fused,
     mlp_weights,
 )
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock, as_rows, as_tokens
+from secateur.models.outputs import outputs_of
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
@@ -79,12 +81,12 @@ class Family:
             assign_mlp_(step.module, step.layer, weights)
             return
         assert isinstance(step.layer, AttentionLayer)
-        fused = bool(getattr(step.module, stated.fused or "", True))
+        fused = is_fused(step.module, stated.fused)
         new = assign_attention_(step.module, step.layer, weights, fused=fused)
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
-            model.set_submodule(branch.id, new)
+            self._put_(model, branch.id, new)
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""
@@ -93,7 +95,7 @@ class Family:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
             residuals = residuals_of(self.statement, path, own[0].owner)
             kept = [step.residual.path for step in own if step.path not in branches]
-            model.set_submodule(path, PartialBlock(own[0].owner, residuals, kept))
+            self._put_(model, path, PartialBlock(own[0].owner, residuals, kept))
 
     @torch.no_grad()
     def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
@@ -102,7 +104,8 @@ class Family:
         Also works on the meta device. UserError where a norm stands behind the branch, and for
         families of more than one stream.
         """
-        step = next((s for s in self._own(model, branch) if s.path == branch.id), None)
+        own = steps_of(self.statement, model, at=branch.id)
+        step = next((step for step in own if step.path == branch.id), None)
         if step is None or step.residual.norm_behind or not self.one_stream:
             raise UserError(
                 f"no linear layer can stand in for {branch.id}, which was dropped or has its norm "
@@ -115,7 +118,7 @@ class Family:
             setattr(new, name, nn.Parameter(tensor, like.requires_grad))
         if (scale := step.scale) is not None:
             scale.fill_(1.0)
-        model.set_submodule(branch.id, new.train(step.owner.training))
+        self._put_(model, branch.id, new.train(step.owner.training))
 
     def narrow_(
         self,
@@ -215,20 +218,24 @@ class Family:
         """What the model makes of the stream after the last branch, with all that follows it."""
         for step in since_branch(steps_of(self.statement, model)):
             stream_BND = self._alone(model, step)(stream_BND)
-        return self.statement.head(model, stream_BND)
+        return outputs_of(self.statement.head(model, stream_BND))
 
     def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
         """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
         return sites_of(self._step(model, branch))
 
-    def _own(self, model: nn.Module, branch: Branch) -> list[Step]:
-        return steps_of(self.statement, model, at=branch.id)
+    def _put_(self, model: nn.Module, path: str, new: nn.Module) -> None:
+        """Put a module in place of another, with the hooks by which the host records outputs."""
+        if self.statement.record is not None:
+            self.statement.record(model, path)
+            hooks = model.get_submodule(path)._forward_hooks
+            own = {key: hook for key, hook in hooks.items() if not _of_ours(hook)}
+            new._forward_hooks.update(own)
+        model.set_submodule(path, new)
 
     def _step(self, model: nn.Module, branch: Branch) -> Step:
-        for step in self._own(model, branch):
-            if step.path == branch.id:
-                return step
-        raise KeyError(branch.id)
+        own = steps_of(self.statement, model, at=branch.id)
+        return {step.path: step for step in own}[branch.id]
 
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""
@@ -248,9 +255,11 @@ class Family:
 
     def tokens(self, x: Tensor) -> Tensor:
         """The stream at the start or end of a block, as the host holds it, as tokens (B, N, D)."""
-        if x.ndim == 3:
-            return x
-        return as_rows(x) if self.statement.grids == "BHWD" else as_tokens(x)
+        return as_tokens(x) if x.ndim == 4 and self.statement.grids == "BDHW" else as_rows(x)
+
+
+def _of_ours(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "secateur")).startswith("secateur")
 
 
 families: Registry[Family] = Registry("model family", "secateur.models.families")
@@ -266,7 +275,7 @@ def family_of(model: nn.Module) -> Family:
     for _, family in families.items():
         if family.matches(model):
             return family
-    known = "; ".join(family.title for _, family in families.items())
+    known = "; ".join(dict.fromkeys(family.title for _, family in families.items()))
     raise UserError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
         f"that secateur can read; known families: {known}."

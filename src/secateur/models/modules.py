@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 
+from secateur.models.derived.windows import Windows
 from secateur.models.statement import Call, PositionBias, Residual
-from secateur.models.windows import Windows
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -59,8 +59,12 @@ class SlimAttention(nn.Module):
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
-        """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
+    def forward(self, *args: Any, **given: Any) -> Any:
+        """Attend; inputs and output as `call` says. Masks as in scaled_dot_product_attention.
+
+        With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
+        """
+        x_BND, given = self.call.bound(args, given)
         qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
         parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
         q_BHNK, k_BHNK, v_BHNV = (
@@ -71,10 +75,11 @@ class SlimAttention(nn.Module):
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = self._mask(None if self.call.mask is None else given.get(self.call.mask), x_BND)
         attend = self._fused if self.fused_attn else self._attend
-        out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
+        causal = bool(given.get("is_causal", False))
+        out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
         context_BND = out_BHNV.transpose(1, 2).flatten(2)
         out_BND = self.proj_drop(self.proj(context_BND))
-        return (out_BND, None) if self.call.pair else out_BND
+        return (out_BND, weights) if self.call.pair else out_BND
 
     def _mask(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
         """The mask with the position biases; one of windows (W, N, N) for those of all images."""
@@ -90,7 +95,7 @@ class SlimAttention(nn.Module):
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, None]:
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
         # An exported graph goes to other devices and runtimes, where they would only be work.
         missing = self.qk_dim - self.v_dim
@@ -103,11 +108,11 @@ class SlimAttention(nn.Module):
         out_BHNV = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, dropout_p=chance, is_causal=is_causal, scale=self.scale
         )
-        return out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV
+        return (out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV), None
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             future = logits_BHNN.new_full(logits_BHNN.shape[-2:], float("-inf")).triu_(1)
@@ -117,7 +122,7 @@ class SlimAttention(nn.Module):
         elif attn_mask is not None:
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
-        return weights_BHNN @ v
+        return weights_BHNN @ v, weights_BHNN
 
 
 @contextmanager
@@ -148,10 +153,9 @@ class LinearStandIn(nn.Linear):
         super().__init__(columns, rows, device="meta")
         self.call = call
 
-    def forward(  # type: ignore[override]
-        self, x_BND: Tensor, *_same: Tensor, **_given: Any
-    ) -> Any:
+    def forward(self, *args: Any, **given: Any) -> Any:
         """Map every token; the arguments of an attention layer have no meaning here."""
+        x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
 
@@ -187,8 +191,13 @@ class PartialBlock(nn.Module):
         """The steps at these paths."""
         return tuple(residual for residual in self.residuals if residual.path in kept)
 
-    def forward(self, x: Tensor, *_more: Any, **given: Any) -> Tensor:
+    def forward(self, *args: Any, **given: Any) -> Tensor:
         """Take the stream through the steps that are left."""
+        calls = [residual.layers[0].call for residual in self.residuals]
+        call = max(calls, key=lambda call: len(call.by_position))
+        bound = call.bound(args, given)
+        x: Tensor = bound[0]
+        given = bound[1]
         for residual in self.steps:
             x = x + self._update(residual, x, given)
         return x

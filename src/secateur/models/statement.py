@@ -9,14 +9,14 @@ Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value 
 table, F hidden neurons.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from secateur.models.windows import Windows
+from secateur.models.derived.windows import Windows
 
 Names = tuple[str, ...]
 
@@ -26,15 +26,24 @@ class Call:
     """How a block calls a layer: `layer(x, …)`, with x `times` times, and what it gives back.
 
     `mask` is the keyword of an additive or boolean attention mask, `takes` are further keywords
-    that the block passes on; `fixed` are always given. With `pair` the layer returns its output
-    and a second value, which the block ignores.
+    that the block passes on; `fixed` are always given. `by_position` names what blocks take and
+    pass on behind x without a keyword; some hosts pass x itself under the keyword `by_name`. With
+    `pair` the layer returns its output and a second value (attention weights, or None), which the
+    block ignores.
     """
 
     mask: str | None = "attn_mask"
     takes: Names = ()
     times: int = 1
     fixed: Mapping[str, object] = field(default_factory=dict)
+    by_position: Names = ()
+    by_name: str | None = None
     pair: bool = False
+
+    def bound(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """x and all that was given beside it, by name."""
+        named = {**dict(zip(self.by_position, args[1:], strict=False)), **given}
+        return (args[0] if args else named.pop(self.by_name or "")), named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +168,7 @@ class Residual:
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
     A layer that works in windows of the grid behind the norm has `windows(block)`, and takes their
     mask, if the windows are shifted, under its call's keyword.
+    With `drop_shared` one dropout serves several steps of the block.
     """
 
     layers: tuple[Layer, ...]
@@ -167,6 +177,7 @@ class Residual:
     scale: str | None = None
     drop: str | None = None
     windows: Callable[[Any], Windows | None] | None = None
+    drop_shared: bool = False
 
     @property
     def path(self) -> str:
@@ -211,8 +222,10 @@ class Stem:
     `writer` is a linear layer or convolution, `patch_norm` stands behind it, `activation` after
     that, and `norm` goes over patches, positions and tokens together. The `tokens` are put before
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
-    them, as far as N' goes. `earlier` are layers that hold no channels of the stream, with how many
-    products per weight and token each takes. `classes` names the classes that modules must have.
+    them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
+    plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
+    with how many products per weight and token each takes. `classes` names the classes that modules
+    must have.
     """
 
     writer: str
@@ -220,7 +233,9 @@ class Stem:
     activation: str | None = None
     norm: str | None = None
     positions: str | None = None
+    positioned: int | None = None
     tokens: Names = ()
+    unused: Names = ()
     earlier: Mapping[str, int] = field(default_factory=dict)
     classes: Mapping[str, Names] = field(default_factory=dict)
 
@@ -229,10 +244,13 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it.
+    A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
+    but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
+    `pool_macs(model)` prices it.
     """
 
     norms: Names = ()
+    unread: Names = ()
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
@@ -254,7 +272,10 @@ class Statement:
     `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
     attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
     `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
-    those that hold dictionaries of what was worked out from weights.
+    those that hold dictionaries of what was worked out from weights. `classes` is the attribute
+    with the number of classes, None for models whose outputs are features, which is what `head`
+    then gives: one tensor, or several by name. `record(model, block)` installs the hooks by which a
+    host records what passes its blocks; what takes the place of a layer inherits them.
     """
 
     name: str
@@ -265,13 +286,14 @@ class Statement:
     stem: Stem
     tail: Tail
     embed: Callable[[Any, Tensor], Tensor]
-    head: Callable[[Any, Tensor], Tensor]
+    head: Callable[[Any, Tensor], Any]
     image: Callable[[Any], tuple[int, int, int]]
     grid: Callable[[Any], tuple[int, int]]
     prefix: Callable[[Any], int] = lambda _model: 0
     applies: Callable[[Any], bool] = lambda _model: True
     examples: Names = ()
-    classes: str = "num_classes"
+    classes: str | None = "num_classes"
+    record: Callable[[Any, str], None] | None = None
     grids: Literal["BDHW", "BHWD"] | None = None
     flatten: str | None = None
     transition: Transition | None = None
@@ -280,20 +302,3 @@ class Statement:
     resized: Callable[[Any, int, int], None] | None = None
     fused: str | None = None
     caches: Names = ()
-
-
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply", "windows")
-"""Fields that name nothing in the module that the others are relative to."""
-
-
-def names_in(fact: Any) -> Iterator[str]:
-    """All names that a fact states, in the module that it is about."""
-    if isinstance(fact, str):
-        yield fact
-    elif isinstance(fact, tuple | Mapping):
-        for item in fact:
-            yield from names_in(item)
-    elif is_dataclass(fact):
-        for part in fields(fact):
-            if part.name not in NO_NAMES:
-                yield from names_in(getattr(fact, part.name))

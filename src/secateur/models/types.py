@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from secateur.models.windows import Windows
+from secateur.models.derived.windows import Windows
 
 GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width"]
 BranchKind = Literal["attention", "mlp"]

@@ -12,6 +12,7 @@ from torch import nn
 from secateur.errors import UserError
 from secateur.models.derived.layout import held_in, ours
 from secateur.models.derived.names import linear, member, optional, parameter
+from secateur.models.derived.windows import Windows
 from secateur.models.hook_points import View, whole
 from secateur.models.modules import (
     LinearStandIn,
@@ -30,7 +31,6 @@ from secateur.models.statement import (
     Residual,
     Statement,
 )
-from secateur.models.windows import Windows
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
 Grid = tuple[int, int]

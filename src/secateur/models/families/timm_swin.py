@@ -5,6 +5,7 @@ from typing import Any
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from secateur.models.derived.windows import Windows
 from secateur.models.family import state
 from secateur.models.modules import as_rows
 from secateur.models.statement import (
@@ -19,7 +20,6 @@ from secateur.models.statement import (
     Tail,
     Transition,
 )
-from secateur.models.windows import Windows
 
 ATTENTION = AttentionLayer(
     path="attn",
