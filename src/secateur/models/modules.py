@@ -3,18 +3,46 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 
-from secateur.models.derived.windows import Windows
-from secateur.models.statement import Call, PositionBias, Residual
+from secateur.models.statement import Call
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+
+
+class KeylessLinear(nn.Linear):
+    """Queries, keys and values in one product, with a bias for queries and values only.
+
+    A constant of all keys changes no softmax, unless keys are `turned` by a norm or rotary
+    embeddings.
+    """
+
+    turned = False
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """The product; between its two parts, the bias is zero for the keys."""
+        keys = self.out_features - self.bias.numel()
+        query, value = self.bias[:keys], self.bias[keys:]
+        return F.linear(x_BND, self.weight, torch.cat([query, torch.zeros_like(query), value]))
+
+
+def carries(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a bias of this layer can do for any constant in all of its rows."""
+    if layer.bias is None:
+        return False
+    return len(layer.bias) == len(layer.weight) or not getattr(layer, "turned", False)
+
+
+def rows_with_bias(layer: nn.Linear | nn.Conv2d, rows_R: Tensor) -> Tensor:
+    """Of one value per row of a layer that has a bias, those of the rows that have one."""
+    assert layer.bias is not None
+    keys = rows_R.numel() - layer.bias.numel()
+    return torch.cat([rows_R[:keys], rows_R[2 * keys :]]) if keys else rows_R
 
 
 class SlimAttention(nn.Module):
@@ -22,9 +50,9 @@ class SlimAttention(nn.Module):
 
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
-    pruned width. `call` says how the host calls it. Position biases are those of the host, under
-    its names. Gated and scale-normed hosts are refused when a model is read, so neither exists
-    here.
+    pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
+    table of position biases belongs to which pair of tokens, in a buffer called `index`. Gated
+    hosts are refused when a model is read, so gates do not exist here.
     """
 
     def __init__(
@@ -36,25 +64,38 @@ class SlimAttention(nn.Module):
         *,
         scale: float,
         dim_out: int | None = None,
+        key_bias: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        context_norm: nn.Module | None = None,
+        entries: int = 0,
+        places_NN: Tensor | None = None,
+        index: str = "position_index",
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
         call: Call = Call(),  # noqa: B008 (frozen)
         rotary: tuple[str, Rotate] | None = None,
-        position_bias: PositionBias | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
-        self.call, self.rotary, self.position_bias = call, rotary, position_bias
+        self.call, self.rotary, self.index = call, rotary, index
         inner = num_heads * (2 * qk_dim + v_dim)
-        self.qkv = nn.Linear(dim, inner, device=device, dtype=dtype)
+        packed = nn.Linear if key_bias else KeylessLinear
+        self.qkv = packed(dim, inner, device=device, dtype=dtype)
+        if isinstance(self.qkv, KeylessLinear):
+            self.qkv.turned = rotary is not None or k_norm is not None
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
+        self.norm = context_norm or nn.Identity()
+        self.position_table: nn.Parameter | None = None
+        if places_NN is not None:
+            table_HT = torch.empty(num_heads, entries, device=device, dtype=dtype)
+            self.position_table = nn.Parameter(table_HT)
+            self.register_buffer(index, places_NN, persistent=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -73,23 +114,28 @@ class SlimAttention(nn.Module):
         q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
-        mask = self._mask(None if self.call.mask is None else given.get(self.call.mask), x_BND)
+        mask = self._added(None if self.call.mask is None else given.get(self.call.mask), x_BND)
         attend = self._fused if self.fused_attn else self._attend
         causal = bool(given.get("is_causal", False))
         out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
-        context_BND = out_BHNV.transpose(1, 2).flatten(2)
+        context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
         out_BND = self.proj_drop(self.proj(context_BND))
         return (out_BND, weights) if self.call.pair else out_BND
 
-    def _mask(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
-        """The mask with the position biases; one of windows (W, N, N) for those of all images."""
-        if (windows := mask is not None and mask.ndim == 3) and mask is not None:
+    def _added(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
+        """Position biases and the mask as one; that of windows (W, N, N) is for each image."""
+        if by_window := mask is not None and mask.ndim == 3:
+            assert mask is not None
             mask = mask[:, None]
-        if self.position_bias is not None:
-            table = getattr(self, self.position_bias.table).movedim(self.position_bias.heads, 0)
-            bias_HNN = table[:, getattr(self, self.position_bias.index)]
-            mask = bias_HNN if mask is None else mask + bias_HNN
-        if windows and mask is not None:
+        if self.position_table is not None:
+            bias_HNN = self.position_table[:, self.get_buffer(self.index)]
+            if mask is None:
+                mask = bias_HNN
+            elif mask.dtype == torch.bool:
+                mask = bias_HNN.masked_fill(~mask, float("-inf"))
+            else:
+                mask = bias_HNN + mask
+        if by_window and mask is not None:
             mask = mask.repeat(x_BND.shape[0] // mask.shape[0], 1, 1, 1)
         return mask
 
@@ -125,24 +171,6 @@ class SlimAttention(nn.Module):
         return weights_BHNN @ v, weights_BHNN
 
 
-@contextmanager
-def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
-    """Our attention as plain matrix products, and that of hosts that have one of these switches.
-
-    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
-    """
-    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
-    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
-    found = [(module, name) for module, name in found if getattr(module, name) is True]
-    for module, name in found:
-        setattr(module, name, False)
-    try:
-        yield
-    finally:
-        for module, name in found:
-            setattr(module, name, True)
-
-
 class LinearStandIn(nn.Linear):
     """A linear layer in the place of a dropped attention layer or MLP and of those right behind it.
 
@@ -158,118 +186,6 @@ class LinearStandIn(nn.Linear):
         x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
-
-
-class PartialBlock(nn.Module):
-    """Some of the residual steps of a block, with the modules that they are made of.
-
-    `residuals` are all steps of the host's block; modules keep their names. Works on the host's own
-    layout, tokens or grid, and takes the arguments that the host gives a block. `windows` are those
-    of the block's layers, by path.
-    """
-
-    def __init__(
-        self, block: nn.Module, residuals: tuple[Residual, ...], kept: Collection[str]
-    ) -> None:
-        super().__init__()
-        self.residuals: Final = residuals
-        for residual in self.present(kept):
-            for name in residual.members:
-                member = getattr(block, name, None)
-                if isinstance(member, nn.Parameter):
-                    self.register_parameter(name, member)
-                elif isinstance(member, nn.Module):
-                    self.add_module(name, member)
-                else:
-                    self.register_parameter(name, None)
-        self.steps: Final = self.present(kept)
-        found = {residual.path: windows_of(residual, block) for residual in self.steps}
-        self.windows = {path: own for path, own in found.items() if own is not None}
-        self.training = block.training
-
-    def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
-        """The steps at these paths."""
-        return tuple(residual for residual in self.residuals if residual.path in kept)
-
-    def forward(self, *args: Any, **given: Any) -> Tensor:
-        """Take the stream through the steps that are left."""
-        calls = [residual.layers[0].call for residual in self.residuals]
-        call = max(calls, key=lambda call: len(call.by_position))
-        bound = call.bound(args, given)
-        x: Tensor = bound[0]
-        given = bound[1]
-        for residual in self.steps:
-            x = x + self._update(residual, x, given)
-        return x
-
-    def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-        norm = None if residual.norm is None else self.get_submodule(residual.norm)
-        read = x if norm is None or residual.norm_behind else norm(x)
-        call = residual.layers[0].call
-        wanted = (call.mask, *call.takes)
-        passed = {name: value for name, value in given.items() if name in wanted}
-        if (windows := self.windows.get(residual.path)) is not None:
-            windows = windows.on((read.shape[1], read.shape[2]))
-            read = windows.split(read)
-            if call.mask is not None and (mask := windows.mask(read)) is not None:
-                passed[call.mask] = mask
-        y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
-        y = y[0] if call.pair else y
-        y = y if windows is None else windows.join(y)
-        y = norm(y) if norm is not None and residual.norm_behind else y
-        if residual.scale is not None:
-            owner, _, _ = residual.scale.rpartition(".")
-            if owner:
-                y = self.get_submodule(owner)(y)
-            elif (scale := getattr(self, residual.scale, None)) is not None:
-                y = y * scale
-        update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
-        return update
-
-
-def windows_of(residual: Residual, block: nn.Module) -> Windows | None:
-    """The windows of a step of a host's block, or of what is left of it."""
-    if isinstance(block, PartialBlock):
-        return block.windows.get(residual.path)
-    return None if residual.windows is None else residual.windows(block)
-
-
-class OnTokens(nn.Module):
-    """A block or other module between streams of tokens, whatever its host gives it beside them.
-
-    `given()` are its further arguments; with `grid` it works on one of so many rows and columns,
-    whose channels are `last` or second.
-    """
-
-    def __init__(
-        self,
-        inner: nn.Module,
-        *,
-        grid: tuple[int, int] | None = None,
-        last: bool = False,
-        given: Callable[[], Mapping[str, object]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.inner, self.grid, self.last, self.given = inner, grid, last, given
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
-        x = x_BND
-        if self.grid is not None:
-            x = x if self.last else x.transpose(1, 2)
-            x = x.unflatten(1 if self.last else 2, self.grid)
-        out: Tensor = self.inner(x) if self.given is None else self.inner(x, **self.given())
-        return out if self.grid is None else as_rows(out) if self.last else as_tokens(out)
-
-
-def as_tokens(grid_BDHW: Tensor) -> Tensor:
-    """The view (B, N, D) of a grid; shares its memory."""
-    return grid_BDHW.flatten(2).transpose(1, 2)
-
-
-def as_rows(grid_BHWD: Tensor) -> Tensor:
-    """The view (B, N, D) of a grid with its channels last, or of tokens; shares its memory."""
-    return grid_BHWD.view(grid_BHWD.shape[0], -1, grid_BHWD.shape[-1])
 
 
 class ShiftedReLU(nn.ReLU):

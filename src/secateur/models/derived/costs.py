@@ -46,13 +46,13 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
         n = windows.count * windows.tokens
         pairs = n * windows.tokens
     weights = attention_weights(attn, layer)
-    gate, norm = optional(attn, layer.gate), optional(attn, layer.context_norm)
+    gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
-    inner = parameters(gate, norm) - gates * weights.o_DHV.shape[0]
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
     in_qk = sum(bias is not None for bias in (weights.qb_HK, weights.kb_HK))
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
+    inner = parameters(attn) - weights.numel - norms - gates * weights.o_DHV.shape[0]
     per_dim = Cost(params=2, macs=2 * n)
     return {
         "fixed": Rate(

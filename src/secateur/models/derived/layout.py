@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.derived.names import linear, optional, parameter, stands_at
-from secateur.models.modules import SlimAttention
+from secateur.models.modules import KeylessLinear, SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
     Holds,
@@ -19,6 +19,7 @@ from secateur.models.statement import (
     Packed,
     PositionBias,
     Separate,
+    TabulatedBias,
 )
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
@@ -26,29 +27,26 @@ from secateur.models.weights import AttentionWeights, MlpWeights
 Parts = tuple[int, ...]
 
 
-def ours(layer: AttentionLayer) -> AttentionLayer:
+def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
     """The facts of the attention of ours that took the place of a host's layer."""
+    keyless = isinstance(own.qkv, KeylessLinear)
     return replace(
         layer,
-        qkv=Packed(),
+        qkv=Packed(bias=("qkv.bias", None, "qkv.bias")) if keyless else Packed(),
         out="proj",
         heads="num_heads",
         scale="scale",
         sizes={"qk_dim": "qk", "v_dim": "vo"},
         qk_norm=("q_norm", "k_norm"),
-        context_norm=None,
+        context_norm="norm",
         gate=None,
-        position_bias=_own_bias(layer),
+        position_bias=None if own.position_table is None else _own_table(own.index),
         holds=Holds.ALL,
     )
 
 
-def _own_bias(layer: AttentionLayer) -> PositionBias | None:
-    """The position biases of ours: the host's own, at the top of the layer."""
-    if (found := layer.position_bias) is None:
-        return None
-    table, index = (path.rpartition(".")[2] for path in (found.table, found.index))
-    return replace(found, table=table, index=index)
+def _own_table(index: str) -> PositionBias:
+    return PositionBias(table="position_table", index=index)
 
 
 def shape_of(module: nn.Module, layer: AttentionLayer | MlpLayer) -> AttentionShape | MlpShape:
@@ -67,7 +65,11 @@ def held_in(qkv: Packed | Separate, what: Literal["weight", "bias"]) -> dict[str
         return {found: (0, 1, 2)}
     else:
         names = found
-    return {name: (part,) for part, name in enumerate(names) if name is not None}
+    return {
+        name: tuple(part for part, other in enumerate(names) if other == name)
+        for name in names
+        if name is not None
+    }
 
 
 def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
@@ -82,17 +84,10 @@ def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
 
 def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeights:
     """The layer in canonical layout; views of its parameters where it packs them by head."""
-    shape, position, out = (
-        attention_shape(attn, layer),
-        layer.position_bias,
-        linear(attn, layer.out),
-    )
+    shape, out = attention_shape(attn, layer), linear(attn, layer.out)
     weights = _parts(attn, layer.qkv, "weight", shape)
     biases = _parts(attn, layer.qkv, "bias", shape)
-    table = places = None
-    if position is not None and (found := parameter(attn, position.table)) is not None:
-        table = found.detach().movedim(position.heads, 0)
-        places = attn.get_buffer(position.index)
+    table, places = position_biases(attn, layer.position_bias)
     return AttentionWeights(
         q_HKD=weights[0],
         k_HKD=weights[1],
@@ -106,6 +101,18 @@ def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeight
         table_HT=table,
         places_NN=places,
     )
+
+
+@torch.no_grad()
+def position_biases(
+    module: nn.Module, stated: PositionBias | TabulatedBias | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A table (H, T) of biases of the logits, and the entry of each pair of tokens (N, N)."""
+    if isinstance(stated, TabulatedBias):
+        return stated.read(module) or (None, None)
+    if stated is None or (found := parameter(module, stated.table)) is None:
+        return None, None
+    return found.detach().movedim(stated.heads, 0), module.get_buffer(stated.index)
 
 
 def assign_attention_(
@@ -128,18 +135,14 @@ def assign_attention_(
     return attn
 
 
-def is_fused(attn: nn.Module, switch: str | None) -> bool:
-    """Whether a host's attention takes a fused kernel, by the attribute that says so."""
-    found = stands_at(attn, switch)
-    return found != "eager" if isinstance(found, str) else found is None or bool(found)
-
-
 def our_attention(
     attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, *, fused: bool
 ) -> nn.Module:
     """Our own attention in place of a host's layer."""
     shape, like, rotary = weights.shape, linear(attn, layer.out).weight, layer.rotary
     q_norm, k_norm = layer.qk_norm or (None, None)
+    biases = [weights.qb_HK is not None, weights.kb_HK is not None, weights.vb_HV is not None]
+    table = weights.table_HT
     settings = {} if rotary is None else {name: getattr(attn, name) for name in rotary.settings}
     slim = SlimAttention(
         dim=weights.q_HKD.shape[2],
@@ -148,23 +151,25 @@ def our_attention(
         v_dim=shape.vo,
         scale=weights.scale,
         dim_out=weights.o_DHV.shape[0],
+        key_bias=biases != [True, False, True],
         q_norm=optional(attn, q_norm),
         k_norm=optional(attn, k_norm),
+        context_norm=optional(attn, layer.context_norm),
+        entries=0 if table is None else table.shape[1],
+        places_NN=weights.places_NN,
+        # WHY: under the host's own name, a rebuild of the host has these numbers.
+        index=getattr(layer.position_bias, "index", "position_index").rpartition(".")[2],
         attn_drop=_chance(attn, layer.dropout),
         proj_drop=_chance(attn, layer.dropout_behind),
         fused_attn=fused,
         call=layer.call,
         rotary=None if rotary is None else (rotary.argument, partial(rotary.apply, **settings)),
-        position_bias=None if weights.table_HT is None else _own_bias(layer),
         device=torch.device("meta"),
         dtype=like.dtype,
     )
     for projection in (slim.qkv, slim.proj):
         projection.requires_grad_(like.requires_grad)
-    if (position := slim.position_bias) is not None:
-        slim.register_parameter(position.table, nn.Parameter(like.new_empty(0), like.requires_grad))
-        slim.register_buffer(position.index, weights.places_NN, persistent=False)
-    _write_(slim, ours(layer), weights)
+    _write_(slim, ours(layer, slim), weights)
     return slim.train(attn.training)
 
 
@@ -182,7 +187,7 @@ def _write_(attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights) -
         lacking = all(bias is None for bias, _ in own)
         _assign_(attn, path, None if lacking else _joined(filled, by_head=by_head))
     assign_layer_(linear(attn, layer.out), weights.o_DHV.flatten(1), weights.ob_D)
-    if layer.position_bias is not None and weights.table_HT is not None:
+    if isinstance(layer.position_bias, PositionBias) and weights.table_HT is not None:
         table = weights.table_HT.movedim(0, layer.position_bias.heads)
         _assign_(attn, layer.position_bias.table, table)
     h, k, v = shape.heads, shape.qk, shape.vo

@@ -27,6 +27,8 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
     assert isinstance(step.layer, AttentionLayer)
     if step.windows is not None:
         sites["input"] = HookPoint(sites["stream"].module, "output" if before else "input", view)
+    if step.unseen:
+        return sites
     return sites | _attention_sites(step.path, step.module, step.layer)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from secateur.models.derived.blocks import as_rows
 from secateur.models.derived.windows import Windows
 from secateur.models.family import state
-from secateur.models.modules import as_rows
 from secateur.models.statement import (
     AttentionLayer,
     Call,
