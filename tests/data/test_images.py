@@ -87,6 +87,12 @@ def test_names_of_several_or_no_classes_are_not_matched(other: str, tmp_path: Pa
         open_images(folder, SMALL, num_classes=1000)
 
 
+def test_images_of_the_same_content_are_counted(tmp_path: Path) -> None:
+    for number, content in enumerate((1, 1, 2, 1)):
+        (tmp_path / f"{number}.png").write_bytes(png(content))
+    assert open_images(tmp_path, SMALL).repeated == 2
+
+
 def test_a_wordnet_folder_that_imagenet_has_not_is_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "d", {"n01440764": 1, "n00000001": 1})
     with pytest.raises(UserError, match="n00000001"):

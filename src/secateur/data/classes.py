@@ -99,8 +99,8 @@ def class_indices(
     if indices and not order_given:
         raise UserError(
             f"{where} has {len(names)} classes, but its folders ({_some(names)}) are not named by "
-            f"WordNet id or by ImageNet's names, so they cannot be matched to the head's {num_classes} "
-            "ImageNet outputs; name them n01440764, n01443537, ...."
+            f"WordNet id or by ImageNet's names, so they cannot be matched to the head's "
+            f"{num_classes} ImageNet outputs; name them n01440764, n01443537, ...."
         )
     return by_position
 

@@ -98,7 +98,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         accuracy=accuracy,
         judged=judged,
         seconds=seconds,
-        notes=notes + more,
+        notes=notes + more + evaluation.notes,
     )
 
 

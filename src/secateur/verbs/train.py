@@ -75,7 +75,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         accuracy=accuracy,
         judged=judged,
         seconds=seconds,
-        notes=notes,
+        notes=notes + evaluation.notes,
     )
 
 
