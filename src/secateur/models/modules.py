@@ -3,8 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -16,13 +15,44 @@ from secateur.models.statement import Call, Residual
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
 
+class KeylessLinear(nn.Linear):
+    """Queries, keys and values in one product, with a bias for queries and values only.
+
+    A constant of all keys changes no softmax, unless keys are `turned` by a norm or rotary
+    embeddings.
+    """
+
+    turned = False
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """The product; between its two parts, the bias is zero for the keys."""
+        keys = self.out_features - self.bias.numel()
+        query, value = self.bias[:keys], self.bias[keys:]
+        return F.linear(x_BND, self.weight, torch.cat([query, torch.zeros_like(query), value]))
+
+
+def carries(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a bias of this layer can do for any constant in all of its rows."""
+    if layer.bias is None:
+        return False
+    return len(layer.bias) == len(layer.weight) or not getattr(layer, "turned", False)
+
+
+def rows_with_bias(layer: nn.Linear | nn.Conv2d, rows_R: Tensor) -> Tensor:
+    """Of one value per row of a layer that has a bias, those of the rows that have one."""
+    assert layer.bias is not None
+    keys = rows_R.numel() - layer.bias.numel()
+    return torch.cat([rows_R[:keys], rows_R[2 * keys :]]) if keys else rows_R
+
+
 class SlimAttention(nn.Module):
     """Self-attention whose query/key width may differ from its value width.
 
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
-    pruned width. `call` says how the host calls it. Gated and scale-normed hosts are refused when
-    a model is read, so neither exists here.
+    pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
+    table of position biases belongs to which pair of tokens. Gated hosts are refused when a model
+    is read, so gates do not exist here.
     """
 
     def __init__(
@@ -34,8 +64,12 @@ class SlimAttention(nn.Module):
         *,
         scale: float,
         dim_out: int | None = None,
+        key_bias: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        context_norm: nn.Module | None = None,
+        entries: int = 0,
+        places_NN: Tensor | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
@@ -49,15 +83,28 @@ class SlimAttention(nn.Module):
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary = call, rotary
         inner = num_heads * (2 * qk_dim + v_dim)
-        self.qkv = nn.Linear(dim, inner, device=device, dtype=dtype)
+        packed = nn.Linear if key_bias else KeylessLinear
+        self.qkv = packed(dim, inner, device=device, dtype=dtype)
+        if isinstance(self.qkv, KeylessLinear):
+            self.qkv.turned = rotary is not None or k_norm is not None
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
+        self.norm = context_norm or nn.Identity()
+        self.position_table: nn.Parameter | None = None
+        if places_NN is not None:
+            table_HT = torch.empty(num_heads, entries, device=device, dtype=dtype)
+            self.position_table = nn.Parameter(table_HT)
+            self.register_buffer("position_index", places_NN, persistent=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
-        """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
+    def forward(self, *args: Any, **given: Any) -> Any:
+        """Attend; inputs and output as `call` says. Masks as in scaled_dot_product_attention.
+
+        With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
+        """
+        x_BND, given = self.call.bound(args, given)
         qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
         parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
         q_BHNK, k_BHNK, v_BHNV = (
@@ -66,16 +113,28 @@ class SlimAttention(nn.Module):
         q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
-        mask = None if self.call.mask is None else given.get(self.call.mask)
+        mask = self._added(None if self.call.mask is None else given.get(self.call.mask))
         attend = self._fused if self.fused_attn else self._attend
-        out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
-        context_BND = out_BHNV.transpose(1, 2).flatten(2)
+        causal = bool(given.get("is_causal", False))
+        out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
+        context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
         out_BND = self.proj_drop(self.proj(context_BND))
-        return (out_BND, None) if self.call.pair else out_BND
+        return (out_BND, weights) if self.call.pair else out_BND
+
+    def _added(self, mask: Tensor | None) -> Tensor | None:
+        """Position biases and the mask as one."""
+        if self.position_table is None:
+            return mask
+        bias_HNN = self.position_table[:, self.get_buffer("position_index")]
+        if mask is None:
+            return bias_HNN
+        if mask.dtype == torch.bool:
+            return bias_HNN.masked_fill(~mask, float("-inf"))
+        return bias_HNN + mask
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, None]:
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
         # An exported graph goes to other devices and runtimes, where they would only be work.
         missing = self.qk_dim - self.v_dim
@@ -88,11 +147,11 @@ class SlimAttention(nn.Module):
         out_BHNV = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, dropout_p=chance, is_causal=is_causal, scale=self.scale
         )
-        return out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV
+        return (out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV), None
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             future = logits_BHNN.new_full(logits_BHNN.shape[-2:], float("-inf")).triu_(1)
@@ -102,25 +161,7 @@ class SlimAttention(nn.Module):
         elif attn_mask is not None:
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
-        return weights_BHNN @ v
-
-
-@contextmanager
-def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
-    """Our attention as plain matrix products, and that of hosts that have one of these switches.
-
-    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
-    """
-    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
-    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
-    found = [(module, name) for module, name in found if getattr(module, name) is True]
-    for module, name in found:
-        setattr(module, name, False)
-    try:
-        yield
-    finally:
-        for module, name in found:
-            setattr(module, name, True)
+        return weights_BHNN @ v, weights_BHNN
 
 
 class LinearStandIn(nn.Linear):
@@ -133,10 +174,9 @@ class LinearStandIn(nn.Linear):
         super().__init__(columns, rows, device="meta")
         self.call = call
 
-    def forward(  # type: ignore[override]
-        self, x_BND: Tensor, *_same: Tensor, **_given: Any
-    ) -> Any:
+    def forward(self, *args: Any, **given: Any) -> Any:
         """Map every token; the arguments of an attention layer have no meaning here."""
+        x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
 
@@ -169,8 +209,13 @@ class PartialBlock(nn.Module):
         """The steps at these paths."""
         return tuple(residual for residual in self.residuals if residual.path in kept)
 
-    def forward(self, x: Tensor, *_more: Any, **given: Any) -> Tensor:
+    def forward(self, *args: Any, **given: Any) -> Tensor:
         """Take the stream through the steps that are left."""
+        calls = [residual.layers[0].call for residual in self.residuals]
+        call = max(calls, key=lambda call: len(call.by_position))
+        bound = call.bound(args, given)
+        x: Tensor = bound[0]
+        given = bound[1]
         for residual in self.steps:
             x = x + self._update(residual, x, given)
         return x

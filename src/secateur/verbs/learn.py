@@ -14,6 +14,7 @@ from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
+from secateur.models.caches import observable
 from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
@@ -57,10 +58,10 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
-    host = host_of(model)
+    host = host_of(observable(model))
     task = resolve_learn(asked, host)
     refuse_shared(host, task.task.groups)
-    require_walk(model)
+    require_walk(host.model)
     if request.eval_images is not None:
         require_classifier(model)
     scored, seen = None, list[str]()
@@ -76,7 +77,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     if request.on_note is not None:
         request.on_note(before.text())
     job = LearnJob(
-        model,
+        host.model,
         host.family,
         host.anatomy,
         task=task,
