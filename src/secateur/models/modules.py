@@ -203,7 +203,13 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
+        for residual in self.steps:
+            self.add_module(self.passed(residual), nn.Identity())
         self.training = block.training
+
+    def passed(self, residual: Residual) -> str:
+        """The name of a module that does nothing but be passed by the update of a step."""
+        return f"update_{self.residuals.index(residual)}"
 
     def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
         """The steps at these paths."""
@@ -235,7 +241,8 @@ class PartialBlock(nn.Module):
                 y = self.get_submodule(owner)(y)
             elif (scale := getattr(self, residual.scale, None)) is not None:
                 y = y * scale
-        update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        update: Tensor = self.get_submodule(self.passed(residual))(y)
         return update
 
 
