@@ -26,14 +26,10 @@ from secateur.verbs.requests import LoadRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataUsed:
-<<<<<<< HEAD
-    """Which images a run saw. `classes` is what labels count over, 0 without or if not known.
+    """The images of a run. `classes` is the number of classes, 0 if there are none or not known.
 
     `repeated` images have the content of an earlier one.
     """
-=======
-    """The images of a run. `classes` is the number of classes, 0 if there are none or not known."""
->>>>>>> main
 
     source: str
     images: int
