@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from secateur.training.verbs import HealSettings
 from torch import nn
 
 import secateur

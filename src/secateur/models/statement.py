@@ -257,9 +257,8 @@ class Statement:
     """A family of models.
 
     `hosts` are "module:Class", looked at only if the module is loaded; of their models the family
-    is for those that `applies` holds for. A statement that is bound to one model needs none.
-    `blocks` is the path of the blocks, such as "blocks.*" or "stages.*.blocks.*", whose first star
-    then is the stage.
+    is for those that `applies` holds for; a statement bound to one model needs none. `blocks` is
+    their path, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
     `residuals` says for each block class which steps it takes, in order.
     `embed(model, images)` gives the stream as the first block sees it, `head(model, stream)` the
     model's outputs from the stream that the last one leaves. `image` is (C, H, W), `grid` the
