@@ -72,6 +72,7 @@ ROPE = replace(
     sizes={"attn_dim": "all_vo", "num_kv_heads": "heads", "kv_dim": "all_vo"},
     holds=Holds.HEADS,
 )
+SPLIT_ROPE = replace(ROPE, qkv=SPLIT.qkv, holds=Holds.NOTHING)
 
 
 def steps(*attention: AttentionLayer) -> dict[str, tuple[Residual, ...]]:
@@ -96,7 +97,7 @@ SHARED = Statement(
     hosts=("timm.models.eva:Eva",),
     applies=lambda eva: eva.rope is not None and not eva.rope_mixed,
     blocks="blocks.*",
-    residuals=steps(EVA, SPLIT, ROPE),
+    residuals=steps(EVA, SPLIT, ROPE, SPLIT_ROPE),
     stem=Stem(
         writer="patch_embed.proj",
         patch_norm="patch_embed.norm",
@@ -123,7 +124,7 @@ state(SHARED)
 
 def with_rotary(rotary: Rotary | None) -> dict[str, tuple[Residual, ...]]:
     """The steps with other rotary embeddings, or none."""
-    return steps(*[replace(layer, rotary=rotary) for layer in (EVA, SPLIT, ROPE)])
+    return steps(*[replace(layer, rotary=rotary) for layer in (EVA, SPLIT, ROPE, SPLIT_ROPE)])
 
 
 state(
