@@ -145,8 +145,7 @@ KNOWS_HOSTS = {
     "models/derived/draft.py": {"in_proj_weight", "num_attention_heads", "scaling"},
     "zoo": {"VisionTransformer", "embed_dim"},
 }
-"""Places outside these that still do: the size of a model's images, what unknown models usually call
-things, and the demo's own model."""
+"""Places outside these that still do: sizes of images, usual names, the demo's own model."""
 
 
 def host_names() -> frozenset[str]:
