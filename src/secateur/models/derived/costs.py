@@ -19,7 +19,16 @@ from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransi
 
 def parameters(*modules: nn.Module | None) -> int:
     """Number of parameters, each counted once."""
-    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+    return sum(sum(_sizes(module).values()) for module in modules if module is not None)
+
+
+def _sizes(module: nn.Module) -> dict[int, int]:
+    """The elements of every parameter; torch's own walk also makes names, which takes longer."""
+    found = {id(p): p.numel() for p in module._parameters.values() if p is not None}
+    for child in module._modules.values():
+        if child is not None:
+            found |= _sizes(child)
+    return found
 
 
 def step_parameters(step: Step) -> int:
