@@ -1,6 +1,6 @@
 """Vision models of Hugging Face transformers: `hf:NAME_OR_DIR`. Needs `transformers`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -14,14 +14,15 @@ from torch import nn
 
 from secateur.errors import UserError, short
 from secateur.models.family import families, family_of
-from secateur.storage.libraries._hf_images import preprocessing_of
-from secateur.storage.library import Argument, Arguments, is_argument, libraries
+from secateur.storage.base import Base
+from secateur.storage.directories.plain import Uniform, filled
+from secateur.storage.libraries._hf_config import flat, nested, plain_arguments
+from secateur.storage.libraries._hf_images import preprocessing_of, write_processor
+from secateur.storage.library import Argument, Arguments, libraries
+from secateur.storage.meta import on_meta
 from secateur.storage.network import hub_is_out_of_reach
 from secateur.storage.untrusted.bounds import UNBUILDABLE
 
-NOT_ARGUMENTS = {
-    "transformers_version", "architectures", "model_type", "label2id", "dtype", "text_config",
-}  # fmt: skip
 ALIASES = {"num_classes": "num_labels", "img_size": "image_size"}
 """What the rest of the program calls them."""
 
@@ -83,7 +84,7 @@ class HfModels:
         config: Config = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.models."):
             return
-        arguments: dict[str, Argument] = dict(_flat(config.to_diff_dict()))
+        arguments: dict[str, Argument] = dict(flat(config.to_diff_dict()))
         arguments["num_labels"] = int(config.num_labels)
         labels = [str(config.id2label[i]) for i in range(len(config.id2label))]
         if labels != [f"LABEL_{i}" for i in range(len(labels))]:
@@ -106,7 +107,7 @@ class HfModels:
                 raise UserError(f"'{key}' is no setting of a configuration that a file may make.")
         transformers = _transformers()
         try:
-            config = transformers.AutoConfig.for_model(name, **_nested(values))
+            config = transformers.AutoConfig.for_model(name, **nested(values))
             if isinstance(labels, list) and len(labels) == config.num_labels:
                 config.id2label = {i: str(label) for i, label in enumerate(labels)}
                 config.label2id = {str(label): i for i, label in enumerate(labels)}
@@ -122,6 +123,17 @@ class HfModels:
         if isinstance(size, list):
             model.__dict__["pretrained_cfg"] = {"input_size": tuple(size)}
         return model
+
+    def plain(self, model: nn.Module, base: Base, shape: Uniform, folder: Path) -> str:
+        """Write a directory for `from_pretrained`, weights and image processor included."""
+        arguments = plain_arguments(model, base, shape)
+        with on_meta():
+            stock = self.skeleton(base.name, arguments)
+        stock = filled(model, stock, shape, lambda: self.skeleton(base.name, arguments))
+        host: Any = stock
+        host.save_pretrained(folder)
+        write_processor(folder, base.preprocessing)
+        return str(folder)
 
 
 def _transformers() -> ModuleType:
@@ -245,29 +257,6 @@ def _give_images_(model: nn.Module, found: dict[str, object]) -> None:
 def _images_of(config: Config) -> Config:
     """The part of a configuration that tells of images."""
     return getattr(config, "vision_config", config)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Argument]]:
-    """Settings that are plain data, those of parts of a configuration under dotted names."""
-    for key, value in values.items():
-        if key in NOT_ARGUMENTS or key == "id2label":
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        plain = list(value) if isinstance(value, tuple) else value
-        if is_argument(plain):
-            yield f"{prefix}{key}", plain
-
-
-def _nested(values: Mapping[str, Argument]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        *parts, last = key.split(".")
-        place = found
-        for part in parts:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
 
 
 def _check_reachable(name: str) -> None:
