@@ -291,22 +291,41 @@ def hf(cls: str, **changes: Any) -> nn.Module:
     return host(config)
 
 
+@cache
+def _giving_tensors(cls: type[Any]) -> type[Any]:
+    def forward(model: Any, *args: Any, **given: Any) -> Any:
+        found = cls.forward(model, *args, **given)
+        return found if given else outputs_of(found)
+
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+
+
+def hf_tensors(cls: str, **changes: Any) -> nn.Module:
+    """The same with tensors for outputs, like all other hosts, unless more is asked for."""
+    model = hf(cls, **changes)
+    model.__class__ = _giving_tensors(type(model))
+    return model
+
+
 DINO: dict[str, Any] = {"mlp_ratio": 2, "num_register_tokens": 2, "use_swiglu_ffn": True}
 TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
-    "hf_vit": partial(hf, "ViTForImageClassification"),
-    "hf_deit_teacher": partial(hf, "DeiTForImageClassificationWithTeacher"),
-    "hf_dinov2_registers": partial(hf, "Dinov2WithRegistersForImageClassification", **DINO),
-    "hf_clip": partial(hf, "CLIPForImageClassification"),
-    "hf_siglip_features": partial(hf, "SiglipVisionModel"),
-    "hf_aimv2_features": partial(hf, "Aimv2VisionModel"),
+    "hf_vit": partial(hf_tensors, "ViTForImageClassification"),
+    "hf_deit_teacher": partial(hf_tensors, "DeiTForImageClassificationWithTeacher"),
+    "hf_dinov2_registers": partial(hf_tensors, "Dinov2WithRegistersForImageClassification", **DINO),
+    "hf_clip": partial(hf_tensors, "CLIPForImageClassification"),
+    "hf_siglip_features": partial(hf_tensors, "SiglipVisionModel"),
+    "hf_aimv2_features": partial(hf_tensors, "Aimv2VisionModel"),
     "hf_dinov3_features": partial(
-        hf, "DINOv3ViTModel", num_register_tokens=2, pos_embed_rescale=None
+        hf_tensors, "DINOv3ViTModel", num_register_tokens=2, pos_embed_rescale=None
     ),
     "hf_beit": partial(
-        hf, "BeitForImageClassification", use_relative_position_bias=True, drop_path_rate=0.0
+        hf_tensors,
+        "BeitForImageClassification",
+        use_relative_position_bias=True,
+        drop_path_rate=0.0,
     ),
     "hf_beit_shared": partial(
-        hf,
+        hf_tensors,
         "BeitForImageClassification",
         use_shared_relative_position_bias=True,
         use_mean_pooling=False,
