@@ -27,6 +27,7 @@ from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
+from secateur.models.wrapped import inner_model, refuse_changed
 from secateur.registry import Registry
 
 
@@ -56,7 +57,11 @@ class Family:
         return False
 
     def read(self, model: nn.Module) -> Anatomy:
-        """Describe `model`; UserError for members that cannot be supported or are not there."""
+        """Describe `model`; UserError for members that cannot be supported or are not there.
+
+        Also for one that another tool has changed, see `secateur.models.wrapped`.
+        """
+        refuse_changed(model)
         return anatomy.read(self.statement, model)
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
@@ -256,10 +261,19 @@ def state(statement: Statement) -> None:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family that reads `model`; UserError listing the known families if there is none."""
-    for _, family in families.items():
-        if family.matches(model):
-            return family
+    """The family that reads `model`; UserError listing the known families if there is none.
+
+    It names what to give instead where `model` holds a model of a known family.
+    """
+
+    def matching(module: nn.Module) -> Family | None:
+        found = [family for _, family in families.items()]
+        return next((family for family in found if family.matches(module)), None)
+
+    if isinstance(model, nn.Module) and (found := matching(model)) is not None:
+        return found
+    if instead := inner_model(model, lambda module: matching(module) is not None):
+        raise UserError(f"{type(model).__name__} is itself no model of a known family; {instead}.")
     known = "; ".join(family.title for _, family in families.items())
     raise UserError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "

@@ -10,7 +10,9 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
+from torch.fx import Proxy
 
+from secateur.models.scripting import keywords_of, steps_written, write_out_
 from secateur.models.statement import Call, Residual
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
@@ -58,44 +60,60 @@ class SlimAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
         """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
-        qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
-        parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
-        q_BHNK, k_BHNK, v_BHNV = (
-            p.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in parts
-        )
-        q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
+        q_BHNK, k_BHNK, v_BHNV = self.project(x_BND)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = None if self.call.mask is None else given.get(self.call.mask)
-        attend = self._fused if self.fused_attn else self._attend
-        out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
-        context_BND = out_BHNV.transpose(1, 2).flatten(2)
-        out_BND = self.proj_drop(self.proj(context_BND))
+        out_BND = self.attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
         return (out_BND, None) if self.call.pair else out_BND
+
+    def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by head, normed."""
+        qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
+        q, k, v = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
+        q_BHNK = q.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2)
+        k_BHNK = k.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2)
+        v_BHNV = v.unflatten(-1, (self.num_heads, self.v_dim)).transpose(1, 2)
+        return self.q_norm(q_BHNK), self.k_norm(k_BHNK), v_BHNV
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """The update of the stream (B, N, D)."""
+        if self.fused_attn:
+            out_BHNV = self._fused(q, k, v, mask, is_causal)
+        else:
+            out_BHNV = self._unfused(q, k, v, mask, is_causal)
+        out_BND: Tensor = self.proj_drop(self.proj(out_BHNV.transpose(1, 2).flatten(2)))
+        return out_BND
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
-        # An exported graph goes to other devices and runtimes, where they would only be work.
+        # A graph goes to other devices and runtimes, where they would only be work.
         missing = self.qk_dim - self.v_dim
-        if missing and q.device.type == "cpu" and not compiler.is_exporting():
-            if missing > 0:
-                v = F.pad(v, (0, missing))
-            else:
-                q, k = F.pad(q, (0, -missing)), F.pad(k, (0, -missing))
+        if torch.jit.is_scripting():
+            pads = q.device.type == "cpu"
+        else:
+            traced = compiler.is_exporting() or isinstance(q, Proxy)
+            pads = not traced and q.device.type == "cpu"
+        if pads and missing > 0:
+            v = F.pad(v, (0, missing))
+        elif pads and missing < 0:
+            q, k = F.pad(q, (0, -missing)), F.pad(k, (0, -missing))
         chance = self.attn_drop.p if self.training else 0.0
         out_BHNV = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, dropout_p=chance, is_causal=is_causal, scale=self.scale
         )
-        return out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV
+        return out_BHNV[..., : self.v_dim] if pads and missing > 0 else out_BHNV
 
-    def _attend(
+    def _unfused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
-            future = logits_BHNN.new_full(logits_BHNN.shape[-2:], float("-inf")).triu_(1)
+            future = torch.full_like(logits_BHNN[0, 0], float("-inf")).triu_(1)
             logits_BHNN = logits_BHNN + future
         elif attn_mask is not None and attn_mask.dtype == torch.bool:
             logits_BHNN = logits_BHNN.masked_fill(~attn_mask, float("-inf"))
@@ -103,6 +121,21 @@ class SlimAttention(nn.Module):
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
         return weights_BHNN @ v
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script."""
+        lines, names = ["q, k, v = self.project(x)"], dict[str, Any]()
+        mask = self.call.mask or "None"
+        causal = "is_causal" if "is_causal" in self.call.takes else "False"
+        if self.rotary is not None:
+            table, rotate = self.rotary
+            turn, settings = getattr(rotate, "func", rotate), getattr(rotate, "keywords", {})
+            given = "".join(f", {name}={value!r}" for name, value in settings.items())
+            names["turn"] = turn
+            lines.append(f"if {table} is not None: q, k = turn(q, k, {table}{given})")
+        pair = ", None" if self.call.pair else ""
+        lines.append(f"return self.attend(q, k, v, {mask}, {causal}){pair}")
+        return write_out_(self, keywords_of([self.call]), lines, **names)
 
 
 @contextmanager
@@ -139,6 +172,12 @@ class LinearStandIn(nn.Linear):
         """Map every token; the arguments of an attention layer have no meaning here."""
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script."""
+        pair = ", None" if self.call.pair else ""
+        line = f"return linear(x, self.weight, self.bias){pair}"
+        return write_out_(self, keywords_of([self.call]), [line], linear=F.linear)
 
 
 class PartialBlock(nn.Module):
@@ -192,6 +231,12 @@ class PartialBlock(nn.Module):
                 y = y * scale
         update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
         return update
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script."""
+        lines = steps_written(self, self.steps)
+        calls = (layer.call for residual in self.residuals for layer in residual.layers)
+        return self if lines is None else write_out_(self, keywords_of(calls), lines)
 
 
 class OnTokens(nn.Module):

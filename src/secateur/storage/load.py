@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from secateur.devices import usable_device
+from secateur.devices import plain_torch, usable_device
 from secateur.errors import UserError
-from secateur.models.family import stated_names
+from secateur.models.family import family_of, stated_names
 from secateur.models.head import give_head_
 from secateur.storage.base import build
 from secateur.storage.directories.existing import mend_model
@@ -28,6 +28,7 @@ from secateur.storage.weights import (
 )
 
 
+@plain_torch()
 def load(
     source: str | Path | nn.Module,
     *,
@@ -49,6 +50,8 @@ def load(
     Raises UserError for a device that is not there, unknown names, weights that do not fit
     or hold NaN, damaged directories.
     """
+    if not isinstance(source, str | Path | nn.Module):
+        family_of(source)  # Raises.
     options: dict[str, object] = {
         "checkpoint": checkpoint,
         "num_classes": num_classes,

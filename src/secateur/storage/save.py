@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from secateur.devices import plain_torch
 from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.norms import held_norms, uncentred_norms
@@ -72,6 +73,7 @@ def check_out(out: str | Path, *, overwrite: bool = False) -> str | None:
     return what
 
 
+@plain_torch()
 def save(
     model: nn.Module,
     out: str | Path,

@@ -54,11 +54,11 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
 def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> Learned:
     """The same for a request that is checked already, as before the model is opened."""
     request, settings, progress = asked.request, asked.settings, asked.request.progress
+    family = family_of(model)
+    anatomy = family.read(model)
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
-    family = family_of(model)
-    anatomy = family.read(model)
     task = resolve_learn(asked, model, family, anatomy)
     refuse_shared(model, family, anatomy, task.task.groups)
     require_walk(model)

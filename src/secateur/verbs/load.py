@@ -112,6 +112,8 @@ def open_data(
     are not `labels_needed`, images may be of other classes or come with targets of any kind, which
     are then left out. UserError for images that the model does not take.
     """
+    if not isinstance(model, nn.Module):
+        family_of(model)  # Raises; any module can be measured, of a known family or not.
     if isinstance(images, str | Path):
         images = open_images(
             images,

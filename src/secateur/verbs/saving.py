@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.devices import plain_torch
 from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.report import render
@@ -16,6 +17,7 @@ from secateur.storage.save import save as write
 from secateur.verbs.result import PROVENANCE, Result, environment
 
 
+@plain_torch()
 def save(model: nn.Module, out: str | Path, *, overwrite: bool = False) -> str | None:
     """Save a model as a directory that `secateur.load` opens: dense or pruned, trained or not.
 

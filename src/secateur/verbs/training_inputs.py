@@ -16,7 +16,7 @@ from secateur.data.targets import multi_hot
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, paired_difference, summarize
 from secateur.models.caches import copy_of
-from secateur.models.family import family_of
+from secateur.models.family import family_of, read
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
 from secateur.request.parts import TrainingPart
@@ -40,6 +40,8 @@ def copy_to_train(
 
     UserError for weights that are not finite, and a model that its family does not describe.
     """
+    if not isinstance(model, Result):
+        read(model)
     found, base, earlier = _origin(model)
     refuse_not_finite(found.state_dict(), "the model")
     require_walk(found)
