@@ -21,7 +21,7 @@ from secateur.models.derived.layout import (
 )
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
-from secateur.models.hook_points import HookPoint
+from secateur.models.hook_points import HookPoint, keep_hooks_
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
@@ -89,6 +89,7 @@ class Family:
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
+            keep_hooks_(new, step.module)
             model.set_submodule(branch.id, new)
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
@@ -98,7 +99,9 @@ class Family:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
             residuals = residuals_of(self.statement, path, own[0].owner)
             kept = [step.residual.path for step in own if step.path not in branches]
-            model.set_submodule(path, PartialBlock(own[0].owner, residuals, kept))
+            new = PartialBlock(own[0].owner, residuals, kept)
+            keep_hooks_(new, own[0].owner)
+            model.set_submodule(path, new)
 
     @torch.no_grad()
     def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
@@ -120,6 +123,7 @@ class Family:
             setattr(new, name, nn.Parameter(tensor, like.requires_grad))
         if (scale := step.scale) is not None:
             scale.fill_(1.0)
+        keep_hooks_(new, step.module)
         model.set_submodule(branch.id, new.train(step.owner.training))
 
     def narrow_(
@@ -261,23 +265,18 @@ def state(statement: Statement) -> None:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family that reads `model`; UserError listing the known families if there is none.
+    """The family that reads `model`; UserError if there is none, with what to give instead."""
 
-    It names what to give instead where `model` holds a model of a known family.
-    """
-
-    def matching(module: nn.Module) -> Family | None:
-        found = [family for _, family in families.items()]
-        return next((family for family in found if family.matches(module)), None)
-
-    if isinstance(model, nn.Module) and (found := matching(model)) is not None:
-        return found
-    if instead := inner_model(model, lambda module: matching(module) is not None):
+    known = [family for _, family in families.items()]
+    for family in known:
+        if isinstance(model, nn.Module) and family.matches(model):
+            return family
+    if instead := inner_model(model, lambda module: any(one.matches(module) for one in known)):
         raise UserError(f"{type(model).__name__} is itself no model of a known family; {instead}.")
-    known = "; ".join(family.title for _, family in families.items())
+    titles = "; ".join(family.title for family in known)
     raise UserError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
-        f"that secateur can read; known families: {known}."
+        f"that secateur can read; known families: {titles}."
     )
 
 

@@ -88,6 +88,11 @@ def _changed(module: nn.Module, name: str) -> str | None:
         return f"{name} is compiled; put its _orig_mod in its place (model.set_submodule)"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return f"{name} was compiled in place; give {PLAIN_AGAIN}"
+    if any(tensor.is_inference() for tensor in module._parameters.values() if tensor is not None):
+        return (
+            f"weights of {name} were made inside torch.inference_mode(), so they cannot be trained "
+            "or changed; give copy.deepcopy(model), made outside of it"
+        )
     if "CheckpointWrapper" in names:
         return f"{name} is wrapped for checkpointing; put its _checkpoint_wrapped_module there"
     if "_original_forward" in vars(module) or "_old_forward" in vars(module):

@@ -15,6 +15,7 @@ from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
+from secateur.models.hook_points import lost_hooks_note
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
 from secateur.progress import timed
@@ -144,7 +145,7 @@ def _result(
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
-        notes=_claims(shrunk),
+        notes=[*_claims(shrunk), *lost_hooks_note(model, shrunk.model)],
     )
 
 
