@@ -109,8 +109,15 @@ UNWRAP = (
 def _weights_made_of_others(module: nn.Module, name: str) -> str | None:
     """Why a weight that is worked out from others at every step cannot be cut."""
     kept = {**module._parameters, **module._buffers}
-    if "parametrizations" in module._modules:
-        weight = next(iter(module.get_submodule("parametrizations")._modules), "weight")
+    made = dict(getattr(module, "parametrizations", nn.Module()).named_children())
+    # WHY: secateur's own low-rank updates are there while a model is trained.
+    theirs = [
+        weight
+        for weight, steps in made.items()
+        if not all(type(step).__module__.startswith("secateur.") for step in steps.children())
+    ]
+    if theirs:
+        weight = theirs[0]
         how = f"torch.nn.utils.parametrize.remove_parametrizations(module, '{weight}')"
     elif "weight_orig" in kept and "weight_mask" in kept:
         how = "torch.nn.utils.prune.remove(module, 'weight')"
