@@ -38,7 +38,7 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         tokens=steps[-1].tokens if steps else prefix + prod(stated.grid(model)),
         prefix_tokens=prefix,
         input_size=stated.image(model),
-        num_classes=int(getattr(model, stated.classes)),
+        num_classes=_outputs(stated, model),
         blocks=tuple(
             Block(id=path, index=i, branches=tuple(b.id for b in branches if b.block == i))
             for i, path in enumerate(paths)
@@ -50,6 +50,17 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         transitions=() if why else joints_of(stated, model, steps, streams),
         stand_ins=tuple(stand_in(step) for step in steps if step.kind == "linear"),
     )
+
+
+def _outputs(stated: Statement, model: nn.Module) -> int:
+    """Outputs of the classifier that is there: it may have been replaced by hand."""
+    told = int(getattr(model, stated.classes))
+    heads = [member(model, path) for path in stated.tail.classifiers if told or "." not in path]
+    modules = [head for head in heads if isinstance(head, nn.Module)]
+    linear = [m for head in modules for m in head.modules() if isinstance(m, nn.Linear)]
+    if told in [layer.out_features for layer in linear] or not modules:
+        return told
+    return linear[-1].out_features if linear else 0
 
 
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
