@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from secateur.data.batches import as_batches
-from secateur.masks.start.axes import axes_needs, turn_attention_
 from secateur.masks.granularity import gates_of, granularities
-from secateur.models.family import family_of, read
+from secateur.masks.start.axes import axes_needs, turn_attention_
+from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import observe
 from tests.device.hosts import model_of
@@ -28,7 +29,7 @@ def test_outputs_stay_and_last_dims_carry_least(name: str, sharing: str) -> None
     before = model(x)
     needs = axes_needs(gates)
     weights = {b.id: family.weights(model, b) for b in anatomy.branches}
-    turn_attention_(model, family, anatomy, gates, observe(model, as_batches(x, 8), needs))
+    turn_attention_(host_of(model), gates, observe(model, as_batches(x, 8), needs))
     assert torch.allclose(model(x), before, rtol=0, atol=1e-4)
     statistics = observe(model, as_batches(x, 8), needs)
     changed = 0
@@ -53,11 +54,11 @@ def test_outputs_stay_and_last_dims_carry_least(name: str, sharing: str) -> None
 @torch.no_grad()
 def test_more_value_dims_than_channels_and_few_images_lose_nothing() -> None:
     """Then covariances have eigenvalues of zero, which sums in single precision put below it."""
-    model = model_of("efficientformer_least")
-    family, anatomy, x = family_of(model), read(model), images_for(model)
+    host = host_of(model_of("efficientformer_least"))
+    model, x = host.model, images_for(host.model)
     before = model(x)
-    gates = tuple(gates_of(granularities.get("independent"), scope_of(model, anatomy)))
+    gates = tuple(gates_of(granularities.get("independent"), scope_of(model, host.anatomy)))
     needs = axes_needs(gates)
     assert "context_moments" in needs
-    turn_attention_(model, family, anatomy, gates, observe(model, as_batches(x, 8), needs))
+    turn_attention_(host, gates, observe(model, as_batches(x, 8), needs))
     assert torch.allclose(model(x), before, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Models in the hands of other tools: one sentence names what to give instead, whatever the verb."""
+"""Models in the hands of other tools: a sentence names what to give instead, whatever the verb."""
 
 import copy
 import warnings

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
+from secateur.masks.settings import LearnSettings
 from secateur.training.settings import TrainSettings
 from secateur.training.verbs import FineTuneSettings, HealSettings
 from tests.hosts import build, images_for
@@ -75,6 +76,9 @@ VERBS: dict[str, Callable[[nn.Module, Tensor, Tensor, Path], object]] = {
         m, x, reference=build("vit"), settings=settings(HealSettings)
     ),
     "train": lambda m, x, y, out: secateur.train(m, (x, y), settings=settings(FineTuneSettings)),
+    "learn": lambda m, x, y, out: secateur.learn(
+        m, (x, y), "60% params", settings=LearnSettings(steps=4, batch_size=8, held_out=0.25)
+    ),
     "save": lambda m, x, y, out: saved(m, out),
 }
 
@@ -108,9 +112,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_verb_gives_the_same(
-    mode: str, expected: dict[str, object], tmp_path: Path
-) -> None:
+def test_every_verb_gives_the_same(mode: str, expected: dict[str, object], tmp_path: Path) -> None:
     x, y = seen()
     for verb, run in VERBS.items():
         fresh = build("vit")

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from secateur.allocation.costs import CostOf, additive_cost
 from secateur.allocation.types import GROUPS_OF, Key
 from secateur.measurement.latency import bound, take_turns, using_threads, waiting
-from secateur.measurement.modes import evaluating, example_images
+from secateur.measurement.modes import example_images
 from secateur.measurement.runtimes import require
 from secateur.measurement.table_cache import recall, remember
-from secateur.models.caches import copy_of
-from secateur.models.family import Family
+from secateur.models.caches import copy_of, evaluating
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, AttentionShape, Branch, GroupName, MlpShape, Shape
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.progress import Progress
@@ -82,9 +82,7 @@ class LayerTable:
 
 
 def layer_table(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     setting: Setting,
     sizes: Mapping[Key, tuple[int, ...]],
     *,
@@ -93,20 +91,20 @@ def layer_table(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> LayerTable:
-    """Time the branches of `model` in the shapes that `sizes` allows, or recall it from disk,
+    """Time the branches of a model in the shapes that `sizes` allows, or recall it from disk,
     unless it must be `fresh`.
 
     Raises UserError when the runtime is unknown or not installed. See `table_cache` for where
     tables are kept and when one is measured again.
     """
     require(setting.runtime, setting.device)
-    kinds, grids = _grids(model, anatomy, sizes)
-    key = _key(model, anatomy, setting, kinds, grids)
+    kinds, grids = _grids(host, sizes)
+    key = _key(host, setting, kinds, grids)
     counts = [len(grid.shapes) for grid in grids]
     times = None if fresh else recall(key, counts)
     recalled = times is not None
     if times is None:
-        times = _measure(model, family, anatomy, setting, grids, rounds, seconds, progress)
+        times = _measure(host, setting, grids, rounds, seconds, progress)
         remember(key, times)
     dense_ms, *rest = times
     ms = []
@@ -164,12 +162,12 @@ def _monotone(table: np.ndarray) -> np.ndarray:
 
 
 def _grids(
-    model: nn.Module, anatomy: Anatomy, sizes: Mapping[Key, tuple[int, ...]]
+    host: Host, sizes: Mapping[Key, tuple[int, ...]]
 ) -> tuple[dict[str, int], tuple[Grid, ...]]:
     """One grid per geometry, over all sizes that some branch of this geometry may take."""
     alike: dict[str, list[Branch]] = {}
-    for branch in anatomy.branches:
-        alike.setdefault(_geometry(model, branch), []).append(branch)
+    for branch in host.anatomy.branches:
+        alike.setdefault(_geometry(host.model, branch), []).append(branch)
     kinds = {branch.id: i for i, own in enumerate(alike.values()) for branch in own}
     grids = []
     for own in alike.values():
@@ -196,13 +194,10 @@ def _geometry(model: nn.Module, branch: Branch) -> str:
 
 
 def _key(
-    model: nn.Module,
-    anatomy: Anatomy,
-    setting: Setting,
-    kinds: Mapping[str, int],
-    grids: tuple[Grid, ...],
+    host: Host, setting: Setting, kinds: Mapping[str, int], grids: tuple[Grid, ...]
 ) -> dict[str, str]:
     """What a table on disk must agree in to be used again, apart from the machine."""
+    model, anatomy = host.model, host.anatomy
     return {
         "setting": repr(setting),
         "dtype": str({p.dtype for p in model.parameters()}),
@@ -213,9 +208,7 @@ def _key(
 
 
 def _measure(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     setting: Setting,
     grids: tuple[Grid, ...],
     rounds: int,
@@ -223,6 +216,7 @@ def _measure(
     progress: Progress | None,
 ) -> list[float]:
     """Milliseconds of the dense model and then of every shape of every grid."""
+    model = host.model
     entries = [(grid.branch, shape) for grid in grids for shape in grid.shapes]
     prepare = require(setting.runtime, setting.device).prepare
     calls: dict[str, Callable[[], object]] = {}
@@ -231,13 +225,13 @@ def _measure(
         using_threads(setting.threads),
         evaluating(model),
     ):
-        images_BCHW = example_images(model, anatomy.input_size, setting.batch_size)
+        images_BCHW = example_images(model, host.anatomy.input_size, setting.batch_size)
         run = prepare(model, images_BCHW, _folder(scratch, "dense"))
         calls["dense"] = bound(run, images_BCHW)
         for number, (branch, shape) in enumerate(entries):
             size = (1, branch.tokens, branch.width)
             stream_B1ND = example_images(model, size, setting.batch_size)
-            alone = _Alone(_resized(model, family, branch, shape))
+            alone = _Alone(_resized(host, branch, shape))
             run = prepare(alone, stream_B1ND, _folder(scratch, str(number)))
             calls[f"{branch.id} {shape}"] = bound(run, stream_B1ND)
             if progress is not None:
@@ -260,12 +254,12 @@ class _Alone(nn.Module):
         return out_BND.unsqueeze(1)
 
 
-def _resized(model: nn.Module, family: Family, branch: Branch, shape: Shape) -> nn.Module:
+def _resized(host: Host, branch: Branch, shape: Shape) -> nn.Module:
     """One branch alone, in another shape, with random weights."""
-    own = copy_of(model)
+    own = host.with_model(copy_of(host.model))
     if shape != branch.shape:
-        family.assign_(own, branch, _random(shape, family.weights(own, branch)))
-    return family.alone(own, branch).eval()
+        own.assign_(branch, _random(shape, own.weights(branch)))
+    return own.family.alone(own.model, branch).eval()
 
 
 def _random(shape: Shape, like: BranchWeights) -> BranchWeights:

@@ -108,7 +108,8 @@ def keep_hooks_(new: nn.Module, old: nn.Module) -> None:
     own = dict(new.named_modules())
     for path, module in old.named_modules():
         if path in own and _hooked(module):
-            vars(own[path]).update({name: vars(module)[name] for name in HOOKS})
+            for name in HOOKS:
+                setattr(own[path], name, getattr(module, name))
 
 
 def lost_hooks(dense: nn.Module, smaller: nn.Module) -> list[str]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 from torch.fx import Proxy
 
-from secateur.models.scripting import keywords_of, steps_written, write_out_
+from secateur.models.derived.scripting import keywords_of, steps_written, write_out_
 from secateur.models.statement import Call, Residual
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
@@ -93,7 +93,7 @@ class SlimAttention(nn.Module):
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
         # A graph goes to other devices and runtimes, where they would only be work.
         missing = self.qk_dim - self.v_dim
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             pads = q.device.type == "cpu"
         else:
             traced = compiler.is_exporting() or isinstance(q, Proxy)

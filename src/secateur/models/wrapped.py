@@ -76,9 +76,7 @@ def _changed(module: nn.Module, name: str) -> str | None:
     if "FSDPModule" in names or any(one.startswith(SHARDED) for one in tensors):
         return f"{name} is sharded over processes (FSDP or tensor parallelism); {GATHER}"
     if source.startswith(QUANTISED) or any(one.startswith(QUANTISED) for one in tensors):
-        return (
-            f"{name} is quantised; give the model as it was before, and quantise the smaller one"
-        )
+        return f"{name} is quantised; give the model as it was before, and quantise the smaller one"
     if source.startswith("peft."):
         return (
             f"{name} has adapters of PEFT in it; merge them first, with merge_and_unload() of the "

@@ -19,8 +19,9 @@ from secateur.statistics.moments import moments
 from secateur.surgery.rotate import FLOOR, matrix_roots
 
 RIDGE = 1e-6
-"""Share of the mean variance added to each dim, so that dims that never vary can be turned too; more
-where the smallest would stay below the `FLOOR` of the largest."""
+"""Share of the mean variance added to each dim, so that dims that never vary can be turned too.
+
+It is more where the smallest would stay below the `FLOOR` of the largest."""
 
 
 def turn_query_key(weights: AttentionWeights, logits: Sums) -> AttentionWeights:

@@ -14,8 +14,8 @@ from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
-from secateur.models.family import family_of
 from secateur.models.hook_points import lost_hooks_note
+from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
 from secateur.progress import timed
@@ -26,6 +26,7 @@ from secateur.training.distillation.cached_logits import LOGITS
 from secateur.training.distillation.objectives import require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.images.views import VIEWS, views_of
+from secateur.training.judgement import judgement
 from secateur.training.machine import training_device
 from secateur.training.session import Session, plain_items
 from secateur.verbs.evaluate import measure_, require_classifier
@@ -45,7 +46,7 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
     are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
     there is a `reference`: any model of the same classes, such as the dense one where the model
     given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
-    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
+    `restart`. `judge` and `device` are as for `secateur.heal`. `on_note` is told before
     training what the strategy can remove. Everything that can be wrong with the request raises
     UserError before training begins.
     """
@@ -55,13 +56,12 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
 def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> Learned:
     """The same for a request that is checked already, as before the model is opened."""
     request, settings, progress = asked.request, asked.settings, asked.request.progress
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
-    task = resolve_learn(asked, model, family, anatomy)
-    refuse_shared(model, family, anatomy, task.task.groups)
+    task = resolve_learn(asked, host)
+    refuse_shared(host, task.task.groups)
     require_walk(model)
     if request.eval_images is not None:
         require_classifier(model)
@@ -71,21 +71,26 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     teaches = None if reference is None else reference_of(reference)
     if teaches is not None:
         require_streams(teacher_for(model, teaches), settings.distil)
-    before = removability(task.sharing, task.gates, anatomy, task.task.limits)
+    before = removability(task.sharing, task.gates, host.anatomy, task.task.limits)
     if request.on_note is not None:
         request.on_note(before.text())
     job = LearnJob(
+        model,
+        host.family,
+        host.anatomy,
         task=task,
-        family=family,
-        anatomy=anatomy,
         session=session,
         phases=phases(settings, len(plain_items(session.train))),
         reference=teaches,
-        target=latency_target(model, family, anatomy, task.task, progress),
+        target=latency_target(host, task.task, progress),
     )
-    dense, shrunk = run(job, model)
+    dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
+    tuned = job.reports.get("tune")
+    judged = tuned and judgement(tuned, used.source, used.fingerprint, {}, request.judge, "train")
     result.notes = [*notes, before.text(), *result.notes]
+    if judged is not None and judged.worse:
+        result.notes.append(judged.note())
     if scored is not None or request.latency:
         with timed(job.seconds, "measure"):
             missing = request.latency and not result.latency

@@ -37,7 +37,7 @@ def write_out_(
     given = "".join(f", {name}: {TYPES.get(name, 'Optional[Tensor] = None')}" for name in keywords)
     text = "\n".join([f"def forward(self, x: Tensor{given}):", *(f"    {line}" for line in body)])
     # WHY: TorchScript reads the source of what it compiles.
-    place = f"<secateur.models.scripting {next(_numbers)}>"
+    place = f"<secateur.models.derived.scripting {next(_numbers)}>"
     linecache.cache[place] = (len(text), None, text.splitlines(keepends=True), place)
     known = {"Tensor": Tensor, "Optional": Optional, **names}
     exec(compile(text, place, "exec"), known)
