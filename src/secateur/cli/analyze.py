@@ -38,7 +38,7 @@ def analyze(
 ) -> Answer:
     """Show what a model could do without: every layer, head and dim, measured.
 
-    Takes about 15 forward passes over 256 images for a model of 12 blocks; the page says how many.
+    Takes about 100 forward passes over 256 images for a model of 12 blocks; the page says how many.
     """
     from secateur.verbs.analyze import analyze_checked, check_analysis, check_place
 

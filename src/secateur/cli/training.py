@@ -149,7 +149,10 @@ def _show(console: "Console", result: "Trained", out: Path, replaced: str | None
     dense, kept = record["params"]["dense"], record["params"]["pruned"]
     table = plain_table(result.verb, "")
     table.add_row("trained", f"{report.budget}: {report.steps} steps, {_clock(report.seconds)}")
-    table.add_row("images", f"{report.images}, {report.processes} processes")
+    table.add_row(
+        "images",
+        f"{report.images}, {report.processes} process{'' if report.processes == 1 else 'es'}",
+    )
     table.add_row("parameters", f"{kept:,} of {dense:,}")
     if (judged := result.judged) is not None:
         name = judged.measure.replace("_", " ")
