@@ -54,7 +54,7 @@ $(BIN)/python:
 
 # One pip command, so that torch, torchvision and timm are resolved together.
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[dev,export,data,train]'
+	$(BIN)/python -m pip install -e '.[dev,export,data,train,hf]'
 	@touch $@
 
 # The requirements with each lower bound as the version.

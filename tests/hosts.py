@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientformer import Attention as BiasedAttention
@@ -21,8 +22,11 @@ from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
+from secateur.models.caches import observable
 from secateur.models.family import read
+from secateur.models.outputs import outputs_of
 from secateur.models.types import Anatomy
 
 HOSTS: dict[str, Callable[[], nn.Module]] = {}
@@ -46,8 +50,18 @@ def build(name: str) -> nn.Module:
 
 @cache
 def shared(name: str) -> nn.Module:
-    """The same for all, for looking only."""
-    model = HOSTS[name]()
+    """The same for all, for looking only; with attention that hooks can see into."""
+    return observable(as_made(name))
+
+
+@cache
+def as_made(name: str) -> nn.Module:
+    """The host as its library has it."""
+    return settled(HOSTS[name](), name)
+
+
+def settled(model: nn.Module, name: str) -> nn.Module:
+    """A model in evaluation mode with random parameters that follow from a name."""
     randomise_(model, seed=sum(name.encode()))
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         settle_(model)
@@ -75,7 +89,7 @@ def randomise_(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith(("bias", "token", "pos_embed", "latent")):
+        if name.endswith(("bias", "token", "pos_embed", "position_embeddings", "latent")):
             parameter.copy_(0.4 * noise)
         elif parameter.ndim < 2:
             parameter.copy_(1 + 0.3 * noise)
@@ -94,6 +108,12 @@ def settle_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
+
+
+def unused(model: nn.Module) -> set[str]:
+    """Parameters that the outputs do not depend on: mask tokens, norms that nothing reads."""
+    outputs_of(model(images_for(model))).sum().backward()
+    return {path for path, parameter in model.named_parameters() if parameter.grad is None}
 
 
 SIZES: dict[str, Any] = {
@@ -182,9 +202,65 @@ TIMM_EVAS: dict[str, Callable[[], nn.Module]] = {
     ),
     "eva_rope": partial(Eva, **SIZES | ROPE | {"use_abs_pos_emb": True}),
     "eva_mixed": partial(Eva, **SIZES | ROPE, rope_type="mixed"),
+    "eva_norms": partial(named, "eva_giant_patch14_224", scale_attn_inner=True, scale_mlp=True),
+    "eva02_packed": partial(named, "eva02_tiny_patch14_224"),
+    "eva02_split": partial(named, "eva02_base_patch14_224"),
+    "beit": partial(named, "beit_base_patch16_224"),
+    "beitv2_shared": partial(
+        named,
+        "beitv2_base_patch16_224",
+        use_shared_rel_pos_bias=True,
+        use_abs_pos_emb=True,
+        global_pool="token",
+    ),
+    "relpos_mlp": partial(named, "vit_relpos_small_patch16_224", class_token=True, qkv_bias=True),
 }
 for _name, _build in TIMM_EVAS.items():
     host(_name)(_build)
 
+TORCHVISION: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_layers": 3,
+    "num_heads": 4,
+    "hidden_dim": 32,
+    "mlp_dim": 64,
+    "num_classes": 10,
+}
+host("torchvision_vit")(partial(TorchvisionViT, **TORCHVISION))
+
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))
+
+HF: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def hf(cls: str, **changes: Any) -> nn.Module:
+    """A model of transformers in miniature, from the name of its class."""
+    host = getattr(transformers, cls)
+    if host.config_class.sub_configs:
+        config = host.config_class(vision_config=HF | changes)
+        config.num_labels = 10
+    else:
+        config = host.config_class(**HF | {"num_labels": 10} | changes)
+    return host(config)
+
+
+DINO: dict[str, Any] = {"mlp_ratio": 2, "num_register_tokens": 2, "use_swiglu_ffn": True}
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
+    "hf_vit": partial(hf, "ViTForImageClassification"),
+    "hf_deit_teacher": partial(hf, "DeiTForImageClassificationWithTeacher"),
+    "hf_dinov2_registers": partial(hf, "Dinov2WithRegistersForImageClassification", **DINO),
+    "hf_clip": partial(hf, "CLIPForImageClassification"),
+    "hf_siglip_features": partial(hf, "SiglipVisionModel"),
+    "hf_aimv2_features": partial(hf, "Aimv2VisionModel"),
+}
+for _name, _build in TRANSFORMERS.items():
+    host(_name)(_build)

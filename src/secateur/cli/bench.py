@@ -105,6 +105,6 @@ def _show(console: "Console", rows: "Sequence[Row]") -> None:
     console.print(table)
     first = rows[0].latency
     console.print(
-        f"{first.device}, {plural(first.threads, 'thread')}; {first.runs} passes or more of each model, in "
-        "turns. Ratio: the time as a share of the first model's."
+        f"{first.device}, {plural(first.threads, 'thread')}; {first.runs} passes or more of each "
+        "model, in turns. Ratio: the time as a share of the first model's."
     )

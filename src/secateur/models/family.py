@@ -4,7 +4,7 @@ Legend: B batch, N tokens, D residual width.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Literal
 
@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived import anatomy, basis, fold, width
+from secateur.models.checks.wrapped import no_family, refuse_changed
+from secateur.models.derived import adopt, anatomy, basis, fold, width
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
     attention_weights,
     mlp_weights,
 )
+from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
-from secateur.models.hook_points import HookPoint, keep_hooks_
+from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
+from secateur.models.outputs import outputs_of
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
-from secateur.models.wrapped import inner_model, refuse_changed
 from secateur.registry import Registry
 
 
@@ -57,10 +59,7 @@ class Family:
         return False
 
     def read(self, model: nn.Module) -> Anatomy:
-        """Describe `model`; UserError for members that cannot be supported or are not there.
-
-        Also for one that another tool has changed, see `secateur.models.wrapped`.
-        """
+        """Describe `model`; UserError for members that are not there, or cannot be supported."""
         refuse_changed(model)
         return anatomy.read(self.statement, model)
 
@@ -84,13 +83,23 @@ class Family:
             assign_mlp_(step.module, step.layer, weights)
             return
         assert isinstance(step.layer, AttentionLayer)
-        fused = bool(getattr(step.module, stated.fused or "", True))
+        fused = is_fused(step.module, stated.fused)
         new = assign_attention_(step.module, step.layer, weights, fused=fused)
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
-            keep_hooks_(new, step.module)
-            model.set_submodule(branch.id, new)
+            adopt.put_(self.statement, model, branch.id, new)
+
+    def unseen(self, model: nn.Module) -> bool:
+        """Whether some attention of a model computes past its modules, so that hooks miss it."""
+        return bool(adopt.unseen_in(self.statement, model))
+
+    def adopt_(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """Put our attention, with equal outputs, in place of what hooks miss.
+
+        Where `names` of tensors are given, layers stay whose tensors are all among them.
+        """
+        adopt.adopt_(self.statement, model, names)
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""
@@ -99,9 +108,7 @@ class Family:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
             residuals = residuals_of(self.statement, path, own[0].owner)
             kept = [step.residual.path for step in own if step.path not in branches]
-            new = PartialBlock(own[0].owner, residuals, kept)
-            keep_hooks_(new, own[0].owner)
-            model.set_submodule(path, new)
+            adopt.put_(self.statement, model, path, PartialBlock(own[0].owner, residuals, kept))
 
     @torch.no_grad()
     def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
@@ -123,8 +130,7 @@ class Family:
             setattr(new, name, nn.Parameter(tensor, like.requires_grad))
         if (scale := step.scale) is not None:
             scale.fill_(1.0)
-        keep_hooks_(new, step.module)
-        model.set_submodule(branch.id, new.train(step.owner.training))
+        adopt.put_(self.statement, model, branch.id, new.train(step.owner.training))
 
     def narrow_(
         self,
@@ -224,7 +230,7 @@ class Family:
         """What the model makes of the stream after the last branch, with all that follows it."""
         for step in since_branch(steps_of(self.statement, model)):
             stream_BND = self._alone(model, step)(stream_BND)
-        return self.statement.head(model, stream_BND)
+        return outputs_of(self.statement.head(model, stream_BND))
 
     def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
         """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
@@ -266,18 +272,12 @@ def state(statement: Statement) -> None:
 
 def family_of(model: nn.Module) -> Family:
     """The family that reads `model`; UserError if there is none, with what to give instead."""
-
     known = [family for _, family in families.items()]
     for family in known:
         if isinstance(model, nn.Module) and family.matches(model):
             return family
-    if instead := inner_model(model, lambda module: any(one.matches(module) for one in known)):
-        raise UserError(f"{type(model).__name__} is itself no model of a known family; {instead}.")
-    titles = "; ".join(family.title for family in known)
-    raise UserError(
-        f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
-        f"that secateur can read; known families: {titles}."
-    )
+    titles = [family.title for family in known]
+    raise no_family(model, lambda module: any(one.matches(module) for one in known), titles)
 
 
 def stated_names(kind: Literal["caches", "fused", "positions"]) -> frozenset[str]:

@@ -104,12 +104,22 @@ HOOKS = (
 
 
 def keep_hooks_(new: nn.Module, old: nn.Module) -> None:
-    """Let a module that takes the place of another have its hooks, and those of its parts."""
+    """Let a module that takes the place of another have its hooks, and those of its parts.
+
+    Those of secateur, which watch a model for the time of a pass, stay where they are.
+    """
     own = dict(new.named_modules())
     for path, module in old.named_modules():
-        if path in own and _hooked(module):
-            for name in HOOKS:
-                setattr(own[path], name, getattr(module, name))
+        if path not in own or own[path] is module or not _hooked(module):
+            continue
+        for name in HOOKS:
+            kept = vars(module)[name]
+            if isinstance(kept, dict):
+                vars(own[path])[name].update(
+                    {key: hook for key, hook in kept.items() if not _is_ours(hook)}
+                )
+            else:
+                setattr(own[path], name, kept)
 
 
 def lost_hooks(dense: nn.Module, smaller: nn.Module) -> list[str]:
@@ -123,6 +133,11 @@ def lost_hooks_note(dense: nn.Module, smaller: nn.Module) -> list[str]:
     lost = lost_hooks(dense, smaller)
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     return [f"Hooks are gone with what was removed: {', '.join(lost[:3])}{more}."] if lost else []
+
+
+def _is_ours(hook: object) -> bool:
+    source = getattr(getattr(hook, "func", hook), "__module__", None)
+    return str(source).startswith("secateur.")
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -3,8 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 from torch.fx import Proxy
 
-from secateur.models.derived.scripting import keywords_of, steps_written, write_out_
+from secateur.models.derived.keyless import KeylessLinear
+from secateur.models.derived.scripting import write_attention_, write_linear_, write_steps_
 from secateur.models.statement import Call, Residual
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
@@ -23,9 +23,12 @@ class SlimAttention(nn.Module):
 
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
-    pruned width. `call` says how the host calls it. Gated and scale-normed hosts are refused when
-    a model is read, so neither exists here.
+    pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
+    table of position biases belongs to which pair of tokens. Gated hosts are refused when a model
+    is read, so gates do not exist here.
     """
+
+    position_index: Tensor
 
     def __init__(
         self,
@@ -36,8 +39,12 @@ class SlimAttention(nn.Module):
         *,
         scale: float,
         dim_out: int | None = None,
+        key_bias: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        context_norm: nn.Module | None = None,
+        entries: int = 0,
+        places_NN: Tensor | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
@@ -51,21 +58,35 @@ class SlimAttention(nn.Module):
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary = call, rotary
         inner = num_heads * (2 * qk_dim + v_dim)
-        self.qkv = nn.Linear(dim, inner, device=device, dtype=dtype)
+        packed = nn.Linear if key_bias else KeylessLinear
+        self.qkv = packed(dim, inner, device=device, dtype=dtype)
+        if isinstance(self.qkv, KeylessLinear):
+            self.qkv.turned = rotary is not None or k_norm is not None
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
+        self.norm = context_norm or nn.Identity()
+        self.position_table: nn.Parameter | None = None
+        if places_NN is not None:
+            table_HT = torch.empty(num_heads, entries, device=device, dtype=dtype)
+            self.position_table = nn.Parameter(table_HT)
+            self.register_buffer("position_index", places_NN, persistent=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
-        """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
+    def forward(self, *args: Any, **given: Any) -> Any:
+        """Attend; inputs and output as `call` says. Masks as in scaled_dot_product_attention.
+
+        With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
+        """
+        x_BND, given = self.call.bound(args, given)
         q_BHNK, k_BHNK, v_BHNV = self.project(x_BND)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = None if self.call.mask is None else given.get(self.call.mask)
-        out_BND = self.attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
-        return (out_BND, None) if self.call.pair else out_BND
+        causal = bool(given.get("is_causal", False))
+        out_BND, weights = self.attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
+        return (out_BND, weights) if self.call.pair else out_BND
 
     def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values by head, normed."""
@@ -78,14 +99,26 @@ class SlimAttention(nn.Module):
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
-        """The update of the stream (B, N, D)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The update of the stream (B, N, D), and the weights where they are worked out."""
+        mask, weights = self._added(mask), None
         if self.fused_attn:
             out_BHNV = self._fused(q, k, v, mask, is_causal)
         else:
-            out_BHNV = self._unfused(q, k, v, mask, is_causal)
-        out_BND: Tensor = self.proj_drop(self.proj(out_BHNV.transpose(1, 2).flatten(2)))
-        return out_BND
+            out_BHNV, weights = self._attend(q, k, v, mask, is_causal)
+        context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(context_BND)), weights
+
+    def _added(self, mask: Tensor | None) -> Tensor | None:
+        """Position biases and the mask as one."""
+        if self.position_table is None:
+            return mask
+        bias_HNN = self.position_table[:, self.position_index]
+        if mask is None:
+            return bias_HNN
+        if mask.dtype == torch.bool:
+            return bias_HNN.masked_fill(~mask, float("-inf"))
+        return bias_HNN + mask
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -108,9 +141,9 @@ class SlimAttention(nn.Module):
         )
         return out_BHNV[..., : self.v_dim] if pads and missing > 0 else out_BHNV
 
-    def _unfused(
+    def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             future = torch.full_like(logits_BHNN[0, 0], float("-inf")).triu_(1)
@@ -120,40 +153,11 @@ class SlimAttention(nn.Module):
         elif attn_mask is not None:
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
-        return weights_BHNN @ v
+        return weights_BHNN @ v, weights_BHNN
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""
-        lines, names = ["q, k, v = self.project(x)"], dict[str, Any]()
-        mask = self.call.mask or "None"
-        causal = "is_causal" if "is_causal" in self.call.takes else "False"
-        if self.rotary is not None:
-            table, rotate = self.rotary
-            turn, settings = getattr(rotate, "func", rotate), getattr(rotate, "keywords", {})
-            given = "".join(f", {name}={value!r}" for name, value in settings.items())
-            names["turn"] = turn
-            lines.append(f"if {table} is not None: q, k = turn(q, k, {table}{given})")
-        pair = ", None" if self.call.pair else ""
-        lines.append(f"return self.attend(q, k, v, {mask}, {causal}){pair}")
-        return write_out_(self, keywords_of([self.call]), lines, **names)
-
-
-@contextmanager
-def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
-    """Our attention as plain matrix products, and that of hosts that have one of these switches.
-
-    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
-    """
-    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
-    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
-    found = [(module, name) for module, name in found if getattr(module, name) is True]
-    for module, name in found:
-        setattr(module, name, False)
-    try:
-        yield
-    finally:
-        for module, name in found:
-            setattr(module, name, True)
+        return write_attention_(self, self.call, self.rotary)
 
 
 class LinearStandIn(nn.Linear):
@@ -166,18 +170,15 @@ class LinearStandIn(nn.Linear):
         super().__init__(columns, rows, device="meta")
         self.call = call
 
-    def forward(  # type: ignore[override]
-        self, x_BND: Tensor, *_same: Tensor, **_given: Any
-    ) -> Any:
+    def forward(self, *args: Any, **given: Any) -> Any:
         """Map every token; the arguments of an attention layer have no meaning here."""
+        x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""
-        pair = ", None" if self.call.pair else ""
-        line = f"return linear(x, self.weight, self.bias){pair}"
-        return write_out_(self, keywords_of([self.call]), [line], linear=F.linear)
+        return write_linear_(self, self.call)
 
 
 class PartialBlock(nn.Module):
@@ -208,8 +209,13 @@ class PartialBlock(nn.Module):
         """The steps at these paths."""
         return tuple(residual for residual in self.residuals if residual.path in kept)
 
-    def forward(self, x: Tensor, *_more: Any, **given: Any) -> Tensor:
+    def forward(self, *args: Any, **given: Any) -> Tensor:
         """Take the stream through the steps that are left."""
+        calls = [residual.layers[0].call for residual in self.residuals]
+        call = max(calls, key=lambda call: len(call.by_position))
+        bound = call.bound(args, given)
+        x: Tensor = bound[0]
+        given = bound[1]
         for residual in self.steps:
             x = x + self._update(residual, x, given)
         return x
@@ -234,9 +240,7 @@ class PartialBlock(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""
-        lines = steps_written(self, self.steps)
-        calls = (layer.call for residual in self.residuals for layer in residual.layers)
-        return self if lines is None else write_out_(self, keywords_of(calls), lines)
+        return write_steps_(self, self.residuals, self.steps)
 
 
 class OnTokens(nn.Module):

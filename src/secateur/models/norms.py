@@ -20,7 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError, short
+from secateur.models.derived.keyless import rows_with_bias
 from secateur.models.stream import Held
+
+EPSILONS = ("eps", "variance_epsilon")
+"""What the norms of torch, timm and transformers call it."""
 
 TINY = 1e-6
 """Scales of a norm below this share of the largest one move into its readers."""
@@ -104,7 +108,8 @@ def held_norm(norm: nn.Module, readers: list[nn.Linear], kept_S: Tensor, held: H
         w_RS = w_RS / own_S
         if reader.bias is not None:
             more_R = (w_RD[:, ~gone] - w_RS) @ bias_D[~gone] + w_RD[:, gone] @ constant_P
-            reader.bias.add_(more_R.to(reader.bias.dtype))
+            # WHY: a constant of all keys changes no softmax, so keys may lack a bias for it.
+            reader.bias.add_(rows_with_bias(reader, more_R).to(reader.bias.dtype))
         reader.weight[:, ~gone] = w_RS.to(reader.weight.dtype)
     new.weight.copy_(own_S)
     if new.bias is not None:
@@ -198,7 +203,7 @@ def _successor(norm: nn.Module, kept_S: Tensor, held: Held) -> HeldNorm:
 
 def _like(norm: nn.Module, weight_S: Tensor, missing: int) -> HeldNorm:
     bias = getattr(norm, "bias", None) is not None
-    return HeldNorm(weight_S, missing, eps=_eps(norm), centre=centres(norm), bias=bias)
+    return HeldNorm(weight_S, missing, eps=eps_of(norm), centre=centres(norm), bias=bias)
 
 
 def _deviation(norm: nn.Module, held: Held) -> float:
@@ -209,9 +214,10 @@ def _deviation(norm: nn.Module, held: Held) -> float:
         total, square = total + float(norm.held_sum), square + float(norm.held_square)
         whole += norm.missing
     mean = total / whole if centres(norm) else 0.0
-    return math.sqrt(max(square / whole - mean**2, 0.0) + _eps(norm))
+    return math.sqrt(max(square / whole - mean**2, 0.0) + eps_of(norm))
 
 
-def _eps(norm: nn.Module) -> float:
-    eps = getattr(norm, "eps", None)
-    return torch.finfo(torch.float32).eps if eps is None else float(eps)
+def eps_of(norm: nn.Module) -> float:
+    """What a norm adds to the variance; torch's default in fp32 where it names none."""
+    found = (getattr(norm, name, None) for name in EPSILONS)
+    return next((float(e) for e in found if e is not None), torch.finfo(torch.float32).eps)

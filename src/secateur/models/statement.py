@@ -9,30 +9,15 @@ Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value 
 table, F hidden neurons.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-Names = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """How a block calls a layer: `layer(x, …)`, with x `times` times, and what it gives back.
-
-    `mask` is the keyword of an additive or boolean attention mask, `takes` are further keywords
-    that the block passes on; `fixed` are always given. With `pair` the layer returns its output
-    and a second value, which the block ignores.
-    """
-
-    mask: str | None = "attn_mask"
-    takes: Names = ()
-    times: int = 1
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    pair: bool = False
+from secateur.models.derived.call import Call as Call
+from secateur.models.derived.call import Names as Names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +25,9 @@ class Packed:
     """One matrix for queries, keys and values: paths of parameters in the layer.
 
     Rows are [q | k | v], each head by head, or with `by_head` head by head, each [q | k | v].
-    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none.
+    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none;
+    parts of the same name share one vector. Where the layer itself holds a weight or bias (a path
+    without a dot), it computes past its modules: ours is put in its place before it is observed.
     """
 
     weight: str = "qkv.weight"
@@ -65,6 +52,20 @@ class PositionBias:
     table: str
     index: str
     heads: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabulatedBias:
+    """Biases of the logits that follow from weights alone, however the host computes them.
+
+    `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
+    where there are none. Ours, which holds the table, takes the layer's place before it is
+    observed. `shared` is a module of the model whose biases each layer adds to its own; with ours
+    in all places, the module goes.
+    """
+
+    read: Callable[[Any], tuple[Tensor, Tensor] | None]
+    shared: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +112,11 @@ class AttentionLayer:
     qk_norm: tuple[str, str] | None = None
     context_norm: str | None = None
     gate: str | None = None
-    position_bias: PositionBias | None = None
+    position_bias: PositionBias | TabulatedBias | None = None
     rotary: Rotary | None = None
     dropout: str | None = None
     dropout_behind: str | None = None
-    call: Call = Call()
+    call: Call = Call()  # noqa: RUF009 (frozen)
     holds: Holds = Holds.NOTHING
 
 
@@ -135,7 +136,7 @@ class MlpLayer:
     unit_norm: str | None = None
     norm: str | None = None
     norm_behind: str | None = None
-    call: Call = Call(mask=None)
+    call: Call = Call(mask=None)  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ class FixedLayer:
 
     path: str
     classes: Names
-    call: Call = Call(mask=None)
+    call: Call = Call(mask=None)  # noqa: RUF009 (frozen)
 
 
 Layer = AttentionLayer | MlpLayer | FixedLayer
@@ -155,6 +156,7 @@ class Residual:
     """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
 
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
+    With `drop_shared` one dropout serves several steps of the block.
     """
 
     layers: tuple[Layer, ...]
@@ -162,6 +164,7 @@ class Residual:
     norm_behind: bool = False
     scale: str | None = None
     drop: str | None = None
+    drop_shared: bool = False
 
     @property
     def path(self) -> str:
@@ -202,8 +205,10 @@ class Stem:
     `writer` is a linear layer or convolution, `patch_norm` stands behind it, `activation` after
     that, and `norm` goes over patches, positions and tokens together. The `tokens` are put before
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
-    them, as far as N' goes. `earlier` are layers that hold no channels of the stream, with how many
-    products per weight and token each takes. `classes` names the classes that modules must have.
+    them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
+    plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
+    with how many products per weight and token each takes. `classes` names the classes that modules
+    must have.
     """
 
     writer: str
@@ -211,7 +216,9 @@ class Stem:
     activation: str | None = None
     norm: str | None = None
     positions: str | None = None
+    positioned: int | None = None
     tokens: Names = ()
+    unused: Names = ()
     earlier: Mapping[str, int] = field(default_factory=dict)
     classes: Mapping[str, Names] = field(default_factory=dict)
 
@@ -220,10 +227,13 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it.
+    A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
+    but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
+    `pool_macs(model)` prices it.
     """
 
     norms: Names = ()
+    unread: Names = ()
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
@@ -245,7 +255,10 @@ class Statement:
     `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
     attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
     `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
-    those that hold dictionaries of what was worked out from weights.
+    those that hold dictionaries of what was worked out from weights. `classes` is the attribute
+    with the number of classes, None for models whose outputs are features, which is what `head`
+    then gives: one tensor, or several by name. `record(model, block)` installs the hooks by which a
+    host records what passes its blocks; what takes the place of a layer inherits them.
     """
 
     name: str
@@ -256,13 +269,14 @@ class Statement:
     stem: Stem
     tail: Tail
     embed: Callable[[Any, Tensor], Tensor]
-    head: Callable[[Any, Tensor], Tensor]
+    head: Callable[[Any, Tensor], Any]
     image: Callable[[Any], tuple[int, int, int]]
     grid: Callable[[Any], tuple[int, int]]
     prefix: Callable[[Any], int] = lambda _model: 0
     applies: Callable[[Any], bool] = lambda _model: True
     examples: Names = ()
-    classes: str = "num_classes"
+    classes: str | None = "num_classes"
+    record: Callable[[Any, str], None] | None = None
     grids: bool = False
     flatten: str | None = None
     transition: Transition | None = None
@@ -271,20 +285,3 @@ class Statement:
     resized: Callable[[Any, int, int], None] | None = None
     fused: str | None = None
     caches: Names = ()
-
-
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
-"""Fields that name nothing in the module that the others are relative to."""
-
-
-def names_in(fact: Any) -> Iterator[str]:
-    """All names that a fact states, in the module that it is about."""
-    if isinstance(fact, str):
-        yield fact
-    elif isinstance(fact, tuple | Mapping):
-        for item in fact:
-            yield from names_in(item)
-    elif is_dataclass(fact):
-        for part in fields(fact):
-            if part.name not in NO_NAMES:
-                yield from names_in(getattr(fact, part.name))

@@ -16,7 +16,7 @@ from secateur.devices import plain_torch
 from secateur.errors import UserError
 from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
-from secateur.storage.base import Base, build
+from secateur.storage.base import Base, build_like
 from secateur.storage.card import card
 from secateur.storage.directories.existing import (
     MODEL_FILES,
@@ -90,9 +90,10 @@ def save(
     The files are written to a hidden directory, the model is rebuilt from them and must give the
     outputs of `model`; only then they take their places in `out`. A model saved there is replaced
     only with `overwrite`, and returned in words; files of others beside it stay. `provenance` and
-    `results` are made plain JSON, and of the paths in them the last name is kept; `extra_files` maps further file names, such as report.html, to
-    their contents. Raises UserError, leaving all as it was, when the directory cannot be written,
-    the disk is full, weights are not finite, or the rebuild differs.
+    `results` are made plain JSON, and of the paths in them the last name is kept; `extra_files`
+    maps further file names, such as report.html, to their contents. Raises UserError, leaving all
+    as it was, when the directory cannot be written, the disk is full, weights are not finite, or
+    the rebuild differs.
     """
     out = Path(out)
     replaced = check_out(out, overwrite=overwrite)
@@ -136,7 +137,7 @@ def _spec(
 ) -> Spec:
     """Describe `model`, and prove that the description and the file give it back."""
     again = resized_like(model, base)
-    whole = build(base)
+    whole = build_like(base, model.state_dict().keys())
     dense = read(whole)
     shapes, widths = shapes_of(model, dense), widths_of(model, dense)
     stand_ins = [layer.id for layer in read(model).stand_ins]

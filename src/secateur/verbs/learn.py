@@ -14,6 +14,7 @@ from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
+from secateur.models.caches import observable
 from secateur.models.hook_points import lost_hooks_note
 from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
@@ -56,13 +57,14 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
 def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> Learned:
     """The same for a request that is checked already, as before the model is opened."""
     request, settings, progress = asked.request, asked.settings, asked.request.progress
-    host = host_of(model)
+    host_of(model)  # Raises, before the model is looked into.
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
+    host = host_of(observable(model))
     task = resolve_learn(asked, host)
     refuse_shared(host, task.task.groups)
-    require_walk(model)
+    require_walk(host.model)
     if request.eval_images is not None:
         require_classifier(model)
     scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
@@ -75,7 +77,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     if request.on_note is not None:
         request.on_note(before.text())
     job = LearnJob(
-        model,
+        host.model,
         host.family,
         host.anatomy,
         task=task,
@@ -84,13 +86,13 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
         reference=teaches,
         target=latency_target(host, task.task, progress),
     )
-    dense, shrunk = run(job)
+    with session.alone():
+        dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
-    tuned = job.reports.get("tune")
-    judged = tuned and judgement(tuned, used.source, used.fingerprint, {}, request.judge, "train")
     result.notes = [*notes, before.text(), *result.notes]
-    if judged is not None and judged.worse:
-        result.notes.append(judged.note())
+    if (tuned := job.reports.get("tune")) is not None:
+        judged = judgement(tuned, used.source, used.fingerprint, {}, request.judge, "train")
+        result.notes += [judged.note()] if judged is not None and judged.worse else []
     if scored is not None or request.latency:
         with timed(job.seconds, "measure"):
             missing = request.latency and not result.latency

@@ -9,12 +9,12 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
-from secateur.models.derived.layout import held_in, shape_of
-from secateur.models.derived.members import start_of
-from secateur.models.derived.names import linear, member, optional, parameter, present
+from secateur.models.derived.layout import shape_of
+from secateur.models.derived.members import heads_of, start_of
+from secateur.models.derived.names import linear, member, names_in, optional, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement, names_in
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
@@ -38,7 +38,7 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         tokens=steps[-1].tokens if steps else prefix + prod(stated.grid(model)),
         prefix_tokens=prefix,
         input_size=stated.image(model),
-        num_classes=_outputs(stated, model),
+        num_classes=_classes_of(stated, model),
         blocks=tuple(
             Block(id=path, index=i, branches=tuple(b.id for b in branches if b.block == i))
             for i, path in enumerate(paths)
@@ -52,20 +52,21 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
     )
 
 
-def _outputs(stated: Statement, model: nn.Module) -> int:
-    """Outputs of the classifier that is there: it may have been replaced by hand."""
-    told = int(getattr(model, stated.classes))
-    heads = [member(model, path) for path in stated.tail.classifiers if told or "." not in path]
-    modules = [head for head in heads if isinstance(head, nn.Module)]
-    linear = [m for head in modules for m in head.modules() if isinstance(m, nn.Linear)]
-    if told in [layer.out_features for layer in linear] or not modules:
-        return told
-    return linear[-1].out_features if linear else 0
+def _classes_of(stated: Statement, model: nn.Module) -> int:
+    """Outputs of the classifier, which may be another than the host was built with."""
+    if stated.classes is None:
+        return 0
+    for head in heads_of(stated, model).values():
+        return head.out_features
+    named = member(model, stated.classes)
+    return int(named) if isinstance(named, int) else 0
 
 
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
+    if stated.classes is None:
+        return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
             f"its pooling head ({type(pool).__name__}) splits the channels of the stream into "
@@ -81,7 +82,8 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
         if not isinstance(head := member(model, path), nn.Linear | nn.Identity | None):
             return f"its {path.removesuffix('?')} is a {type(head).__name__}, not a Linear"
     for step in steps:
-        if step.held_whole and "vo" in _refusals(step.module, step.layer):
+        gate = step.layer.gate if isinstance(step.layer, AttentionLayer) else None
+        if step.held_whole and optional(step.module, gate) is not None:
             return f"{step.path} computes at its present width only, and ours cannot take its place"
     starts = [step.stage for step in steps if step.kind == "transition"]
     if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
@@ -101,7 +103,8 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
                 f"secateur cannot count; only {', '.join(classes)} is supported."
             )
-    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, stated.classes):
+    classes = () if stated.classes is None else (stated.classes,)
+    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):
         member(model, path)
     steps = steps_of(stated, model)
     stated_by: dict[int, Names] = {}
@@ -115,22 +118,9 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 stated_by[id(fact)] = tuple(names_in(fact))
             for path in stated_by[id(fact)]:
                 member(owner, path)
-        if isinstance(step.layer, AttentionLayer):
-            _check_attention(step, step.layer)
         if isinstance(step.layer, MlpLayer):
             _check_mlp(step, step.layer)
     return steps
-
-
-def _check_attention(step: Step, layer: AttentionLayer) -> None:
-    """UserError for a layer that computes past its modules, where hooks see nothing."""
-    attn = step.module
-    for path in (*held_in(layer.qkv, "weight"), *held_in(layer.qkv, "bias")):
-        if "." not in path and parameter(attn, path) is not None:
-            raise UserError(
-                f"{step.path} is a {type(attn).__name__} that multiplies with its weights past the "
-                "modules that hold them, so its queries, keys and values cannot be observed."
-            )
 
 
 def _check_mlp(step: Step, layer: MlpLayer) -> None:
@@ -187,5 +177,5 @@ def _refusals(module: nn.Module, layer: Layer | None) -> dict[GroupName, str]:
         refusals |= dict.fromkeys(every, "the attention output is gated")
     if optional(module, layer.context_norm) is not None:
         why = "a norm over the attention output depends on every dim"
-        refusals |= dict.fromkeys(every, why)
+        refusals |= dict.fromkeys(("vo", "heads"), why)
     return refusals

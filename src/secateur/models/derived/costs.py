@@ -42,13 +42,13 @@ def prices_of(step: Step) -> dict[str, Rate]:
 
 def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict[str, Rate]:
     n, attn, weights = step.tokens, step.module, attention_weights(step.module, layer)
-    gate, norm = optional(attn, layer.gate), optional(attn, layer.context_norm)
+    gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
-    inner = parameters(gate, norm) - gates * weights.o_DHV.shape[0]
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
     in_qk = sum(bias is not None for bias in (weights.qb_HK, weights.kb_HK))
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
+    inner = parameters(attn) - weights.numel - norms - gates * weights.o_DHV.shape[0]
     per_dim = Cost(params=2, macs=2 * n)
     return {
         "fixed": Rate(
@@ -108,9 +108,10 @@ def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[
     for stage in range(last + 1):
         members = members_of(stated, model, stage, steps)
         width, writer = members.width, members.writer
-        rows = sum(head.out_features for head in members.heads.values())
+        rows = sum(head.weight.numel() // width for head in members.heads.values())
         inputs = 0 if stage else writer.weight[0].numel()
-        vectors = parameters(*members.vectors.values(), *members.tail.values())
+        norms = (*members.tail.values(), *members.unread.values())
+        vectors = parameters(*members.vectors.values(), *norms)
         vectors += sum(table.numel() for table in members.tables.values())
         for step in members.steps:
             if not step.is_branch:

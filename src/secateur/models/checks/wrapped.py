@@ -4,7 +4,7 @@ Their weights stand elsewhere than a family reads them, or their forward pass go
 would see; each is refused with what to give in its place.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -22,11 +22,19 @@ SHARDED = ("torch.distributed.",)
 PLAIN_AGAIN = "copy.deepcopy(model), which is the same model uncompiled"
 
 
-def inner_model(given: object, matches: Matches) -> str:
-    """What to give instead of something that belongs to no family, as the end of a sentence.
+def no_family(given: object, matches: Matches, titles: Sequence[str]) -> UserError:
+    """The sentence about something that belongs to none of the families of these `titles`."""
+    kind = type(given)
+    if instead := _instead(given, matches):
+        return UserError(f"{kind.__name__} is itself no model of a known family; {instead}.")
+    return UserError(
+        f"model class {kind.__module__}.{kind.__qualname__} belongs to no family that secateur can "
+        f"read; known families: {'; '.join(dict.fromkeys(titles))}."
+    )
 
-    Empty where nothing in it belongs to one either.
-    """
+
+def _instead(given: object, matches: Matches) -> str:
+    """What to give instead; empty where nothing in it belongs to a family either."""
     if isinstance(given, str | Path):
         return f"open it first: secateur.load({str(given)!r})"
     if isinstance(given, type):
