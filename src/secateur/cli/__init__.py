@@ -39,27 +39,15 @@ for _verb in (inspect, analyze, prune, learn, heal, train, evaluate, bench, expo
     app.command()(_verb)
 
 
-PLAIN = str.maketrans(
-    {
-        "\xa0": " ",
-        "·": "-",
-        "–": "-",
-        "−": "-",
-        "─": "-",
-        "×": "x",
-        "→": "->",
-        "±": "+-",
-        "…": "...",
-    }
-    | {"‖": "||", "≤": "<=", "≥": ">="}
-)
+PLAIN = {"\xa0": " ", "·": "-", "–": "-", "−": "-", "─": "-", "×": "x", "→": "->", "±": "+-"}
+PLAIN |= {"…": "...", "‖": "||", "≤": "<=", "≥": ">="}
 """What a terminal without these characters is shown."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
     """Characters that an encoding lacks, in those that it has."""
     assert isinstance(error, UnicodeEncodeError)
-    text = error.object[error.start : error.end].translate(PLAIN)
+    text = error.object[error.start : error.end].translate(str.maketrans(PLAIN))
     return text.encode("ascii", "replace").decode("ascii"), error.end
 
 
