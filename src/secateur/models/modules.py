@@ -101,7 +101,8 @@ class SlimAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The update of the stream (B, N, D), and the weights where they are worked out."""
-        mask, weights = self._added(mask), None
+        mask = self._added(mask)
+        weights: Tensor | None = None
         if self.fused_attn:
             out_BHNV = self._fused(q, k, v, mask, is_causal)
         else:
@@ -203,7 +204,13 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
+        for residual in self.steps:
+            self.add_module(self.passed(residual), nn.Identity())
         self.training = block.training
+
+    def passed(self, residual: Residual) -> str:
+        """The name of a module that does nothing but be passed by the update of a step."""
+        return f"update_{self.residuals.index(residual)}"
 
     def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
         """The steps at these paths."""
@@ -235,7 +242,8 @@ class PartialBlock(nn.Module):
                 y = self.get_submodule(owner)(y)
             elif (scale := getattr(self, residual.scale, None)) is not None:
                 y = y * scale
-        update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        update: Tensor = self.get_submodule(self.passed(residual))(y)
         return update
 
     def __prepare_scriptable__(self) -> nn.Module:

@@ -61,11 +61,13 @@ class TabulatedBias:
     `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
     where there are none. Ours, which holds the table, takes the layer's place before it is
     observed. `shared` is a module of the model whose biases each layer adds to its own; with ours
-    in all places, the module goes.
+    in all places, the module goes. `beside` is one of the block that gives the layer's own biases,
+    which goes with the layer.
     """
 
     read: Callable[[Any], tuple[Tensor, Tensor] | None]
     shared: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,6 @@ from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
 
 Parts = tuple[int, ...]
-
-
 OWN_TABLE = PositionBias(table="position_table", index="position_index")
 
 
@@ -82,12 +80,14 @@ def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
     return AttentionShape(heads=heads, qk=(rows - all_vo) // 2 // heads, vo=all_vo // heads)
 
 
-def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeights:
-    """The layer in canonical layout; views of its parameters where it packs them by head."""
+def attention_weights(
+    attn: nn.Module, layer: AttentionLayer, holder: nn.Module | None = None
+) -> AttentionWeights:
+    """The layer in canonical layout, views where it can; `holder` has the biases of its logits."""
     shape, out = attention_shape(attn, layer), linear(attn, layer.out)
     weights = _parts(attn, layer.qkv, "weight", shape)
     biases = _parts(attn, layer.qkv, "bias", shape)
-    table, places = position_biases(attn, layer.position_bias)
+    table, places = position_biases(holder or attn, layer.position_bias)
     return AttentionWeights(
         q_HKD=weights[0],
         k_HKD=weights[1],

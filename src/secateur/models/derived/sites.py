@@ -9,7 +9,7 @@ from secateur.models.derived.layout import attention_shape, held_in
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step
 from secateur.models.hook_points import HookPoint, View, whole
-from secateur.models.modules import as_tokens
+from secateur.models.modules import PartialBlock, as_tokens
 from secateur.models.statement import AttentionLayer, MlpLayer
 
 
@@ -34,11 +34,13 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
 def _update(step: Step) -> str:
     """The last module that an update passes."""
     residual = step.residual
+    if isinstance(step.owner, PartialBlock):
+        return f"{step.block}.{step.owner.passed(residual)}"
     if residual.drop is not None and not residual.drop_shared:
         return f"{step.block}.{residual.drop}"
     if residual.norm_behind and step.norm is not None:
         return f"{step.block}.{residual.norm}"
-    if step.scale is not None and residual.scale is not None and "." in residual.scale:
+    if step.scale is not None and residual.scale is not None and step.scale_module is not None:
         return f"{step.block}.{residual.scale.rpartition('.')[0]}"
     if isinstance(step.layer, AttentionLayer) and residual.layers[0].call.pair:
         return f"{step.path}.{step.layer.out}"
