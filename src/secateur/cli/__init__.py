@@ -39,7 +39,16 @@ for _verb in (inspect, analyze, prune, learn, heal, train, evaluate, bench, expo
     app.command()(_verb)
 
 
-PLAIN = {"\xa0": " ", "·": "-", "–": "-", "−": "-", "─": "-", "×": "x", "→": "->", "±": "+-"}
+PLAIN: dict[str, str | int | None] = {
+    "\xa0": " ",
+    "·": "-",
+    "–": "-",
+    "−": "-",
+    "─": "-",
+    "×": "x",
+    "→": "->",
+    "±": "+-",
+}
 PLAIN |= {"…": "...", "‖": "||", "≤": "<=", "≥": ">="}
 """What a terminal without these characters is shown."""
 
