@@ -5,9 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 OLDEST := .venv-oldest
-OLDEST_TESTS := tests/contract/test_cut_equals_masked.py tests/contract/test_stream.py \
-	tests/models/test_types.py tests/storage/test_saved.py tests/storage/test_round_trip.py \
-	tests/verbs/test_heal.py tests/data
+OLDEST_TESTS := tests/storage/test_saved.py tests/data tests/cli/test_verbs.py \
+	tests/verbs/test_load.py tests/presets tests/request
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-oldest lint docs benchmark zoo clean distclean

@@ -21,7 +21,7 @@ FINE = {"qk": 1, "vo": 1, "hidden": 1}
 CUTS: dict[str, dict[str, object]] = {
     "smaller": {"budget": "55% qk, 80% vo", "preset": "energy", "align": FINE, "minimum": FINE},
     "dropped": {"budget": "drop 1 attention", "preset": "layer_drop"},
-    "replaced": {"budget": "drop 1 attention", "preset": "layer_drop", "stand_in": "linear"},
+    "replaced": {"budget": "drop 1 attention", "preset": "layer_drop", "replacement": "linear"},
 }
 CASES = [
     *(("vit", cut) for cut in CUTS),
