@@ -20,6 +20,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
@@ -232,6 +233,19 @@ host("torchvision_vit")(partial(TorchvisionViT, **TORCHVISION))
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))
 
+WINDOWS: dict[str, Any] = {
+    "img_size": (28, 36),
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+    "drop_path_rate": 0.0,
+    "mlp_ratio": 2,
+    "num_classes": 10,
+}
+"""Grids of 14 × 18 and 7 × 9 patches: windows hold padding, and merging pads, too."""
+host("swin")(partial(SwinTransformer, **WINDOWS))
 HF: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import secateur
+from secateur.models.derived.blocks import PartialBlock
 from secateur.models.family import read
-from secateur.models.modules import LinearStandIn, PartialBlock, SlimAttention
+from secateur.models.modules import LinearStandIn, SlimAttention
 from tests.hosts import build, images_for
 
 FINE = {"qk": 1, "vo": 1, "hidden": 1}

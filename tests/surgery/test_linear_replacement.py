@@ -29,11 +29,11 @@ from secateur.surgery.replace import LINEAR_RIDGES, gaps_of, linear_map
 from secateur.verbs.inspect import inspect
 from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
-from tests.hosts import HOSTS, anatomy_of, build, images_for
+from tests.hosts import HOSTS, anatomy_of, build, images_for, shared
 from tests.storage.tiny import host as storable
 
 STANDING = [
-    name for name in HOSTS if name != "vit_post_norm" and not name.startswith("efficientformer")
+    name for name in HOSTS if name != "vit_post_norm" and family_of(shared(name)).one_stream
 ]
 ONE = {"blocks.1.attn"}
 RUN = {"blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp", "blocks.2.mlp"}

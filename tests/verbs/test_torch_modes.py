@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.masks.settings import LearnSettings
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from secateur.training.settings import TrainSettings
-from secateur.training.verbs import FineTuneSettings, HealSettings
 from tests.hosts import build, images_for
 
 

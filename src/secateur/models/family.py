@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.checks.wrapped import no_family, refuse_changed
 from secateur.models.derived import adopt, anatomy, basis, fold, width
+from secateur.models.derived.blocks import OnTokens, PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
@@ -23,7 +24,7 @@ from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint
-from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
+from secateur.models.modules import LinearStandIn
 from secateur.models.outputs import outputs_of
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
@@ -47,7 +48,7 @@ class Family:
     @property
     def one_stream(self) -> bool:
         """Whether its models have one stream of tokens: only there linear layers may replace."""
-        return self.statement.transition is None and not self.statement.grids
+        return self.statement.transition is None and self.statement.grids is None
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is of a host class, or of a subclass."""
@@ -118,7 +119,8 @@ class Family:
         Also works on the meta device. UserError where a norm stands behind the branch, and for
         families of more than one stream.
         """
-        step = next((s for s in self._own(model, branch) if s.path == branch.id), None)
+        own = steps_of(self.statement, model, at=branch.id)
+        step = next((step for step in own if step.path == branch.id), None)
         if step is None or step.residual.norm_behind or not self.one_stream:
             raise UserError(
                 f"no linear layer can stand in for {branch.id}, which was dropped or has its norm "
@@ -237,14 +239,9 @@ class Family:
         """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
         return sites_of(self._step(model, branch))
 
-    def _own(self, model: nn.Module, branch: Branch) -> list[Step]:
-        return steps_of(self.statement, model, at=branch.id)
-
     def _step(self, model: nn.Module, branch: Branch) -> Step:
-        for step in self._own(model, branch):
-            if step.path == branch.id:
-                return step
-        raise KeyError(branch.id)
+        own = steps_of(self.statement, model, at=branch.id)
+        return {step.path: step for step in own}[branch.id]
 
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""
@@ -260,7 +257,11 @@ class Family:
             if self.statement.given is not None:
                 given = partial(self.statement.given, model, step.place[0])
         plain = step.grid is None and given is None
-        return module if plain else OnTokens(module, grid=step.grid, given=given)
+        return module if plain else OnTokens(module, grid=step.grid, last=step.last, given=given)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The stream at the start or end of a block, as the host holds it, as tokens (B, N, D)."""
+        return as_tokens(x) if x.ndim == 4 and self.statement.grids == "BDHW" else as_rows(x)
 
 
 families: Registry[Family] = Registry("model family", "secateur.models.families")

@@ -3,8 +3,8 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ from torch import Tensor, compiler, nn
 from torch.fx import Proxy
 
 from secateur.models.derived.keyless import KeylessLinear
-from secateur.models.derived.scripting import write_attention_, write_linear_, write_steps_
-from secateur.models.statement import Call, Residual
+from secateur.models.derived.scripting import write_attention_, write_linear_
+from secateur.models.statement import Call
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -24,11 +24,9 @@ class SlimAttention(nn.Module):
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
     pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
-    table of position biases belongs to which pair of tokens. Gated hosts are refused when a model
-    is read, so gates do not exist here.
+    table of position biases belongs to which pair of tokens, in a buffer called `index`. Gated
+    hosts are refused when a model is read, so gates do not exist here.
     """
-
-    position_index: Tensor
 
     def __init__(
         self,
@@ -45,6 +43,7 @@ class SlimAttention(nn.Module):
         context_norm: nn.Module | None = None,
         entries: int = 0,
         places_NN: Tensor | None = None,
+        index: str = "position_index",
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
@@ -56,7 +55,7 @@ class SlimAttention(nn.Module):
         super().__init__()
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
-        self.call, self.rotary = call, rotary
+        self.call, self.rotary, self.index = call, rotary, index
         inner = num_heads * (2 * qk_dim + v_dim)
         packed = nn.Linear if key_bias else KeylessLinear
         self.qkv = packed(dim, inner, device=device, dtype=dtype)
@@ -69,7 +68,7 @@ class SlimAttention(nn.Module):
         if places_NN is not None:
             table_HT = torch.empty(num_heads, entries, device=device, dtype=dtype)
             self.position_table = nn.Parameter(table_HT)
-            self.register_buffer("position_index", places_NN, persistent=False)
+            self.register_buffer(index, places_NN, persistent=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -101,7 +100,7 @@ class SlimAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The update of the stream (B, N, D), and the weights where they are worked out."""
-        mask = self._added(mask)
+        mask = self._added(mask, q)
         weights: Tensor | None = None
         if self.fused_attn:
             out_BHNV = self._fused(q, k, v, mask, is_causal)
@@ -110,16 +109,26 @@ class SlimAttention(nn.Module):
         context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
         return self.proj_drop(self.proj(context_BND)), weights
 
-    def _added(self, mask: Tensor | None) -> Tensor | None:
-        """Position biases and the mask as one."""
-        if self.position_table is None:
-            return mask
-        bias_HNN = self.position_table[:, self.position_index]
-        if mask is None:
-            return bias_HNN
-        if mask.dtype == torch.bool:
-            return bias_HNN.masked_fill(~mask, float("-inf"))
-        return bias_HNN + mask
+    def _added(self, mask: Tensor | None, q: Tensor) -> Tensor | None:
+        """Position biases and the mask as one; that of windows (W, N, N) is for each image."""
+        by_window = False
+        if mask is not None:
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
+                by_window = mask.ndim == 3
+            else:
+                by_window = not isinstance(mask, Proxy) and mask.ndim == 3
+            mask = mask[:, None] if by_window else mask
+        if self.position_table is not None:
+            bias_HNN = self.position_table[:, self.get_buffer(self.index)]
+            if mask is None:
+                mask = bias_HNN
+            elif mask.dtype == torch.bool:
+                mask = bias_HNN.masked_fill(~mask, float("-inf"))
+            else:
+                mask = bias_HNN + mask
+        if by_window and mask is not None:
+            mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
+        return mask
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -180,103 +189,6 @@ class LinearStandIn(nn.Linear):
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""
         return write_linear_(self, self.call)
-
-
-class PartialBlock(nn.Module):
-    """Some of the residual steps of a block, with the modules that they are made of.
-
-    `residuals` are all steps of the host's block; modules keep their names. Works on the host's own
-    layout, tokens or grid, and takes the arguments that the host gives a block.
-    """
-
-    def __init__(
-        self, block: nn.Module, residuals: tuple[Residual, ...], kept: Collection[str]
-    ) -> None:
-        super().__init__()
-        self.residuals: Final = residuals
-        for residual in self.present(kept):
-            for name in residual.members:
-                member = getattr(block, name, None)
-                if isinstance(member, nn.Parameter):
-                    self.register_parameter(name, member)
-                elif isinstance(member, nn.Module):
-                    self.add_module(name, member)
-                else:
-                    self.register_parameter(name, None)
-        self.steps: Final = self.present(kept)
-        for residual in self.steps:
-            self.add_module(self.passed(residual), nn.Identity())
-        self.training = block.training
-
-    def passed(self, residual: Residual) -> str:
-        """The name of a module that does nothing but be passed by the update of a step."""
-        return f"update_{self.residuals.index(residual)}"
-
-    def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
-        """The steps at these paths."""
-        return tuple(residual for residual in self.residuals if residual.path in kept)
-
-    def forward(self, *args: Any, **given: Any) -> Tensor:
-        """Take the stream through the steps that are left."""
-        calls = [residual.layers[0].call for residual in self.residuals]
-        call = max(calls, key=lambda call: len(call.by_position))
-        bound = call.bound(args, given)
-        x: Tensor = bound[0]
-        given = bound[1]
-        for residual in self.steps:
-            x = x + self._update(residual, x, given)
-        return x
-
-    def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-        norm = None if residual.norm is None else self.get_submodule(residual.norm)
-        read = x if norm is None or residual.norm_behind else norm(x)
-        call = residual.layers[0].call
-        wanted = (call.mask, *call.takes)
-        passed = {name: value for name, value in given.items() if name in wanted}
-        y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
-        y = y[0] if call.pair else y
-        y = norm(y) if norm is not None and residual.norm_behind else y
-        if residual.scale is not None:
-            owner, _, _ = residual.scale.rpartition(".")
-            if owner:
-                y = self.get_submodule(owner)(y)
-            elif (scale := getattr(self, residual.scale, None)) is not None:
-                y = y * scale
-        y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
-        update: Tensor = self.get_submodule(self.passed(residual))(y)
-        return update
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """For torch.jit.script."""
-        return write_steps_(self, self.residuals, self.steps)
-
-
-class OnTokens(nn.Module):
-    """A block or other module between streams of tokens, whatever its host gives it beside them.
-
-    `given()` are its further arguments; with `grid` it works on one of so many rows and columns.
-    """
-
-    def __init__(
-        self,
-        inner: nn.Module,
-        *,
-        grid: tuple[int, int] | None = None,
-        given: Callable[[], Mapping[str, object]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.inner, self.grid, self.given = inner, grid, given
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
-        x = x_BND if self.grid is None else x_BND.transpose(1, 2).unflatten(2, self.grid)
-        out: Tensor = self.inner(x) if self.given is None else self.inner(x, **self.given())
-        return out if self.grid is None else as_tokens(out)
-
-
-def as_tokens(grid_BDHW: Tensor) -> Tensor:
-    """The view (B, N, D) of a grid; shares its memory."""
-    return grid_BDHW.flatten(2).transpose(1, 2)
 
 
 class ShiftedReLU(nn.ReLU):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from secateur.models.derived.call import Call as Call
 from secateur.models.derived.call import Names as Names
+from secateur.models.derived.windows import Windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +159,8 @@ class Residual:
     """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
 
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
+    A layer that works in windows of the grid behind the norm has `windows(block)`, and takes their
+    mask, if the windows are shifted, under its call's keyword.
     With `drop_shared` one dropout serves several steps of the block.
     """
 
@@ -166,6 +169,7 @@ class Residual:
     norm_behind: bool = False
     scale: str | None = None
     drop: str | None = None
+    windows: Callable[[Any], Windows | None] | None = None
     drop_shared: bool = False
 
     @property
@@ -184,12 +188,16 @@ class Residual:
 class Transition:
     """A module at the start of a stage: a strided convolution, then perhaps a batch norm.
 
-    `module` is a path with the star of the stage; stages without it have an Identity there.
+    `module` is a path with the star of the stage; stages without it have an Identity there. With
+    `side` 2 the writer is a linear layer that reads squares of 2 × 2 tokens as one, each token's
+    channels together, with zeros beyond the edge of the grid; `norm_before` goes over all of these.
     """
 
     module: str
     writer: str
     norm: str | None = None
+    norm_before: str | None = None
+    side: int = 1
 
     def at(self, stage: int) -> str:
         """Path of the module at the start of a stage."""
@@ -197,7 +205,7 @@ class Transition:
 
     def stride(self, module: nn.Module) -> int:
         """By how much the sides of the grid are divided."""
-        return int(getattr(module.get_submodule(self.writer), "stride", (1,))[0])
+        return self.side * int(getattr(module.get_submodule(self.writer), "stride", (1,))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +261,7 @@ class Statement:
     model's outputs from the stream that the last one leaves. `image` is (C, H, W), `grid` the
     patches (rows, columns) of the first stage, `prefix` the tokens before them.
 
-    Streams that hosts hold as grids (`grids`, B D H W) become tokens at a block of class
+    Streams that hosts hold as grids (`grids` names their axes) become tokens at a block of class
     `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
     attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
     `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
@@ -279,7 +287,7 @@ class Statement:
     examples: Names = ()
     classes: str | None = "num_classes"
     record: Callable[[Any, str], None] | None = None
-    grids: bool = False
+    grids: Literal["BDHW", "BHWD"] | None = None
     flatten: str | None = None
     transition: Transition | None = None
     given: Callable[[Any, int], Mapping[str, object]] | None = None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from secateur.models.derived.windows import Windows
+
 GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width"]
 BranchKind = Literal["attention", "mlp"]
 
@@ -79,7 +81,8 @@ class Branch:
     `id` is its module path in the model. `refusals` says for each group that this branch cannot
     offer, why. The rates price it: `fixed` whenever it exists, the others per unit. Without a
     `writer_bias`, a repair that has a constant to carry adds one; without a `carrier`, an earlier
-    bias that could take on its mean, a repair that drops it adds one too.
+    bias that could take on its mean, a repair that drops it adds one too. Attention in `windows`
+    sees its queries, keys, values and context in these, (B W, T, …).
     """
 
     id: str
@@ -98,6 +101,7 @@ class Branch:
     writer_bias: bool = True
     carrier: bool = True
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
+    windows: Windows | None = None
 
     @property
     def groups(self) -> tuple[GroupName, ...]:

@@ -20,6 +20,7 @@ from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import Sums, statistics_kinds
 from secateur.statistics.kinds.moments import add_moments_
+from secateur.statistics.known import known_of
 from secateur.statistics.moments import Moments, moments
 from secateur.statistics.registry import add_
 from secateur.surgery.reduce import (
@@ -215,12 +216,7 @@ def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sum
     """Query and key moments as the softmax weighs them, on the present stream."""
     sums: Sums = {}
     kind = statistics_kinds.get("attention_moments")
-    extra = {"scale": torch.tensor(weights.scale)}
-    if (bias_HNN := weights.logit_bias_HNN) is not None:
-        extra["logit_bias"] = bias_HNN
-    weights_N = run.weights_N(branch)
-    if weights_N is not None:
-        extra["weights"] = weights_N
+    extra = known_of(weights, branch, run.weights_N(branch))
     for _, seen in advance_seen(run.host, branch, run.streams, ("query", "key")):
         kind.update(sums, {**seen, **extra})
     return sums
@@ -246,6 +242,8 @@ def _joint(
         # WHY: held-out batches choose blend and ridge.
         sums = held_sums if is_held(number, len(run.streams)) else fit_sums
         x_BNU = seen[site].flatten(2)
+        if branch.windows is not None:
+            x_BNU = branch.windows.in_order(x_BNU)
         weights_N = run.weights_N(branch)
         add_moments_(sums, x_BNU, weights_N)
         if linear:

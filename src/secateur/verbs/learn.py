@@ -67,7 +67,10 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     require_walk(host.model)
     if request.eval_images is not None:
         require_classifier(model)
-    scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
+    scored, seen = None, list[str]()
+    if request.eval_images is not None:
+        scored, own = open_data(model, request.eval_images)
+        seen = [f"Evaluation: {note}" for note in own.notes()]
     session, used, notes = _open(model, images, settings, device=device, **request.session())
     reference = request.reference
     teaches = None if reference is None else reference_of(reference)
@@ -89,7 +92,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     with session.alone():
         dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
-    result.notes = [*notes, before.text(), *result.notes]
+    result.notes = [*notes, *seen, before.text(), *result.notes]
     if (tuned := job.reports.get("tune")) is not None:
         judged = judgement(tuned, used.source, used.fingerprint, {}, request.judge, "train")
         result.notes += [judged.note()] if judged is not None and judged.worse else []

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
+from secateur.models.derived.blocks import PartialBlock
 from secateur.models.derived.layout import our_attention, position_biases
 from secateur.models.derived.names import is_fused, optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
 from secateur.models.hook_points import keep_hooks_
-from secateur.models.modules import PartialBlock
 from secateur.models.statement import AttentionLayer, Statement, TabulatedBias
 
 

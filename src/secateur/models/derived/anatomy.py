@@ -28,7 +28,7 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         raise UserError(f"{error}; correct the statement of family '{stated.name}'.") from None
     found = [(path, type(block).__name__) for _, path, block in blocks_of(stated, model)]
     paths = [path for path, name in found if name != stated.flatten]
-    branches = tuple(_branch(stated, step) for step in steps if step.is_branch)
+    branches = tuple(_branch(stated, model, step) for step in steps if step.is_branch)
     why = why_not_narrow(stated, model, steps)
     streams = () if why else streams_of(stated, model, steps)
     prefix = stated.prefix(model)
@@ -85,6 +85,8 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
         gate = step.layer.gate if isinstance(step.layer, AttentionLayer) else None
         if step.held_whole and optional(step.module, gate) is not None:
             return f"{step.path} computes at its present width only, and ours cannot take its place"
+    if stated.transition is not None and stated.transition.norm_before is not None:
+        return "the norms between its stages go over the channels of several tokens at once"
     starts = [step.stage for step in steps if step.kind == "transition"]
     if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
         return (
@@ -136,7 +138,15 @@ def _check_mlp(step: Step, layer: MlpLayer) -> None:
         )
 
 
-def _branch(stated: Statement, step: Step) -> Branch:
+def _carries(stated: Statement, model: nn.Module, stage: int) -> bool:
+    """Whether a constant before the first branch of a stage has a bias to go to."""
+    if not stage:
+        return stated.stem.activation is None
+    start = start_of(stated, model, stage)
+    return bool(start.vectors) or start.writer.bias is not None
+
+
+def _branch(stated: Statement, model: nn.Module, step: Step) -> Branch:
     layer = step.layer
     assert isinstance(layer, AttentionLayer | MlpLayer)
     attends, shape = isinstance(layer, AttentionLayer), shape_of(step.module, layer)
@@ -149,8 +159,9 @@ def _branch(stated: Statement, step: Step) -> Branch:
         tokens=step.tokens,
         shape=shape,
         writer_bias=step.writer.bias is not None,
-        carrier=step.stage > 0 or stated.stem.activation is None,
+        carrier=_carries(stated, model, step.stage),
         refusals=_refusals(step.module, layer),
+        windows=step.windows,
         **prices_of(step),
     )
 

@@ -49,7 +49,10 @@ def prices_of(step: Step) -> dict[str, Rate]:
 
 
 def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict[str, Rate]:
-    n, attn, weights = step.tokens, step.module, step.attention
+    n, pairs, attn, weights = step.tokens, step.tokens**2, step.module, step.attention
+    if (windows := step.windows) is not None:
+        n = windows.count * windows.tokens
+        pairs = n * windows.tokens
     gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
@@ -63,9 +66,9 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
             base=Cost(params=inner), per_width=Cost(params=per_width + gates, macs=n * gates)
         ),
         "per_head": Rate(base=Cost(params=table)),
-        "per_qk": Rate(base=Cost(params=in_qk, macs=n * n), per_width=per_dim),
+        "per_qk": Rate(base=Cost(params=in_qk, macs=pairs), per_width=per_dim),
         "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk)),
-        "per_vo": Rate(base=Cost(params=in_vo, macs=n * n), per_width=per_dim),
+        "per_vo": Rate(base=Cost(params=in_vo, macs=pairs), per_width=per_dim),
     }
 
 

@@ -26,12 +26,12 @@ from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
 
 Parts = tuple[int, ...]
-OWN_TABLE = PositionBias(table="position_table", index="position_index")
 
 
 def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
     """The facts of the attention of ours that took the place of a host's layer."""
     keyless = isinstance(own.qkv, KeylessLinear)
+    table = PositionBias(table="position_table", index=own.index)
     return replace(
         layer,
         qkv=Packed(bias=("qkv.bias", None, "qkv.bias")) if keyless else Packed(),
@@ -42,7 +42,7 @@ def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
         qk_norm=("q_norm", "k_norm"),
         context_norm="norm",
         gate=None,
-        position_bias=None if own.position_table is None else OWN_TABLE,
+        position_bias=None if own.position_table is None else table,
         holds=Holds.ALL,
     )
 
@@ -157,6 +157,8 @@ def our_attention(
         context_norm=optional(attn, layer.context_norm),
         entries=0 if table is None else table.shape[1],
         places_NN=weights.places_NN,
+        # WHY: under the host's own name, a rebuild of the host has these numbers.
+        index=getattr(layer.position_bias, "index", "position_index").rpartition(".")[2],
         attn_drop=_chance(attn, layer.dropout),
         proj_drop=_chance(attn, layer.dropout_behind),
         fused_attn=fused,

@@ -10,7 +10,7 @@ from torch import nn
 from secateur.errors import UserError
 
 MISSING = object()
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply", "shared", "beside")
+NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply", "shared", "beside", "windows")
 """Fields that name nothing in the module that the others are relative to."""
 
 

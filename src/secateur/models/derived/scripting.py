@@ -6,7 +6,7 @@ parameters, and what it gives, stay the same.
 """
 
 import linecache
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Optional
@@ -79,16 +79,24 @@ def write_linear_(module: nn.Module, call: Call) -> nn.Module:
 
 
 def write_steps_(
-    block: nn.Module, every: "Iterable[Residual]", kept: "Iterable[Residual]"
+    block: nn.Module,
+    every: "Iterable[Residual]",
+    kept: "Iterable[Residual]",
+    passed: Mapping[str, str],
 ) -> nn.Module:
-    """A block of which these steps are `kept`; as it was where a name in them is none in Python."""
+    """A block of which these steps are `kept`; as it was where a name in them is none in Python.
+
+    The update of a step goes through the module that is named in `passed`, by the path of the step.
+    """
     calls = [residual.layers[0].call for residual in every]
     calls.sort(key=lambda call: -len(call.by_position))
-    lines = steps_written(block, kept)
+    lines = steps_written(block, kept, passed)
     return block if lines is None else write_out_(block, calls, lines)
 
 
-def steps_written(block: nn.Module, steps: "Iterable[Residual]") -> list[str] | None:
+def steps_written(
+    block: nn.Module, steps: "Iterable[Residual]", passed: Mapping[str, str]
+) -> list[str] | None:
     """The lines of residual steps; None where a name in them is no name in Python."""
     lines = []
     for step in steps:
@@ -109,5 +117,6 @@ def steps_written(block: nn.Module, steps: "Iterable[Residual]") -> list[str] | 
             lines.append(f"y = self.{owner}(y)")
         elif step.scale and getattr(block, step.scale, None) is not None:
             lines.append(f"y = y * self.{step.scale}")
-        lines.append(f"x = x + self.{step.drop}(y)" if step.drop else "x = x + y")
+        lines += [f"y = self.{step.drop}(y)"] if step.drop else []
+        lines.append(f"x = x + self.{passed[step.path]}(y)")
     return [*lines, "return x"]
