@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 from torch.fx import Proxy
 
-from secateur.models.derived.keyless import KeylessLinear
+from secateur.models.derived.keyless import KeylessLinear as KeylessLinear
 from secateur.models.derived.scripting import write_attention_, write_linear_
 from secateur.models.statement import Call
 

@@ -10,9 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.models.derived.keyless import KeylessLinear
 from secateur.models.derived.names import linear, optional, parameter, stands_at
-from secateur.models.modules import SlimAttention
+from secateur.models.modules import KeylessLinear, SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
     Holds,
