@@ -142,10 +142,11 @@ OUR_NAMES = frozenset(
 
 KNOWS_HOSTS = {
     "data/preprocessing.py": {"patch_embed"},
-    "models/derived/draft.py": {"in_proj_weight", "num_attention_heads", "scaling"},
+    "models/checks/draft.py": {"in_proj_weight", "out_proj", "num_attention_heads", "scaling"},
     "zoo": {"VisionTransformer", "embed_dim"},
 }
-"""Places outside these that still do: sizes of images, usual names, the demo's own model."""
+"""Places outside these that still do: the size of a model's images, names that a draft looks for in
+unknown models, and the demo's own model."""
 
 
 def host_names() -> frozenset[str]:
