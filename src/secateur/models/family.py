@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived import anatomy, basis, fold, width
+from secateur.models.derived import anatomy, basis, fold, tail, width
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
@@ -55,9 +55,19 @@ class Family:
                 return self.statement.applies(model)
         return False
 
-    def read(self, model: nn.Module) -> Anatomy:
-        """Describe `model`; UserError for members that cannot be supported or are not there."""
-        return anatomy.read(self.statement, model)
+    def read(self, model: nn.Module, *, exact_tail: bool = False) -> Anatomy:
+        """Describe `model`; UserError for members that cannot be supported or are not there.
+
+        With `exact_tail` layers are priced as they are after `put_tail_`.
+        """
+        return anatomy.read(self.statement, model, exact_tail=exact_tail)
+
+    def put_tail_(self, model: nn.Module) -> None:
+        """Compute the last layers for the tokens alone that the head reads, where that can be.
+
+        Outputs stay the same; see `secateur.models.tail`. Also works on the meta device.
+        """
+        tail.put_(self.statement, model)
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
         """The branch's weights in canonical layout (views where possible)."""

@@ -178,11 +178,8 @@ class PartialBlock(nn.Module):
     def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         norm = None if residual.norm is None else self.get_submodule(residual.norm)
         read = x if norm is None or residual.norm_behind else norm(x)
-        call = residual.layers[0].call
-        wanted = (call.mask, *call.takes)
-        passed = {name: value for name, value in given.items() if name in wanted}
-        y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
-        y = y[0] if call.pair else y
+        y = self._layer(residual, read, given)
+        y = y[0] if residual.layers[0].call.pair else y
         y = norm(y) if norm is not None and residual.norm_behind else y
         if residual.scale is not None:
             owner, _, _ = residual.scale.rpartition(".")
@@ -192,6 +189,13 @@ class PartialBlock(nn.Module):
                 y = y * scale
         update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
         return update
+
+    def _layer(self, residual: Residual, read: Tensor, given: Mapping[str, Any]) -> Any:
+        """What the layer of a step gives back, called as its host calls it."""
+        call = residual.layers[0].call
+        wanted = (call.mask, *call.takes)
+        passed = {name: value for name, value in given.items() if name in wanted}
+        return self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
 
 
 class OnTokens(nn.Module):

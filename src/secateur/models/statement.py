@@ -220,13 +220,15 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it.
+    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. `reads(model)`
+    says how many tokens the model's outputs depend on, the first ones, None for all.
     """
 
     norms: Names = ()
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
+    reads: Callable[[Any], int | None] = lambda _model: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +247,8 @@ class Statement:
     `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
     attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
     `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
-    those that hold dictionaries of what was worked out from weights.
+    those that hold dictionaries of what was worked out from weights. `recomputes` is the attribute
+    of the model that makes blocks run again in the backward pass, in evaluation mode too.
     """
 
     name: str
@@ -271,6 +274,7 @@ class Statement:
     resized: Callable[[Any, int, int], None] | None = None
     fused: str | None = None
     caches: Names = ()
+    recomputes: str | None = None
 
 
 NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")

@@ -3,6 +3,7 @@
 Legend: D residual width.
 """
 
+from dataclasses import replace
 from math import prod
 
 from torch import nn
@@ -13,19 +14,32 @@ from secateur.models.derived.layout import held_in, shape_of
 from secateur.models.derived.members import start_of
 from secateur.models.derived.names import linear, member, optional, parameter, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
+from secateur.models.derived.tail import narrowed, why_no_tail
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement, names_in
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
-def read(stated: Statement, model: nn.Module) -> Anatomy:
-    """Describe a model; UserError for members that cannot be supported or are not there."""
+def read(stated: Statement, model: nn.Module, *, exact_tail: bool = False) -> Anatomy:
+    """Describe `model`; UserError for members that cannot be supported or are not there.
+
+    With `exact_tail` layers are priced as if it were put there, see `secateur.models.tail`.
+    """
+    if exact_tail:
+        plain, tailed = read(stated, model), _read(stated, model, tail=True)
+        return replace(tailed, as_written=plain.reference)
+    return _read(stated, model, tail=False)
+
+
+def _read(stated: Statement, model: nn.Module, *, tail: bool) -> Anatomy:
     try:
         steps = check(stated, model)
     except UserError as error:
         if "is stated, but" not in str(error):
             raise
         raise UserError(f"{error}; correct the statement of family '{stated.name}'.") from None
+    steps = narrowed(stated, model, steps, asked=tail)
+    no_tail = why_no_tail(stated, model, steps)
     found = [(path, type(block).__name__) for _, path, block in blocks_of(stated, model)]
     paths = [path for path, name in found if name != stated.flatten]
     branches = tuple(_branch(stated, step) for step in steps if step.is_branch)
@@ -49,6 +63,8 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         streams=streams,
         transitions=() if why else joints_of(stated, model, steps, streams),
         stand_ins=tuple(stand_in(step) for step in steps if step.kind == "linear"),
+        tail=None if no_tail else stated.tail.reads(model),
+        no_tail=no_tail or "",
     )
 
 
@@ -148,6 +164,7 @@ def _branch(stated: Statement, step: Step) -> Branch:
         tokens=step.tokens,
         shape=shape,
         writer_bias=step.writer.bias is not None,
+        rows=step.rows,
         carrier=step.stage > 0 or stated.stem.activation is None,
         refusals=_refusals(step.module, layer),
         **prices_of(step),

@@ -35,7 +35,8 @@ class Step:
     `owner` is the block, or the transition's own module, `place` the number of the block and of the
     step in it (-1 for a transition before the block). `grid` are the rows and columns of what
     comes in where the host holds a grid, None where it holds tokens; `tokens` come out. `layer` are
-    the facts of what stands there, which is ours where that took the place of the host's.
+    the facts of what stands there, which is ours where that took the place of the host's. Of the
+    tokens it may compute the first `rows` alone.
     """
 
     path: str
@@ -47,6 +48,12 @@ class Step:
     tokens: int
     residual: Residual = Residual(layers=())  # noqa: RUF009 (frozen)
     layer: Layer | None = None
+    rows: int | None = None
+
+    @property
+    def computed(self) -> int:
+        """The number of tokens whose update it computes."""
+        return self.tokens if self.rows is None else self.rows
 
     @property
     def is_branch(self) -> bool:
