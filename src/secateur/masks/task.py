@@ -30,7 +30,7 @@ from secateur.masks.start.from_plans import SPECTRAL
 from secateur.masks.strategy import strategies
 from secateur.methods.checked import Units, check_units
 from secateur.methods.request import PruneRequest
-from secateur.methods.task import Task, check_offered
+from secateur.methods.task import Task, check_offered, has_tail, planned
 from secateur.models.family import Family
 from secateur.models.types import Anatomy, GroupName
 from secateur.presets import Preset
@@ -134,13 +134,19 @@ def resolve_learn(
     if options.criterion not in (NO_CRITERION, SPECTRAL):
         _check_criterion(criteria.get(options.criterion), groups, anatomy, gates)
     task = Task(
-        options=_described(asked), preset=preset, budget=budget, groups=groups, limits=limits
+        options=_described(asked),
+        preset=preset,
+        budget=budget,
+        groups=groups,
+        limits=limits,
+        exact_tail=has_tail(options.exact_tail, anatomy, budget),
     )
     found = LearnTask(
         options=options, settings=asked.settings, sharing=sharing, gates=gates, task=task
     )
     if budget.unit != "ms":
-        check_reachable(gates, pricing_of(found, anatomy, None), options.budget)
+        priced = planned(family, model, task)
+        check_reachable(gates, pricing_of(found, priced, None), options.budget)
     return found
 
 

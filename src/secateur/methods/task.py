@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from secateur.allocation.budget import (
     Budget,
     CostBudget,
@@ -16,6 +18,7 @@ from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.methods.checked import Checked, Units, parse_groups
 from secateur.methods.request import PruneRequest
+from secateur.models.family import Family
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.presets import Preset
 from secateur.recipes import load_recipe, recipe_sizes
@@ -23,13 +26,18 @@ from secateur.recipes import load_recipe, recipe_sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A request resolved against a model: everything checked, nothing left to guess."""
+    """A request resolved against a model: everything checked, nothing left to guess.
+
+    With `exact_tail` the smaller model computes its last layers for the tokens alone that its head
+    reads, and costs are planned so.
+    """
 
     options: PruneRequest
     preset: Preset
     budget: Budget
     groups: tuple[GroupName, ...]
     limits: Limits
+    exact_tail: bool = False
 
     @property
     def demand(self) -> Demand:
@@ -53,6 +61,11 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
     request, preset, budget, units = asked.request, asked.preset, asked.budget, asked.units
     if request.recipe is not None:
         return _follow(asked, anatomy)
+    if isinstance(budget, SizesBudget):
+        limits, tail = Limits(), has_tail(True, anatomy, budget)
+        return Task(
+            options=request, preset=preset, budget=budget, groups=(), limits=limits, exact_tail=tail
+        )
     defaults = Limits()
     limits = Limits(
         align={**defaults.align, **units.align},
@@ -78,7 +91,14 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
             "such as 'drop 3 blocks'."
         )
-    return Task(options=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(
+        options=request,
+        preset=preset,
+        budget=budget,
+        groups=groups,
+        limits=limits,
+        exact_tail=has_tail(request.exact_tail, anatomy, budget),
+    )
 
 
 def _follow(asked: Checked, anatomy: Anatomy) -> Task:
@@ -106,7 +126,34 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
     budget = SizesBudget(sizes=sizes)
     check_rotation(preset, groups)
     check_groups(groups, preset, anatomy, budget)
-    return Task(options=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(
+        options=request,
+        preset=preset,
+        budget=budget,
+        groups=groups,
+        limits=limits,
+        exact_tail=has_tail(request.exact_tail, anatomy, budget),
+    )
+
+
+def has_tail(wanted: bool | None, anatomy: Anatomy, budget: Budget) -> bool:
+    """Whether the smaller model gets the exact tail: if asked for, or if the budget counts it.
+
+    A model that has it keeps it. UserError where it is asked for and cannot be had.
+    """
+    if wanted and anatomy.tail is None:
+        raise UserError(
+            "the last layers of this model cannot compute less without another output: "
+            f"{anatomy.no_tail}; leave out exact_tail, or give a budget in place of 'lossless'."
+        )
+    counts = isinstance(budget, CostBudget) and budget.unit != "params"
+    present = any(branch.rows is not None for branch in anatomy.branches)
+    return anatomy.tail is not None and (present or (counts if wanted is None else wanted))
+
+
+def planned(family: Family, model: nn.Module, task: Task) -> Anatomy:
+    """The anatomy of the dense model with the prices of a task."""
+    return family.read(model, exact_tail=task.exact_tail)
 
 
 def check_rotation(preset: Preset, groups: tuple[GroupName, ...]) -> None:

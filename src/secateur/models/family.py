@@ -25,6 +25,7 @@ from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
+from secateur.models.tail import TailAlone, TailBlock
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.registry import Registry
@@ -212,9 +213,9 @@ class Family:
             stream_BND = module(stream_BND)
         return stream_BND
 
-    def alone(self, model: nn.Module, branch: Branch) -> nn.Module:
-        """One branch as a module from the stream at it to that after it; shares its modules."""
-        return self._alone(model, self._step(model, branch))
+    def alone(self, model: nn.Module, branch: Branch, *, tail: bool = False) -> nn.Module:
+        """One branch as a module from stream to stream, or as in the `tail`; shares its modules."""
+        return self._alone(model, self._step(model, branch), tail=tail)
 
     def through(self, model: nn.Module, branch: Branch) -> nn.Module:
         """`arrive` and `alone` in one module, from the stream after the branch before it."""
@@ -245,12 +246,14 @@ class Family:
         steps = since_branch(steps_before(self.statement, model, branch.id))
         return [self._alone(model, step) for step in steps]
 
-    def _alone(self, model: nn.Module, step: Step) -> nn.Module:
+    def _alone(self, model: nn.Module, step: Step, *, tail: bool = False) -> nn.Module:
         """A step as a module from stream to stream, in tokens; shares the model's modules."""
         module, given = step.owner, None
         if step.kind != "transition":
             residuals = residuals_of(self.statement, step.block, step.owner)
             module = PartialBlock(step.owner, residuals, (step.residual.path,))
+            if tail and isinstance(step.owner, TailBlock):
+                module = TailAlone(step.owner, step.residual)
             if self.statement.given is not None:
                 given = partial(self.statement.given, model, step.place[0])
         plain = step.grid is None and given is None

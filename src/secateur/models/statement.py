@@ -220,8 +220,8 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. `reads(model)`
-    says how many tokens the model's outputs depend on, the first ones, None for all.
+    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. The model's
+    outputs depend on the first `reads(model)` tokens, None for all.
     """
 
     norms: Names = ()

@@ -2,17 +2,16 @@
 computed.
 
 Where a head reads the first tokens of the stream alone, no other token of the last attention layer
-and of what follows it has an effect. Keys and values are still those of all tokens; without
-rotary embeddings and key norms their matrices move to the other side of the products:
-q W_k yᵀ = (q W_k) yᵀ, and softmax(·) (y W_vᵀ) = (softmax(·) y) W_vᵀ, whose biases are a constant per
-query, which the softmax ignores, and b_v.
+and of what follows it has an effect. Keys and values are still those of all tokens, but their
+matrices move to the other side of the products: q (y W_kᵀ)ᵀ = (q W_k) yᵀ, unless there are rotary
+embeddings or norms over queries and keys, and p (y W_vᵀ) = (p y) W_vᵀ for the weights p of a
+softmax. The bias of the keys adds a constant per query, which the softmax ignores.
 
 Legend: B batch, N tokens, R tokens that the head reads, D residual width, H heads, K query/key
 dims, V value dims per head.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -28,10 +27,11 @@ Reads = Callable[[Any], int | None]
 class TailBlock(PartialBlock):
     """The block of the last attention layer, which leaves R tokens of the stream of N.
 
-    It does so only while the model's own forward pass runs in evaluation mode, without a mask:
-    whoever trains the model or calls its blocks, for features of all tokens, gets all of them.
-    `reads(model)` says how many tokens the head reads at present. With the attribute
-    `recomputes` of the model, blocks run again in the backward pass, when the forward pass is over.
+    It does so only while the model's own forward pass runs in evaluation mode, without a mask and
+    without a hook inside the block: whoever trains the model, looks into the block or calls it for
+    features of all tokens gets all of them. `reads(model)` says how many tokens the head reads at
+    present. With the attribute `recomputes` of the model, blocks run again in the backward pass,
+    when the forward pass is over.
     """
 
     def __init__(
@@ -47,23 +47,14 @@ class TailBlock(PartialBlock):
         super().__init__(block, residuals, kept)
         self.rows: Final = rows
         self.reads, self.recomputes = reads, recomputes
-        self.enabled, self.narrow = True, False
-
-    def watch_(self, model: nn.Module) -> None:
-        """Narrow the stream in the forward passes of `model`, and of no other tail in it."""
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for number, hook in list(hooks.items()):
-                if isinstance(getattr(hook, "__self__", None), TailBlock):
-                    del hooks[number]
-                    model._forward_hooks_always_called.pop(number, None)
-        model.register_forward_pre_hook(self.begin)
-        model.register_forward_hook(self.end, always_call=True)
+        self.narrow = False
 
     def begin(self, model: nn.Module, _images: object) -> None:
         """Before the forward pass of the whole model."""
         again = torch.is_grad_enabled() and getattr(model, self.recomputes or "", False) is True
-        self.narrow = self.enabled and not self.training and not again
-        self.narrow = self.narrow and (self.reads(model) or self.rows + 1) <= self.rows
+        alone = torch.compiler.is_compiling() or not any(map(_is_watched, self.modules()))
+        wanted = (self.reads(model) or self.rows + 1) <= self.rows
+        self.narrow = wanted and alone and not again and not self.training
 
     def end(self, *_passed: object) -> None:
         """After it, also where it failed."""
@@ -132,7 +123,8 @@ def attend_first(attn: SlimAttention, x_BND: Tensor, rows: int, given: Mapping[s
     wk_HKD, wv_HVD = wk.unflatten(0, (heads, qk)), wv.unflatten(0, (heads, vo))
 
     def by_head(t_BNC: Tensor) -> Tensor:
-        return t_BNC.unflatten(-1, (heads, qk)).transpose(1, 2)
+        parted_BNHC: Tensor = t_BNC.unflatten(-1, (heads, qk))
+        return parted_BNHC.transpose(1, 2)
 
     if moves_keys(attn):
         q_BHRK = by_head(F.linear(x_BND[:, :rows], wq, bq))
@@ -153,19 +145,26 @@ def attend_first(attn: SlimAttention, x_BND: Tensor, rows: int, given: Mapping[s
     return (out_BRD, None) if attn.call.pair else out_BRD
 
 
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def watch_(model: nn.Module, tail: TailBlock) -> None:
+    """Let the forward passes of `model` narrow the stream at this tail, and at no other."""
+    forget_(model)
+    model.register_forward_pre_hook(tail.begin)
+    model.register_forward_hook(tail.end, always_call=True)
+
+
+def forget_(model: nn.Module) -> None:
+    """Take the hooks of a tail from a model."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for number, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), TailBlock):
+                del hooks[number]
+                model._forward_hooks_always_called.pop(number, None)
+
+
 def tail_of(model: nn.Module) -> TailBlock | None:
     """The tail of a model; None where it has none."""
     return next((module for module in model.modules() if isinstance(module, TailBlock)), None)
-
-
-@contextmanager
-def all_tokens(model: nn.Module) -> Iterator[None]:
-    """Compute every token in all layers, for whoever looks into them."""
-    tails = [m for m in model.modules() if isinstance(m, TailBlock) and m.enabled]
-    for tail in tails:
-        tail.enabled = False
-    try:
-        yield
-    finally:
-        for tail in tails:
-            tail.enabled = True

@@ -68,6 +68,16 @@ class UnitsPart(TimingPart):
             read=widths,
         ),
     ] = None
+    exact_tail: Annotated[
+        bool | None,
+        Say(
+            "Compute the last layers for the tokens alone that the head reads, which changes no "
+            "output. Unless given: under a budget in MACs or time, where the head reads the class "
+            "token alone.",
+            UNITS,
+            flag="--exact-tail/--no-exact-tail",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from secateur.errors import UserError
 from secateur.measurement.modes import evaluating, logits_of
 from secateur.models.family import families, family_of
 from secateur.models.norms import held_norms, uncentred_norms
+from secateur.models.tail import tail_of
 from secateur.models.walk_check import noise_for
 from secateur.storage.base import Base, build
 from secateur.storage.fingerprint import agree, probe, tolerance
@@ -118,6 +119,8 @@ def resized_like(model: nn.Module, base: Base) -> nn.Module:
     stand_ins = [layer.id for layer in family.read(model).stand_ins]
     shapes, widths = shapes_of(model, dense), widths_of(model, dense)
     resize_(again, family, dense, shapes, widths, stand_ins)
+    if tail_of(model) is not None:
+        family.put_tail_(again)
     return again
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.family import family_of
 from secateur.models.norms import held_norms, uncentred_norms
+from secateur.models.tail import tail_of
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
 from secateur.storage.directories.existing import (
@@ -150,6 +151,7 @@ def _spec(
                 for key, shape in shapes.items()
             },
             "stand_ins": stand_ins,
+            "exact_tail": tail_of(model) is not None,
             "widths": widths,
             "held_norms": held,
             "uncentred_norms": uncentred,

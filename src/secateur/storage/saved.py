@@ -65,6 +65,8 @@ def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module
     anatomy = family.read(model)
     check_input(spec.fingerprint.input_size, anatomy, tensors)
     resize_(model, family, anatomy, shapes, spec.widths, spec.stand_ins)
+    if spec.exact_tail:
+        family.put_tail_(model)
     return complete_(model, base, spec.added_biases, tensors, spec.held_norms, spec.uncentred_norms)
 
 

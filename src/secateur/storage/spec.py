@@ -139,6 +139,7 @@ class Spec(_Strict):
     base: BaseSpec
     shapes: Annotated[dict[str, BranchSpec | None], Field(max_length=MOST_BRANCHES)]
     stand_ins: list[str] = []
+    exact_tail: bool = False
     widths: dict[str, Size] = {}
     held_norms: dict[str, Count] = {}
     uncentred_norms: list[str] = []

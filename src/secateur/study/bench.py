@@ -18,7 +18,7 @@ from secateur.errors import UserError
 from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
-from secateur.methods.task import Task
+from secateur.methods.task import Task, planned
 from secateur.models.family import Family, family_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
 from secateur.models.walk_check import require_walk
@@ -151,7 +151,7 @@ class Bench:
         return Job(
             model=host.model,
             family=host.family,
-            anatomy=host.anatomy,
+            anatomy=planned(host.family, host.model, task),
             task=task,
             images=self.images,
         )

@@ -13,6 +13,7 @@ from secateur.masks.removal.summary import removability
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
+from secateur.methods.task import planned
 from secateur.methods.to_latency import latency_target
 from secateur.models.family import family_of
 from secateur.models.sharing import refuse_shared
@@ -76,11 +77,13 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     job = LearnJob(
         task=task,
         family=family,
-        anatomy=anatomy,
+        anatomy=planned(family, model, task.task),
         session=session,
         phases=phases(settings, len(plain_items(session.train))),
         reference=teaches,
-        target=latency_target(model, family, anatomy, task.task, progress),
+        target=latency_target(
+            model, family, planned(family, model, task.task), task.task, progress
+        ),
     )
     dense, shrunk = run(job, model)
     result = _result(job, model, dense, shrunk, used)
@@ -132,7 +135,7 @@ def _result(
     found = shrunk.timed
     return Result(
         model=shrunk.model,
-        before=job.anatomy,
+        before=job.family.read(model),
         after=job.family.read(shrunk.model),
         plan=shrunk.plan,
         candidates=[],

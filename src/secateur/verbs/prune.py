@@ -16,8 +16,9 @@ from secateur.methods.checked import Checked, check
 from secateur.methods.images import Images
 from secateur.methods.method import Job
 from secateur.methods.request import PruneRequest
-from secateur.methods.task import Task, resolve
-from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
+from secateur.methods.tail import with_tail, with_target
+from secateur.methods.task import Task, planned, resolve
+from secateur.methods.to_latency import cut_to_latency, times_count
 from secateur.models.family import Family, family_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
@@ -84,7 +85,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     anatomy = family.read(model)
     task = resolve(asked, anatomy)
     loss = loss_for(anatomy.num_classes, request.loss)
-    _check(model, family, anatomy, task, loss)
+    _check(model, family, planned(family, model, task), task, loss)
     base = base_or_advice(model)
     if request.loss is None:
         loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
@@ -94,7 +95,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     job = Job(
         model=model,
         family=family,
-        anatomy=anatomy,
+        anatomy=planned(family, model, task),
         task=task,
         images=Images(batches=batches, progress=request.progress, loss=loss),
     )
@@ -129,12 +130,16 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss:
 
 def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     """Prepare, plan, cut and polish, as the task asks."""
+    with job.timed("time") if times_count(job.task) else nullcontext():
+        job, target = with_target(job)
     source, options, task, images = job.model, job.task.options, job.task, job.images
-    with job.timed("time") if times_count(task) else nullcontext():
-        target = latency_target(source, job.family, job.anatomy, task, images.progress)
     method = method_of(task)
     prepared = method.prepare(job)
-    plan_for, cut = partial(method.plan, job, prepared), partial(method.cut, job, prepared)
+    plan_for = partial(method.plan, job, prepared)
+
+    def cut(plan: Plan) -> nn.Module:
+        return with_tail(job, method.cut(job, prepared, plan))
+
     if target is None:
         found, plan = None, plan_for()
         smaller = cut(plan)
@@ -147,7 +152,7 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
         model=smaller.eval(),
-        before=job.anatomy,
+        before=job.family.read(source),
         after=after,
         plan=plan,
         candidates=prepared.candidates,
@@ -192,8 +197,15 @@ def _notes(
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
-    if plan.shapes == anatomy.shapes and not plan.units:
+    nothing = plan.shapes == anatomy.shapes and not plan.units
+    if nothing and anatomy.as_written is None:
         notes.append("The dense model is within the budget already; nothing was removed.")
+    if anatomy.as_written is not None:
+        notes.append(
+            "Exact tail: behind the last attention only what the head reads is computed, tokens "
+            f"1 to {after.tail} of {after.tokens}; that changes no output. The budget is a share "
+            "of the dense model as it is written."
+        )
     if after.stand_ins:
         cost = sum((layer.cost for layer in after.stand_ins), Cost())
         where = ", ".join(layer.id for layer in after.stand_ins)

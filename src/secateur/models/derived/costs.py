@@ -55,13 +55,9 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
             base=Cost(params=inner), per_width=Cost(params=per_width + gates, macs=n * gates)
         ),
         "per_head": Rate(base=Cost(params=table), per_width=Cost(macs=head)),
-        "per_qk": Rate(
-            base=Cost(params=in_qk, macs=qk), per_width=Cost(params=2, macs=qk_dim)
-        ),
+        "per_qk": Rate(base=Cost(params=in_qk, macs=qk), per_width=Cost(params=2, macs=qk_dim)),
         "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk)),
-        "per_vo": Rate(
-            base=Cost(params=in_vo, macs=vo), per_width=Cost(params=2, macs=vo_dim)
-        ),
+        "per_vo": Rate(base=Cost(params=in_vo, macs=vo), per_width=Cost(params=2, macs=vo_dim)),
     }
 
 

@@ -10,7 +10,7 @@ from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Statement
-from secateur.models.tail import TailBlock, tail_of
+from secateur.models.tail import TailBlock, forget_, tail_of, watch_
 
 ALL = "its head reads every token of the stream"
 
@@ -46,6 +46,7 @@ def narrowed(stated: Statement, model: nn.Module, steps: list[Step], *, asked: b
 
 def put_(stated: Statement, model: nn.Module) -> None:
     """Let `model` compute the tail for the tokens alone that its head reads."""
+    forget_(model)
     steps = steps_of(stated, model)
     if why_no_tail(stated, model, steps):
         return
@@ -64,7 +65,7 @@ def put_(stated: Statement, model: nn.Module) -> None:
         recomputes=stated.recomputes,
     )
     model.set_submodule(first.block, block)
-    block.watch_(model)
+    watch_(model, block)
 
 
 def _start(steps: Sequence[Step]) -> int:
