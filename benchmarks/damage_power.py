@@ -21,7 +21,7 @@ from secateur.methods.method import Job
 from secateur.methods.request import PruneRequest
 from secateur.methods.task import resolve
 from secateur.models.caches import shell_of
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 
 BUDGETS = ("80% macs", "60% macs")
 POWERS = (0.7, 1.0, 1.5, 2.0, 3.0)
@@ -36,17 +36,10 @@ class Judge(Split):
     def prepared(self) -> spectral.Probed:
         """Candidates and token weights from the images to cut with."""
         if self._prepared is None:
-            family = family_of(self.model)
-            anatomy = family.read(self.model)
-            task = resolve(check(PruneRequest(BUDGETS[0], seed=self.seed)), anatomy)
-            fit = as_batches(self.parts[0])
-            job = Job(
-                model=self.model,
-                family=family,
-                anatomy=anatomy,
-                task=task,
-                images=Images(batches=fit),
-            )
+            host = host_of(self.model)
+            task = resolve(check(PruneRequest(BUDGETS[0], seed=self.seed)), host.anatomy)
+            images = Images(batches=as_batches(self.parts[0]))
+            job = Job(host.model, host.family, host.anatomy, task=task, images=images)
             self._prepared = spectral.prepare(job)
         return self._prepared
 
@@ -64,13 +57,13 @@ def main() -> None:
 def cell(bench: Judge, budget: str, power: float) -> Row:
     """Plan with one power and cut; the divergence of the outputs on the judging images."""
     model, prepared = bench.model, bench.prepared()
-    anatomy = family_of(model).read(model)
-    task = resolve(check(PruneRequest(budget, seed=bench.seed)), anatomy)
+    host = host_of(model)
+    task = resolve(check(PruneRequest(budget, seed=bench.seed)), host.anatomy)
     spectral.COMPOUND = power
-    plan = spectral.plan_spectral(anatomy, task, prepared.candidates)
+    plan = spectral.plan_spectral(host.anatomy, task, prepared.candidates)
     spectral.COMPOUND = USED
     smaller = shell_of(model)
-    spectral.cut_spectral_(smaller, model, anatomy, plan, prepared, as_batches(bench.parts[0]))
+    spectral.cut_spectral_(smaller, host, plan, prepared, as_batches(bench.parts[0]))
     return divergences(bench, smaller)
 
 

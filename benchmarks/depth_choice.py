@@ -30,6 +30,7 @@ from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.methods.layer_search.greedy import greedy
 from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.types import Shapes
 from secateur.statistics import Statistics, observe
 from secateur.statistics.anchors import anchor_moments
@@ -84,7 +85,7 @@ def _orders(bench: Bench) -> Row:
     ]
     units = units_of(anatomy, candidates)
     wanted = quota(units, parse_budget(f"drop {max(COUNTS)} layers"), None, 0.0)
-    search = removal(model, family, anatomy, batches, SEARCH_IMAGES, {}, "delta_kl")
+    search = removal(host_of(model), batches, SEARCH_IMAGES, {}, "delta_kl")
     found = greedy(search, units, wanted, per_cost=False, on_step=lambda _d, _t: None)
     names = [branch.id for branch in anatomy.branches]
     return {

@@ -31,7 +31,8 @@ from secateur.methods.method import Job, Prepared
 from secateur.methods.request import PruneRequest
 from secateur.methods.tail import with_tail
 from secateur.methods.task import planned, resolve
-from secateur.models.family import family_of, read
+from secateur.models.family import read
+from secateur.models.host import host_of
 
 PRESETS = ("energy", "spectral")
 BUDGETS = ("80% macs", "70% macs", "60% macs")
@@ -53,18 +54,13 @@ def main() -> None:
 
 def _cut(bench: Bench, kept: dict[str, Prepared], preset: str, budget: str, way: str) -> Row:
     """Plan and cut; the look at the images is the same for all cells of a preset."""
-    family = family_of(bench.model)
     request = PruneRequest(
         budget, preset=preset, effort="quick", seed=bench.seed, exact_tail=WAYS[way]
     )
-    task = resolve(check(request), read(bench.model))
-    job = Job(
-        model=bench.model,
-        family=family,
-        anatomy=planned(family, bench.model, task),
-        task=task,
-        images=Images(batches=as_batches(bench.calibration)),
-    )
+    host = host_of(bench.model)
+    task = resolve(check(request), host.anatomy)
+    images = Images(batches=as_batches(bench.calibration))
+    job = Job(bench.model, host.family, planned(host, task).anatomy, task=task, images=images)
     method, parsed = method_of(task), parse_budget(budget)
     assert isinstance(parsed, CostBudget)
     if preset not in kept:

@@ -22,7 +22,7 @@ from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
 from secateur.masks.start.by_criterion import starting_worths
 from secateur.masks.task import check_learning, pricing_of, resolve_learn
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.statistics import Statistics
 
 PERCENT = (95, 85, 75, 65, 55, 45, 35, 30, 20, 10)
@@ -60,8 +60,7 @@ def main() -> None:
 
 def missing(model: nn.Module, sharing: str, percent: int) -> str:
     """The budget minus what is counted, in percent of the dense parameters."""
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
     request = LearnRequest(
         f"{percent}% params",
         sharing=sharing,
@@ -69,12 +68,12 @@ def missing(model: nn.Module, sharing: str, percent: int) -> str:
         settings=LearnSettings(search_share=0.0),
     )
     try:
-        task = resolve_learn(check_learning(request), model, family, anatomy)
+        task = resolve_learn(check_learning(request), host)
     except OutOfReach:
         return "out of reach"
-    pricing = pricing_of(task, anatomy, None)
+    pricing = pricing_of(task, host.anatomy, None)
     which, nothing = criteria.get("magnitude"), Statistics(images=0, tokens=0)
-    margins = starting_worths(model, family, task.gates, pricing, nothing, which)
+    margins = starting_worths(host, task.gates, pricing, nothing, which)
     kept = project(task.gates, margins, pricing)
     smaller, _ = remove(model, masks_of(task.gates, kept), task.task.limits)
     counted, dense = (sum(p.numel() for p in m.parameters()) for m in (smaller, model))

@@ -32,7 +32,8 @@ from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.data.batches import as_batches
 from secateur.methods.layer_search.window import best_window
-from secateur.models.family import family_of, read
+from secateur.models.family import read
+from secateur.models.host import host_of
 from secateur.models.types import Shapes
 from secateur.statistics import Statistics, observe
 from secateur.statistics.anchors import anchor_moments
@@ -110,14 +111,11 @@ def _gone(bench: Bench, statistics: Statistics, drop: str, criterion: str) -> se
         wanted = quota(units, parse_budget(f"drop {drop}"), None, 0.0)
         found = best_window(anatomy, statistics, criterion, units, wanted)
         return {branch for unit in found.units for branch in unit.branches}
-    family = family_of(bench.model)
     which, scores = criteria.get(criterion), {}
     for branch in [branch for branch in anatomy.branches if branch.kind == kind]:
         worth = ask(
             which,
-            bench.model,
-            family,
-            anatomy,
+            host_of(bench.model),
             "branch",
             branch.id,
             statistics,

@@ -39,6 +39,7 @@ from secateur.data.batches import as_batches
 from secateur.measurement.accuracy import predict, summarize
 from secateur.methods.layer_search.iterative import without
 from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.statistics import observe
 from secateur.study.statistics import spearman
 
@@ -146,8 +147,7 @@ def _damage(model: nn.Module, _calibration: Pairs, validation: Pairs, gone: list
 def _damage_of(
     model: nn.Module, validation: tuple[tuple[Tensor, Tensor], ...], gone: frozenset[str]
 ) -> Row:
-    family = family_of(model)
-    smaller = without(model, family, family.read(model), gone, {})
+    smaller = without(host_of(model), gone, {}).model
     told = Told(_logits(model, validation))
     found = summarize(predict(smaller, list(validation), reference=told))
     row = {"top1": found.top1, "stderr": found.stderr, "kl": found.kl, "n": found.n}

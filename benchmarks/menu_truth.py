@@ -23,7 +23,7 @@ from secateur.allocation.candidates import Limits
 from secateur.data.batches import as_batches
 from secateur.data.split import all_images, first_images, fit_and_held
 from secateur.methods.spectral import token_weights
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.types import GroupName
 from secateur.report.drawing.chart import Axis, Chart, Line
 from secateur.report.drawing.chart_svg import file_svg
@@ -58,14 +58,13 @@ def main() -> None:
 def measure(bench: Bench) -> Measured:
     """Fit candidates as the spectral engine does in both efforts, then probe other sizes."""
     model = bench.model
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
     batches = as_batches(bench.calibration)
-    tokens = token_weights(model, anatomy, batches, bench.seed)
+    tokens = token_weights(host, batches, bench.seed)
     statistics = observe(model, batches, refit_needs(GROUPS), token_weights=tokens)
 
     def probe(images_PCHW: Tensor, shares: tuple[float, ...]) -> Probed:
-        run = ProbeRunner.of(model, family, anatomy, images_PCHW)
+        run = ProbeRunner.of(host, images_PCHW)
         return measure_candidates(run, Refitted(statistics, Limits()), GROUPS, Limits(), shares)
 
     efforts = {"full": FULL, "quick": QUICK}

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from secateur.data.batches import as_batches
 from secateur.models.caches import copy_of
-from secateur.models.family import family_of, read
+from secateur.models.family import read
+from secateur.models.host import host_of
 from secateur.surgery.rotate import principal_basis
 from secateur.surgery.streams import advance, embed_all
 from secateur.verbs.prune import prune
@@ -93,21 +94,20 @@ class PerCut(nn.Module):
         self.model, self.projections = model, projections
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        family = family_of(self.model)
-        x_BND = family.embed(self.model, images_BCHW)
-        branches = family.read(self.model).branches
-        for branch, p_DD in zip(branches, self.projections, strict=False):
-            x_BND = family.through(self.model, branch)(x_BND @ p_DD)
-        return family.head(self.model, x_BND @ self.projections[-1])
+        host = host_of(self.model)
+        x_BND = host.embed(images_BCHW)
+        for branch, p_DD in zip(host.anatomy.branches, self.projections, strict=False):
+            x_BND = host.through(branch)(x_BND @ p_DD)
+        return host.family.head(self.model, x_BND @ self.projections[-1])
 
 
 @torch.no_grad()
 def _per_cut(bench: Bench, width: int) -> Row:
     """Bases one after the other, each from the stream that the bases before it leave."""
-    model = copy_of(bench.model)
-    family, anatomy = family_of(model), read(model)
-    family.rotate_(model, torch.eye(anatomy.width, dtype=torch.float64))
-    streams = embed_all(model, family, as_batches(bench.calibration))
+    host = host_of(copy_of(bench.model))
+    model, anatomy = host.model, host.anatomy
+    host.family.rotate_(model, torch.eye(anatomy.width, dtype=torch.float64))
+    streams = embed_all(host, as_batches(bench.calibration))
     projections = []
     for branch in [*anatomy.branches, None]:
         gram_DD = sum(x.flatten(0, 1).double().T @ x.flatten(0, 1).double() for x in streams)
@@ -116,7 +116,7 @@ def _per_cut(bench: Bench, width: int) -> Row:
         projections.append((basis_DS @ basis_DS.T).float())
         streams = [x_BND @ projections[-1] for x_BND in streams]
         if branch is not None:
-            streams = list(advance(model, family, branch, streams))
+            streams = list(advance(host, branch, streams))
     cost, whole = anatomy.cost(widths={"stream": width}), anatomy.cost()
     skips = len(anatomy.branches) * width * width
     return _scored(

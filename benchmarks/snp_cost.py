@@ -19,7 +19,7 @@ from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.criteria.registry import needs_of, settings_of
 from secateur.data.batches import as_batches
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.types import GroupName
 from secateur.statistics import observe
 
@@ -103,14 +103,11 @@ def score_all(model: torch.nn.Module, images: torch.Tensor, settings: dict[str, 
     which = criteria.get("snp")
     chosen = settings_of(which, settings)
     statistics = observe(model, as_batches(images, 32), needs_of(which, "qk", chosen))
-    family = family_of(model)
+    host = host_of(model)
     groups: tuple[GroupName, ...] = ("qk", "vo", "hidden")
-    anatomy = family.read(model)
-    for branch in anatomy.branches:
+    for branch in host.anatomy.branches:
         for group in [group for group in groups if group in branch.groups]:
-            ask(
-                which, model, family, anatomy, group, branch.id, statistics, seed=0, settings=chosen
-            )
+            ask(which, host, group, branch.id, statistics, seed=0, settings=chosen)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from secateur.methods.checked import check
 from secateur.methods.request import PruneRequest
 from secateur.methods.task import resolve
 from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.surgery.sequential import SequentialSettings, cut_front_to_back_
 from secateur.training.distillation.losses import divergence
 
@@ -60,8 +61,8 @@ class Split(Bench):
     @cached_property
     def sensitivities(self) -> dict[str, Tensor]:
         """Mean squared gradient by token, relative to its mean."""
-        anatomy = family_of(self.model).read(self.model)
-        return spectral.sensitivities(self.model, anatomy, as_batches(self.parts[0]), self.seed)
+        batches = as_batches(self.parts[0])
+        return spectral.sensitivities(host_of(self.model), batches, self.seed)
 
 
 def main() -> None:

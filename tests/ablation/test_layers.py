@@ -13,6 +13,7 @@ from secateur.ablation.probe_runner import ProbeRunner
 from secateur.data.batches import as_batches
 from secateur.models.family import family_of
 from secateur.models.hook_points import attached
+from secateur.models.host import host_of
 from secateur.statistics import observe
 from secateur.statistics.divergence import degradation
 from secateur.surgery.replace import mean_update
@@ -27,7 +28,7 @@ def made(name: str) -> tuple[nn.Module, Tensor, ProbeRunner]:
     statistics = observe(model, as_batches(images, 4), ["update_mean"])
     anatomy = anatomy_of(name)
     means = {branch.id: mean_update(statistics, branch) for branch in anatomy.branches}
-    return model, images, ProbeRunner.of(model, family_of(model), anatomy, images, means)
+    return model, images, ProbeRunner.of(host_of(model), images, means)
 
 
 def masked_kl(name: str, model: nn.Module, work: ProbeRunner, gone: Iterable[str]) -> float:

@@ -13,9 +13,10 @@ import secateur
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.measurement.layer_table import Setting, latency_cost, layer_table
+from secateur.models.derived.tail import tail_of
 from secateur.models.family import family_of, read
 from secateur.models.hook_points import attached
-from secateur.models.tail import tail_of
+from secateur.models.host import Host, host_of
 from tests.hosts import HOSTS, SIZES, anatomy_of, build, images_for, randomise_
 
 FINE = {"qk": 2, "vo": 2, "hidden": 8, "heads": 1}
@@ -187,10 +188,10 @@ def test_tables_of_times_price_the_tail_apart(
     model = build("vit")
     family = family_of(model)
     planned = family.read(model, exact_tail=True)
-    table = layer_table(model, family, planned, Setting(), {}, rounds=2, seconds=0)
-    again = layer_table(model, family, planned, Setting(), {}, rounds=2, seconds=0)
+    table = layer_table(Host(model, family, planned), Setting(), {}, rounds=2, seconds=0)
+    again = layer_table(Host(model, family, planned), Setting(), {}, rounds=2, seconds=0)
     assert sorted(table.kinds.values()) == [0, 0, 1, 1, 2, 3]
     assert again.recalled and again == table
     assert latency_cost(planned, table)({}) == pytest.approx(table.tailed_ms)
-    plain = layer_table(model, family, family.read(model), Setting(), {}, rounds=2, seconds=0)
+    plain = layer_table(host_of(model), Setting(), {}, rounds=2, seconds=0)
     assert plain.tailed_ms is None and not plain.recalled

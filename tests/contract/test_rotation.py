@@ -15,6 +15,7 @@ from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.methods.rotated import rotated
 from secateur.models.family import family_of, read
+from secateur.models.host import host_of
 from secateur.models.norms import HeldNorm
 from secateur.statistics import observe
 from secateur.storage.identify import base_of
@@ -95,7 +96,7 @@ def test_rotations_change_no_output(name: str, dtype: torch.dtype) -> None:
 def test_what_is_seen_comes_in_order_of_its_energy(name: str) -> None:
     model = build(name)
     x = images_for(model, 8)
-    turned = rotated(model, family_of(model), read(model), as_batches(x, 4))
+    turned = rotated(host_of(model), as_batches(x, 4))
     assert torch.allclose(turned(x), model(x), rtol=0, atol=1e-4)
     x_ED = family_of(turned).embed(turned, x).flatten(0, 1)
     assert float(x_ED[:, 16:].square().sum()) < float(x_ED[:, :16].square().sum())
@@ -174,7 +175,7 @@ def test_norms_count_removed_components_as_zeros(name: str) -> None:
     """A sliced model is the rotated one whose stream loses its last components at every place."""
     model = build(name)
     x = images_for(model, 8)
-    turned = rotated(model, family_of(model), read(model), as_batches(x, 4))
+    turned = rotated(host_of(model), as_batches(x, 4))
     result = prune(model, x, "50% width", preset="slicegpt", batch_size=4)
     family = family_of(turned)
     mask_D = torch.arange(32) < 16
@@ -263,7 +264,7 @@ def test_specs_that_lie_about_norms_are_refused(tmp_path: Path) -> None:
 def test_readers_are_not_fitted_without_evidence() -> None:
     model = build("vit")
     x = images_for(model, 8)
-    turned = rotated(model, family_of(model), read(model), as_batches(x, 4))
+    turned = rotated(host_of(model), as_batches(x, 4))
     plan = Plan(
         shapes=read(model).shapes,
         widths={"stream": 16},

@@ -11,6 +11,7 @@ from secateur.criteria.ask import ask, seed_of
 from secateur.criteria.registry import Criterion, Question
 from secateur.errors import UserError
 from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.types import Anatomy, GroupName
 from secateur.statistics import Statistics
 from tests.hosts import anatomy_of, build
@@ -49,15 +50,12 @@ def test_no_two_questions_of_a_run_share_a_seed_and_runs_share_none() -> None:
 
 
 def test_a_question_has_all_that_the_criterion_may_read() -> None:
-    model, anatomy, asked = build("vit"), anatomy_of("vit"), list[Question]()
-    family, settings = family_of(model), Settings(factor=2)
+    model, asked, settings = build("vit"), list[Question](), Settings(factor=2)
     statistics = Statistics(images=3, tokens=5, sums={"x": {"blocks.1.mlp": {"n": torch.ones(1)}}})
     for group, owner in (("hidden", "blocks.1.mlp"), ("block", "blocks.0"), ("width", "stream")):
         ask(
             recording(asked),
-            model,
-            family,
-            anatomy,
+            host_of(model),
             group,  # type: ignore[arg-type]
             owner,
             statistics,
@@ -80,9 +78,7 @@ def test_a_layer_keeps_its_seed_when_others_are_gone() -> None:
     for it, numbered in ((model, None), (smaller, anatomy)):
         ask(
             recording(asked),
-            it,
-            family,
-            family.read(it),
+            host_of(it),
             "branch",
             "blocks.1.mlp",
             nothing,
@@ -94,13 +90,11 @@ def test_a_layer_keeps_its_seed_when_others_are_gone() -> None:
 
 
 def test_a_group_that_the_criterion_cannot_score_is_refused() -> None:
-    model, anatomy = build("vit"), anatomy_of("vit")
+    model = build("vit")
     with pytest.raises(UserError, match="cannot score 'heads'"):
         ask(
             recording([]),
-            model,
-            family_of(model),
-            anatomy,
+            host_of(model),
             "heads",
             "blocks.0.attn",
             Statistics(images=0, tokens=0),

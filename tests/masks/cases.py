@@ -14,7 +14,7 @@ from secateur.masks.estimator import estimators
 from secateur.masks.gates import Gate, allowed, keep
 from secateur.masks.granularity import Scope, gates_of, granularities, silenced_by_weights
 from secateur.masks.pricing import Pricing
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.types import ALL_GROUPS, Anatomy
 from tests.hosts import HOSTS, anatomy_of, shared
 
@@ -26,12 +26,11 @@ def scope_of(
     model: nn.Module, anatomy: Anatomy, limits: Limits = FREE, *, width: bool = False
 ) -> Scope:
     """Everything that a model offers may be gated, the stream only with `width`."""
-    family = family_of(model)
     return Scope(
         anatomy=anatomy,
         groups=frozenset(ALL_GROUPS) - (set() if width else {"width"}),
         limits=limits,
-        linear=silenced_by_weights(model, family, anatomy),
+        linear=silenced_by_weights(host_of(model)),
     )
 
 

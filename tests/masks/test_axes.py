@@ -6,6 +6,7 @@ import torch
 from secateur.data.batches import as_batches
 from secateur.masks.start.axes import axes_needs, turn_attention_
 from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import observe
 from tests.hosts import anatomy_of, build, images_for
@@ -26,7 +27,7 @@ def test_outputs_stay_and_last_dims_carry_least(name: str, sharing: str) -> None
     before = model(x)
     needs = axes_needs(gates)
     weights = {b.id: family.weights(model, b) for b in anatomy.branches}
-    turn_attention_(model, family, anatomy, gates, observe(model, as_batches(x, 8), needs))
+    turn_attention_(host_of(model), gates, observe(model, as_batches(x, 8), needs))
     assert torch.allclose(model(x), before, rtol=0, atol=1e-4)
     statistics = observe(model, as_batches(x, 8), needs)
     changed = 0

@@ -18,7 +18,8 @@ from secateur.masks.settings import LearnSettings
 from secateur.masks.start.from_plans import spectral_needs, spectral_worths
 from secateur.masks.task import check_learning, pricing_of, resolve_learn
 from secateur.measurement.accuracy import predict, summarize
-from secateur.models.family import family_of, read
+from secateur.models.family import read
+from secateur.models.host import host_of
 from secateur.statistics import Statistics, observe
 
 DIGITS = secateur.load("digits_vit")
@@ -28,13 +29,13 @@ IMAGES = as_batches(
 
 
 def started(sharing: str, percent: int):  # type: ignore[no-untyped-def]
-    family, anatomy = family_of(DIGITS), read(DIGITS)
+    host = host_of(DIGITS)
     asked = LearnRequest(budget=f"{percent}% params", sharing=sharing)
-    task = resolve_learn(check_learning(asked), DIGITS, family, anatomy)
-    pricing = pricing_of(task, anatomy, None)
+    task = resolve_learn(check_learning(asked), host)
+    pricing = pricing_of(task, host.anatomy, None)
     needs = spectral_needs(task.gates)
     statistics = observe(DIGITS, IMAGES, needs) if needs else Statistics(images=0, tokens=0)
-    return task, pricing, spectral_worths(DIGITS, family, task.gates, pricing, statistics, IMAGES)
+    return task, pricing, spectral_worths(host, task.gates, pricing, statistics, IMAGES)
 
 
 @pytest.mark.parametrize("sharing", granularities.names())

@@ -6,8 +6,9 @@ import torch
 from secateur.data.batches import as_batches
 from secateur.masks.gates import keep
 from secateur.masks.removal.takeover import NEEDS, Takeover
-from secateur.measurement.modes import evaluating
+from secateur.models.caches import evaluating
 from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.statistics import Statistics, observe
 from tests.hosts import anatomy_of, build, images_for
 from tests.masks.cases import CASES, bank_of, gates_for, random_margins
@@ -41,7 +42,7 @@ def test_the_first_branch_is_nearer_than_with_masks_alone(name: str) -> None:
     errors = {}
     for repaired in (False, True):
         model, bank = build(name), bank_of(gates)
-        family, anatomy = family_of(model), anatomy_of(name)
+        anatomy = anatomy_of(name)
         model.train()
         kinds = [type(m) for m in model.modules()]
         ids = [id(p) for p in model.parameters()]
@@ -60,7 +61,7 @@ def test_the_first_branch_is_nearer_than_with_masks_alone(name: str) -> None:
             dense = updates(model, x, first)
             model.train()
             if repaired:
-                Takeover(model, family, anatomy, gates, look)(before, after)
+                Takeover(host_of(model), gates, look)(before, after)
                 assert model.training
             bank.hold(after)
             model.eval()
@@ -79,7 +80,7 @@ def test_nothing_is_observed_where_nothing_closes() -> None:
     def refuse(needs: set[str]) -> Statistics:
         raise AssertionError(needs)
 
-    takeover = Takeover(model, family_of(model), anatomy_of("vit"), gates, refuse)
+    takeover = Takeover(host_of(model), gates, refuse)
     takeover(bank.kept(), bank.kept())
     half = {g.name: keep(g, torch.zeros(g.rows, g.units), max(1, g.most // 2)) for g in gates}
     takeover(half, bank.kept())

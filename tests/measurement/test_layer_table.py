@@ -14,7 +14,8 @@ from secateur.errors import UserError
 from secateur.measurement import layer_table as module
 from secateur.measurement.layer_table import LayerTable, Setting, latency_cost, layer_table
 from secateur.measurement.table_cache import cache_dir
-from secateur.models.family import family_of, read
+from secateur.models.family import read
+from secateur.models.host import host_of
 from tests.measurement.hosts import host
 
 DENSE = 20.0
@@ -75,7 +76,7 @@ for _branch in ANATOMY.branches:
 
 
 def table(**setting: object) -> LayerTable:
-    return layer_table(MODEL, family_of(MODEL), ANATOMY, Setting(**setting), SIZES)  # type: ignore[arg-type]
+    return layer_table(host_of(MODEL), Setting(**setting), SIZES)  # type: ignore[arg-type]
 
 
 def test_equal_branches_share_entries(timer: Timer) -> None:
@@ -185,7 +186,7 @@ def test_without_a_place_to_keep_it(
 def test_the_model_is_left_alone(timer: Timer) -> None:
     model = host().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    layer_table(model, family_of(model), ANATOMY, Setting(), SIZES)
+    layer_table(host_of(model), Setting(), SIZES)
     assert read(model) == ANATOMY
     assert all(m.training for m in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -194,7 +195,7 @@ def test_the_model_is_left_alone(timer: Timer) -> None:
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_other_runtimes_take_single_branches(timer: Timer, name: str) -> None:
     few: dict[Key, tuple[int, ...]] = {("blocks.0.attn", "qk"): (8, 16)}
-    found = layer_table(MODEL, family_of(MODEL), ANATOMY, Setting(runtime=name), few)
+    found = layer_table(host_of(MODEL), Setting(runtime=name), few)
     assert [len(ms) for ms in found.ms] == [2, 1]
 
 
@@ -207,5 +208,5 @@ def test_unknown_runtimes_are_refused_before_anything(timer: Timer) -> None:
 def test_real_times_are_positive() -> None:
     few: dict[Key, tuple[int, ...]] = {("blocks.0.mlp", "hidden"): (16, 192)}
     setting = Setting(threads=torch.get_num_threads())
-    found = layer_table(MODEL, family_of(MODEL), ANATOMY, setting, few, rounds=3, seconds=0)
+    found = layer_table(host_of(MODEL), setting, few, rounds=3, seconds=0)
     assert min(found.dense_ms, *found.ms[0], *found.ms[1]) > 0

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.measurement.modes import evaluating, example_images, logits_of
+from secateur.measurement.modes import example_images, logits_of
+from secateur.models.caches import evaluating
 
 
 def test_each_module_gets_its_own_mode_back() -> None:

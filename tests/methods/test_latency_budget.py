@@ -25,6 +25,7 @@ from secateur.masks.settings import LearnSettings
 from secateur.measurement.latency import Latency, Row
 from secateur.methods import to_latency as latency_loop
 from secateur.models.family import family_of, read
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, Shape
 from secateur.training.settings import OptimizerSettings
 from secateur.verbs.result import Result
@@ -62,8 +63,8 @@ class Machine:
         monkeypatch.setattr(latency_loop, "latency_cost", self.latency_cost)
         monkeypatch.setattr(latency_loop, "bench", self.bench)
 
-    def layer_table(self, model: nn.Module, *rest: object, **_: object) -> "Machine":
-        self.dense_ms = predicted(read(model))
+    def layer_table(self, host: Host, *rest: object, **_: object) -> "Machine":
+        self.dense_ms = predicted(host.anatomy)
         return self
 
     def latency_cost(self, anatomy: Anatomy, _: object) -> object:
@@ -243,10 +244,10 @@ def test_times_that_were_kept_do_not_refuse_what_is_in_reach(
     machine = Machine(monkeypatch, lambda ms: ms)
     asked: list[bool] = []
 
-    def layer_table(model: nn.Module, *rest: object, fresh: bool = False, **_: object) -> Machine:
+    def layer_table(host: Host, *rest: object, fresh: bool = False, **_: object) -> Machine:
         asked.append(fresh)
         machine.recalled = recalled and not fresh
-        return machine.layer_table(model)
+        return machine.layer_table(host)
 
     def latency_cost(anatomy: Anatomy, _: object) -> object:
         scale = 1.0 if asked[-1] else 1e6

@@ -17,6 +17,7 @@ from secateur.criteria.registry import Criterion, Question
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.models.family import family_of, read
+from secateur.models.host import host_of
 from secateur.statistics import observe
 from secateur.surgery.replace import mean_update
 from secateur.verbs.prune import prune
@@ -53,7 +54,7 @@ def test_damages_are_those_of_the_model_without_the_branches(name: str, objectiv
     model, anatomy = build(name), anatomy_of(name)
     images = images_for(model, len(LABELS))
     batches = as_batches((images, LABELS), 4)
-    bench = removal(model, family_of(model), anatomy, batches, 6, {}, f"delta_{objective}")
+    bench = removal(host_of(model), batches, 6, {}, f"delta_{objective}")
     ids = [branch.id for branch in anatomy.branches]
     sets = [{ids[3]}, {ids[0], ids[5]}, set(), {ids[4]}]
     for base in ({ids[3]}, {ids[0]}, set()):
@@ -68,7 +69,7 @@ def test_means_stand_in_during_the_search_as_they_do_after_the_cut() -> None:
     batches = as_batches(IMAGES, 4)
     statistics = observe(model, batches, ["update_mean"])
     fills = {b.id: mean_update(statistics, b) for b in anatomy.branches}
-    bench = removal(model, family_of(model), anatomy, batches, 6, fills, "delta_kl")
+    bench = removal(host_of(model), batches, 6, fills, "delta_kl")
     result = prune(model, IMAGES, "drop 2 layers", preset="greedy_drop", batch_size=4)
     gone = frozenset(name for name, shape in result.plan.shapes.items() if shape is None)
     with torch.no_grad():

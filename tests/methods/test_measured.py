@@ -14,12 +14,12 @@ from secateur.criteria import criteria
 from secateur.criteria.ask import ask
 from secateur.criteria.registry import needs_of
 from secateur.data.batches import as_batches
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.statistics import observe
 from secateur.surgery.cut import cut_
 from secateur.verbs.prune import prune
 from tests.contract.cases import plan_of_units
-from tests.hosts import anatomy_of, build, images_for
+from tests.hosts import build, images_for
 
 FINE = {"qk": 1, "vo": 1, "hidden": 1, "heads": 1, "width": 1}
 TEXT = (
@@ -115,13 +115,10 @@ def test_units_and_repairs_rest_on_all_images(tmp_path: Path) -> None:
     sizes = {name: len(own["hidden"]) for name, own in result.plan.units.items() if "hidden" in own}
     assert sizes
     statistics = observe(model, as_batches(images), ["hidden_moments"])
-    family, anatomy = family_of(model), anatomy_of("vit")
     for name, size in sizes.items():
         energy = ask(
             criteria.get("energy"),
-            model,
-            family,
-            anatomy,
+            host_of(model),
             "hidden",
             name,
             observe(model, as_batches(images), needs_of(criteria.get("energy"), "hidden")),

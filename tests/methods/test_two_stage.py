@@ -90,9 +90,9 @@ class Blind:
         return Plan(shapes=shapes_of(job.anatomy, sizes))
 
     def cut(self, job: Job, prepared: Prepared, plan: Plan) -> nn.Module:
-        smaller = copy.deepcopy(job.model)
-        resize_(smaller, job.family, job.anatomy, plan.shapes, plan.widths)
-        return smaller
+        smaller = job.with_model(copy.deepcopy(job.model))
+        resize_(smaller, plan.shapes, plan.widths)
+        return smaller.model
 
 
 def _blind_job(model: nn.Module, task: Task) -> Job:

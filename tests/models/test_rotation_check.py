@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
 from secateur.methods.rotated import rotated
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.verbs.prune import prune
 from tests.contract.test_refusals import Untouched
-from tests.hosts import SIZES, build, images_for, randomise_, vit
+from tests.hosts import SIZES, images_for, randomise_, vit
 
 
 def pooled(pool: str, kind: type[nn.Module] = VisionTransformer) -> nn.Module:
@@ -27,7 +27,7 @@ def test_max_pooling_is_refused_before_an_image_is_read(pool: str) -> None:
     with pytest.raises(UserError, match="cannot be rotated: in another basis its outputs differ"):
         prune(model, Untouched(), "75% width", preset="slicegpt")
     with pytest.raises(UserError, match="max pooling"):
-        require_rotatable(model, family_of(model))
+        require_rotatable(host_of(model))
 
 
 class SignedHead(VisionTransformer):
@@ -47,10 +47,9 @@ def test_other_pooling_gives_the_same_outputs_at_full_width(pool: str) -> None:
     model = pooled(pool)
     x = images_for(model, 8)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    require_rotatable(model, family_of(model))
+    require_rotatable(host_of(model))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    family = family_of(model)
-    turned = rotated(model, family, family.read(model), as_batches(x, 4))
+    turned = rotated(host_of(model), as_batches(x, 4))
     with torch.no_grad():
         torch.testing.assert_close(turned(x), model(x), rtol=1e-4, atol=1e-4)
 
@@ -62,4 +61,4 @@ def test_channels_of_a_pooled_maximum_are_still_selected() -> None:
 
 
 def test_a_model_without_values_is_not_tried() -> None:
-    require_rotatable(vit().to("meta"), family_of(build("vit")))
+    require_rotatable(host_of(vit().to("meta")))

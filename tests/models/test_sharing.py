@@ -12,7 +12,7 @@ import secateur
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.masks.settings import LearnSettings
-from secateur.models.family import family_of, read
+from secateur.models.host import host_of
 from secateur.models.sharing import has_shared, refuse_shared, separated, shared_weights
 from secateur.training.settings import OptimizerSettings
 from tests.hosts import HOSTS, SIZES, build, images_for, shared, vit
@@ -219,7 +219,7 @@ def test_ordinary_models_share_nothing(name: str) -> None:
     model = shared(name)
     assert not has_shared(model)
     groups = ("qk", "vo", "heads", "hidden", "branch", "block", "width")
-    refuse_shared(model, family_of(model), read(model), groups)  # type: ignore[arg-type]
+    refuse_shared(host_of(model), groups)  # type: ignore[arg-type]
 
 
 def flat(model: nn.Module) -> None:

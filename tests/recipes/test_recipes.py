@@ -13,6 +13,7 @@ from secateur.errors import UserError
 from secateur.export.onnx import export_onnx
 from secateur.measurement.counting import counted
 from secateur.models.family import family_of, read
+from secateur.models.host import host_of
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.recipes import load_recipe, parse_recipe, recipe_names, recipe_sizes
 from secateur.storage.shapes import resize_
@@ -47,7 +48,7 @@ def test_published_models_have_the_published_cost(name: str) -> None:
     predicted = anatomy.cost(shapes, widths)
     assert predicted.macs == pytest.approx(macs, rel=0.005)
     assert predicted.params == pytest.approx(params, rel=0.005)
-    resize_(model, family, anatomy, shapes, widths)
+    resize_(host_of(model), shapes, widths)
     assert read(model).cost() == predicted
     assert sum(p.numel() for p in model.parameters()) == predicted.params
 

@@ -66,12 +66,12 @@ def test_equal_weights_are_evaluated_once(
 ) -> None:
     path = write(structures=["hidden"], scores=["magnitude"], repair=["none"], seeds=[0, 1, 2])
     evaluated: list[object] = []
-    evaluate = bench.Host.evaluate
+    evaluate = bench.StudyHost.evaluate
 
-    def counted(self: bench.Host, model: Any) -> Any:
+    def counted(self: bench.StudyHost, model: Any) -> Any:
         evaluated.append(model)
         return evaluate(self, model)
 
-    monkeypatch.setattr(bench.Host, "evaluate", counted)
+    monkeypatch.setattr(bench.StudyHost, "evaluate", counted)
     run = run_study(path, tmp_path / "out")
     assert run.cells == {"ok": 6} and len(evaluated) == 2

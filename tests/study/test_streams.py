@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from secateur.models.caches import copy_of
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.study import streams as rooms
 from secateur.study.streams import Streams, keep_streams
 from tests.hosts import HOSTS, images_for, shared
@@ -13,8 +13,7 @@ from tests.hosts import HOSTS, images_for, shared
 
 def kept(model: nn.Module) -> tuple[Streams, list[torch.Tensor], list[torch.Tensor]]:
     images = list(images_for(model, 3).split(2))
-    family = family_of(model)
-    streams, logits = keep_streams(model, family, family.read(model), images)
+    streams, logits = keep_streams(host_of(model), images)
     return streams, logits, images
 
 
@@ -32,7 +31,7 @@ def test_whatever_differs_the_outputs_are_those_of_the_whole_model(name: str) ->
     streams, logits, images = kept(model)
     with torch.inference_mode():
         torch.testing.assert_close(torch.cat(logits), torch.cat([model(x) for x in images]))
-    family, branches = streams.family, streams.anatomy.branches
+    family, branches = streams.host.family, streams.host.anatomy.branches
     for gone in ({branches[-1].id}, {branches[0].id}, {branches[2].id, branches[3].id}):
         smaller = copy_of(model)
         family.drop_(smaller, set(gone))
@@ -49,12 +48,12 @@ def test_blocks_before_the_first_difference_are_not_run() -> None:
     model = shared("vit")
     streams, _, _ = kept(model)
     smaller = copy_of(model)
-    last = streams.anatomy.blocks[-1]
+    last = streams.host.anatomy.blocks[-1]
     with torch.no_grad():
         for parameter in smaller.get_submodule(last.id).parameters():
             parameter.mul_(1.1)
     ran: list[str] = []
-    for block in streams.anatomy.blocks:
+    for block in streams.host.anatomy.blocks:
         module = smaller.get_submodule(block.branches[0])
         module.register_forward_hook(lambda *_, name=block.id: ran.append(name))
     assert streams.logits(smaller) is not None
@@ -79,5 +78,5 @@ def test_few_streams_are_kept_where_all_would_be_too_much(monkeypatch: pytest.Mo
     assert 0 in fewer.kept and len(fewer.kept) < len(streams.kept)
     assert sum(x.nbytes for parts in fewer.kept.values() for x in parts) <= size // 2
     smaller = copy_of(model)
-    fewer.family.drop_(smaller, {fewer.anatomy.branches[-1].id})
+    fewer.host.family.drop_(smaller, {fewer.host.anatomy.branches[-1].id})
     require_same(fewer, smaller, images)

@@ -10,7 +10,8 @@ from secateur.errors import UserError
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings
 from secateur.masks.task import check_learning, resolve_learn
-from secateur.models.family import family_of, read
+from secateur.models.family import read
+from secateur.models.host import host_of
 from secateur.training.distillation.objectives import DistilSettings
 from secateur.verbs.learn import learn
 
@@ -84,6 +85,6 @@ def test_a_budget_in_ms_leaves_the_stream_alone() -> None:
 def test_mixed_gates_the_stream_where_the_budget_can_weigh_it(budget: str, narrows: bool) -> None:
     model = secateur.load("digits_vit")
     asked = LearnRequest(budget=budget, sharing="mixed")
-    found = resolve_learn(check_learning(asked), model, family_of(model), read(model))
+    found = resolve_learn(check_learning(asked), host_of(model))
     assert ("width" in found.task.groups) is narrows
     assert any(gate.group == "width" for gate in found.gates) is narrows

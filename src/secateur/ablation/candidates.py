@@ -133,14 +133,14 @@ def _measure_group(
 ) -> tuple[Candidates, list[Probe]]:
     """Measure a group at those of its sizes that are nearest to the wanted shares."""
     runner, branch = probe.runner, probe.runner.anatomy.branches[place]
-    weights = runner.family.weights(runner.model, branch)
+    weights = runner.weights(branch)
     found = reducer.reductions(branch, group, weights)
     measured = {}
     for size in nearest_sizes(found.errors, branch.shape.size(group), shares):
         changed_PND = probe.changed(branch, found.at(size), stream_PND)
         measured[size] = probe.finish(place + 1, changed_PND).divergence
     if measured:
-        runner.family.assign_(probe.scratch, branch, weights)
+        probe.scratch.assign_(branch, weights)
     sizes, errors = tuple(found.errors), list(found.errors.values())
     entry = candidates_from_probes(branch.id, group, sizes, errors, measured)
     return entry, [

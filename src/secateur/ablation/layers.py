@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.ablation.probe_runner import ProbeRunner
 from secateur.data.batches import Batch, Batches
 from secateur.data.split import first_images
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.runner import Runner
-from secateur.models.types import Anatomy
 from secateur.statistics.divergence import (
     Degradation,
     LossName,
@@ -145,9 +144,7 @@ class Removal:
 
 
 def removal(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     batches: Batches,
     images: int,
     fills: Mapping[str, Tensor],
@@ -155,9 +152,9 @@ def removal(
     loss: LossName | None = None,
 ) -> Removal:
     """Prepare removals on the first `images` images, measured as a criterion does."""
-    loss = loss or loss_for(anatomy.num_classes)
+    loss = loss or loss_for(host.anatomy.num_classes)
     return Removal(
-        runner=Runner.of(model, family, anatomy),
+        runner=Runner.of(host),
         chunks=tuple(first_images(batches, images)),
         fills=fills,
         loss=output_losses(loss)[criterion],

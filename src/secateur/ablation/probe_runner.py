@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.caches import shell_of
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.runner import NO_FILLS, Runner
-from secateur.models.types import Anatomy, Branch
+from secateur.models.types import Branch
 from secateur.models.weights import BranchWeights
 from secateur.statistics.divergence import Degradation, LossName, blind, degradation, loss_for
 
@@ -31,7 +31,7 @@ class ProbeRunner:
     """
 
     runner: Runner
-    scratch: nn.Module
+    scratch: Host
     start_PND: Tensor
     dense_PC: Tensor
     fills: Mapping[str, Tensor]
@@ -43,23 +43,21 @@ class ProbeRunner:
     @staticmethod
     @torch.no_grad()
     def of(
-        model: nn.Module,
-        family: Family,
-        anatomy: Anatomy,
+        host: Host,
         images_PCHW: Tensor,
         fills: Mapping[str, Tensor] = NO_FILLS,
         loss: LossName | None = None,
     ) -> "ProbeRunner":
         """Embed the probe images and run the dense model on them; `loss` as in `loss_for`."""
-        runner = Runner.of(model, family, anatomy)
+        runner = Runner.of(host)
         start_PND = torch.cat([runner.embed(part) for part in images_PCHW.split(AT_ONCE)])
         return ProbeRunner(
             runner=runner,
-            scratch=shell_of(model),
+            scratch=host.with_model(shell_of(host.model)),
             start_PND=start_PND,
             dense_PC=_outputs(runner, start_PND),
             fills=fills,
-            loss=loss or loss_for(anatomy.num_classes),
+            loss=loss or loss_for(host.anatomy.num_classes),
             steps_run=len(runner),
         )
 
@@ -81,8 +79,8 @@ class ProbeRunner:
     def changed(self, branch: Branch, weights: BranchWeights, stream_PND: Tensor) -> Tensor:
         """The stream after one branch with other weights."""
         self.steps_run += 1
-        self.runner.family.assign_(self.scratch, branch, weights)
-        after: Tensor = self.runner.family.through(self.scratch, branch)(stream_PND)
+        self.scratch.assign_(branch, weights)
+        after: Tensor = self.scratch.through(branch)(stream_PND)
         return after
 
     def finish(self, start: int, stream_PND: Tensor, without: Collection[str] = ()) -> Degradation:
@@ -94,13 +92,12 @@ class ProbeRunner:
     @torch.no_grad()
     def with_weights(self, weights: Mapping[str, BranchWeights]) -> Degradation:
         """Compare the model in which several branches have other weights at once."""
-        family, anatomy = self.runner.family, self.runner.anatomy
-        changed = shell_of(self.runner.model)
-        for branch in anatomy.branches:
+        changed = self.runner.with_model(shell_of(self.runner.model))
+        for branch in changed.anatomy.branches:
             if branch.id in weights:
-                family.assign_(changed, branch, weights[branch.id])
+                changed.assign_(branch, weights[branch.id])
         self.steps_run += len(self.runner)
-        return self._compared(_outputs(Runner.of(changed, family, anatomy), self.start_PND))
+        return self._compared(_outputs(Runner.of(changed), self.start_PND))
 
     def with_model(self, model: nn.Module, images_PCHW: Tensor) -> Degradation:
         """Compare another model on the probe images."""

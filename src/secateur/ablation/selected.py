@@ -67,9 +67,7 @@ def stream_candidates(
         for size in nearest_sizes(plain.sizes, plain.sizes[-1], shares):
             kept = kept_units(score_D, size)
             plan = Plan(shapes=runner.anatomy.shapes, units={stream.id: {"width": kept}})
-            smaller = copy_of(runner.model)
-            narrow_streams_(
-                smaller, runner.family, runner.anatomy, plan, reducer.statistics, reducer.repair
-            )
-            measured[size] = probe.with_model(smaller, images_PCHW).divergence
+            smaller = runner.with_model(copy_of(runner.model))
+            narrow_streams_(smaller, plan, reducer.statistics, reducer.repair)
+            measured[size] = probe.with_model(smaller.model, images_PCHW).divergence
         yield candidates_from_probes(stream.id, "width", plain.sizes, list(plain.losses), measured)

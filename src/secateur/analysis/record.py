@@ -4,8 +4,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from torch import nn
-
 from secateur.analysis.agreement import rank_correlation
 from secateur.analysis.removals import Removals, Series
 from secateur.analysis.scores import Score
@@ -16,16 +14,14 @@ from secateur.analysis.sums import (
     spectrum_records,
 )
 from secateur.measurement.timing import Times
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, MlpShape, Shapes
 from secateur.statistics import Statistics
 from secateur.statistics.divergence import LossName, unit_of
 
 
 def measured(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     statistics: Statistics,
     removals: Removals,
     scores: Sequence[Score],
@@ -34,9 +30,10 @@ def measured(
     loss: LossName | None = None,
 ) -> Plain:
     """All of the record that was measured: the model, its layers, and what the sums say."""
+    anatomy = host.anatomy
     total = anatomy.cost()
     return {
-        "family": family.title,
+        "family": host.family.title,
         "width": anatomy.width,
         "tokens": anatomy.tokens,
         "num_classes": anatomy.num_classes,
@@ -56,7 +53,7 @@ def measured(
         "curves": curve_records(removals),
         "similarity": similarity_records(statistics),
         "heads": head_records(anatomy, statistics),
-        "spectra": spectrum_records(model, family, anatomy, statistics),
+        "spectra": spectrum_records(host, statistics),
         "interactions": interaction_record(removals),
         "scores": score_records(anatomy, removals, scores),
         "shares": share_records(anatomy, times),

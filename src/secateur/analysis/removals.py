@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.ablation.candidates import Probed, measure_candidates
 from secateur.ablation.layers import in_pairs, without_each, without_more_and_more
@@ -13,7 +13,7 @@ from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, reduced
 from secateur.allocation.candidates import Limits, allowed_sizes
 from secateur.allocation.types import shape_of
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
 from secateur.progress import Progress
 from secateur.statistics import Statistics
@@ -78,9 +78,7 @@ def what_is_gone(shapes: Shapes) -> list[str]:
 
 @torch.no_grad()
 def measure_removals(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     statistics: Statistics,
     images_PCHW: Tensor,
     effort: Effort,
@@ -88,8 +86,9 @@ def measure_removals(
     loss: LossName | None = None,
 ) -> Removals:
     """Leave out layers and blocks, alone, together and in pairs; make groups smaller."""
+    anatomy = host.anatomy
     means = {branch.id: mean_update(statistics, branch) for branch in anatomy.branches}
-    work = ProbeRunner.of(model, family, anatomy, images_PCHW, means, loss)
+    work = ProbeRunner.of(host, images_PCHW, means, loss)
     passes: dict[str, float] = {}
 
     def account(stage: str) -> None:
@@ -206,7 +205,7 @@ def _width_series(
         known.add(tuple(sizes.values()))
         weights = {
             name: reduced(
-                work.runner.family.weights(work.runner.model, branch),
+                work.runner.weights(branch),
                 group,
                 sizes[name],
                 statistics.about(name),

@@ -11,7 +11,7 @@ from secateur.criteria.registry import Criterion
 from secateur.data.batches import Batches
 from secateur.data.split import first_images
 from secateur.errors import UserError
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import Statistics, observe, statistics_kinds
@@ -71,7 +71,6 @@ def branch_criteria(anatomy: Anatomy) -> list[Criterion]:
 
 def observe_all(
     model: nn.Module,
-    anatomy: Anatomy,
     batches: Batches,
     chosen: list[Criterion],
     progress: Progress | None,
@@ -93,19 +92,14 @@ def observe_all(
 
 
 def score_branches(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    chosen: list[Criterion],
-    observed: Observed,
-    seed: int,
+    host: Host, chosen: list[Criterion], observed: Observed, seed: int
 ) -> tuple[list[Score], list[str]]:
     """What every criterion says about every branch, and a note on each that could not."""
     found: list[Score] = []
     notes: list[str] = []
     for each in chosen:
         try:
-            worth = _worth(model, family, anatomy, each, observed, seed)
+            worth = _worth(host, each, observed, seed)
         except UserError as error:
             notes.append(f"Criterion '{each.name}' is left out: {error}")
             continue
@@ -113,31 +107,14 @@ def score_branches(
     return found, notes
 
 
-def _worth(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    each: Criterion,
-    observed: Observed,
-    seed: int,
-) -> dict[str, float]:
-    with torch.no_grad():
-        return {
-            branch.id: float(
-                ask(
-                    each,
-                    model,
-                    family,
-                    anatomy,
-                    "branch",
-                    branch.id,
-                    observed.for_criterion(each),
-                    seed=seed,
-                    settings=None,
-                )
-            )
-            for branch in anatomy.branches
-        }
+@torch.no_grad()
+def _worth(host: Host, each: Criterion, observed: Observed, seed: int) -> dict[str, float]:
+    statistics = observed.for_criterion(each)
+    names = [branch.id for branch in host.anatomy.branches]
+    return {
+        name: float(ask(each, host, "branch", name, statistics, seed=seed, settings=None))
+        for name in names
+    }
 
 
 def _has_gradient(each: Criterion) -> bool:

@@ -1,11 +1,11 @@
 """What the sums of its pass tell an analysis: similarity of depths, heads, spectra."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.analysis.heads import head_similarity
 from secateur.analysis.similarity import similarities
 from secateur.analysis.spectra import spectra
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, AttentionShape
 from secateur.statistics import Statistics
 from secateur.statistics.registry import STREAM
@@ -42,13 +42,11 @@ def head_records(anatomy: Anatomy, statistics: Statistics) -> list[Plain]:
     ]
 
 
-def spectrum_records(
-    model: nn.Module, family: Family, anatomy: Anatomy, statistics: Statistics
-) -> list[Plain]:
+def spectrum_records(host: Host, statistics: Statistics) -> list[Plain]:
     """The spectra of every branch."""
     found: list[Plain] = []
-    for branch in anatomy.branches:
-        for each in spectra(family.weights(model, branch), statistics.about(branch.id)):
+    for branch in host.anatomy.branches:
+        for each in spectra(host.weights(branch), statistics.about(branch.id)):
             held_S = each.share_S.cumsum(0)
             step = -(-len(held_S) // HELD)
             found.append(

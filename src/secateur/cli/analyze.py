@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from secateur.cli.common import Answer, is_first_process, verb
 from secateur.cli.options import (
     DATA_HELP,
-    HostOptions,
     MachineOptions,
     Model,
-    Overwrite,
     open_model,
     refuse_missing_images,
 )
+from secateur.request.parts import ModelPart, Overwrite
 from secateur.request.say import Say
 from secateur.verbs.requests import AnalyzeRequest
 
@@ -30,7 +29,7 @@ def analyze(
     model: Model,
     data: Annotated[str, Say(f"Images; labels are not needed. {DATA_HELP}")],
     request: AnalyzeRequest,
-    host: HostOptions,
+    host: ModelPart,
     machine: MachineOptions,
     out: Annotated[
         Path | None, Say("Write analysis.html and analysis.json here.", metavar="DIR")

@@ -1,34 +1,27 @@
 """`secateur demo`: the whole path offline, on the bundled model and data."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from secateur.cli.common import Answer, verb
-from secateur.cli.options import MachineOptions, Overwrite
-from secateur.progress import Progress
-from secateur.request.say import Say
+from secateur.cli.options import MachineOptions
+from secateur.verbs.requests import DemoRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 @verb
-def demo(
-    machine: MachineOptions,
-    progress: Progress,
-    out: Annotated[Path, Say("Where to save; an earlier demo is replaced.", metavar="DIR")] = Path(
-        "secateur-demo"
-    ),
-    overwrite: Overwrite = False,
-) -> Answer:
+def demo(request: DemoRequest, machine: MachineOptions) -> Answer:
     """Prune a small bundled model to half its MACs, save it, load it again and evaluate both."""
     from secateur.cli.prune import answer
     from secateur.verbs.demo import demo as run
 
-    found = run(out, device=machine.use(), overwrite=overwrite, progress=progress)
+    found = run(**vars(replace(request, device=machine.use())))
     pruned = answer(
         found.result,
-        out,
+        Path(request.out),
         found.replaced,
         reloaded={
             "accuracy": found.reloaded.to_json(),

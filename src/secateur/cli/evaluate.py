@@ -1,23 +1,21 @@
 """`secateur evaluate`: how well a model classifies, and how near it is to a reference."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
-    HostOptions,
     MachineOptions,
     Model,
     ReferenceOptions,
     open_model,
     refuse_missing_images,
 )
+from secateur.request.parts import ModelPart
 from secateur.request.say import Say
-from secateur.request.text import all_if_zero, names
-from secateur.verbs.requests import EvaluateRequest
+from secateur.verbs.requests import FEATURES, MetricsRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,55 +25,31 @@ if TYPE_CHECKING:
     from secateur.verbs.load import DataUsed
     from secateur.verbs.metrics import Found as Metrics
 
-FEATURES = "Features"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureOptions:
-    """What is measured of the features before the classifier."""
-
-    metrics: Annotated[
-        Sequence[str],
-        Say(
-            "Of the features before the classifier: knn, linear_probe, retrieval, features.",
-            FEATURES,
-            metavar="A,B",
-            read=names,
-        ),
-    ] = ()
-    train_data: Annotated[
-        str | None, Say("Labelled images that knn and linear_probe learn from.", FEATURES)
-    ] = None
-    train_limit: Annotated[
-        int | None,
-        Say("How many of them; 0 for all.", FEATURES, read=all_if_zero, default=0),
-    ] = None
-    features_only: Annotated[
-        bool,
-        Say("The labels are not those of the model's head: measure only --metrics.", FEATURES),
-    ] = False
-
 
 @verb
 def evaluate(
     model: Model,
     data: Annotated[str, Say(f"Images to score. {DATA_HELP}")],
-    request: EvaluateRequest,
-    host: HostOptions,
+    request: MetricsRequest,
+    host: ModelPart,
     machine: MachineOptions,
-    features: FeatureOptions,
     other: ReferenceOptions,
+    features_only: Annotated[
+        bool,
+        Say("The labels are not those of the model's head: measure only --metrics.", FEATURES),
+    ] = False,
 ) -> Answer:
     """Measure accuracy, agreement and KL with a reference, and what features are good for."""
     from secateur.data.preprocessing import Preprocessing
     from secateur.measurement.metrics import chosen
 
-    refuse_missing_images(data, features.train_data)
+    refuse_missing_images(data, request.train)
     device = machine.use()
     opened = open_model(model, host, device)
     beside, note = _reference(opened, other, host, device)
-    chosen(features.metrics, train=features.train_data is not None, reference=beside is not None)
-    found, measured, used = _measure(opened, data, features, replace(request, reference=beside))
+    asked = replace(request, reference=beside)
+    chosen(asked.metrics, train=asked.train is not None, reference=beside is not None)
+    found, measured, used = _measure(opened, data, asked, features_only)
     prepared = Preprocessing.of(opened).to_json()
     return Answer(
         data={
@@ -85,7 +59,7 @@ def evaluate(
             "unreadable": list(used.unreadable),
             "model": model,
             "data": used.source,
-            "train_data": features.train_data,
+            "train_data": request.train,
             "fingerprint": used.fingerprint,
             "preprocessing": prepared,
             "note": note,
@@ -95,7 +69,7 @@ def evaluate(
 
 
 def _measure(
-    opened: "nn.Module", data: str, features: FeatureOptions, request: EvaluateRequest
+    opened: "nn.Module", data: str, request: MetricsRequest, features_only: bool
 ) -> "tuple[Accuracy, Metrics, DataUsed]":
     """Accuracy, where the model has a head for these images, and the metrics named."""
     from secateur.errors import UserError
@@ -105,36 +79,28 @@ def _measure(
     from secateur.verbs.load import open_data
     from secateur.verbs.metrics import check_classes, evaluate_metrics
 
-    headless = features.features_only or read(opened).num_classes == 0
-    if headless and not features.metrics:
+    headless = features_only or read(opened).num_classes == 0
+    if headless and not request.metrics:
         raise UserError(
             "without a head there is no accuracy; name some --metrics, such as knn or retrieval."
         )
     read_as = partial(open_data, opened, own_labels=headless)
     batches, used = read_as(data, **request.reading())
-    train, beside = None, request.reference
-    if features.train_data is not None:
-        reading = request.reading() | {"limit": features.train_limit}
-        train, learnt = read_as(features.train_data, **reading)
+    train = None
+    if request.train is not None:
+        reading = request.reading() | {"limit": request.train_limit}
+        train, learnt = read_as(request.train, **reading)
         check_classes(used.classes, learnt.classes)
     found, measured = NOTHING, dict[str, dict[str, object]]()
-    if features.metrics:
-        measured = evaluate_metrics(
-            opened,
-            batches,
-            features.metrics,
-            train=train,
-            reference=beside,
-            seed=request.seed,
-            progress=request.progress,
-        )
+    if request.metrics:
+        measured = evaluate_metrics(opened, batches, **vars(replace(request, train=train)))
     if not headless:
-        found = score(opened, batches, "evaluate", request.progress, reference=beside)
+        found = score(opened, batches, "evaluate", request.progress, reference=request.reference)
     return found, measured, used
 
 
 def _reference(
-    model: "nn.Module", other: ReferenceOptions, host: HostOptions, device: str
+    model: "nn.Module", other: ReferenceOptions, host: ModelPart, device: str
 ) -> tuple["nn.Module | None", str]:
     """The model to compare with, and what to say about it."""
     from secateur.storage.reference import dense_of

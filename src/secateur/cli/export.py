@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from secateur.cli.common import Answer, verb
-from secateur.cli.options import HostOptions, Model, Overwrite, open_model
+from secateur.cli.options import Model, open_model
+from secateur.request.parts import ModelPart, Overwrite
 from secateur.request.say import Say
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def export(
     model: Model,
     to: Annotated[str, Say("onnx, openvino or torch.")],
     out: Annotated[Path, Say("Where to write it.", metavar="FILE")],
-    host: HostOptions,
+    host: ModelPart,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Write a model for another runtime, and compare its outputs with the model's."""

@@ -10,11 +10,11 @@ from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
     MachineOptions,
-    Overwrite,
     ReferenceOptions,
     refuse_missing_images,
 )
 from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
+from secateur.request.parts import Overwrite
 from secateur.request.say import Say
 from secateur.verbs.requests import HealRequest
 

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from secateur.cli.common import Answer, verb
-from secateur.cli.options import HostOptions, MachineOptions, Model, open_model
+from secateur.cli.options import MachineOptions, Model, open_model
+from secateur.request.parts import ModelPart
 from secateur.verbs.requests import InspectRequest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ WIDE = 76
 def inspect(
     model: Model,
     request: InspectRequest,
-    host: HostOptions,
+    host: ModelPart,
     machine: MachineOptions,
 ) -> Answer:
     """Show the anatomy of a model: parameters, MACs and time per branch, what can be pruned.

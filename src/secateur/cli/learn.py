@@ -11,17 +11,17 @@ import typer
 from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
-    HostOptions,
     MachineOptions,
     Model,
-    Overwrite,
     ReferenceOptions,
     open_model,
     refuse_missing_images,
 )
 from secateur.cli.training import Speaker, TrainingOptions, one_voice
 from secateur.masks.request import MASKS, LearnRequest
-from secateur.request.say import MODEL, Say, shipped
+from secateur.request.parts import Overwrite
+from secateur.request.say import Say, shipped
+from secateur.verbs.requests import ToTrainRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,12 +63,9 @@ def learn(
     request: LearnRequest,
     search: SearchOptions,
     options: TrainingOptions,
-    host: HostOptions,
+    host: ToTrainRequest,
     machine: MachineOptions,
     dense: ReferenceOptions,
-    from_scratch: Annotated[
-        bool, Say("Begin with random weights and a head for the classes of the data.", MODEL)
-    ] = False,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Learn which units to remove while training, remove them, fine-tune what is left.
@@ -82,7 +79,7 @@ def learn(
     from secateur.verbs.training_result import training_folder
 
     check_out(out, overwrite=overwrite)
-    settings = _settings(search, options, from_scratch)
+    settings = _settings(search, options, host.from_scratch)
     asked = check_learning(
         replace(
             request,
@@ -94,7 +91,8 @@ def learn(
         )
     )
     refuse_missing_images(data, request.eval_images)
-    opened, images = _open(model, host, machine.use(), data, from_scratch, settings.seed, request)
+    host = host.for_images(request, settings.seed)
+    opened, images = _open(model, host, machine.use(), data)
     with one_voice(out):
         asked = replace(asked, request=replace(asked.request, reference=dense.opened(opened)))
         return _finish(learn_checked(opened, images, asked), out, overwrite)
@@ -113,32 +111,16 @@ def _settings(
     return settings
 
 
-def _open(
-    model: str,
-    host: HostOptions,
-    device: str,
-    data: str,
-    from_scratch: bool,
-    seed: int,
-    request: LearnRequest,
-) -> "tuple[nn.Module, object]":
+def _open(model: str, host: ToTrainRequest, device: str, data: str) -> "tuple[nn.Module, object]":
     """The model, and the images as named, or opened where their classes make the head."""
-    if not from_scratch:
+    if not host.from_scratch:
         return open_model(model, host, device), data
     import torch
 
     from secateur.verbs.train import open_to_train
 
-    torch.manual_seed(seed)
-    opened, images = open_to_train(
-        model,
-        data,
-        from_scratch=True,
-        limit=request.limit,
-        seed=seed,
-        skip_unreadable=request.skip_unreadable,
-        **asdict(host),
-    )
+    torch.manual_seed(host.seed)
+    opened, images = open_to_train(model, data, **vars(host))
     return opened.to(device), images
 
 

@@ -1,14 +1,14 @@
 """Options that several verbs share beside their requests."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.errors import UserError
-from secateur.request.say import IMAGES, MACHINE, MODEL, REFERENCE, Say
-from secateur.request.text import numbers
+from secateur.request.parts import ModelPart
+from secateur.request.say import MACHINE, REFERENCE, Say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,52 +22,10 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Overwrite = Annotated[
-    bool, Say("Replace what secateur wrote to the place of the output; other files stay.")
-]
 DATA_HELP = (
     "Image folder, parquet files, tar shards, hfds/NAME:SPLIT, or digits (bundled). Folders named "
     "by WordNet id go to ImageNet's classes."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostOptions:
-    """How a named model is built, its weights, and how its images are prepared."""
-
-    num_classes: Annotated[int | None, Say("Outputs of the head.", MODEL)] = None
-    img_size: Annotated[int | None, Say("Side of its images.", MODEL)] = None
-    checkpoint: Annotated[
-        Path | None,
-        Say(
-            "Weights: .safetensors, or .pth read without running code. Without it, the library's "
-            "own.",
-            MODEL,
-            metavar="FILE",
-        ),
-    ] = None
-    mean: Annotated[
-        float | tuple[float, ...] | None,
-        Say(
-            "Instead of the mean in the model's configuration.",
-            IMAGES,
-            metavar="M[,M,M]",
-            read=numbers,
-        ),
-    ] = None
-    std: Annotated[
-        float | tuple[float, ...] | None,
-        Say(
-            "Instead of the standard deviation in the model's configuration.",
-            IMAGES,
-            metavar="S[,S,S]",
-            read=numbers,
-        ),
-    ] = None
-    crop_pct: Annotated[float | None, Say("Share of the resized image that is kept.", IMAGES)] = (
-        None
-    )
-    interpolation: Annotated[str | None, Say("bicubic, bilinear, ...", IMAGES)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +95,11 @@ class ReferenceOptions:
         return open_reference(model, self.reference, self.reference_checkpoint)
 
 
-def open_model(source: str, host: HostOptions, device: str = "cpu") -> "nn.Module":
+def open_model(source: str, host: ModelPart, device: str = "cpu") -> "nn.Module":
     """The model named on the command line, with its weights and its preprocessing."""
     from secateur.verbs.load import load
 
-    return load(source, device=device, **asdict(host))
+    return load(source, device=device, **host.named())
 
 
 def refuse_missing_images(*sources: object) -> None:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from secateur.cli.common import Answer, is_first_process, verb
 from secateur.cli.options import (
     DATA_HELP,
-    HostOptions,
     MachineOptions,
     Model,
-    Overwrite,
     open_model,
     refuse_missing_images,
 )
 from secateur.methods.request import PruneRequest
+from secateur.request.parts import ModelPart, Overwrite
 from secateur.request.say import Say
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def prune(
     data: Annotated[str, Say(f"Calibration images. {DATA_HELP}")],
     out: Annotated[Path, Say("Where to save the smaller model.", metavar="DIR")],
     request: PruneRequest,
-    host: HostOptions,
+    host: ModelPart,
     machine: MachineOptions,
     overwrite: Overwrite = False,
 ) -> Answer:

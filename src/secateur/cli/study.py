@@ -1,15 +1,13 @@
 """`secateur study`: a grid of pruning runs, resumable, with one page of results."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli.common import DONE, FAILED, Answer, verb
-from secateur.progress import Progress
 from secateur.request.say import Say
-from secateur.request.text import names
+from secateur.verbs.requests import StudyRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,40 +25,18 @@ def study(
             show_default=False,
         ),
     ],
-    progress: Progress,
+    request: StudyRequest,
     out: Annotated[
         Path | None,
         Say("Results and page. Default: a directory named like the file.", metavar="DIR"),
     ] = None,
-    ray: Annotated[
-        str | None,
-        Say(
-            "Spread the cells over Ray workers: 'local' for the cores of this machine, or the "
-            "address of a cluster whose machines see the same files.",
-            metavar="ADDRESS",
-        ),
-    ] = None,
-    jobs: Annotated[int | None, Say("Ray workers; one per core unless given.")] = None,
-    models: Annotated[
-        Sequence[str] | None,
-        Say("Only these of the file's models. Default: all.", metavar="NAME,...", read=names),
-    ] = None,
-    page: Annotated[bool, Say("Only write the page from what is finished.")] = False,
 ) -> Answer:
     """Run a grid of prunings and compare them. Finished cells are kept when it is stopped."""
     from secateur.study.runner import run_study
 
     directory = Path(file.stem) if out is None else out
     try:
-        run = run_study(
-            file,
-            directory,
-            ray=ray,
-            jobs=jobs,
-            only_page=page,
-            models=models,
-            progress=progress,
-        )
+        run = run_study(file, directory, **vars(request))
     except KeyboardInterrupt as error:
         error.add_note(
             f"finished cells are kept in {directory}; give the same command again to go on"

@@ -1,21 +1,20 @@
 """`secateur train`: fine-tune a dense model on labelled images."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from secateur.cli.common import Answer, verb
 from secateur.cli.options import (
     DATA_HELP,
-    HostOptions,
     MachineOptions,
     Model,
-    Overwrite,
     refuse_missing_images,
 )
 from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
-from secateur.request.say import MODEL, Say
-from secateur.verbs.requests import TrainRequest
+from secateur.request.parts import Overwrite
+from secateur.request.say import Say
+from secateur.verbs.requests import ToTrainRequest, TrainRequest
 
 
 @verb
@@ -25,9 +24,8 @@ def train(
     out: Annotated[Path, Say("Where to save the trained model.", metavar="DIR")],
     request: TrainRequest,
     options: TrainingOptions,
-    host: HostOptions,
+    host: ToTrainRequest,
     machine: MachineOptions,
-    from_scratch: Annotated[bool, Say("Begin with random weights.", MODEL)] = False,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Fine-tune a model on labelled images, and save it in secateur's form.
@@ -54,13 +52,6 @@ def train(
         on_log=Speaker(),
     )
     with one_voice(out):
-        opened, images = open_to_train(
-            model,
-            data,
-            from_scratch=from_scratch,
-            limit=request.limit,
-            seed=settings.seed,
-            skip_unreadable=request.skip_unreadable,
-            **asdict(host),
-        )
+        own = host.for_images(request, settings.seed)
+        opened, images = open_to_train(model, data, **vars(own))
         return finish(run(opened, images, **vars(asked)), out, overwrite)

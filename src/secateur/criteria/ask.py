@@ -1,19 +1,17 @@
 """The one place that asks a criterion about the units of a model."""
 
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.criteria.registry import Criterion, Question, score
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.statistics import Statistics
 
 
 def ask(
     which: Criterion,
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     group: GroupName,
     owner: str,
     statistics: Statistics,
@@ -30,17 +28,17 @@ def ask(
     """
     stream = weights = None
     if group == "width":
-        found = next(stream for stream in anatomy.streams if stream.id == owner)
-        stream = family.stream_weights(model, found)
+        found = next(stream for stream in host.anatomy.streams if stream.id == owner)
+        stream = host.family.stream_weights(host.model, found)
     elif group != "block":
-        weights = family.weights(model, anatomy.branch(owner))
+        weights = host.weights(host.anatomy.branch(owner))
     question = Question(
         group=group,
         owner=owner,
         weights=weights,
         sums=statistics.about(owner),
         images=statistics.images,
-        seed=seed_of(numbered or anatomy, group, owner, seed),
+        seed=seed_of(numbered or host.anatomy, group, owner, seed),
         stream=stream,
         settings=settings,
     )

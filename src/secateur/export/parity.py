@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, example_images, logits_of
+from secateur.measurement.modes import example_images, logits_of
 from secateur.measurement.runtimes import Run
+from secateur.models.caches import evaluating
 from secateur.storage.directories.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
 

@@ -8,7 +8,7 @@ from torch import nn
 from secateur.allocation.candidates import Limits
 from secateur.errors import UserError
 from secateur.masks.gates import Gate
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, GroupName, Stream
 from secateur.registry import Registry
 
@@ -45,18 +45,18 @@ class Scope:
         return [b for b in self.anatomy.branches if b.kind == "mlp" and self.has(b, "hidden")]
 
 
-def silenced_by_weights(model: nn.Module, family: Family, anatomy: Anatomy) -> frozenset[str]:
+def silenced_by_weights(host: Host) -> frozenset[str]:
     """The branches whose update is zero where their writer gives zero.
 
     Not so behind a batch norm, which adds its mean and bias to whatever the writer gives.
     """
     return frozenset(
         branch.id
-        for branch in anatomy.branches
-        if family.writes_linearly(model, branch)
+        for branch in host.anatomy.branches
+        if host.writes_linearly(branch)
         and not any(
             isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for module in model.get_submodule(branch.id).modules()
+            for module in host.model.get_submodule(branch.id).modules()
         )
     )
 

@@ -8,9 +8,8 @@ from secateur.allocation.target import Target
 from secateur.data.batches import Batches, as_batches
 from secateur.masks.settings import Phase
 from secateur.masks.task import LearnTask
-from secateur.measurement.modes import evaluating
-from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.caches import evaluating
+from secateur.models.host import Host
 from secateur.statistics import Statistics, observe
 from secateur.training.loop import FitReport
 from secateur.training.session import Session
@@ -18,15 +17,13 @@ from secateur.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnJob:
-    """A task for models of an anatomy; `reports` and `seconds` fill up on the way.
+class LearnJob(Host):
+    """A task for a model, which stays as it is; `reports` and `seconds` fill up on the way.
 
     `reference` teaches, or the dense model itself; `target` is that of a budget in milliseconds.
     """
 
     task: LearnTask
-    family: Family
-    anatomy: Anatomy
     session: Session
     phases: dict[Phase, TrainSettings]
     reference: nn.Module | None = None

@@ -53,12 +53,12 @@ class Shrunk:
     timed: LatencyCut | None = None
 
 
-def run(job: LearnJob, model: nn.Module) -> tuple[nn.Module, Shrunk]:
-    """The dense model as it was after warm-up, and the smaller one; `model` stays as it is."""
-    home = next(model.parameters()).device
+def run(job: LearnJob) -> tuple[nn.Module, Shrunk]:
+    """The dense model as it was after warm-up, and the smaller one."""
+    home = next(job.model.parameters()).device
     # WHY: times count on the device where the model was when its layers were timed.
     device = training_device(home, job.session.device) if job.target is None else home
-    dense = copy_of(model).to(device)
+    dense = copy_of(job.model).to(device)
     _phase(job, "warmup", dense, supervised(job.task.settings.label_smoothing), None)
     student = copy_of(dense)
     teaches = dense if job.reference is None else job.reference.to(device)
@@ -90,7 +90,7 @@ def turn_(job: LearnJob, student: nn.Module) -> None:
         return
     gates = job.task.gates
     statistics = job.observe(student, axes_needs(gates))
-    turn_attention_(student, job.family, job.anatomy, gates, statistics)
+    turn_attention_(job.with_model(student), gates, statistics)
     if folder is not None and processes().is_main_process:
         checkpoint.write(folder, {"of": mark, "weights": checkpoint.copy_of(student)})
 
@@ -103,17 +103,17 @@ def start_gates(job: LearnJob, model: nn.Module) -> GateBank:
 
 def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
     """What units are worth (R, U) before anything is learned, by gate."""
-    task, family, gates = job.task, job.family, job.task.gates
+    task, gates, host = job.task, job.task.gates, job.with_model(model)
     if task.options.criterion == NO_CRITERION:
         return {gate.name: torch.zeros(gate.rows, gate.units) for gate in gates}
     pricing = pricing_of(task, job.anatomy, job.target)
     if task.options.criterion == SPECTRAL:
         statistics = job.observe(model, spectral_needs(gates))
         batches, progress = job.batches(model), job.session.progress
-        return spectral_worths(model, family, gates, pricing, statistics, batches, progress)
+        return spectral_worths(host, gates, pricing, statistics, batches, progress)
     which, seed = criteria.get(task.options.criterion), task.settings.seed
     statistics = job.observe(model, start_needs(which, gates))
-    return starting_worths(model, family, gates, pricing, statistics, which, seed)
+    return starting_worths(host, gates, pricing, statistics, which, seed)
 
 
 def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank) -> SearchStrategy:
@@ -123,9 +123,7 @@ def _search(job: LearnJob, student: nn.Module, teacher: Teacher, bank: GateBank)
     way = strategies.get(settings.search).make(bank, pricing, settings.way())
     if settings.takeover:
         way.takeover = Takeover(
-            student,
-            job.family,
-            job.anatomy,
+            job.with_model(student),
             job.task.gates,
             lambda needs: job.observe_in_training(student, needs),
         )
@@ -173,8 +171,7 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: SearchStrat
 
     # Models are timed as masked: what stays takes over once only, in the one that is chosen.
     found = cut_to_latency(
-        dense,
-        job.anatomy,
+        job.with_model(dense),
         job.task.task,
         job.target,
         plan_for,

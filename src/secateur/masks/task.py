@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-from torch import nn
-
 from secateur.allocation.budget import CostBudget, parse_budget
 from secateur.allocation.candidates import Limits, check_protected
 from secateur.allocation.costs import cost_function
@@ -31,7 +29,7 @@ from secateur.masks.strategy import strategies
 from secateur.methods.checked import Units, check_units
 from secateur.methods.request import PruneRequest
 from secateur.methods.task import Task, check_offered, has_tail, planned
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, GroupName
 from secateur.presets import Preset
 from secateur.request.parts import UnitsPart
@@ -101,11 +99,9 @@ def check_learning(request: LearnRequest) -> CheckedLearning:
     return CheckedLearning(request=request, settings=it, budget=budget, units=units)
 
 
-def resolve_learn(
-    asked: CheckedLearning, model: nn.Module, family: Family, anatomy: Anatomy
-) -> LearnTask:
+def resolve_learn(asked: CheckedLearning, host: Host) -> LearnTask:
     """The task that a request is for a model; UserError with what to do where it cannot work."""
-    options, budget = asked.request, asked.budget
+    options, budget, anatomy = asked.request, asked.budget, host.anatomy
     sharing = granularities.get(options.sharing)
     limits = _limits(asked)
     check_protected(anatomy, limits)
@@ -128,7 +124,7 @@ def resolve_learn(
         anatomy=anatomy,
         groups=frozenset(groups),
         limits=limits,
-        linear=silenced_by_weights(model, family, anatomy),
+        linear=silenced_by_weights(host),
     )
     gates = tuple(gates_of(sharing, scope))
     if options.criterion not in (NO_CRITERION, SPECTRAL):
@@ -145,7 +141,7 @@ def resolve_learn(
         options=options, settings=asked.settings, sharing=sharing, gates=gates, task=task
     )
     if budget.unit != "ms":
-        priced = planned(family, model, task)
+        priced = planned(host, task).anatomy
         check_reachable(gates, pricing_of(found, priced, None), options.budget)
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches, as_batches
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating
+from secateur.models.caches import evaluating
 from secateur.statistics.divergence import degradation, divergence
 
 _TOP = 5

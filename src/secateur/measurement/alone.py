@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.caches import copy_of
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import AttentionShape, Branch, MlpShape, Shape
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 
@@ -24,14 +24,14 @@ class Alone(nn.Module):
         return out_BND.unsqueeze(1)
 
 
-def resized(model: nn.Module, family: Family, branch: Branch, shape: Shape) -> nn.Module:
+def resized(host: Host, branch: Branch, shape: Shape) -> nn.Module:
     """One branch alone, in another shape, with random weights."""
-    own = copy_of(model)
+    own = host.with_model(copy_of(host.model))
     if shape != branch.shape:
-        family.assign_(own, branch, _random(shape, family.weights(own, branch)))
+        own.assign_(branch, _random(shape, own.weights(branch)))
     if branch.rows is not None:
-        family.put_tail_(own)
-    return family.alone(own, branch, tail=branch.rows is not None).eval()
+        own.family.put_tail_(own.model)
+    return own.family.alone(own.model, branch, tail=branch.rows is not None).eval()
 
 
 def _random(shape: Shape, like: BranchWeights) -> BranchWeights:

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.measurement.modes import evaluating, example_images
-from secateur.models.caches import forget_cached_
+from secateur.measurement.modes import example_images
+from secateur.models.caches import evaluating, forget_cached_
 from secateur.models.modules import unfused
 from secateur.models.types import Cost
 

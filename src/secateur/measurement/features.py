@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, logits_of
+from secateur.measurement.modes import logits_of
+from secateur.models.caches import evaluating
 from secateur.models.runner import Runner
 
 OnBatch = Callable[[int], None]

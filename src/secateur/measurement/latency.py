@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from secateur.devices import same_device, usable_device
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, example_images
+from secateur.measurement.modes import example_images
 from secateur.measurement.request import BenchRequest, Clock
 from secateur.measurement.runtimes import Run, require, runtimes
-from secateur.models.caches import copy_of
+from secateur.models.caches import copy_of, evaluating
 from secateur.request.takes import takes
 
 WARM_UPS = 3

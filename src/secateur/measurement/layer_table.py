@@ -23,11 +23,11 @@ from secateur.allocation.costs import CostOf, additive_cost
 from secateur.allocation.types import GROUPS_OF, Key
 from secateur.measurement.alone import Alone, resized
 from secateur.measurement.latency import bound, take_turns, using_threads, waiting
-from secateur.measurement.modes import evaluating, example_images
+from secateur.measurement.modes import example_images
 from secateur.measurement.runtimes import require
 from secateur.measurement.table_cache import recall, remember
-from secateur.models.caches import copy_of
-from secateur.models.family import Family
+from secateur.models.caches import copy_of, evaluating
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, AttentionShape, Branch, GroupName, MlpShape, Shape
 from secateur.progress import Progress
 
@@ -83,9 +83,7 @@ class LayerTable:
 
 
 def layer_table(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     setting: Setting,
     sizes: Mapping[Key, tuple[int, ...]],
     *,
@@ -94,21 +92,21 @@ def layer_table(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> LayerTable:
-    """Time the branches of `model` in the shapes that `sizes` allows, or recall it from disk,
+    """Time the branches of a model in the shapes that `sizes` allows, or recall it from disk,
     unless it must be `fresh`.
 
     Raises UserError when the runtime is unknown or not installed. See `table_cache` for where
     tables are kept and when one is measured again.
     """
     require(setting.runtime, setting.device)
-    kinds, grids = _grids(model, anatomy, sizes)
-    key = _key(model, anatomy, setting, kinds, grids)
+    kinds, grids = _grids(host, sizes)
+    key = _key(host, setting, kinds, grids)
     counts = [len(grid.shapes) for grid in grids]
-    tailed = int(anatomy.as_written is not None)
+    tailed = int(host.anatomy.as_written is not None)
     times = None if fresh else recall(key, [tailed, *counts])
     recalled = times is not None
     if times is None:
-        times = _measure(model, family, anatomy, setting, grids, rounds, seconds, progress)
+        times = _measure(host, setting, grids, rounds, seconds, progress)
         remember(key, times)
     dense_ms, *rest = times
     tailed_ms = rest.pop(0) if tailed else None
@@ -176,12 +174,12 @@ def _monotone(table: np.ndarray) -> np.ndarray:
 
 
 def _grids(
-    model: nn.Module, anatomy: Anatomy, sizes: Mapping[Key, tuple[int, ...]]
+    host: Host, sizes: Mapping[Key, tuple[int, ...]]
 ) -> tuple[dict[str, int], tuple[Grid, ...]]:
     """One grid per geometry, over all sizes that some branch of this geometry may take."""
     alike: dict[str, list[Branch]] = {}
-    for branch in anatomy.branches:
-        alike.setdefault(_geometry(model, branch), []).append(branch)
+    for branch in host.anatomy.branches:
+        alike.setdefault(_geometry(host.model, branch), []).append(branch)
     kinds = {branch.id: i for i, own in enumerate(alike.values()) for branch in own}
     grids = []
     for own in alike.values():
@@ -209,13 +207,10 @@ def _geometry(model: nn.Module, branch: Branch) -> str:
 
 
 def _key(
-    model: nn.Module,
-    anatomy: Anatomy,
-    setting: Setting,
-    kinds: Mapping[str, int],
-    grids: tuple[Grid, ...],
+    host: Host, setting: Setting, kinds: Mapping[str, int], grids: tuple[Grid, ...]
 ) -> dict[str, str]:
     """What a table on disk must agree in to be used again, apart from the machine."""
+    model, anatomy = host.model, host.anatomy
     return {
         "setting": repr(setting),
         "dtype": str({p.dtype for p in model.parameters()}),
@@ -226,9 +221,7 @@ def _key(
 
 
 def _measure(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     setting: Setting,
     grids: tuple[Grid, ...],
     rounds: int,
@@ -236,6 +229,7 @@ def _measure(
     progress: Progress | None,
 ) -> list[float]:
     """Milliseconds of the dense model, with the tail if that counts, then of all shapes."""
+    model = host.model
     entries = [(grid.branch, shape) for grid in grids for shape in grid.shapes]
     prepare = require(setting.runtime, setting.device).prepare
     calls: dict[str, Callable[[], object]] = {}
@@ -244,18 +238,18 @@ def _measure(
         using_threads(setting.threads),
         evaluating(model),
     ):
-        images_BCHW = example_images(model, anatomy.input_size, setting.batch_size)
+        images_BCHW = example_images(model, host.anatomy.input_size, setting.batch_size)
         run = prepare(model, images_BCHW, _folder(scratch, "dense"))
         calls["dense"] = bound(run, images_BCHW)
-        if anatomy.as_written is not None:
-            family.put_tail_(whole := copy_of(model))
+        if host.anatomy.as_written is not None:
+            host.family.put_tail_(whole := copy_of(model))
             run = prepare(whole, images_BCHW, _folder(scratch, "tailed"))
             calls["tailed"] = bound(run, images_BCHW)
         for number, (branch, shape) in enumerate(entries):
             arrive = branch.tokens if branch.kind == "attention" else branch.computed
             size = (1, arrive, branch.width)
             stream_B1ND = example_images(model, size, setting.batch_size)
-            alone = Alone(resized(model, family, branch, shape))
+            alone = Alone(resized(host, branch, shape))
             run = prepare(alone, stream_B1ND, _folder(scratch, str(number)))
             calls[f"{branch.id} {shape}"] = bound(run, stream_B1ND)
             if progress is not None:

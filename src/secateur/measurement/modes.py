@@ -1,23 +1,7 @@
-"""How a model stands while it is looked at, and how it is left as it was."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""What goes into a model to measure it, and what comes out of it."""
 
 import torch
 from torch import Tensor, nn
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models in evaluation mode and every module back in its own mode afterwards."""
-    training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def example_images(

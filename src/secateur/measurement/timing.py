@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from secateur.allocation.costs import CostOf
 from secateur.errors import UserError
 from secateur.measurement.layer_table import LayerTable, Setting, latency_cost, layer_table
 from secateur.measurement.runtimes import require
-from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.host import Host
 from secateur.progress import Progress
 
 SECONDS = 3.0
@@ -52,9 +50,7 @@ def check_timing(runtime: str, batch_size: int) -> None:
 
 
 def time_branches(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     *,
     runtime: str = "eager",
     batch_size: int = 1,
@@ -64,9 +60,9 @@ def time_branches(
     check_timing(runtime, batch_size)
     setting = Setting(
         runtime=runtime,
-        device=str(next(model.parameters()).device),
+        device=str(next(host.model.parameters()).device),
         batch_size=batch_size,
         threads=torch.get_num_threads(),
     )
-    table = layer_table(model, family, anatomy, setting, {}, seconds=SECONDS, progress=progress)
-    return Times(setting=setting, table=table, cost=latency_cost(anatomy, table))
+    table = layer_table(host, setting, {}, seconds=SECONDS, progress=progress)
+    return Times(setting=setting, table=table, cost=latency_cost(host.anatomy, table))

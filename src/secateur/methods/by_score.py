@@ -25,7 +25,7 @@ from secateur.methods.measured import measured_candidates, wants_measuring
 from secateur.methods.method import Job, Prepared
 from secateur.methods.scored import ScoredUnits
 from secateur.methods.task import Task
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.statistics import Statistics
 from secateur.surgery.cut import repair_needs
@@ -61,9 +61,7 @@ class ByScore:
         if held is not None:
             with job.timed("probe"):
                 candidates = measured_candidates(
-                    model,
-                    job.family,
-                    job.anatomy,
+                    job,
                     task,
                     scored,
                     statistics,
@@ -80,7 +78,7 @@ class ByScore:
 
     def _weighed(self, job: Job, statistics: Statistics) -> ScoredUnits:
         with job.timed("weigh"):
-            return score_units(job.model, job.family, job.anatomy, job.task, statistics)
+            return score_units(job, job.task, statistics)
 
     def plan(self, job: Job, prepared: Scored, target: Target | None = None) -> Plan:
         """The solver's sizes, and in every group the units of highest score."""
@@ -105,17 +103,14 @@ def criteria_needs(task: Task) -> set[str]:
     return needs
 
 
-def score_units(
-    model: nn.Module, family: Family, anatomy: Anatomy, task: Task, statistics: Statistics
-) -> ScoredUnits:
+def score_units(host: Host, task: Task, statistics: Statistics) -> ScoredUnits:
     """Score every unit, branch and block that may go, and turn the scores into candidates."""
+    anatomy = host.anatomy
 
     def worth_of(group: GroupName, owner: str) -> Tensor:
         which = criteria.get(task.preset.criterion_for(group))
         settings, seed = task.preset.settings_for(group), task.options.seed
-        return ask(
-            which, model, family, anatomy, group, owner, statistics, seed=seed, settings=settings
-        )
+        return ask(which, host, group, owner, statistics, seed=seed, settings=settings)
 
     keys: list[Key] = [(b.id, g) for b in anatomy.branches for g in _groups_of(b, task.groups)]
     if "width" in task.groups:

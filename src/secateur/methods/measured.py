@@ -8,7 +8,6 @@ sizes along the summed scores.
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from secateur.ablation.candidates import QUICK, measure_candidates
 from secateur.ablation.probe_runner import ProbeRunner
@@ -19,8 +18,7 @@ from secateur.data.batches import Batches
 from secateur.data.split import all_images, first_images
 from secateur.methods.scored import ScoredUnits
 from secateur.methods.task import Task
-from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.host import Host
 from secateur.statistics import Statistics
 from secateur.statistics.divergence import LossName
 
@@ -37,9 +35,7 @@ def wants_measuring(task: Task) -> bool:
 
 @torch.no_grad()
 def measured_candidates(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     task: Task,
     scored: ScoredUnits,
     statistics: Statistics,
@@ -49,7 +45,7 @@ def measured_candidates(
 ) -> list[Candidates]:
     """Candidates in the unit of the loss, measured on the first of the held-out images."""
     images_PCHW = all_images(first_images(held, QUICK.images))
-    probe = ProbeRunner.of(model, family, anatomy, images_PCHW, loss=loss)
+    probe = ProbeRunner.of(host, images_PCHW, loss=loss)
     reducer = Selected(
         scores=scored.scores, repair=task.preset.repair, statistics=statistics, limits=task.limits
     )

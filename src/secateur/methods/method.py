@@ -10,18 +10,14 @@ from secateur.allocation.target import Target
 from secateur.allocation.types import Candidates, Plan
 from secateur.methods.images import Images
 from secateur.methods.task import Task
-from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.host import Host
 from secateur.progress import timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """The inputs of a pruning run: a dense model, its structure, the resolved task, the images."""
+class Job(Host):
+    """The inputs of a pruning run: a dense model as its host, the resolved task, the images."""
 
-    model: nn.Module
-    family: Family
-    anatomy: Anatomy
     task: Task
     images: Images
 

@@ -17,9 +17,8 @@ from secateur.data.batches import Batches
 from secateur.methods.method import Job, Method, Prepared
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.rotation_check import require_rotatable
-from secateur.models.types import Anatomy
 from secateur.progress import Progress
 from secateur.statistics import observe
 from secateur.statistics.registry import STREAM
@@ -47,9 +46,7 @@ class Rotated:
     def prepare(self, job: Job) -> Turned:
         """Rotate a copy of the model, then prepare on that."""
         with job.timed("rotate"):
-            turned = rotated(
-                job.model, job.family, job.anatomy, job.images.batches, job.images.progress
-            )
+            turned = rotated(job, job.images.batches, job.images.progress)
         inner = self.method.prepare(replace(job, model=turned))
         return Turned(candidates=inner.candidates, dense=turned, inner=inner)
 
@@ -62,16 +59,10 @@ class Rotated:
         return self.method.cut(replace(job, model=prepared.dense), prepared.inner, plan)
 
 
-def rotated(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    batches: Batches,
-    progress: Progress | None = None,
-) -> nn.Module:
+def rotated(host: Host, batches: Batches, progress: Progress | None = None) -> nn.Module:
     """A copy whose stream has channels of descending energy; one pass over the images."""
-    require_rotatable(model, family)
-    copy = copy_of(model)
+    require_rotatable(host)
+    copy, family = copy_of(host.model), host.family
 
     def on_batch(done: int) -> None:
         if progress is not None:
@@ -80,7 +71,7 @@ def rotated(
     # WHY: in a basis that is none, norms are RMS norms already and the stream has no mean, so
     # what is seen is what will be rotated.
     device = next(copy.parameters()).device
-    family.rotate_(copy, torch.eye(anatomy.width, dtype=torch.float64, device=device))
+    family.rotate_(copy, torch.eye(host.anatomy.width, dtype=torch.float64, device=device))
     seen = observe(copy, batches, {"stream_gram"}, on_batch=on_batch).of("stream_gram", STREAM)
     family.rotate_(copy, principal_basis(seen["gram"]))
     return copy

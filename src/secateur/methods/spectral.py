@@ -26,7 +26,7 @@ from secateur.methods.images import Images
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.models.caches import shell_of
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, GroupName
 from secateur.progress import Progress
 from secateur.statistics import Statistics, observe
@@ -79,8 +79,7 @@ class Spectral:
         with job.timed("cut"):
             cut_spectral_(
                 smaller,
-                job.model,
-                job.anatomy,
+                job,
                 plan,
                 prepared,
                 job.images.batches,
@@ -92,23 +91,19 @@ class Spectral:
 
 def prepare(job: Job) -> Probed:
     """Weigh tokens by a backward pass and, where a choice depends on losses, measure candidates."""
-    model, anatomy, task, batches = job.model, job.anatomy, job.task, job.images.batches
+    anatomy, task, batches = job.anatomy, job.task, job.images.batches
     plain = plain_candidates(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         _require_images(anatomy, task.groups, batches)
-        weights = token_weights(model, anatomy, batches, task.options.seed, job.images.loss)
-        return Probed(candidates=plain, dense=model, token_weights=weights, probes=[])
+        weights = token_weights(job, batches, task.options.seed, job.images.loss)
+        return Probed(candidates=plain, dense=job.model, token_weights=weights, probes=[])
     effort: Effort = FULL if task.options.effort == "full" else QUICK
     seed, limits = task.options.seed, task.limits
-    return measured_candidates(
-        model, job.family, anatomy, task.groups, limits, job.images, seed=seed, effort=effort
-    )
+    return measured_candidates(job, task.groups, limits, job.images, seed=seed, effort=effort)
 
 
 def measured_candidates(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     groups: tuple[GroupName, ...],
     limits: Limits,
     images: Images,
@@ -117,16 +112,16 @@ def measured_candidates(
     effort: Effort = FULL,
 ) -> Probed:
     """Weigh tokens and measure a candidate list for each of the groups of each branch."""
-    batches = images.batches
-    _require_images(anatomy, groups, batches)
-    weights = token_weights(model, anatomy, batches, seed, images.loss)
+    model, batches = host.model, images.batches
+    _require_images(host.anatomy, groups, batches)
+    weights = token_weights(host, batches, seed, images.loss)
     fit, held = fit_and_held(batches)
 
     def seen(done: int) -> None:
         images.say("observe", done, fit.images)
 
     statistics = observe(model, fit, refit_needs(groups), token_weights=weights, on_batch=seen)
-    probed = _probe(model, family, anatomy, groups, limits, held, statistics, effort, images)
+    probed = _probe(host, groups, limits, held, statistics, effort, images)
     return Probed(
         candidates=probed.candidates, dense=model, token_weights=weights, probes=probed.probes
     )
@@ -161,8 +156,7 @@ def compounded(candidates: list[Candidates]) -> list[Candidates]:
 
 def cut_spectral_(
     smaller: nn.Module,
-    dense: nn.Module,
-    anatomy: Anatomy,
+    dense: Host,
     plan: Plan,
     prepared: Probed,
     batches: Batches,
@@ -179,9 +173,9 @@ def cut_spectral_(
 
     cut_front_to_back_(
         smaller,
-        dense,
+        dense.model,
         plan.shapes,
-        batches_to_stream(anatomy, batches),
+        batches_to_stream(dense.anatomy, batches),
         SequentialSettings(token_weights=prepared.token_weights, stand_in=stand_in),
         cut_so_far,
     )
@@ -194,15 +188,15 @@ def batches_to_stream(anatomy: Anatomy, batches: Batches) -> Batches:
 
 
 def token_weights(
-    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int, loss: LossName | None = None
+    host: Host, batches: Batches, seed: int, loss: LossName | None = None
 ) -> dict[str, Tensor]:
     """How much each token of each branch counts in moments: (N,), mean 1."""
-    found = sensitivities(model, anatomy, batches, seed, loss)
+    found = sensitivities(host, batches, seed, loss)
     return {branch_id: softened(square_N, SOFTEN) for branch_id, square_N in found.items()}
 
 
 def sensitivities(
-    model: nn.Module, anatomy: Anatomy, batches: Batches, seed: int, loss: LossName | None = None
+    host: Host, batches: Batches, seed: int, loss: LossName | None = None
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the loss at each token of each branch (N,), by one backward pass.
 
@@ -210,13 +204,14 @@ def sensitivities(
     their mean, since single patches differ by chance.
     """
     some = first_batches(batches, SENSE_IMAGES)
-    statistics = observe(model, some, {"sensitivity"}, sample_labels=seed, loss=loss)
+    statistics = observe(host.model, some, {"sensitivity"}, sample_labels=seed, loss=loss)
     # WHY: matrices of a few MB leave a heap full of holes, which the next stage would add to.
     return_freed_memory()
     squares = {}
-    for branch in anatomy.branches:
+    for branch in host.anatomy.branches:
         square_N = statistics.of("sensitivity", branch.id)["token_square"].clone()
-        square_N[anatomy.prefix_tokens :] = square_N[anatomy.prefix_tokens :].mean()
+        patches_N = square_N[host.anatomy.prefix_tokens :]
+        patches_N[:] = patches_N.mean()
         squares[branch.id] = square_N
     return squares
 
@@ -231,9 +226,7 @@ def softened(square_N: Tensor, power: float) -> Tensor:
 
 
 def _probe(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     groups: tuple[GroupName, ...],
     limits: Limits,
     held: Batches,
@@ -242,7 +235,7 @@ def _probe(
     images: Images,
 ) -> Measured:
     images_PCHW = all_images(first_images(held, effort.images))
-    probe = ProbeRunner.of(model, family, anatomy, images_PCHW, loss=images.loss)
+    probe = ProbeRunner.of(host, images_PCHW, loss=images.loss)
 
     def probed_so_far(done: int, total: int) -> None:
         return_freed_memory()

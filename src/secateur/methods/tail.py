@@ -8,7 +8,7 @@ from secateur.allocation.target import Target
 from secateur.allocation.types import Plan
 from secateur.errors import OutOfReach
 from secateur.methods.method import Job, Prepared
-from secateur.methods.task import Task, planned
+from secateur.methods.task import Task
 from secateur.methods.to_latency import latency_target, times_count
 from secateur.models.caches import copy_of
 
@@ -49,10 +49,10 @@ def with_target(job: Job) -> tuple[Job, Target | None]:
     free = job.task.exact_tail and job.task.options.exact_tail is None and times_count(job.task)
 
     def target_of(one: Job) -> Target | None:
-        return latency_target(one.model, one.family, one.anatomy, one.task, one.images.progress)
+        return latency_target(one, one.task, one.images.progress)
 
-    plain = replace(job, task=replace(job.task, exact_tail=False))
-    plain = replace(plain, anatomy=planned(job.family, job.model, plain.task)) if free else job
+    written = replace(job.task, exact_tail=False)
+    plain = replace(job, task=written, anatomy=job.family.read(job.model)) if free else job
     try:
         target = target_of(job)
     except OutOfReach:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from secateur.allocation.budget import (
     Budget,
     CostBudget,
@@ -18,7 +16,7 @@ from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.methods.checked import Checked, Units, parse_groups
 from secateur.methods.request import PruneRequest
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.presets import Preset
 from secateur.recipes import load_recipe, recipe_sizes
@@ -151,9 +149,12 @@ def has_tail(wanted: bool | None, anatomy: Anatomy, budget: Budget) -> bool:
     return anatomy.tail is not None and (present or (counts if wanted is None else wanted))
 
 
-def planned(family: Family, model: nn.Module, task: Task) -> Anatomy:
-    """The anatomy of the dense model with the prices of a task."""
-    return family.read(model, exact_tail=task.exact_tail)
+def planned(host: Host, task: Task) -> Host:
+    """The host of the dense model with the prices of a task."""
+    if not task.exact_tail:
+        return host
+    anatomy = host.family.read(host.model, exact_tail=True)
+    return Host(host.model, host.family, anatomy)
 
 
 def check_rotation(preset: Preset, groups: tuple[GroupName, ...]) -> None:

@@ -21,7 +21,7 @@ from secateur.errors import OutOfReach
 from secateur.measurement.latency import Row, bench
 from secateur.measurement.layer_table import LayerTable, Setting, latency_cost, layer_table
 from secateur.methods.task import Task
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Shapes
 from secateur.request.parts import TimingPart
 
@@ -91,23 +91,19 @@ def setting_of(model: nn.Module, options: TimingPart) -> Setting:
 
 
 def latency_target(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    task: Task,
-    progress: Callable[[str, int, int], None] | None = None,
+    host: Host, task: Task, progress: Callable[[str, int, int], None] | None = None
 ) -> Target | None:
     """What the table of this machine predicts, and the first limit; None for other budgets.
 
     Times every kind of branch unless a table is kept from before. UserError when the runtime
     cannot be used, and when the smallest model is predicted to take longer than the budget.
     """
-    budget = task.budget
+    budget, anatomy = task.budget, host.anatomy
     if not isinstance(budget, CostBudget) or not times_count(task):
         return None
     sizes = {entry.key: entry.sizes for entry in unweighed(anatomy, task.demand)}
-    setting = setting_of(model, task.options)
-    table = layer_table(model, family, anatomy, setting, sizes, progress=progress)
+    setting = setting_of(host.model, task.options)
+    table = layer_table(host, setting, sizes, progress=progress)
     target = _target(anatomy, budget, table)
     try:
         check_reachable(anatomy, task.demand, target)
@@ -115,7 +111,7 @@ def latency_target(
         if not table.recalled:
             raise
         # WHY: the times kept may be those of a busy machine, or no times at all.
-        table = layer_table(model, family, anatomy, setting, sizes, fresh=True, progress=progress)
+        table = layer_table(host, setting, sizes, fresh=True, progress=progress)
         target = _target(anatomy, budget, table)
         check_reachable(anatomy, task.demand, target)
     return target
@@ -132,8 +128,7 @@ def limit_ms(budget: CostBudget, dense_ms: float) -> float:
 
 
 def cut_to_latency(
-    dense: nn.Module,
-    anatomy: Anatomy,
+    dense: Host,
     task: Task,
     target: Target,
     plan_for: Callable[[Target], Plan],
@@ -146,7 +141,7 @@ def cut_to_latency(
     it is kept, with a note, where it misses by no more than the tolerance, and otherwise UserError
     says by how much.
     """
-    setting = setting_of(dense, task.options)
+    anatomy, setting = dense.anatomy, setting_of(dense.model, task.options)
     least = target.cost_of(least_sizes(unweighed(anatomy, task.demand)))
     rounds: list[LatencyRound] = []
     tried: list[Shapes] = []
@@ -161,7 +156,7 @@ def cut_to_latency(
         tried.append(plan.shapes)
         model = cut(plan)
         predicted = target.cost_of(_sizes(anatomy, plan.shapes))
-        rows = _measured(dense, model, anatomy, setting)
+        rows = _measured(dense, model, setting)
         this = _round(task, rows, aim=aim, predicted=predicted)
         rounds.append(this)
         if kept is None or _rank(this) < _rank(kept[0]):
@@ -173,7 +168,7 @@ def cut_to_latency(
         raise RuntimeError("no round was measured")
     best, model, plan, rows = kept
     if best.use > 1:
-        best, rows = _measured_again(dense, model, anatomy, task, best)
+        best, rows = _measured_again(dense, model, task, best)
         if best.use > 1 + TOLERANCE:
             raise OutOfReach(_refusal(task, best, rounds, setting))
     return LatencyCut(
@@ -186,10 +181,10 @@ def cut_to_latency(
     )
 
 
-def _measured(dense: nn.Module, pruned: nn.Module, anatomy: Anatomy, setting: Setting) -> list[Row]:
+def _measured(dense: Host, pruned: nn.Module, setting: Setting) -> list[Row]:
     return bench(
-        {"dense": dense, "pruned": pruned},
-        anatomy.input_size,
+        {"dense": dense.model, "pruned": pruned},
+        dense.anatomy.input_size,
         runtimes=(setting.runtime,),
         batch_sizes=(setting.batch_size,),
         max_seconds=SECONDS,
@@ -198,13 +193,13 @@ def _measured(dense: nn.Module, pruned: nn.Module, anatomy: Anatomy, setting: Se
 
 
 def _measured_again(
-    dense: nn.Module, pruned: nn.Module, anatomy: Anatomy, task: Task, best: LatencyRound
+    dense: Host, pruned: nn.Module, task: Task, best: LatencyRound
 ) -> tuple[LatencyRound, list[Row]]:
     """The round of a model with the middle one of several further measurements, and its rows."""
-    setting = setting_of(dense, task.options)
+    setting = setting_of(dense.model, task.options)
     found = []
     for _ in range(VERDICTS):
-        rows = _measured(dense, pruned, anatomy, setting)
+        rows = _measured(dense, pruned, setting)
         again = _round(task, rows, aim=best.aim_ms, predicted=best.predicted_ms)
         found.append((again, rows))
     return sorted(found, key=lambda one: one[0].use)[VERDICTS // 2]

@@ -1,4 +1,4 @@
-"""Copies of models, and what hosts keep of their weights between forward passes.
+"""Copies of models, their mode, and what hosts keep of their weights between forward passes.
 
 In evaluation mode, timm gathers position biases once and keeps the result until the mode is set
 again. Such a tensor may be stale after a step of training, belongs to a graph that is gone, and
@@ -6,6 +6,8 @@ cannot be copied.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 from torch import nn
@@ -21,6 +23,26 @@ def forget_cached_(model: nn.Module) -> None:
             cache = getattr(module, name, None)
             if isinstance(cache, dict):
                 cache.clear()
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Put models in evaluation mode and every module back in its own mode afterwards.
+
+    `train` and `eval`, which some hosts override, are not called.
+    """
+    training = [module for model in models for module in model.modules() if module.training]
+    try:
+        for model in models:
+            forget_cached_(model)
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for model in models:
+            forget_cached_(model)
 
 
 def copy_of(model: nn.Module) -> nn.Module:

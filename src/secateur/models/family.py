@@ -21,11 +21,11 @@ from secateur.models.derived.layout import (
 )
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
+from secateur.models.derived.tail import TailAlone, TailBlock
 from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
-from secateur.models.tail import TailAlone, TailBlock
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.registry import Registry
@@ -66,7 +66,7 @@ class Family:
     def put_tail_(self, model: nn.Module) -> None:
         """Compute the last layers for the tokens alone that the head reads, where that can be.
 
-        Outputs stay the same; see `secateur.models.tail`. Also works on the meta device.
+        Outputs stay the same; see `secateur.models.derived.tail`. Also works on the meta device.
         """
         tail.put_(self.statement, model)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from secateur.errors import Advice, UserError
 from secateur.models.caches import forget_cached_
-from secateur.models.family import family_of
+from secateur.models.family import read
 
 
 def give_head_(model: nn.Module, num_classes: int, seed: int = 0) -> bool:
@@ -19,7 +19,7 @@ def give_head_(model: nn.Module, num_classes: int, seed: int = 0) -> bool:
     """
     if num_classes < 0:
         raise UserError(f"a head cannot have {num_classes} classes; give 0 or more.")
-    if family_of(model).read(model).num_classes == num_classes:
+    if read(model).num_classes == num_classes:
         return False
     reset = getattr(model, "reset_classifier", None)
     like = next(model.parameters())
@@ -42,7 +42,7 @@ def give_head_(model: nn.Module, num_classes: int, seed: int = 0) -> bool:
 
 def _replace_(model: nn.Module, num_classes: int) -> None:
     """Put a linear layer in the place of the last one that has as many outputs as classes."""
-    classes = family_of(model).read(model).num_classes
+    classes = read(model).num_classes
     heads = [
         (path, module)
         for path, module in model.named_modules()

@@ -5,27 +5,25 @@ over tokens, cannot, and would change the outputs by as much as they are large.
 """
 
 import torch
-from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.caches import copy_of
-from secateur.models.family import Family
-from secateur.models.walk_check import TOLERANCES, evaluating, noise_for
+from secateur.models.caches import copy_of, evaluating
+from secateur.models.host import Host
+from secateur.models.walk_check import TOLERANCES, noise_for
 
 SLACK = 100
 """Rotated weights are rounded anew: outputs may differ by this much more than those of a walk."""
 
 
 @torch.no_grad()
-def require_rotatable(model: nn.Module, family: Family) -> None:
-    """UserError with the reason where the stream of
-    this model cannot be rotated.
+def require_rotatable(host: Host) -> None:
+    """UserError with the reason where the stream of this model cannot be rotated.
 
     A copy of the model is rotated into a random basis and compared with it on two random images.
     The model is left as it was; one without values (on the meta device) is not tried.
     """
-    family.require_rotatable(model)
-    anatomy = family.read(model)
+    model, anatomy = host.model, host.anatomy
+    host.family.require_rotatable(model)
     images_BCHW = noise_for(model, anatomy)
     if images_BCHW is None:
         return
@@ -36,7 +34,7 @@ def require_rotatable(model: nn.Module, family: Family) -> None:
         dtype=torch.float64,
         generator=torch.Generator().manual_seed(0),
     )
-    family.rotate_(copy, torch.linalg.qr(random_DD).Q.to(images_BCHW.device))
+    host.family.rotate_(copy, torch.linalg.qr(random_DD).Q.to(images_BCHW.device))
     with evaluating(model), evaluating(copy):
         own, other = model(images_BCHW), copy(images_BCHW)
     apart, largest = float((own - other).abs().max()), float(own.abs().max())

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from secateur.models.family import Family, family_of
-from secateur.models.types import Anatomy
+from secateur.models.host import Host, host_of
 
 NO_FILLS: Mapping[str, Tensor] = {}
 
@@ -24,27 +23,21 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Runner:
-    """A model and its residual steps, which share the model's modules.
+class Runner(Host):
+    """A host and its residual steps, which share the model's modules.
 
     `steps[i]` takes the stream through `branches[i]`, from where the branch before left it. A
     runner is valid until a module of the model is replaced.
     """
 
-    model: nn.Module
-    family: Family
-    anatomy: Anatomy
     steps: tuple[nn.Module, ...]
 
     @staticmethod
-    def of(
-        model: nn.Module, family: Family | None = None, anatomy: Anatomy | None = None
-    ) -> "Runner":
-        """The runner of a model; its family and anatomy are looked up unless they are given."""
-        family = family or family_of(model)
-        anatomy = anatomy or family.read(model)
-        steps = tuple(family.through(model, branch) for branch in anatomy.branches)
-        return Runner(model, family, anatomy, steps)
+    def of(host: Host | nn.Module) -> "Runner":
+        """The runner of a host, or of a model, which is read."""
+        host = host if isinstance(host, Host) else host_of(host)
+        steps = tuple(host.through(branch) for branch in host.anatomy.branches)
+        return Runner(host.model, host.family, host.anatomy, steps)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -53,10 +46,6 @@ class Runner:
     def names(self) -> list[str]:
         """The ids of the branches."""
         return [branch.id for branch in self.anatomy.branches]
-
-    def embed(self, images_BCHW: Tensor) -> Tensor:
-        """The stream before the first step."""
-        return self.family.embed(self.model, images_BCHW)
 
     def arrive(self, place: int, x_BND: Tensor) -> Tensor:
         """The stream at a branch from that before its step."""

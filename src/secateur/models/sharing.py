@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.caches import copy_of
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, GroupName
 
 
@@ -41,21 +41,20 @@ def shared_weights(model: nn.Module) -> Iterator[Shared]:
             yield from _overlapping(places)
 
 
-def refuse_shared(
-    model: nn.Module, family: Family, anatomy: Anatomy, groups: tuple[GroupName, ...]
-) -> None:
+def refuse_shared(host: Host, groups: tuple[GroupName, ...]) -> None:
     """UserError naming two places that share what a cut of `groups` would take apart.
 
     Classifiers outside the blocks may share weights while the stream keeps its width and their
     parameters are predicted as they are counted.
     """
+    model, anatomy = host.model, host.anatomy
     exact = anatomy.cost().params == sum(p.numel() for p in model.parameters())
     for pair in shared_weights(model):
-        if "width" in groups or not exact or not _untouched(model, anatomy, pair):
+        if "width" in groups or not exact or not _untouched(host, pair):
             raise UserError(_sentence(model, pair))
     seen: dict[int, tuple[str, str]] = {}
     for branch in anatomy.branches:
-        for hook_point in family.hook_points(model, branch).values():
+        for hook_point in host.hook_points(branch).values():
             module = model.get_submodule(hook_point.module)
             owner, path = seen.setdefault(id(module), (branch.id, hook_point.module))
             if owner != branch.id and path != hook_point.module:
@@ -94,14 +93,14 @@ def has_shared(model: nn.Module) -> bool:
     return len(names) > sum(1 for _ in model.modules()) or any(shared_weights(model))
 
 
-def parameters_outside(model: nn.Module, anatomy: Anatomy) -> int:
+def parameters_outside(host: Host) -> int:
     """Parameters that no branch or block holds, each counted once."""
     inside = {
         id(parameter)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if _in_block(anatomy, name)
+        for name, parameter in host.model.named_parameters(remove_duplicate=False)
+        if _in_block(host.anatomy, name)
     }
-    return sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    return sum(p.numel() for p in host.model.parameters() if id(p) not in inside)
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -178,11 +177,12 @@ def _bytes_of(tensor: Tensor, marks: Tensor) -> Tensor:
     return torch.as_strided(marks, shape, steps, tensor.storage_offset() * size)
 
 
-def _untouched(model: nn.Module, anatomy: Anatomy, pair: Shared) -> bool:
+def _untouched(host: Host, pair: Shared) -> bool:
     """Whether both places are classifiers behind or beside the blocks, which no cut rewrites."""
     owners = [name.rpartition(".")[0] for name in (pair.first, pair.second)]
     return all(
-        not _in_block(anatomy, owner) and isinstance(model.get_submodule(owner), nn.Linear)
+        not _in_block(host.anatomy, owner)
+        and isinstance(host.model.get_submodule(owner), nn.Linear)
         for owner in owners
     )
 

@@ -4,15 +4,13 @@ A subclass with a forward pass of its own has the modules of its family but is a
 whatever would be measured or cut through the walk would be wrong without a sign of it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.caches import forget_cached_
-from secateur.models.family import Family, family_of
+from secateur.models.caches import evaluating
+from secateur.models.family import Family
+from secateur.models.host import host_of
 from secateur.models.runner import Runner
 from secateur.models.types import Anatomy
 
@@ -28,14 +26,14 @@ def require_walk(model: nn.Module) -> None:
     Both see two random images of the model's size, on its device and in its type, in evaluation
     mode. The model is left as it was; one without values (on the meta device) is not looked at.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
+    family, anatomy = host.family, host.anatomy
     images_BCHW = noise_for(model, anatomy)
     if images_BCHW is None:
         return
     with evaluating(model):
         own = _outputs_of(model, images_BCHW)
-        walk = Runner.of(model, family, anatomy)
+        walk = Runner.of(host)
         walked = walk.finish(walk.embed(images_BCHW))
     if walked.shape != own.shape:
         shapes = f"shape {tuple(own.shape)}, not {tuple(walked.shape)}"
@@ -87,18 +85,3 @@ def _refuse(model: nn.Module, family: Family, how: str) -> None:
 
 def _name(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without calling `train` or `eval`, which some hosts override."""
-    modes = [(module, module.training) for module in model.modules()]
-    forget_cached_(model)
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        forget_cached_(model)

@@ -6,13 +6,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from secateur.progress import Progress
-from secateur.request.say import IMAGES, TRAINING, UNITS, Say
-from secateur.request.text import all_if_zero, names, text, widths
+from secateur.request.say import IMAGES, MODEL, TRAINING, UNITS, Say
+from secateur.request.text import all_if_zero, names, numbers, path, text, widths
 
 if TYPE_CHECKING:
     import torch
 
+Overwrite = Annotated[
+    bool, Say("Replace what secateur wrote to the place of the output; other files stay.")
+]
+
 # WHY without slots: classes with slots cannot be put together.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPart:
+    """How a named model is built, its weights, and how its images are prepared."""
+
+    num_classes: Annotated[int | None, Say("Outputs of the head.", MODEL)] = None
+    img_size: Annotated[int | None, Say("Side of its images.", MODEL)] = None
+    checkpoint: Annotated[
+        str | Path | None,
+        Say(
+            "Weights: .safetensors, or .pth read without running code. Without it, the library's "
+            "own.",
+            MODEL,
+            metavar="FILE",
+            read=path,
+        ),
+    ] = None
+    mean: Annotated[
+        float | tuple[float, ...] | None,
+        Say(
+            "Instead of the mean in the model's configuration.",
+            IMAGES,
+            metavar="M[,M,M]",
+            read=numbers,
+        ),
+    ] = None
+    std: Annotated[
+        float | tuple[float, ...] | None,
+        Say(
+            "Instead of the standard deviation in the model's configuration.",
+            IMAGES,
+            metavar="S[,S,S]",
+            read=numbers,
+        ),
+    ] = None
+    crop_pct: Annotated[float | None, Say("Share of the resized image that is kept.", IMAGES)] = (
+        None
+    )
+    interpolation: Annotated[str | None, Say("bicubic, bilinear, ...", IMAGES)] = None
+
+    def named(self) -> dict[str, Any]:
+        """These fields, as `secateur.load` takes them."""
+        return {name: getattr(self, name) for name in ModelPart.__dataclass_fields__}
+
+    def preparation(self) -> dict[str, Any]:
+        """What replaces parts of the model's own preprocessing, None where nothing does."""
+        return {name: getattr(self, name) for name in ("mean", "std", "crop_pct", "interpolation")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """How text of the command line becomes values; each takes the option's name for its message."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from secateur.errors import UserError
 
@@ -26,6 +27,11 @@ def counts(option: str, given: str) -> Sequence[int]:
 
 def text(_: str, given: str) -> str:
     """The text as it is, for a field that Python gives other values as well."""
+    return given
+
+
+def path(_: str, given: Path) -> Path:
+    """A path, for a field that takes text as well in Python."""
     return given
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.batches import Batches
-from secateur.models.family import family_of
 from secateur.models.hook_points import Edit, HookPoint, attached
+from secateur.models.host import host_of
 from secateur.statistics.kinds.updates import add_joint_moments_
 from secateur.statistics.observe import frozen
 from secateur.statistics.registry import Sums
@@ -34,15 +34,14 @@ def anchor_moments(
 
 def run_moments(model: nn.Module, batches: Batches, runs: Sequence[Run]) -> dict[Run, Sums]:
     """The same for any number of runs behind each anchor, in one pass."""
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
     sums: dict[Run, Sums] = {run: {} for run in runs}
     edits: list[tuple[HookPoint, Edit]] = []
     for run in runs:
         seen: dict[str, Tensor] = {}
         names = (run[0], *run[1])
         for name in names:
-            hook_point = family.hook_points(model, anatomy.branch(name))["update"]
+            hook_point = host.hook_points(host.anatomy.branch(name))["update"]
             edits.append((hook_point, partial(_see, seen, names, name, sums[run])))
     with frozen(model), torch.no_grad(), attached(model, edits):
         for batch in batches if runs else ():

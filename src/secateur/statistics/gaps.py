@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY
-from secateur.models.family import family_of
 from secateur.models.hook_points import Edit, HookPoint, attached
+from secateur.models.host import host_of
 from secateur.statistics.kinds.updates import add_joint_moments_
 from secateur.statistics.observe import frozen
 from secateur.statistics.registry import Sums
@@ -42,16 +42,14 @@ def gap_moments(
     `secateur.statistics.kinds.updates`. Every fifth image is left out of them and summed apart,
     under the same names behind `HELD`.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
     found = {first: _Gap(run) for first, run in gaps.items()}
     edits: list[tuple[HookPoint, Edit]] = []
     for first, gap in found.items():
-        edits.append(
-            (family.hook_points(model, anatomy.branch(first))["input"], partial(_enter, gap))
-        )
+        reads = host.hook_points(host.anatomy.branch(first))["input"]
+        edits.append((reads, partial(_enter, gap)))
         for name in gap.run:
-            hook_point = family.hook_points(model, anatomy.branch(name))["update"]
+            hook_point = host.hook_points(host.anatomy.branch(name))["update"]
             edits.append((hook_point, partial(_update, gap, name)))
     with frozen(model), torch.no_grad(), attached(model, edits):
         for batch in batches if gaps else ():

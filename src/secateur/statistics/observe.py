@@ -1,7 +1,7 @@
 """The streaming pass: run calibration images once, let every needed kind of statistics add up."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,10 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.data.batches import Batch, Batches
 from secateur.errors import UserError
-from secateur.models.family import Family, family_of
+from secateur.models.caches import evaluating
 from secateur.models.hook_points import HookPoint, attach, watch_gradient
-from secateur.models.types import Anatomy, Branch
-from secateur.models.weights import AttentionWeights, BranchWeights
+from secateur.models.host import Host, host_of
+from secateur.models.types import Block, Branch
+from secateur.models.weights import AttentionWeights
 from secateur.statistics.backward import (
     images_at_once,
     parts,
@@ -82,58 +83,30 @@ def observe(
     batches and all get the sums of all (see `processes.py`). Raises UserError when activations are
     not finite.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
+    anatomy = host.anatomy
     loss = loss or loss_for(anatomy.num_classes)
-    kinds = [kind for kind in chosen_kinds(needs) if kind.trial is None]
-    trials = [kind for kind in chosen_kinds(needs) if kind.trial is not None]
     chosen = set(only) if only is not None else {branch.id for branch in anatomy.branches}
-    sums: dict[str, dict[str, Sums]] = {k.name: defaultdict(dict) for k in [*kinds, *trials]}
-    gradient = any(kind.gradient for kind in kinds)
     generator = None if sample_labels is None else torch.Generator().manual_seed(sample_labels)
-    images, mine, at_once = 0, here(), images_at_once(anatomy)
-    ears, watched = _Ears(), set[tuple[str, str]]()
-    # WHY: what comes behind the last place that is looked at need not be run.
-    stops = not gradient and all(kind.scope in ("attention", "mlp", "branch") for kind in kinds)
+    images, mine = 0, here()
+    run = _Pass(host, chosen_kinds(needs), loss)
     with ExitStack() as stack:
-        stack.enter_context(frozen(model, gradient=gradient))
+        stack.enter_context(frozen(model, gradient=run.gradient))
         stack.enter_context(true_gradients(model))
-        for branch in anatomy.branches:
-            if branch.id in chosen:
-                hook_points = family.hook_points(model, branch)
-                for kind in kinds:
-                    if kind.scope in (branch.kind, "branch"):
-                        watched.add((branch.id, kind.name))
-                        known = _known(family.weights(model, branch), branch, token_weights)
-                        known["prefix"] = torch.tensor(anatomy.prefix_tokens)
-                        for handle in _watch(
-                            model, branch, hook_points, kind, sums[kind.name], known, ears
-                        ):
-                            stack.callback(handle.remove)
-        for handle in _watch_blocks(model, family, anatomy, kinds, sums, ears):
+        for handle in run.hooks(chosen, token_weights or {}):
             stack.callback(handle.remove)
-        for kind in kinds:
-            if kind.scope == "stream":
-                own = sums[kind.name][STREAM]
-                for handle in watch_stream(model, anatomy, kind, own, lambda: ears.listening):
-                    stack.callback(handle.remove)
         for number, batch in enumerate(batches.every(mine.rank, mine.count)):
             images += len(batch.images_BCHW)
             if generator is not None and loss == "kl":
+                at_once = images_at_once(anatomy)
                 skip_labels(generator, batches, anatomy.num_classes, number, mine, at_once)
             elif generator is not None and sample_labels is not None:
                 place = number * mine.count + mine.rank
                 generator.manual_seed(DRAWS * sample_labels + place)
-            if gradient:
-                for images_BCHW, labels_B in parts(batch, at_once):
-                    run_back(model, images_BCHW, labels_B, generator, loss)
-            elif kinds:
-                ears.waiting = set(watched) if stops else None
-                with suppress(_EnoughError):
-                    model(batch.images_BCHW)
-            _try(model, batch, trials, sums, ears, loss)
+            run.look(batch, generator)
             if on_batch is not None:
                 on_batch(min(images * mine.count, batches.images))
+    sums = run.sums
     if mine.count > 1:
         sums, images = added_up(sums, images)
     for name, by_owner in sums.items():
@@ -146,145 +119,144 @@ class _EnoughError(Exception):
     """Nothing that is still to be run is looked at."""
 
 
-@dataclass(slots=True)
-class _Ears:
-    """Whether the hooks listen: not while a kind experiments with the model.
+class _Pass:
+    """The hooks of one pass and what they add up; they do not listen while a kind experiments.
 
     `waiting` are the branches and kinds that have not yet seen the present batch; None where the
     whole model has to run.
     """
 
-    listening: bool = True
-    waiting: set[tuple[str, str]] | None = None
+    def __init__(self, host: Host, kinds: list[StatisticsKind], loss: LossName) -> None:
+        self.host, self.loss = host, loss
+        self.kinds = [kind for kind in kinds if kind.trial is None]
+        self.trials = [kind for kind in kinds if kind.trial is not None]
+        self.sums: dict[str, dict[str, Sums]] = {kind.name: defaultdict(dict) for kind in kinds}
+        self.gradient = any(kind.gradient for kind in kinds)
+        self.watched: set[tuple[str, str]] = set()
+        self.waiting: set[tuple[str, str]] | None = None
+        self.listening = True
 
-    def heard(self, branch: str, kind: str) -> None:
+    def look(self, batch: Batch, generator: torch.Generator | None) -> None:
+        """Run the model on a batch, also back if a kind needs gradients; then the experiments."""
+        model = self.host.model
+        if self.gradient:
+            for images_BCHW, labels_B in parts(batch, images_at_once(self.host.anatomy)):
+                run_back(model, images_BCHW, labels_B, generator, self.loss)
+        elif self.kinds:
+            # WHY: what comes behind the last place that is looked at need not be run.
+            stops = all(kind.scope in ("attention", "mlp", "branch") for kind in self.kinds)
+            self.waiting = set(self.watched) if stops else None
+            with suppress(_EnoughError):
+                model(batch.images_BCHW)
+        self.listening = False
+        with torch.no_grad():
+            for kind in self.trials:
+                if kind.trial is not None:
+                    kind.trial(self.sums[kind.name].__getitem__, model, batch, self.loss)
+        self.listening = True
+
+    def hooks(
+        self, chosen: Collection[str], token_weights: Mapping[str, Tensor]
+    ) -> Iterator[RemovableHandle]:
+        """Hooks for every kind at the chosen branches, at all blocks and on the stream."""
+        model, anatomy = self.host.model, self.host.anatomy
+        for branch in anatomy.branches:
+            own = [kind for kind in self.kinds if kind.scope in (branch.kind, "branch")]
+            if own and branch.id in chosen:
+                known = self._known(branch, token_weights)
+                hook_points = self.host.hook_points(branch)
+                for kind in own:
+                    self.watched.add((branch.id, kind.name))
+                    yield from self._at_branch(branch, hook_points, kind, known)
+        if any(kind.scope == "block" for kind in self.kinds):
+            for block in anatomy.blocks:
+                if block.branches:
+                    yield from self._at_block(block)
+        for kind in self.kinds:
+            if kind.scope == "stream":
+                sums = self.sums[kind.name][STREAM]
+                yield from watch_stream(model, anatomy, kind, sums, lambda: self.listening)
+
+    def _known(self, branch: Branch, token_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a kind may need of a branch beside its tensors: prefix tokens, softmax scale,
+        position biases of the logits, and token weights."""
+        weights = self.host.weights(branch)
+        known = {"prefix": torch.tensor(self.host.anatomy.prefix_tokens)}
+        if isinstance(weights, AttentionWeights):
+            known["scale"] = torch.tensor(weights.scale)
+            if (bias_HNN := weights.logit_bias_HNN) is not None:
+                known["logit_bias"] = bias_HNN
+        if branch.id in token_weights:
+            known["weights"] = token_weights[branch.id]
+        return known
+
+    def _at_branch(
+        self,
+        branch: Branch,
+        hook_points: Mapping[str, HookPoint],
+        kind: StatisticsKind,
+        known: Mapping[str, Tensor],
+    ) -> Iterator[RemovableHandle]:
+        """Hooks that hand one branch's tensors to a kind as soon as all of them were seen."""
+        seen: dict[str, Tensor] = {}
+
+        def see(site: str, x: Tensor, gradient: Tensor | None = None) -> None:
+            if not self.listening:
+                return
+            seen[site] = x.detach()
+            if gradient is not None:
+                seen[f"{site}.grad"] = gradient
+            if all(name in seen for name in kind.sites):
+                kind.update(self.sums[kind.name][branch.id], {**known, **seen})
+                seen.clear()
+                self._heard(branch.id, kind.name)
+
+        watch = watch_gradient if kind.gradient else attach
+        for site in kind.sites:
+            yield watch(self.host.model, hook_points[site], partial(see, site))
+
+    def _heard(self, branch: str, kind: str) -> None:
         """Take one off the list, and end the pass behind the last one."""
         if self.waiting is not None:
             self.waiting.discard((branch, kind))
             if not self.waiting:
                 raise _EnoughError
 
+    def _at_block(self, block: Block) -> Iterator[RemovableHandle]:
+        """Hooks on the stream at the first branch of a block and after its last one."""
+        seen: dict[str, Tensor] = {}
 
-def _try(
-    model: nn.Module,
-    batch: Batch,
-    trials: list[StatisticsKind],
-    sums: dict[str, dict[str, Sums]],
-    ears: _Ears,
-    loss: LossName,
-) -> None:
-    """Let every kind that experiments with the model do so, unheard by the others."""
-    ears.listening = False
-    with torch.no_grad():
-        for kind in trials:
-            if kind.trial is not None:
-                kind.trial(sums[kind.name].__getitem__, model, batch, loss)
-    ears.listening = True
+        def see(name: str, x: Tensor) -> None:
+            if self.listening:
+                seen[name] = x.detach()
+
+        def leave(x: Tensor) -> None:
+            if not self.listening:
+                return
+            stream, last = seen.pop("stream"), seen.pop("last")
+            tensors = {"stream": stream, "update": last + x.detach() - stream}
+            for kind in self.kinds:
+                if kind.scope == "block":
+                    kind.update(self.sums[kind.name][block.id], tensors)
+
+        model, branch = self.host.model, self.host.anatomy.branch
+        first, last = (self.host.hook_points(branch(block.branches[at])) for at in (0, -1))
+        yield attach(model, first["stream"], partial(see, "stream"))
+        yield attach(model, last["stream"], partial(see, "last"))
+        yield attach(model, last["update"], leave)
 
 
 @contextmanager
 def frozen(model: nn.Module, *, gradient: bool = False) -> Iterator[None]:
     """Evaluation mode with weights that take no gradient; everything is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval()
-    model.requires_grad_(False)
-    try:
-        with torch.set_grad_enabled(gradient):
+    with evaluating(model), torch.set_grad_enabled(gradient):
+        try:
+            model.requires_grad_(False)
             yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-
-
-def _known(
-    weights: BranchWeights, branch: Branch, token_weights: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """What a kind may need of a branch beside its tensors: softmax scale, position biases of the
-    logits, and token weights."""
-    known: dict[str, Tensor] = {}
-    if isinstance(weights, AttentionWeights):
-        known["scale"] = torch.tensor(weights.scale)
-        if (bias_HNN := weights.logit_bias_HNN) is not None:
-            known["logit_bias"] = bias_HNN
-    if token_weights is not None and branch.id in token_weights:
-        known["weights"] = token_weights[branch.id]
-    return known
-
-
-def _watch(
-    model: nn.Module,
-    branch: Branch,
-    hook_points: dict[str, HookPoint],
-    kind: StatisticsKind,
-    by_owner: dict[str, Sums],
-    known: Mapping[str, Tensor],
-    ears: _Ears,
-) -> Iterator[RemovableHandle]:
-    """Hooks that hand one branch's tensors to a kind as soon as all of them were seen."""
-    seen: dict[str, Tensor] = {}
-
-    def see(site: str, x: Tensor, gradient: Tensor | None = None) -> None:
-        if not ears.listening:
-            return
-        seen[site] = x.detach()
-        if gradient is not None:
-            seen[f"{site}.grad"] = gradient
-        if all(name in seen for name in kind.sites):
-            kind.update(by_owner[branch.id], {**known, **seen})
-            seen.clear()
-            ears.heard(branch.id, kind.name)
-
-    for site in kind.sites:
-        if kind.gradient:
-            yield watch_gradient(model, hook_points[site], partial(see, site))
-        else:
-            yield attach(model, hook_points[site], partial(see, site))
-
-
-def _watch_blocks(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    kinds: list[StatisticsKind],
-    sums: dict[str, dict[str, Sums]],
-    ears: _Ears,
-) -> Iterator[RemovableHandle]:
-    """Hooks on the stream at the first branch of every block and after its last one."""
-    mine = [kind for kind in kinds if kind.scope == "block"]
-    if not mine:
-        return
-    for block in anatomy.blocks:
-        if not block.branches:
-            continue
-        before: dict[str, Tensor] = {}
-
-        def enter(x: Tensor, before: dict[str, Tensor] = before) -> None:
-            if ears.listening:
-                before["stream"] = x.detach()
-
-        def at_last(x: Tensor, before: dict[str, Tensor] = before) -> None:
-            if ears.listening:
-                before["last"] = x.detach()
-
-        def leave(x: Tensor, before: dict[str, Tensor] = before, owner: str = block.id) -> None:
-            if not ears.listening:
-                return
-            stream, last = before.pop("stream"), before.pop("last")
-            for kind in mine:
-                kind.update(
-                    sums[kind.name][owner],
-                    {"stream": stream, "update": last + x.detach() - stream},
-                )
-
-        first, last = (
-            family.hook_points(model, anatomy.branch(block.branches[place])) for place in (0, -1)
-        )
-        yield attach(model, first["stream"], enter)
-        yield attach(model, last["stream"], at_last)
-        yield attach(model, last["update"], leave)
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
 
 
 def _require_finite(kind: str, by_owner: dict[str, Sums]) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.measurement.modes import evaluating, logits_of
+from secateur.measurement.modes import logits_of
+from secateur.models.caches import evaluating
 
 IMAGES = 2
 LOGITS = 8

@@ -14,10 +14,12 @@ from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, logits_of
-from secateur.models.family import families, family_of
+from secateur.measurement.modes import logits_of
+from secateur.models.caches import evaluating
+from secateur.models.derived.tail import tail_of
+from secateur.models.family import families, read
+from secateur.models.host import host_of
 from secateur.models.norms import held_norms, uncentred_norms
-from secateur.models.tail import tail_of
 from secateur.models.walk_check import noise_for
 from secateur.storage.base import Base, build
 from secateur.storage.fingerprint import agree, probe, tolerance
@@ -78,13 +80,13 @@ def provenance_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _of_present_size(images: Preprocessing, model: nn.Module) -> Preprocessing:
-    return replace(images, input_size=family_of(model).read(model).input_size)
+    return replace(images, input_size=read(model).input_size)
 
 
 def _followed(model: nn.Module, known: Base) -> Iterator[Base]:
     """The base with arguments that the model shows to have been changed, the fewest first."""
-    present, before = family_of(model).read(model), build(known)
-    built = family_of(before).read(before)
+    present, before = read(model), build(known)
+    built = read(before)
     changes: dict[str, Argument] = {}
     classes = _outputs_of(model) if present.num_classes else 0
     if classes != built.num_classes:
@@ -101,9 +103,9 @@ def _followed(model: nn.Module, known: Base) -> Iterator[Base]:
 @torch.no_grad()
 def _outputs_of(model: nn.Module) -> int:
     """How many outputs a classifier has, whatever its configuration says."""
-    images_BCHW = noise_for(model, family_of(model).read(model))
+    images_BCHW = noise_for(model, read(model))
     if images_BCHW is None:
-        return family_of(model).read(model).num_classes
+        return read(model).num_classes
     with evaluating(model):
         return int(logits_of(model(images_BCHW)).shape[-1])
 
@@ -113,15 +115,13 @@ def resized_like(model: nn.Module, base: Base) -> nn.Module:
 
     UserError where the branches or streams of `model` are not those of the base.
     """
-    again = build(base)
-    family = family_of(again)
-    dense = family.read(again)
-    stand_ins = [layer.id for layer in family.read(model).stand_ins]
-    shapes, widths = shapes_of(model, dense), widths_of(model, dense)
-    resize_(again, family, dense, shapes, widths, stand_ins)
+    host = host_of(build(base))
+    dense = host.anatomy
+    stand_ins = [layer.id for layer in read(model).stand_ins]
+    resize_(host, shapes_of(model, dense), widths_of(model, dense), stand_ins)
     if tail_of(model) is not None:
-        family.put_tail_(again)
-    return again
+        host.family.put_tail_(host.model)
+    return host.model
 
 
 def _fits(model: nn.Module, base: Base) -> str | None:

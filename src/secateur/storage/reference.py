@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.errors import Advice, UserError
 from secateur.models.caches import copy_of
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.storage.base import Base
 from secateur.storage.fingerprint import agree, probe, tolerance
 from secateur.storage.identify import base_of
@@ -37,7 +37,7 @@ def base_or_advice(model: nn.Module) -> Base | str:
 
 def logits(model: nn.Module) -> list[list[float]]:
     """The first logits of a model for a fixed input."""
-    values: list[list[float]] = probe(model, family_of(model).read(model).input_size).tolist()
+    values: list[list[float]] = probe(model, read(model).input_size).tolist()
     return values
 
 

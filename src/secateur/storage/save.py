@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.family import family_of
+from secateur.models.derived.tail import tail_of
+from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
-from secateur.models.tail import tail_of
 from secateur.storage.base import Base, build
 from secateur.storage.card import card
 from secateur.storage.directories.existing import (
@@ -132,9 +132,9 @@ def _spec(
     """Describe `model`, and prove that the description and the file give it back."""
     again = resized_like(model, base)
     whole = build(base)
-    dense = family_of(whole).read(whole)
+    dense = read(whole)
     shapes, widths = shapes_of(model, dense), widths_of(model, dense)
-    stand_ins = [layer.id for layer in family_of(model).read(model).stand_ins]
+    stand_ins = [layer.id for layer in read(model).stand_ins]
     held = held_norms(model.named_modules())
     uncentred = uncentred_norms(model.named_modules())
     biases = added_biases(model, again)

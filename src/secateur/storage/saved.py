@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError, short
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.norms import hold_norms_
 from secateur.storage.base import Base, build
 from secateur.storage.directories.existing import mend_model
@@ -61,12 +61,11 @@ def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module
     check_arguments(base.arguments, len(shapes))
     with few_modules(len(shapes)):
         model = build(base)
-    family = family_of(model)
-    anatomy = family.read(model)
-    check_input(spec.fingerprint.input_size, anatomy, tensors)
-    resize_(model, family, anatomy, shapes, spec.widths, spec.stand_ins)
+    host = host_of(model)
+    check_input(spec.fingerprint.input_size, host.anatomy, tensors)
+    resize_(host, shapes, spec.widths, spec.stand_ins)
     if spec.exact_tail:
-        family.put_tail_(model)
+        host.family.put_tail_(model)
     return complete_(model, base, spec.added_biases, tensors, spec.held_norms, spec.uncentred_norms)
 
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from secateur.errors import UserError, short
 from secateur.models.derived.fold import give_bias_
-from secateur.models.family import Family, read
+from secateur.models.family import read
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, AttentionShape, MlpShape, Shapes, Widths
 from secateur.models.weights import AttentionWeights, MlpWeights
 
@@ -30,9 +31,7 @@ def widths_of(model: nn.Module, dense: Anatomy) -> Widths:
 
 
 def resize_(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     shapes: Shapes,
     widths: Mapping[str, int] | None = None,
     stand_ins: Collection[str] = (),
@@ -44,17 +43,18 @@ def resize_(
     Streams that are missing in `widths` keep theirs. Raises UserError when the branches, their
     kinds or the streams are not those of `models`.
     """
+    model, family, anatomy = host.model, host.family, host.anatomy
     if odd := sorted(set(shapes) ^ set(anatomy.shapes)):
         raise UserError(f"branch {short(odd[0])} is not in both the file and its base model.")
     for branch in anatomy.branches:
         shape = shapes[branch.id]
         if shape is None or shape == branch.shape:
             continue
-        like = family.weights(model, branch)
+        like = host.weights(branch)
         if isinstance(like, AttentionWeights) and isinstance(shape, AttentionShape):
-            family.assign_(model, branch, AttentionWeights.empty(shape, like))
+            host.assign_(branch, AttentionWeights.empty(shape, like))
         elif isinstance(like, MlpWeights) and isinstance(shape, MlpShape):
-            family.assign_(model, branch, MlpWeights.empty(shape, like))
+            host.assign_(branch, MlpWeights.empty(shape, like))
         else:
             raise UserError(f"the shape of branch {branch.id} is not one of its kind.")
     dropped = {branch_id for branch_id, shape in shapes.items() if shape is None}

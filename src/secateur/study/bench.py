@@ -19,7 +19,7 @@ from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task, planned
-from secateur.models.family import Family, family_of
+from secateur.models.host import Host, host_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
 from secateur.models.walk_check import require_walk
 from secateur.statistics import Statistics, observe
@@ -35,8 +35,8 @@ KEPT = 4
 """Preparations of methods that are kept at a time."""
 
 
-@dataclass(slots=True)
-class Host:
+@dataclass(frozen=True, slots=True)
+class StudyHost(Host):
     """A dense model of a study with its evaluation images, decoded once, and what it says.
 
     `streams` are what passes inside it, from where a pruned model may start.
@@ -44,9 +44,6 @@ class Host:
 
     name: str
     study: Study
-    model: nn.Module
-    family: Family
-    anatomy: Anatomy
     evaluation: list[tuple[Tensor, Tensor]]
     streams: Streams
     dense_logits: list[Tensor]
@@ -60,7 +57,7 @@ class Host:
         return _outcome(predict(known, as_batches(self.evaluation), reference=told))
 
 
-def open_host(study: Study, name: str) -> Host:
+def open_host(study: Study, name: str) -> StudyHost:
     """Load a model of a study and decode its evaluation images; UserError as from `load`."""
     torch.set_num_threads(study.threads)
     spec = study.models[name]
@@ -83,17 +80,18 @@ def open_host(study: Study, name: str) -> Host:
         batch_size=study.batch_size,
     )
     evaluation = decoded(batches)
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
     require_walk(model)
-    if anatomy.num_classes == 1:
+    if host.anatomy.num_classes == 1:
         raise UserError(f"{name} has one output, but a study compares predicted classes.")
     images = (images_BCHW for images_BCHW, _ in evaluation)
-    streams, logits = keep_streams(model.eval(), family, anatomy, images)
+    model.eval()
+    streams, logits = keep_streams(host, images)
     dense = _outcome(predict(_Told(logits), as_batches(evaluation), reference=_Told(logits)))
-    cost = anatomy.cost()
+    cost = host.anatomy.cost()
     dense.result.update(macs=cost.macs, params=cost.params)
-    return Host(name, study, model, family, anatomy, evaluation, streams, logits, dense)
+    rest = (name, study, evaluation, streams, logits, dense)
+    return StudyHost(model, host.family, host.anatomy, *rest)
 
 
 def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
@@ -112,7 +110,7 @@ def decoded(batches: Batches) -> list[tuple[Tensor, Tensor]]:
 class Bench:
     """A host and one draw of calibration images."""
 
-    host: Host
+    host: StudyHost
     seed: int
     _prepared: dict[str, Prepared] = field(default_factory=dict)
 
@@ -133,7 +131,7 @@ class Bench:
     @cached_property
     def statistics(self) -> Statistics:
         """All that any cell of the study needs, from one pass."""
-        needs = needs_of_study(self.host.study, self.host.family, self.host.model)
+        needs = needs_of_study(self.host.study, self.host)
         if not needs:
             return Statistics(images=0, tokens=0)
         return observe(self.host.model, self.calibration, needs)
@@ -147,14 +145,8 @@ class Bench:
 
     def job(self, task: Task) -> Job:
         """What a method needs to carry out a task on this host."""
-        host = self.host
-        return Job(
-            model=host.model,
-            family=host.family,
-            anatomy=planned(host.family, host.model, task),
-            task=task,
-            images=self.images,
-        )
+        host = planned(self.host, task)
+        return Job(host.model, host.family, host.anatomy, task=task, images=self.images)
 
     def prepared(self, job: Job) -> Prepared:
         """What the task's method prepares, which serves all its budgets; the last few are kept."""
@@ -179,17 +171,8 @@ class Bench:
             owners += [("block", "block", b.id) for b in host.anatomy.blocks if b.branches]
         found = []
         for group, structure, owner in owners:
-            worth = ask(
-                criteria.get(name),
-                host.model,
-                host.family,
-                host.anatomy,
-                group,
-                owner,
-                self.statistics,
-                seed=self.seed,
-                settings=None,
-            )
+            which = criteria.get(name)
+            worth = ask(which, host, group, owner, self.statistics, seed=self.seed, settings=None)
             found.append((host.name, self.seed, structure, name, owner, float(worth)))
         return found
 

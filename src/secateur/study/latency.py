@@ -13,7 +13,7 @@ from torch import nn
 from secateur.allocation.types import Plan, Units
 from secateur.measurement.latency import bench
 from secateur.models.types import AttentionShape, Branch, GroupName, MlpShape, Shape, Shapes
-from secateur.study.bench import Host
+from secateur.study.bench import StudyHost
 from secateur.study.spec import LatencySpec
 from secateur.study.store import OK, Store
 from secateur.surgery.cut import cut_
@@ -24,7 +24,7 @@ MIN_RUNS = 10
 
 def measure_latency(
     store: Store,
-    hosts: Mapping[str, Host],
+    hosts: Mapping[str, StudyHost],
     spec: LatencySpec,
     on_step: Callable[[int, int], None],
 ) -> None:
@@ -41,7 +41,7 @@ def measure_latency(
         on_step(number, len(todo))
 
 
-def _measure(host: Host, shapes: ShapesJson, spec: LatencySpec) -> dict[str, Any]:
+def _measure(host: StudyHost, shapes: ShapesJson, spec: LatencySpec) -> dict[str, Any]:
     rows = bench(
         {"dense": host.model, "pruned": shaped(host, shapes)},
         host.anatomy.input_size,
@@ -67,7 +67,7 @@ def _measure(host: Host, shapes: ShapesJson, spec: LatencySpec) -> dict[str, Any
     }
 
 
-def shaped(host: Host, shapes: ShapesJson) -> nn.Module:
+def shaped(host: StudyHost, shapes: ShapesJson) -> nn.Module:
     """A model of these shapes: the first units of every group, which are as fast as any."""
     model = copy.deepcopy(host.model)
     wanted: Shapes = {}

@@ -41,10 +41,10 @@ def run_cell(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -
 
 def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Outcome:
     host = bench.host
-    task = task_of(cell, host.family, host.model, host.anatomy)
-    refuse_shared(host.model, host.family, host.anatomy, task.groups)
+    task = task_of(cell, host)
+    refuse_shared(host, task.groups)
     method_of(task).needs(task)
-    check_reachable(planned(host.family, host.model, task), task.demand)
+    check_reachable(planned(host, task).anatomy, task.demand)
     _ = bench.statistics
     started = time.perf_counter()
     plan = _plan(bench, task)
@@ -71,8 +71,8 @@ def _expected_runs(bench: Bench) -> Iterator[Run]:
     for cell in cells_of(host.study):
         if (cell.model, cell.seed) != (host.name, bench.seed) or cell.structure == OWN:
             continue
-        task = task_of(cell, host.family, host.model, host.anatomy)
+        task = task_of(cell, host)
         if task.preset.stand_in == "affine" and task.preset.search == "one_shot":
             with suppress(Exception):
-                check_reachable(planned(host.family, host.model, task), task.demand)
+                check_reachable(planned(host, task).anatomy, task.demand)
                 yield from runs_of(host.anatomy, _plan(bench, task).shapes).items()

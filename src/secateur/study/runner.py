@@ -1,7 +1,7 @@
 """Run what of a study is not finished, write every cell down at once, then the page."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import torch
 from secateur.errors import UserError
 from secateur.progress import Progress
 from secateur.report.study_page import render_study
-from secateur.study.bench import Host, open_host
+from secateur.request.takes import takes
+from secateur.study.bench import StudyHost, open_host
 from secateur.study.cells import Cell, cells_of
 from secateur.study.latency import measure_latency
 from secateur.study.on_ray import run_on_ray
@@ -18,6 +19,7 @@ from secateur.study.record import record_of
 from secateur.study.spec import Study, at, lines_of, read_study
 from secateur.study.store import FAILED, Store
 from secateur.study.worker import Done, Worker
+from secateur.verbs.requests import StudyRequest
 from secateur.whole import writing
 
 RESULTS, PAGE = "results.sqlite", "report.html"
@@ -46,16 +48,8 @@ class StudyRun:
         }
 
 
-def run_study(
-    path: Path,
-    out: Path,
-    *,
-    ray: str | None = None,
-    jobs: int | None = None,
-    only_page: bool = False,
-    models: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> StudyRun:
+@takes(StudyRequest)
+def run_study(path: Path, out: Path, request: StudyRequest) -> StudyRun:
     """Run the cells of a study file that `out` does not hold yet and write `out/report.html`.
 
     Finished cells are never run again, whenever the run before was stopped. With `ray` (`local` or
@@ -63,7 +57,8 @@ def run_study(
     writes the page from what there is; `models` takes some of the study's models only. UserError
     for a wrong study before any cell is run.
     """
-    study = read_study(path, models)
+    jobs, only_page, progress = request.jobs, request.only_page, request.progress
+    study = read_study(path, request.models)
     cells = cells_of(study)
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}.")
@@ -75,7 +70,7 @@ def run_study(
     hosts = {} if only_page else _open_hosts(path, study)
     store = Store(out / RESULTS, study.settings())
     try:
-        ran = 0 if only_page else _run(study, cells, store, hosts, ray, jobs, progress)
+        ran = 0 if only_page else _run(study, cells, store, hosts, request.ray, jobs, progress)
         if study.latency is not None and not only_page:
             measure_latency(store, hosts, study.latency, _step(progress, "latency"))
         wanted = {cell.id for cell in cells}
@@ -102,7 +97,7 @@ def _run(
     study: Study,
     cells: list[Cell],
     store: Store,
-    hosts: dict[str, Host],
+    hosts: dict[str, StudyHost],
     ray: str | None,
     jobs: int | None,
     progress: Progress | None,
@@ -130,7 +125,7 @@ def _here(worker: Worker, cells: list[Cell]) -> Iterator[Done]:
     return (worker.run(cell) for cell in cells)
 
 
-def _open_hosts(path: Path, study: Study) -> dict[str, Host]:
+def _open_hosts(path: Path, study: Study) -> dict[str, StudyHost]:
     """All models with their evaluation images, so that wrong names are found before any work."""
     hosts = {}
     for name in study.models:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.runner import Runner
 from secateur.models.types import Anatomy
 
@@ -25,8 +25,7 @@ class Streams:
     dense model's.
     """
 
-    family: Family
-    anatomy: Anatomy
+    host: Host
     weights: Mapping[str, Tensor]
     kept: Mapping[int, list[Tensor]]
 
@@ -36,25 +35,23 @@ class Streams:
 
         Blocks before the first one with other weights are not run again.
         """
-        first = _first_difference(self.anatomy, self.weights, smaller.state_dict())
+        first = _first_difference(self.host.anatomy, self.weights, smaller.state_dict())
         if first is None:
             return None
         start = max(place for place in self.kept if place <= first)
-        runner = Runner.of(smaller, self.family)
-        before = {branch.id for branch in self.anatomy.branches[:start]}
+        runner = Runner.of(smaller)
+        before = {branch.id for branch in self.host.anatomy.branches[:start]}
         place = sum(name in before for name in runner.names)
         return [runner.finish(x_BND, place) for x_BND in self.kept[start]]
 
 
 @torch.inference_mode()
-def keep_streams(
-    model: nn.Module, family: Family, anatomy: Anatomy, images: Iterable[Tensor]
-) -> tuple[Streams, list[Tensor]]:
+def keep_streams(host: Host, images: Iterable[Tensor]) -> tuple[Streams, list[Tensor]]:
     """Run batches of images (B, 3, H, W) through the dense model; its streams and its logits."""
-    parameter = next(model.parameters())
-    runner = Runner.of(model, family, anatomy)
+    parameter = next(host.model.parameters())
+    runner = Runner.of(host)
     embedded = [runner.embed(x_BCHW.to(parameter)) for x_BCHW in images]
-    wanted = _places(anatomy, sum(len(x_BND) for x_BND in embedded), parameter.element_size())
+    wanted = _places(host.anatomy, sum(len(x_BND) for x_BND in embedded), parameter.element_size())
     kept: dict[int, list[Tensor]] = {place: [] for place in wanted}
     logits = []
     for x_BND in embedded:
@@ -63,8 +60,7 @@ def keep_streams(
                 kept[place].append(x_BND)
             x_BND = runner.step(place, x_BND)
         logits.append(runner.finish(x_BND, len(runner)))
-    streams = Streams(family=family, anatomy=anatomy, weights=model.state_dict(), kept=kept)
-    return streams, logits
+    return Streams(host=host, weights=host.model.state_dict(), kept=kept), logits
 
 
 def _starts(anatomy: Anatomy) -> list[int]:

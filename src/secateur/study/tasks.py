@@ -2,8 +2,6 @@
 
 from contextlib import suppress
 
-from torch import nn
-
 from secateur.allocation.budget import parse_budget
 from secateur.allocation.candidates import Limits
 from secateur.errors import UserError
@@ -11,8 +9,7 @@ from secateur.methods.by_preset import method_of
 from secateur.methods.checked import check
 from secateur.methods.request import PruneRequest
 from secateur.methods.task import Task, resolve
-from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.host import Host
 from secateur.presets import Preset
 from secateur.study.cells import Cell, cells_of
 from secateur.study.spec import Study
@@ -20,7 +17,7 @@ from secateur.study.structures import BY_NAME, OWN, SEARCHES, Structure
 from secateur.surgery.replace import Replacement
 
 
-def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> Task:
+def task_of(cell: Cell, host: Host) -> Task:
     """The task of a cell: that of `prune` for a preset, else of one score on one structure.
 
     Units go in equal shares from every layer, so that the score decides which and nothing else;
@@ -28,7 +25,7 @@ def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> T
     """
     if cell.structure == OWN:
         own = PruneRequest(cell.budget, preset=cell.score, seed=cell.seed)
-        return resolve(check(own), anatomy)
+        return resolve(check(own), host.anatomy)
     structure = BY_NAME[cell.structure]
     search = cell.score if cell.score in SEARCHES else "one_shot"
     preset = Preset.model_validate(
@@ -40,11 +37,11 @@ def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> T
             "criterion": "delta_kl" if search != "one_shot" else cell.score,
             "allocation": "ranking" if structure.whole else "uniform",
             "repair": cell.repair,
-            "stand_in": stand_in_for(structure, cell.repair, family, model, anatomy),
+            "stand_in": stand_in_for(structure, cell.repair, host),
             "search": search,
         }
     )
-    others = [b.id for b in anatomy.branches if structure.kind not in (None, b.kind)]
+    others = [b.id for b in host.anatomy.branches if structure.kind not in (None, b.kind)]
     return Task(
         options=PruneRequest(cell.budget, seed=cell.seed, effort="quick"),
         preset=preset,
@@ -54,27 +51,24 @@ def task_of(cell: Cell, family: Family, model: nn.Module, anatomy: Anatomy) -> T
     )
 
 
-def stand_in_for(
-    structure: Structure, repair: str, family: Family, model: nn.Module, anatomy: Anatomy
-) -> Replacement | None:
+def stand_in_for(structure: Structure, repair: str, host: Host) -> Replacement | None:
     """What stands in for dropped layers under a repair; the mean where no map can be folded."""
     if not structure.whole:
         return None
     if repair == "none":
         return "nothing"
-    linear = all(family.writes_linearly(model, branch) for branch in anatomy.branches)
+    linear = all(map(host.writes_linearly, host.anatomy.branches))
     return "affine" if repair == "least_squares" and linear else "mean"
 
 
-def needs_of_study(study: Study, family: Family, model: nn.Module) -> set[str]:
+def needs_of_study(study: Study, host: Host) -> set[str]:
     """The statistics of the dense model that some cell of a study reads.
 
     What a cell that cannot work would need is left out: it says so when its turn comes.
     """
-    anatomy = family.read(model)
     needs: set[str] = set()
     for cell in cells_of(study):
         with suppress(UserError):
-            task = task_of(cell, family, model, anatomy)
+            task = task_of(cell, host)
             needs |= method_of(task).needs(task)
     return needs

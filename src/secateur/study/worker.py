@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from secateur.study.bench import Bench, Host, open_host
+from secateur.study.bench import Bench, StudyHost, open_host
 from secateur.study.cells import Cell
 from secateur.study.run_cell import run_cell
 from secateur.study.spec import Study
@@ -29,7 +29,7 @@ class Worker:
     def __init__(
         self,
         study: Study,
-        hosts: dict[str, Host] | None = None,
+        hosts: dict[str, StudyHost] | None = None,
         known: Callable[[str, str], Outcome | None] | None = None,
     ) -> None:
         """`known(model, digest)` looks equal weights up; without it, only own results count."""
@@ -51,7 +51,7 @@ class Worker:
             self._seen[cell.model, outcome.digest] = outcome
         return Done(cell=cell, outcome=outcome, scores=scores)
 
-    def _host(self, name: str) -> Host:
+    def _host(self, name: str) -> StudyHost:
         if name not in self._hosts:
             self._hosts[name] = open_host(self._study, name)
         return self._hosts[name]

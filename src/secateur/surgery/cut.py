@@ -7,7 +7,7 @@ from torch import nn
 
 from secateur.allocation.types import Plan
 from secateur.errors import UserError
-from secateur.models.family import Family, family_of
+from secateur.models.host import Host, host_of
 from secateur.models.stream import END, Held
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.statistics import Statistics, Sums
@@ -69,37 +69,29 @@ def cut_(
     `none`. The stand-ins `affine` and `linear` need `anchors`: see `secateur.statistics.anchors`
     and `secateur.statistics.gaps`.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
-    for branch in anatomy.branches:
+    host = host_of(model)
+    for branch in host.anatomy.branches:
         if plan.shapes.get(branch.id) is None:
             continue
         units = plan.units.get(branch.id, {})
         if units:
             known = moments_of(branch, statistics, repair)
             logits = statistics.about(branch.id).get("logit_moments") if statistics else None
-            dense = family.weights(model, branch)
-            weights = select(dense, units, known, repair, branch.id, logits)
-            family.assign_(model, branch, weights)
+            dense = host.weights(branch)
+            host.assign_(branch, select(dense, units, known, repair, branch.id, logits))
     how = stand_in or default_replacement(repair)
-    drop_(model, family, anatomy, plan.shapes, how, statistics, anchors or {})
-    narrow_streams_(model, family, anatomy, plan, statistics, repair)
+    drop_(host, plan.shapes, how, statistics, anchors or {})
+    narrow_streams_(host, plan, statistics, repair)
 
 
-def narrow_streams_(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    plan: Plan,
-    statistics: Statistics | None,
-    repair: Repair,
-) -> None:
+def narrow_streams_(host: Host, plan: Plan, statistics: Statistics | None, repair: Repair) -> None:
     """Keep the channels that the plan names of each stream.
 
     Unless `repair` is `none`, norms and readers take the others for constants. In a stream that is
     rotated, norms always count them, without a repair as zeros, and readers are fitted to what is
     left by the repairs that solve.
     """
+    model, anatomy = host.model, host.anatomy
     rotated = plan.reductions.get("width") == "rotate"
     device = next(model.parameters()).device
     for stream in anatomy.streams:
@@ -110,9 +102,9 @@ def narrow_streams_(
             else:
                 held = _held(anatomy, stream, statistics)
             if rotated and repair in SOLVED:
-                for branch in family.read(model).branches:
-                    take_over_(model, family, branch, kept_D, statistics)
-            family.narrow_(model, stream, kept_D, held)
+                for branch in host.family.read(model).branches:
+                    take_over_(host, branch, kept_D, statistics)
+            host.family.narrow_(model, stream, kept_D, held)
 
 
 def _zeros(anatomy: Anatomy, stream: Stream, device: torch.device) -> dict[str, Held]:

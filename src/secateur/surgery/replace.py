@@ -24,10 +24,10 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, Shapes
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Statistics, Sums
@@ -82,22 +82,20 @@ def gaps_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
     return gaps
 
 
-def check_replacement(
-    model: nn.Module, family: Family, anatomy: Anatomy, stand_in: Replacement, groups: set[str]
-) -> None:
+def check_replacement(host: Host, stand_in: Replacement, groups: set[str]) -> None:
     """UserError where a replacement cannot work on this model or with these groups."""
     if stand_in == "merge" and groups != {"block"}:
         raise UserError(
             "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
             "pruned beside it; prune with --groups block, or take another stand-in."
         )
-    if stand_in == "linear" and not family.one_stream:
+    if stand_in == "linear" and not host.family.one_stream:
         raise UserError(
-            f"stand-in 'linear' is not offered for {family.title}, where more than a norm stands "
-            "between some branches and the stream; use 'affine', 'mean' or 'nothing'."
+            f"stand-in 'linear' is not offered for {host.family.title}, where more than a norm "
+            "stands between some branches and the stream; use 'affine', 'mean' or 'nothing'."
         )
     if stand_in in ("scalar", "affine", "linear"):
-        behind = [b.id for b in anatomy.branches if not family.writes_linearly(model, b)]
+        behind = [b.id for b in host.anatomy.branches if not host.writes_linearly(b)]
         if behind:
             where = "needs the norm before" if stand_in == "linear" else "is folded into writers"
             raise UserError(
@@ -108,33 +106,32 @@ def check_replacement(
 
 @torch.no_grad()
 def drop_(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     shapes: Shapes,
     stand_in: Replacement,
     statistics: Statistics | None,
     anchors: Mapping[str, Sums],
 ) -> None:
-    """Remove the branches whose shape is None from `model` and put the replacement in place.
+    """Remove the branches whose shape is None and put the replacement in place.
 
     `anchors` are the moments of `secateur.statistics.anchors` for the runs of this plan, or of
     `secateur.statistics.gaps` for its gaps.
     """
+    model, family, anatomy = host.model, host.family, host.anatomy
     dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
     if stand_in == "merge":
-        _merge_(model, anatomy, dropped)
+        _merge_(host, dropped)
     gaps = gaps_of(anatomy, shapes) if stand_in == "linear" else {}
     for first in gaps:
         found = linear_map(anchors[first], first)
         family.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
     family.drop_(model, dropped - set(gaps))
     if stand_in == "scalar":
-        _shorten_(model, family, anatomy, dropped, statistics)
+        _shorten_(host, dropped, statistics)
     done: set[str] = set()
     if stand_in == "affine":
         for anchor, run in runs_of(anatomy, shapes).items():
-            _fold_(model, family, anatomy.branch(anchor), anchors[anchor])
+            _fold_(host, anatomy.branch(anchor), anchors[anchor])
             done.update(run)
     if stand_in in ("mean", "affine"):
         for branch in anatomy.branches:
@@ -176,26 +173,26 @@ def linear_map(sums: Sums, owner: str) -> LinearMap:
     return least_squares(joint_moments(both), owner, choice)
 
 
-def _fold_(model: nn.Module, family: Family, anchor: Branch, sums: Sums) -> None:
+def _fold_(host: Host, anchor: Branch, sums: Sums) -> None:
     """Let the anchor's update m become m + A m + c."""
     found = affine_map(sums, anchor.id)
     map_DD, constant_D = found.w_DS, found.b_D
-    behind_D = family.writer_shift(model, anchor)
+    behind_D = host.family.writer_shift(host.model, anchor)
     if behind_D is not None:
         # WHY: what is added behind the writer is part of m, but no part of what it writes.
         constant_D = constant_D + map_DD @ behind_D.detach().double()
-    scale = family.writer_scale(model, anchor)
+    scale = host.family.writer_scale(host.model, anchor)
     scale_D = torch.ones_like(constant_D) if scale is None else scale.detach().double()
     # WHY: where LayerScale is zero the writer reaches nothing, so nothing can be folded there.
     inverse_D = torch.where(scale_D == 0, 0.0, 1 / scale_D)
     eye_DD = torch.eye(len(constant_D), dtype=torch.float64, device=constant_D.device)
     inner_DD = eye_DD + inverse_D[:, None] * map_DD * scale_D
-    weights = family.weights(model, anchor)
+    weights = host.weights(anchor)
     bias_D = bias_of(weights)
     shift_D = inverse_D * constant_D
     if bias_D is not None:
         shift_D = shift_D + inner_DD @ bias_D.double()
-    family.assign_(model, anchor, rewritten(weights, inner_DD, shift_D))
+    host.assign_(anchor, rewritten(weights, inner_DD, shift_D))
 
 
 def bias_of(weights: BranchWeights) -> Tensor | None:
@@ -211,16 +208,10 @@ def rewritten(weights: BranchWeights, map_DD: Tensor, bias_D: Tensor | None) -> 
     return replace(weights, w2_DF=map_DD @ weights.w2_DF.double(), b2_D=bias_D)
 
 
-def _shorten_(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    dropped: set[str],
-    statistics: Statistics | None,
-) -> None:
+def _shorten_(host: Host, dropped: set[str], statistics: Statistics | None) -> None:
     """Divide every later writer by how much longer the dropped branches made the stream."""
     longer = 1.0
-    for branch in anatomy.branches:
+    for branch in host.anatomy.branches:
         if branch.id in dropped:
             sums = {} if statistics is None else statistics.about(branch.id)["branch_similarity"]
             before, after = (
@@ -230,12 +221,12 @@ def _shorten_(
             if min(before, after) > TINY:
                 longer *= after / before
         elif longer != 1.0:
-            weights = family.weights(model, branch)
+            weights = host.weights(branch)
             bias_D = bias_of(weights)
             device = weights_device(weights)
             shorter = torch.eye(branch.width, dtype=torch.float64, device=device) / longer
             less_D = None if bias_D is None else bias_D.double() / longer
-            family.assign_(model, branch, rewritten(weights, shorter, less_D))
+            host.assign_(branch, rewritten(weights, shorter, less_D))
 
 
 def weights_device(weights: BranchWeights) -> torch.device:
@@ -243,11 +234,11 @@ def weights_device(weights: BranchWeights) -> torch.device:
     return weights.o_DHV.device if isinstance(weights, AttentionWeights) else weights.w2_DF.device
 
 
-def _merge_(model: nn.Module, anatomy: Anatomy, dropped: set[str]) -> None:
+def _merge_(host: Host, dropped: set[str]) -> None:
     """Add to each kept block how the dropped ones behind it differ from it."""
     base: dict[str, Tensor] = {}
-    kept = None
-    for block in anatomy.blocks:
+    kept, model = None, host.model
+    for block in host.anatomy.blocks:
         if not block.branches:
             continue
         own = dict(model.get_submodule(block.id).named_parameters())

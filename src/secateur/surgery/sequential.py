@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batches
 from secateur.data.split import HOLD_EVERY, is_held
 from secateur.models.caches import own_
-from secateur.models.family import Family, family_of
+from secateur.models.host import Host, host_of
 from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import Sums, statistics_kinds
@@ -63,10 +63,10 @@ def cut_front_to_back_(
     otherwise. A dropped branch leaves the mean of what the stream lacks there; with a stand-in the
     writer before it has learned the best affine map to what it gave, as far as that generalises.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
-    run = _Run(model, dense, family, settings)
-    run.dense_streams = _enough_batches(embed_all(dense, family, batches))
+    host = host_of(model)
+    anatomy, source = host.anatomy, host.with_model(dense)
+    run = _Run(host, source, settings)
+    run.dense_streams = _enough_batches(embed_all(source, batches))
     run.streams = list(run.dense_streams)
     constants: list[tuple[Branch, Tensor]] = []
     behind = runs_of(anatomy, shapes) if settings.stand_in else {}
@@ -76,9 +76,9 @@ def cut_front_to_back_(
         shape = shapes.get(branch.id)
         # WHY: in place, so that no more than one stream per model is held.
         if branch.id not in stood_in:
-            advance_(dense, family, branch, run.dense_streams)
+            advance_(source, branch, run.dense_streams)
         for dropped in behind.get(branch.id, ()):
-            advance_(dense, family, anatomy.branch(dropped), run.dense_streams)
+            advance_(source, anatomy.branch(dropped), run.dense_streams)
             stood_in.add(dropped)
             touched = True
         if shape is None:
@@ -86,18 +86,18 @@ def cut_front_to_back_(
             touched = True
         elif shape != branch.shape or (touched and settings.refit_unchanged):
             _reduce(run, branch, shape)
-            advance_(model, family, branch, run.streams)
+            advance_(host, branch, run.streams)
             touched = True
         elif touched:
-            advance_(model, family, branch, run.streams)
+            advance_(host, branch, run.streams)
         else:
             run.streams = list(run.dense_streams)
         if on_branch is not None:
             on_branch(number + 1, len(anatomy.branches))
     own_(model, dense)
-    family.drop_(model, {b.id for b in anatomy.branches if shapes.get(b.id) is None})
+    host.family.drop_(model, {b.id for b in anatomy.branches if shapes.get(b.id) is None})
     for branch, constant_D in constants:
-        family.add_constant_(model, branch, constant_D)
+        host.family.add_constant_(model, branch, constant_D)
 
 
 @torch.no_grad()
@@ -114,20 +114,19 @@ def refit_front_to_back_(
     behind those that were refitted before it. `channels[stream]` (D,) are those of the dense stream
     that a narrower one kept.
     """
-    family = family_of(model)
-    own, anatomy = family.read(model), family.read(dense)
-    left = {branch.id: branch for branch in own.branches}
-    run = _Run(model, dense, family, settings)
-    run.dense_streams = _enough_batches(embed_all(dense, family, batches))
-    run.streams = _enough_batches(embed_all(model, family, batches))
-    for dense_branch in anatomy.branches:
-        advance_(dense, family, dense_branch, run.dense_streams)
+    host, source = host_of(model), host_of(dense)
+    left = {branch.id: branch for branch in host.anatomy.branches}
+    run = _Run(host, source, settings)
+    run.dense_streams = _enough_batches(embed_all(source, batches))
+    run.streams = _enough_batches(embed_all(host, batches))
+    for dense_branch in source.anatomy.branches:
+        advance_(source, dense_branch, run.dense_streams)
         if (branch := left.get(dense_branch.id)) is None:
             continue
-        stream = anatomy.stream_of(dense_branch)
+        stream = source.anatomy.stream_of(dense_branch)
         run.channels_D = None if stream is None else (channels or {}).get(stream.id)
         _reduce(run, branch, branch.shape)
-        advance_(model, family, branch, run.streams)
+        advance_(host, branch, run.streams)
 
 
 def _enough_batches(streams: Streams) -> Streams:
@@ -143,9 +142,8 @@ class _Run:
     """The streams of a cut in progress: of the model before the branch at hand, of the dense model
     after it. `channels_D` are those of the dense stream that the model has, None for all."""
 
-    model: nn.Module
-    dense: nn.Module
-    family: Family
+    host: Host
+    dense: Host
     settings: SequentialSettings
     streams: Streams = field(default_factory=list)
     dense_streams: Streams = field(default_factory=list)
@@ -167,7 +165,7 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
     total = torch.zeros(branch.width, dtype=torch.float64)
     count = 0.0
     for place, x_BND in enumerate(run.streams):
-        run.streams[place] = run.family.arrive(run.model, branch, x_BND)
+        run.streams[place] = run.host.family.arrive(run.host.model, branch, x_BND)
     for x_BND, dense_BND in zip(run.streams, run.dense_streams, strict=True):
         lack_BND = dense_BND - x_BND
         if weights_N is not None:
@@ -185,12 +183,12 @@ def _skip(run: _Run, branch: Branch) -> Tensor:
 def _reduce(run: _Run, branch: Branch, shape: AttentionShape | MlpShape) -> None:
     """Give the branch its new shape with weights fitted to the stream at hand."""
     settings = replace(run.settings.refit, metric_DD=run.settings.metrics.get(branch.id))
-    weights = run.family.weights(run.model, branch)
+    weights = run.host.weights(branch)
     moved = False
     if isinstance(weights, AttentionWeights) and isinstance(shape, AttentionShape):
         if shape.heads < weights.shape.heads:
             weights = reduce_heads(weights, shape.heads, _joint(run, branch)[0], settings)
-            run.family.assign_(run.model, branch, weights)
+            run.host.assign_(branch, weights)
             moved = True
         if shape.qk < weights.shape.qk:
             sums = _attention_sums(run, branch, weights)
@@ -198,7 +196,7 @@ def _reduce(run: _Run, branch: Branch, shape: AttentionShape | MlpShape) -> None
             weights = reduce_query_key(
                 weights, shape.qk, sums["q_gram"] / count, sums["k_gram"] / count
             )
-            run.family.assign_(run.model, branch, weights)
+            run.host.assign_(branch, weights)
             moved = True
     bias_D = weights.b2_D if isinstance(weights, MlpWeights) else weights.ob_D
     biased = bias_D is not None or run.settings.new_biases
@@ -206,11 +204,11 @@ def _reduce(run: _Run, branch: Branch, shape: AttentionShape | MlpShape) -> None
     if isinstance(weights, AttentionWeights) and isinstance(shape, AttentionShape):
         smaller = reduce_value(weights, shape.vo, fit, held, settings, branch.id)
         smaller = smaller if biased else replace(smaller, ob_D=None)
-        run.family.assign_(run.model, branch, smaller)
+        run.host.assign_(branch, smaller)
     elif isinstance(weights, MlpWeights) and isinstance(shape, MlpShape):
         less = reduce_hidden(weights, shape.hidden, fit, held, settings, branch.id)
         less = less if biased else replace(less, b2_D=None)
-        run.family.assign_(run.model, branch, less)
+        run.host.assign_(branch, less)
 
 
 def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sums:
@@ -223,7 +221,7 @@ def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sum
     weights_N = run.weights_N(branch)
     if weights_N is not None:
         extra["weights"] = weights_N
-    for _, seen in advance_seen(run.model, run.family, branch, run.streams, ("query", "key")):
+    for _, seen in advance_seen(run.host, branch, run.streams, ("query", "key")):
         kind.update(sums, {**seen, **extra})
     return sums
 
@@ -237,12 +235,12 @@ def _joint(
     from what the writer now gives; moments are `centred` for a writer with bias.
     """
     site = "context" if branch.kind == "attention" else "hidden"
-    scale_D = run.family.writer_scale(run.model, branch)
-    linear = run.family.writes_linearly(run.model, branch)
+    scale_D = run.host.family.writer_scale(run.host.model, branch)
+    linear = run.host.writes_linearly(branch)
     held_sums: Sums = {}
     fit_sums: Sums = {}
-    local = advance(run.dense, run.family, branch, run.streams) if moved else None
-    now = advance_seen(run.model, run.family, branch, run.streams, (site,))
+    local = advance(run.dense, branch, run.streams) if moved else None
+    now = advance_seen(run.host, branch, run.streams, (site,))
     pairs = zip(now, run.aims(), strict=True)
     for number, ((after_BND, seen), dense_BND) in enumerate(pairs):
         # WHY: held-out batches choose blend and ridge.

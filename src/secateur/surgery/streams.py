@@ -7,46 +7,40 @@ caller bounds the number of images. Legend: B batch, N tokens, D residual width.
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.data.batches import Batches
-from secateur.models.family import Family
 from secateur.models.hook_points import attached
+from secateur.models.host import Host
 from secateur.models.types import Branch
 
 Streams = list[Tensor]
 
 
 @torch.no_grad()
-def embed_all(model: nn.Module, family: Family, batches: Batches) -> Streams:
+def embed_all(host: Host, batches: Batches) -> Streams:
     """The stream before the first branch, one tensor (B, N, D) per batch."""
-    return [family.embed(model, batch.images_BCHW) for batch in batches]
+    return [host.embed(batch.images_BCHW) for batch in batches]
 
 
-def advance(
-    model: nn.Module, family: Family, branch: Branch, streams: Iterable[Tensor]
-) -> Iterator[Tensor]:
+def advance(host: Host, branch: Branch, streams: Iterable[Tensor]) -> Iterator[Tensor]:
     """The streams after one branch, batch by batch."""
-    return (after_BND for after_BND, _ in advance_seen(model, family, branch, streams, ()))
+    return (after_BND for after_BND, _ in advance_seen(host, branch, streams, ()))
 
 
-def advance_(model: nn.Module, family: Family, branch: Branch, streams: Streams) -> None:
+def advance_(host: Host, branch: Branch, streams: Streams) -> None:
     """Put the streams after one branch in the place of those before it, batch by batch."""
-    for number, after_BND in enumerate(advance(model, family, branch, streams)):
+    for number, after_BND in enumerate(advance(host, branch, streams)):
         streams[number] = after_BND
 
 
 @torch.no_grad()
 def advance_seen(
-    model: nn.Module,
-    family: Family,
-    branch: Branch,
-    streams: Iterable[Tensor],
-    sites: tuple[str, ...],
+    host: Host, branch: Branch, streams: Iterable[Tensor], sites: tuple[str, ...]
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """The streams after one branch, each with the quantities that passed at `sites` on the way."""
-    hook_points = family.hook_points(model, branch) if sites else {}
-    step = family.through(model, branch)
+    hook_points = host.hook_points(branch) if sites else {}
+    step = host.through(branch)
     seen: dict[str, Tensor] = {}
 
     def keep(site: str) -> Callable[[Tensor], None]:
@@ -57,7 +51,7 @@ def advance_seen(
 
     # WHY: the hook points name modules of the whole model; `through` shares those modules, so a
     # hook on the model also fires when the branch runs alone.
-    with attached(model, [(hook_points[site], keep(site)) for site in sites]):
+    with attached(host.model, [(hook_points[site], keep(site)) for site in sites]):
         for x_BND in streams:
             seen.clear()
             yield step(x_BND), dict(seen)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import UserError
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Branch
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics import Statistics, Sums
@@ -48,9 +48,7 @@ def take_over(
 
 
 @torch.no_grad()
-def take_over_(
-    model: nn.Module, family: Family, branch: Branch, kept_S: Tensor, statistics: Statistics | None
-) -> None:
+def take_over_(host: Host, branch: Branch, kept_S: Tensor, statistics: Statistics | None) -> None:
     """Fit the readers of a branch to the channels that stay; the shapes do not change yet.
 
     A reader without a bias loses the constant part. What else reads, such as a gate, is left.
@@ -65,7 +63,7 @@ def take_over_(
     all_D = torch.ones_like(known.mean_U, dtype=torch.bool)
     stays_D = torch.zeros_like(all_D)
     stays_D[kept_S.to(stays_D.device)] = True
-    old = family.weights(model, branch)
+    old = host.weights(branch)
     new: BranchWeights
     if isinstance(old, AttentionWeights):
         readers = [old.q_HKD, old.k_HKD, old.v_HVD]
@@ -87,7 +85,7 @@ def take_over_(
             readers_FD=tuple(w_FD for w_FD, _ in found),
             reader_biases_F=tuple(_shifted(bias_F, shift_F) for bias_F, (_, shift_F) in biases),
         )
-    family.assign_(model, branch, new)
+    host.assign_(branch, new)
 
 
 def _folded(

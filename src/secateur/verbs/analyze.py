@@ -28,13 +28,12 @@ from secateur.data.split import keep_evenly
 from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating
 from secateur.measurement.timing import Times, check_timing, time_branches
-from secateur.models.family import Family, family_of
+from secateur.models.caches import evaluating
+from secateur.models.host import Host, host_of
 from secateur.models.sharing import has_shared, separated
-from secateur.models.types import Anatomy
 from secateur.models.walk_check import require_walk
-from secateur.progress import Progress, timed
+from secateur.progress import timed
 from secateur.registry import unknown
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
@@ -121,11 +120,11 @@ def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analys
 
 def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
     """The same for a request that is checked already, as before the model is opened."""
-    family = family_of(model)
     if has_shared(model):
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
         model = separated(model)
-    anatomy = family.read(model)
+    host = host_of(model)
+    anatomy = host.anatomy
     require_double(next(model.parameters()).device, "the analysis")
     if not anatomy.branches:
         raise UserError("the model has no attention layer or MLP left to analyse.")
@@ -134,7 +133,7 @@ def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -
     if request.loss is None:
         compared = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
     batches, used = open_data(model, images, labels_needed=False, **request.reading())
-    tolerance, effort, seed = request.tolerance, request.effort, request.seed
+    tolerance = request.tolerance
     if tolerance is None:
         tolerance = TOLERANCE[unit_of(anatomy.num_classes, compared)]
     timing = None
@@ -142,22 +141,11 @@ def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -
         timing = partial(time_branches, runtime=request.runtime, batch_size=request.latency_batch)
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
-        record = _measured(
-            model,
-            family,
-            anatomy,
-            batches,
-            effort,
-            seed,
-            tolerance,
-            timing,
-            request.progress,
-            compared,
-        )
+        record = _measured(host, batches, request, tolerance, timing, compared)
     record |= {
         "loss": compared,
-        "effort": effort,
-        "seed": seed,
+        "effort": request.effort,
+        "seed": request.seed,
         "data": asdict(used),
         "environment": plain.environment(),
     }
@@ -167,40 +155,33 @@ def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -
 
 
 def _measured(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     batches: Batches,
-    effort: str,
-    seed: int,
+    request: AnalyzeRequest,
     tolerance: float,
     timing: Callable[..., Times] | None,
-    progress: Progress | None,
     loss: LossName,
 ) -> dict[str, object]:
     """Observe, score, remove and time, with what each stage cost."""
     seconds, passes = dict[str, float](), dict[str, float]()
-    chosen = branch_criteria(anatomy)
+    chosen = branch_criteria(host.anatomy)
+    effort, progress = EFFORTS[request.effort], request.progress
     with timed(seconds, "observe"):
-        seen, probes = keep_evenly(batches, EFFORTS[effort].images)
-        observed = observe_all(model, anatomy, seen, chosen, progress, loss)
+        seen, probes = keep_evenly(batches, effort.images)
+        observed = observe_all(host.model, seen, chosen, progress, loss)
         passes["observe"] = _observed_passes(observed)
         probes_PCHW = torch.cat(probes)
     with timed(seconds, "score"):
-        scores, notes = score_branches(model, family, anatomy, chosen, observed, seed)
+        scores, notes = score_branches(host, chosen, observed, request.seed)
     with timed(seconds, "remove"), torch.no_grad():
-        removals = measure_removals(
-            model, family, anatomy, observed.forward, probes_PCHW, EFFORTS[effort], progress, loss
-        )
+        removals = measure_removals(host, observed.forward, probes_PCHW, effort, progress, loss)
         passes |= removals.passes
     times = None
     if timing is not None:
         with timed(seconds, "time"):
-            times = timing(model, family, anatomy, progress=progress)
+            times = timing(host, progress=progress)
     with timed(seconds, "summarise"), torch.no_grad():
-        record = plain.measured(
-            model, family, anatomy, observed.forward, removals, scores, times, tolerance, loss
-        )
+        record = plain.measured(host, observed.forward, removals, scores, times, tolerance, loss)
     return record | {"notes": list(notes), "costs": _costs(passes, seconds, batches.images)}
 
 

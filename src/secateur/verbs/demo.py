@@ -10,14 +10,14 @@ from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
 from secateur.measurement.latency import using_threads
-from secateur.methods.request import DEFAULT, LIMIT
-from secateur.progress import Progress
+from secateur.request.takes import takes
 from secateur.storage.directories.existing import mend_model
 from secateur.storage.save import check_out
 from secateur.storage.spec import read_spec
 from secateur.verbs.evaluate import score
 from secateur.verbs.load import load, open_data
 from secateur.verbs.prune import prune
+from secateur.verbs.requests import DemoRequest
 from secateur.verbs.result import Result
 
 MODEL, BUDGET, COMMAND = "digits_vit", "50% macs", "secateur demo"
@@ -35,17 +35,8 @@ class Demo:
     replaced: str | None = None
 
 
-def demo(
-    out: str | Path = "secateur-demo",
-    *,
-    preset: str = DEFAULT,
-    limit: int | None = LIMIT,
-    test_limit: int | None = None,
-    latency: bool = True,
-    device: torch.device | str = "cpu",
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Demo:
+@takes(DemoRequest)
+def demo(request: DemoRequest) -> Demo:
     """Prune the bundled digits model to half its MACs, save it in `out` and load it again.
 
     `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on
@@ -53,20 +44,21 @@ def demo(
     Raises UserError when `out` cannot be written, RuntimeError when the loaded model is another
     one.
     """
-    overwrite = overwrite or _is_demo(Path(out))
+    out, device, progress = Path(request.out), request.device, request.progress
+    overwrite = request.overwrite or _is_demo(out)
     check_out(out, overwrite=overwrite)
     # WHY one thread: for so small a model more of them only wait for each other.
     with using_threads(1):
         model = load(MODEL, device=device)
-        scored, _ = open_data(model, "digits/test", limit=test_limit)
+        scored, _ = open_data(model, "digits/test", limit=request.test_limit)
         result = prune(
             model,
             "digits/train",
             BUDGET,
-            preset=preset,
-            limit=limit,
+            preset=request.preset,
+            limit=request.limit,
             eval_images=scored,
-            latency=latency,
+            latency=request.latency,
             progress=progress,
         )
         result.command = COMMAND

@@ -9,7 +9,7 @@ from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, Predictions, evaluate_both, predict
 from secateur.measurement.accuracy import evaluate as measure_accuracy
 from secateur.measurement.latency import bench
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.progress import Progress
 from secateur.request.takes import takes
 from secateur.verbs.load import open_data
@@ -34,7 +34,7 @@ def evaluate(model: nn.Module, images: object, request: EvaluateRequest) -> Accu
 
 def require_classifier(model: nn.Module) -> None:
     """UserError for a model whose outputs are features, of which there is no accuracy."""
-    if not family_of(model).read(model).num_classes:
+    if not read(model).num_classes:
         raise UserError(
             "the model has no classifier, so there is no accuracy on images for evaluation; leave "
             "them out, and compare features with evaluate --metrics features."

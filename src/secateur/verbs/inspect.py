@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from torch import nn
 
 from secateur.measurement.timing import Times, time_branches
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.sharing import has_shared, parameters_outside
 from secateur.models.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
 from secateur.request.takes import takes
@@ -84,14 +84,12 @@ def inspect(model: nn.Module, request: InspectRequest) -> Inspection:
     With `latency`, its branches are timed alone in turns with the whole, in `runtime` with
     `latency_batch` images at a time; otherwise it is not run either.
     """
-    family = family_of(model)
-    anatomy = family.read(model)
+    host = host_of(model)
+    anatomy = host.anatomy
     times = None
     if request.latency:
         times = time_branches(
-            model,
-            family,
-            anatomy,
+            host,
             runtime=request.runtime,
             batch_size=request.latency_batch,
             progress=request.progress,
@@ -101,9 +99,9 @@ def inspect(model: nn.Module, request: InspectRequest) -> Inspection:
     if has_shared(model):
         # WHY: what several branches hold is in the row of each, but counts once in the model.
         total = replace(total, params=sum(p.numel() for p in model.parameters()))
-        ends = replace(ends, params=parameters_outside(model, anatomy))
+        ends = replace(ends, params=parameters_outside(host))
     return Inspection(
-        family=family.title,
+        family=host.family.title,
         macs=total.macs,
         params=total.params,
         width=anatomy.width,

@@ -15,7 +15,7 @@ from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.task import planned
 from secateur.methods.to_latency import latency_target
-from secateur.models.family import family_of
+from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
 from secateur.progress import timed
@@ -58,10 +58,10 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
-    family = family_of(model)
-    anatomy = family.read(model)
-    task = resolve_learn(asked, model, family, anatomy)
-    refuse_shared(model, family, anatomy, task.task.groups)
+    host = host_of(model)
+    task = resolve_learn(asked, host)
+    host = planned(host, task.task)
+    refuse_shared(host, task.task.groups)
     require_walk(model)
     if request.eval_images is not None:
         require_classifier(model)
@@ -71,21 +71,20 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     teaches = None if reference is None else reference_of(reference)
     if teaches is not None:
         require_streams(teacher_for(model, teaches), settings.distil)
-    before = removability(task.sharing, task.gates, anatomy, task.task.limits)
+    before = removability(task.sharing, task.gates, host.anatomy, task.task.limits)
     if request.on_note is not None:
         request.on_note(before.text())
     job = LearnJob(
+        model,
+        host.family,
+        host.anatomy,
         task=task,
-        family=family,
-        anatomy=planned(family, model, task.task),
         session=session,
         phases=phases(settings, len(plain_items(session.train))),
         reference=teaches,
-        target=latency_target(
-            model, family, planned(family, model, task.task), task.task, progress
-        ),
+        target=latency_target(host, task.task, progress),
     )
-    dense, shrunk = run(job, model)
+    dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
     result.notes = [*notes, before.text(), *result.notes]
     if scored is not None or request.latency:

@@ -13,14 +13,15 @@ from secateur.data.images import DIGITS, ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.data.sources.named import is_named
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating, example_images
-from secateur.models.family import family_of
+from secateur.measurement.modes import example_images
+from secateur.models.caches import evaluating
+from secateur.models.family import read
+from secateur.request.takes import takes
 from secateur.storage.base import Base
 from secateur.storage.load import load as load_model
 from secateur.storage.meta import on_meta
 from secateur.storage.spec import SPEC
-
-Numbers = float | tuple[float, ...]
+from secateur.verbs.requests import LoadRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,38 +35,26 @@ class DataUsed:
     classes: int = 0
 
 
-def load(
-    source: str | Path | nn.Module,
-    *,
-    checkpoint: str | Path | None = None,
-    num_classes: int | None = None,
-    img_size: int | None = None,
-    pretrained: bool | None = None,
-    device: torch.device | str = "cpu",
-    mean: Numbers | None = None,
-    std: Numbers | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
-) -> nn.Module:
+@takes(LoadRequest)
+def load(source: str | Path | nn.Module, request: LoadRequest) -> nn.Module:
     """A model in eval mode, ready to be pruned or used; see `secateur.storage.load` for sources.
 
-    `mean`, `std` (one value or one per channel), `crop_pct` and `interpolation` replace what the
-    model's own configuration says about its images; they are saved with what is pruned from it.
-    Raises UserError for unknown names, weights that do not fit or hold NaN, damaged directories.
+    `mean`, `std` (one value or one per channel), `crop_pct` and `interpolation` replace those of
+    the model's configuration; they are saved with what is pruned from it. `pretrained` False leaves
+    the weights of a named model at random. Raises UserError for unknown names, weights that do not
+    fit or hold NaN, damaged directories.
     """
     model = load_model(
         source,
-        checkpoint=checkpoint,
-        num_classes=num_classes,
-        img_size=img_size,
-        pretrained=pretrained,
-        device=device,
+        checkpoint=request.checkpoint,
+        num_classes=request.num_classes,
+        img_size=request.img_size,
+        pretrained=request.pretrained,
+        device=request.device,
     )
-    if any(value is not None for value in (mean, std, crop_pct, interpolation)):
-        images = Preprocessing.of(model).override(
-            mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation
-        )
-        give_preprocessing_(model, images)
+    wanted = request.preparation()
+    if any(value is not None for value in wanted.values()):
+        give_preprocessing_(model, Preprocessing.of(model).override(**wanted))
     return model
 
 
@@ -118,7 +107,7 @@ def open_data(
             Preprocessing.of(model),
             limit=limit,
             seed=seed,
-            num_classes=None if own_labels else family_of(model).read(model).num_classes or None,
+            num_classes=None if own_labels else read(model).num_classes or None,
             labels_needed=labels_needed,
             skip_unreadable=skip_unreadable,
         )

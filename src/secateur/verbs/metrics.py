@@ -1,55 +1,37 @@
 """Measure metrics of features on images as users name them."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from secateur.data.batches import Batches
 from secateur.errors import UserError
 from secateur.measurement.metrics import Inquiry, chosen, measure_all
-from secateur.progress import Progress
+from secateur.request.takes import takes
 from secateur.verbs.load import open_data
+from secateur.verbs.requests import MetricsRequest
 
 Found = dict[str, dict[str, object]]
 
 
-def evaluate_metrics(
-    model: nn.Module,
-    images: object,
-    metrics: Sequence[str],
-    *,
-    train: object | None = None,
-    reference: nn.Module | None = None,
-    limit: int | None = None,
-    train_limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 32,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    progress: Progress | None = None,
-) -> Found:
+@takes(MetricsRequest)
+def evaluate_metrics(model: nn.Module, images: object, request: MetricsRequest) -> Found:
     """Values of the metrics named, by metric; `secateur.measurement.metrics` lists them.
 
     `images` and `train` are paths or data strings, or anything else that `prune` takes; their
     labels need not be those of the model's head. Raises UserError for unknown metrics and for
     what they lack, before any image is looked at.
     """
-    which = chosen(metrics, train=train is not None, reference=reference is not None)
+    train, reference, progress = request.train, request.reference, request.progress
+    which = chosen(request.metrics, train=train is not None, reference=reference is not None)
     opened: dict[str, Batches] = {}
     counts: list[int] = []
-    for split, source, most in (("images", images, limit), ("train", train, train_limit)):
+    for split, source, most in (
+        ("images", images, request.limit),
+        ("train", train, request.train_limit),
+    ):
         if source is None:
             continue
-        opened[split], used = open_data(
-            model,
-            source,
-            limit=most,
-            seed=seed,
-            batch_size=batch_size,
-            workers=workers,
-            skip_unreadable=skip_unreadable,
-            own_labels=True,
-        )
+        reading = request.reading() | {"limit": most}
+        opened[split], used = open_data(model, source, own_labels=True, **reading)
         if used.classes:
             counts.append(used.classes)
     if len(counts) == 2:
@@ -68,7 +50,7 @@ def evaluate_metrics(
         images=opened["images"],
         train=opened.get("train"),
         reference=reference,
-        seed=seed,
+        seed=request.seed,
         on_batch=on_batch,
     )
     return measure_all(which, inquiry)

@@ -10,7 +10,6 @@ from secateur.allocation.types import Plan
 from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating
 from secateur.methods.by_preset import method_of
 from secateur.methods.checked import Checked, check
 from secateur.methods.images import Images
@@ -19,7 +18,8 @@ from secateur.methods.request import PruneRequest
 from secateur.methods.tail import with_tail, with_target
 from secateur.methods.task import Task, planned, resolve
 from secateur.methods.to_latency import cut_to_latency, times_count
-from secateur.models.family import Family, family_of
+from secateur.models.caches import evaluating
+from secateur.models.host import Host, host_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
 from secateur.models.types import Anatomy, Cost
@@ -81,32 +81,29 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
 def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     """The smaller model, not measured yet."""
     request = asked.request
-    family = family_of(model)
-    anatomy = family.read(model)
-    task = resolve(asked, anatomy)
-    loss = loss_for(anatomy.num_classes, request.loss)
-    _check(model, family, planned(family, model, task), task, loss)
+    host = host_of(model)
+    classes = host.anatomy.num_classes
+    task = resolve(asked, host.anatomy)
+    host = planned(host, task)
+    loss = loss_for(classes, request.loss)
+    _check(host, task, loss)
     base = base_or_advice(model)
     if request.loss is None:
-        loss = loss_for(anatomy.num_classes, multi_label=multi_hot(images))
+        loss = loss_for(classes, multi_label=multi_hot(images))
     batches, data = open_data(model, images, labels_needed=False, **request.reading())
     if request.polish is not None:
         require_polishable(model, batches.images)
-    job = Job(
-        model=model,
-        family=family,
-        anatomy=planned(family, model, task),
-        task=task,
-        images=Images(batches=batches, progress=request.progress, loss=loss),
-    )
+    shown = Images(batches=batches, progress=request.progress, loss=loss)
+    job = Job(model, host.family, host.anatomy, task=task, images=shown)
     # WHY: dropout and stochastic depth would be measured as if they were the model.
     with evaluating(model):
         return _carried_out(job, data, base)
 
 
-def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss: LossName) -> None:
+def _check(host: Host, task: Task, loss: LossName) -> None:
     """UserError for what cannot be done, before any image is read."""
-    refuse_shared(model, family, anatomy, task.groups)
+    model, anatomy = host.model, host.anatomy
+    refuse_shared(host, task.groups)
     if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
         raise UserError(
             "a polish compares the streams of both models, which it cannot do where several stages "
@@ -119,13 +116,13 @@ def _check(model: nn.Module, family: Family, anatomy: Anatomy, task: Task, loss:
         check_output_criterion(criterion, anatomy.num_classes, loss)
     check_reachable(anatomy, task.demand)
     if task.preset.stand_in is not None:
-        check_replacement(model, family, anatomy, task.preset.stand_in, set(task.groups))
+        check_replacement(host, task.preset.stand_in, set(task.groups))
     if task.preset.rotate:
-        family.require_rotatable(model)
+        host.family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
     require_walk(model)
     if task.preset.rotate:
-        require_rotatable(model, family)
+        require_rotatable(host)
 
 
 def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
@@ -144,7 +141,7 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
         found, plan = None, plan_for()
         smaller = cut(plan)
     else:
-        found = cut_to_latency(prepared.dense, job.anatomy, task, target, plan_for, cut)
+        found = cut_to_latency(job.with_model(prepared.dense), task, target, plan_for, cut)
         smaller, plan = found.model, found.plan
     with job.timed("polish") if options.polish else nullcontext():
         report = _polish(smaller, prepared.dense, options, plan, images)

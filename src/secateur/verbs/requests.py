@@ -1,23 +1,67 @@
 """What may be asked of the verbs that read, judge and train a model; see also
 `secateur.methods.request` for pruning and `secateur.masks.request` for learning masks."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from secateur.methods.request import DEFAULT
+from secateur.methods.request import LIMIT as CALIBRATION
 from secateur.progress import Progress
-from secateur.request.parts import ImagesPart, TimingPart, TrainingPart
-from secateur.request.say import IMAGES, LATENCY, TRAINING, Say
-from secateur.request.text import all_if_zero
+from secateur.request.parts import ImagesPart, ModelPart, Overwrite, TimingPart, TrainingPart
+from secateur.request.say import IMAGES, LATENCY, MODEL, TRAINING, Say
+from secateur.request.text import all_if_zero, names, path, text
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from secateur.training.verbs import FineTuneSettings, HealSettings
 
-ANALYSIS = "Analysis"
+ANALYSIS, FEATURES = "Analysis", "Features"
 LIMIT = 256
 """Images analysed of a path or data string unless told otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRequest(ModelPart):
+    """How a named model is opened, and where it then is."""
+
+    pretrained: bool | None = None
+    device: "torch.device | str" = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToTrainRequest(ModelPart):
+    """How a model is made ready for the classes of images."""
+
+    from_scratch: Annotated[
+        bool, Say("Begin with random weights and a head for the classes of the data.", MODEL)
+    ] = False
+    limit: int | None = None
+    seed: int = 0
+    skip_unreadable: bool = False
+
+    def for_images(self, part: TrainingPart, seed: int) -> "ToTrainRequest":
+        """The same with the images that a training run reads."""
+        return replace(self, limit=part.limit, seed=seed, skip_unreadable=part.skip_unreadable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest:
+    """A demonstration: `limit` training digits calibrate, `test_limit` (None: all) are scored."""
+
+    out: Annotated[
+        str | Path, Say("Where to save; an earlier demo is replaced.", metavar="DIR", read=path)
+    ] = field(default=Path("secateur-demo"), kw_only=False)
+    overwrite: Overwrite = False
+    preset: str = DEFAULT
+    limit: int | None = CALIBRATION
+    test_limit: int | None = None
+    latency: bool = True
+    device: "torch.device | str" = "cpu"
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +118,34 @@ class EvaluateRequest(ImagesPart):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricsRequest(EvaluateRequest):
+    """What is measured of the features before the classifier."""
+
+    metrics: Annotated[
+        Sequence[str],
+        Say(
+            "Of the features before the classifier: knn, linear_probe, retrieval, features.",
+            FEATURES,
+            metavar="A,B",
+            read=names,
+        ),
+    ] = field(default=(), kw_only=False)
+    train: Annotated[
+        object | None,
+        Say(
+            "Labelled images that knn and linear_probe learn from.",
+            FEATURES,
+            flag="--train-data",
+            read=text,
+        ),
+    ] = None
+    train_limit: Annotated[
+        int | None,
+        Say("How many of them; 0 for all.", FEATURES, read=all_if_zero, default=0),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HealRequest(TrainingPart):
     """How a pruned model learns from its dense original."""
 
@@ -115,3 +187,26 @@ class TrainRequest(TrainingPart):
         ),
     ] = "held_out"
     settings: "FineTuneSettings | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """Where the cells of a study run, and which."""
+
+    ray: Annotated[
+        str | None,
+        Say(
+            "Spread the cells over Ray workers: 'local' for the cores of this machine, or the "
+            "address of a cluster whose machines see the same files.",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    jobs: Annotated[int | None, Say("Ray workers; one per core unless given.")] = None
+    models: Annotated[
+        Sequence[str] | None,
+        Say("Only these of the file's models. Default: all.", metavar="NAME,...", read=names),
+    ] = None
+    only_page: Annotated[bool, Say("Only write the page from what is finished.", flag="--page")] = (
+        False
+    )
+    progress: Progress | None = None

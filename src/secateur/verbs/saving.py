@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.report import render
 from secateur.storage.base import Base, build
 from secateur.storage.identify import base_of, provenance_of
@@ -28,7 +28,7 @@ def save(model: nn.Module, out: str | Path, *, overwrite: bool = False) -> str |
     """
     check_out(out, overwrite=overwrite)
     base = base_of(model)
-    kept, dense = (family_of(each).read(each).cost() for each in (model, build(base)))
+    kept, dense = (read(each).cost() for each in (model, build(base)))
     return write(
         model,
         out,

@@ -7,7 +7,7 @@ from torch import nn
 from secateur.data.images import ImageSet
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.progress import timed
 from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
@@ -17,8 +17,8 @@ from secateur.training.judgement import judgement
 from secateur.training.machine import training_device
 from secateur.training.session import on_device, require_labels
 from secateur.training.verbs import FineTuneSettings
-from secateur.verbs.load import Numbers, give_preprocessing_, load_shape
-from secateur.verbs.requests import TrainRequest
+from secateur.verbs.load import give_preprocessing_, load_shape
+from secateur.verbs.requests import ToTrainRequest, TrainRequest
 from secateur.verbs.training_inputs import (
     Evaluation,
     copy_to_train,
@@ -79,49 +79,36 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
     )
 
 
+@takes(ToTrainRequest)
 def open_to_train(
-    source: str,
-    images: str | Path,
-    *,
-    checkpoint: Path | None = None,
-    num_classes: int | None = None,
-    img_size: int | None = None,
-    from_scratch: bool = False,
-    limit: int | None = None,
-    seed: int = 0,
-    skip_unreadable: bool = False,
-    mean: Numbers | None = None,
-    std: Numbers | None = None,
-    crop_pct: float | None = None,
-    interpolation: str | None = None,
+    source: str, images: str | Path, request: ToTrainRequest
 ) -> tuple[nn.Module, ImageSet]:
     """A named model with a head for the classes of `images`, and those images prepared for it.
 
     Classes are counted in the images unless `num_classes` is given. Raises UserError for images
     without labels and whatever `secateur.storage.adapt.load_to_train` refuses.
     """
-    if from_scratch and checkpoint is not None:
+    img_size, num_classes, seed = request.img_size, request.num_classes, request.seed
+    if request.from_scratch and request.checkpoint is not None:
         raise UserError("give either from_scratch or a checkpoint, not both.")
     shape = load_shape(source, img_size=img_size)
-    wanted = Preprocessing.of(shape).override(
-        mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation
-    )
+    wanted = Preprocessing.of(shape).override(**request.preparation())
     opened, _, _ = open_training_images(
         images,
         wanted,
-        limit=limit,
+        limit=request.limit,
         seed=seed,
         num_classes=num_classes,
-        skip_unreadable=skip_unreadable,
+        skip_unreadable=request.skip_unreadable,
     )
     assert isinstance(opened, ImageSet)
     require_labels(opened)
     model = load_to_train(
         source,
-        checkpoint=checkpoint,
+        checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
         num_classes=_classes(source, shape, num_classes or opened.label_count, num_classes),
         img_size=img_size,
-        pretrained=not from_scratch,
+        pretrained=not request.from_scratch,
         seed=seed,
     )
     give_preprocessing_(model, wanted)
@@ -130,7 +117,7 @@ def open_to_train(
 
 def _classes(source: str, shape: nn.Module, wanted: int, named: int | None) -> int | None:
     """The size of the new head; None where the model must keep the one it has."""
-    has = family_of(shape).read(shape).num_classes
+    has = read(shape).num_classes
     if source.startswith("timm:"):
         return wanted
     if has == wanted:

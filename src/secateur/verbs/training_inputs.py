@@ -16,7 +16,7 @@ from secateur.data.targets import multi_hot
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, paired_difference, summarize
 from secateur.models.caches import copy_of
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.models.walk_check import require_walk
 from secateur.progress import Progress
 from secateur.request.parts import TrainingPart
@@ -85,7 +85,7 @@ def open_session(
     that cannot be read, or that the model does not take; and for too few.
     """
     check_judge(judge, eval_images)
-    classes = family_of(model).read(model).num_classes
+    classes = read(model).num_classes
     compared = loss_for(classes, loss, multi_label=multi_hot(images))
     if classes == 1 and (labels and required):
         raise UserError(

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.models.types import Cost
 from secateur.report.training_page import render_training
 from secateur.storage.base import Base, build
@@ -59,7 +59,7 @@ class Trained:
     @property
     def cost(self) -> Cost:
         """Parameters and MACs."""
-        return family_of(self.model).read(self.model).cost()
+        return read(self.model).cost()
 
     @property
     def cost_dense(self) -> Cost:
@@ -67,7 +67,7 @@ class Trained:
         if isinstance(self.base, str):
             return self.cost
         dense = build(self.base)
-        return family_of(dense).read(dense).cost()
+        return read(dense).cost()
 
     def record(self) -> dict[str, Any]:
         """Everything about the run as plain JSON data."""

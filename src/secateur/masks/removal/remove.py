@@ -14,7 +14,8 @@ from secateur.allocation.types import Plan
 from secateur.masks.gates import Site
 from secateur.masks.masks import Masks, live_dims, plan_of_masks
 from secateur.models.caches import copy_of
-from secateur.models.family import family_of
+from secateur.models.family import read
+from secateur.models.host import host_of
 from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.surgery.cut import cut_
 
@@ -26,7 +27,7 @@ def remove(model: nn.Module, masks: Masks, limits: Limits) -> tuple[nn.Module, P
     out stay with weights of zero.
     """
     smaller = copy_of(model)
-    plan = plan_of_masks(family_of(model).read(model), masks, limits)
+    plan = plan_of_masks(read(model), masks, limits)
     zero_(smaller, masks)
     cut_(smaller, plan, None, "none")
     return smaller, plan
@@ -39,10 +40,10 @@ def zero_(model: nn.Module, masks: Masks) -> None:
     Neurons and value dims lose their columns of the writer, so that no activation of zero and no
     bias matters; query and key dims lose their rows and biases, outputs their rows and biases.
     """
-    family = family_of(model)
-    for branch in family.read(model).branches:
+    host = host_of(model)
+    for branch in host.anatomy.branches:
         if own := masks.get(branch.id):
-            family.assign_(model, branch, _zeroed(family.weights(model, branch), own))
+            host.assign_(branch, _zeroed(host.weights(branch), own))
 
 
 def _zeroed(weights: BranchWeights, masks: Mapping[Site, Tensor]) -> BranchWeights:

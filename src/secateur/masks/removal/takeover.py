@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import UserError
 from secateur.masks.gates import Gate, Site
 from secateur.masks.masks import masks_of
 from secateur.models.caches import forget_cached_, shell_of
-from secateur.models.family import Family
-from secateur.models.types import Anatomy, AttentionShape, Branch
+from secateur.models.host import Host
+from secateur.models.types import AttentionShape, Branch
 from secateur.statistics import Statistics
 from secateur.surgery.take_over import take_over
 
@@ -23,20 +23,12 @@ Observe = Callable[[set[str]], Statistics]
 class Takeover:
     """Refits the writers of a model under gates each time that masks change.
 
-    `observe` gives statistics about `model` in evaluation mode, whose gates must hold the masks
+    `observe` gives statistics about the model in evaluation mode, whose gates must hold the masks
     from before the change.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        family: Family,
-        anatomy: Anatomy,
-        gates: tuple[Gate, ...],
-        observe: Observe,
-    ) -> None:
-        self.model, self.family, self.anatomy = model, family, anatomy
-        self.gates, self.observe = gates, observe
+    def __init__(self, host: Host, gates: tuple[Gate, ...], observe: Observe) -> None:
+        self.host, self.gates, self.observe = host, gates, observe
 
     @torch.no_grad()
     def __call__(self, before: Kept, after: Kept) -> None:
@@ -49,24 +41,24 @@ class Takeover:
         except UserError:
             # WHY: values that are not finite end the run in its next pass, which names the step.
             return
-        shell = shell_of(self.model)
-        for branch in self.anatomy.branches:
+        host, shell = self.host, self.host.with_model(shell_of(self.host.model))
+        for branch in host.anatomy.branches:
             for site, need in NEEDS.items():
                 if (branch.id, site) in closing:
                     live = closing[branch.id, site]
                     sums = statistics.about(branch.id)[need]
-                    weights = self.family.weights(self.model, branch)
-                    self.family.assign_(shell, branch, take_over(weights, *live, sums, branch.id))
-        for old, new in zip(self.model.parameters(), shell.parameters(), strict=True):
+                    weights = take_over(host.weights(branch), *live, sums, branch.id)
+                    shell.assign_(branch, weights)
+        for old, new in zip(host.model.parameters(), shell.model.parameters(), strict=True):
             if old is not new:
                 old.copy_(agreed(new))
-        forget_cached_(self.model)
+        forget_cached_(host.model)
 
     def _closing(self, before: Kept, after: Kept) -> dict[tuple[str, Site], tuple[Tensor, Tensor]]:
         """Masks (U,) before and after, by branch and site, where some close and some stay."""
         found: dict[tuple[str, Site], tuple[Tensor, Tensor]] = {}
         old, new = masks_of(self.gates, before), masks_of(self.gates, after)
-        for branch in self.anatomy.branches:
+        for branch in self.host.anatomy.branches:
             for site in NEEDS:
                 if site not in new.get(branch.id, {}):
                     continue

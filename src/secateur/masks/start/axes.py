@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
 
 from secateur.masks.gates import Gate
-from secateur.models.family import Family
-from secateur.models.types import Anatomy, GroupName
+from secateur.models.host import Host
+from secateur.models.types import GroupName
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import Statistics
 from secateur.surgery.axes import turn_query_key, turn_value
@@ -21,26 +20,20 @@ def axes_needs(gates: Iterable[Gate]) -> set[str]:
 
 
 @torch.no_grad()
-def turn_attention_(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    gates: Sequence[Gate],
-    statistics: Statistics,
-) -> None:
+def turn_attention_(host: Host, gates: Sequence[Gate], statistics: Statistics) -> None:
     """Turn, in place, the dims of every attention layer on which a gate acts dim by dim."""
     masked = _masked(gates)
-    for branch in anatomy.branches:
+    for branch in host.anatomy.branches:
         turned: set[GroupName] = {group for owner, group in masked if owner == branch.id}
         if not turned:
             continue
-        weights, sums = family.weights(model, branch), statistics.about(branch.id)
+        weights, sums = host.weights(branch), statistics.about(branch.id)
         assert isinstance(weights, AttentionWeights)
         if "qk" in turned:
             weights = turn_query_key(weights, sums["logit_moments"])
         if "vo" in turned:
             weights = turn_value(weights, sums["context_moments"])
-        family.assign_(model, branch, weights)
+        host.assign_(branch, weights)
 
 
 def _masked(gates: Iterable[Gate]) -> set[tuple[str, GroupName]]:

@@ -6,7 +6,7 @@ Letters: R rows, U units per row, H heads, K query/key dims, V value dims.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.criteria import criteria
 from secateur.criteria.ask import ask
@@ -14,8 +14,8 @@ from secateur.criteria.registry import Criterion, needs_of
 from secateur.masks.gates import Act, Gate
 from secateur.masks.masks import Left
 from secateur.masks.pricing import Pricing, unit_prices
-from secateur.models.family import Family
-from secateur.models.types import Anatomy, GroupName
+from secateur.models.host import Host
+from secateur.models.types import GroupName
 from secateur.statistics import Statistics
 
 LAST_CHANNEL = 0.75
@@ -49,8 +49,7 @@ def _takes(gate: Gate) -> str:
 
 
 def starting_worths(
-    model: nn.Module,
-    family: Family,
+    host: Host,
     gates: Sequence[Gate],
     pricing: Pricing,
     statistics: Statistics,
@@ -64,27 +63,17 @@ def starting_worths(
     criterion does not know are ranked among themselves by magnitude; outputs of writers, which
     none knows, lie in the middle.
     """
-    anatomy = pricing.anatomy
+    anatomy = host.anatomy
     takes: dict[str, set[GroupName]] = {}
     for act, group in (pair for gate in gates for pair in _scored(gate)):
         takes.setdefault(act.branch, set()).add(group)
     answers: dict[tuple[str, GroupName], Tensor] = {}
     for branch in anatomy.branches:
         for group in sorted(takes.get(branch.id, ())):
-            found = ask(
-                which,
-                model,
-                family,
-                anatomy,
-                group,
-                branch.id,
-                statistics,
-                seed=seed,
-                settings=None,
-            )
+            found = ask(which, host, group, branch.id, statistics, seed=seed, settings=None)
             answers[branch.id, group] = found.cpu()
     if any(_takes(gate) == "width" for gate in gates):
-        answers |= _stream_answers(model, family, anatomy, statistics, which, seed)
+        answers |= _stream_answers(host, statistics, which, seed)
     dense = Left(shapes=dict(anatomy.shapes), widths=dict(anatomy.widths))
     prices = unit_prices(pricing, gates, {}, dense)
     values = {gate.name: _value(gate, answers) / _floor(prices[gate.name]) for gate in gates}
@@ -96,11 +85,7 @@ def starting_worths(
 
 
 def average(
-    model: nn.Module,
-    family: Family,
-    gates: Sequence[Gate],
-    anatomy: Anatomy,
-    answers: Mapping[tuple[str, GroupName], Tensor],
+    host: Host, gates: Sequence[Gate], answers: Mapping[tuple[str, GroupName], Tensor]
 ) -> dict[str, Tensor]:
     """Worths (R, U) of gates from those of units in [-1, 1]: the mean over what a score governs.
 
@@ -115,9 +100,7 @@ def average(
             nothing = Statistics(images=0, tokens=0)
             streams = streams or _even(
                 {
-                    other.name: _value(
-                        other, _stream_answers(model, family, anatomy, nothing, which, 0)
-                    )
+                    other.name: _value(other, _stream_answers(host, nothing, which, 0))
                     for other in gates
                     if _takes(other) == "width"
                 },
@@ -138,20 +121,13 @@ def average(
 
 
 def _stream_answers(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
-    statistics: Statistics,
-    which: Criterion,
-    seed: int,
+    host: Host, statistics: Statistics, which: Criterion, seed: int
 ) -> dict[tuple[str, GroupName], Tensor]:
     """The worth of every channel of every stream."""
     chosen = which if "width" in which.needs else criteria.get(STREAM_CRITERION)
     answers: dict[tuple[str, GroupName], Tensor] = {}
-    for stream in anatomy.streams:
-        found = ask(
-            chosen, model, family, anatomy, "width", stream.id, statistics, seed=seed, settings=None
-        )
+    for stream in host.anatomy.streams:
+        found = ask(chosen, host, "width", stream.id, statistics, seed=seed, settings=None)
         answers[stream.id, "width"] = found.cpu()
     return answers
 

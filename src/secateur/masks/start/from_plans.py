@@ -11,7 +11,7 @@ Letters: R rows, U units per row, H heads, K query/key dims, V value dims, F hid
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.allocation.candidates import Limits
 from secateur.allocation.target import Target
@@ -23,7 +23,7 @@ from secateur.masks.pricing import Pricing
 from secateur.masks.start.by_criterion import average
 from secateur.methods.images import Images
 from secateur.methods.spectral import measured_candidates, plan_within
-from secateur.models.family import Family
+from secateur.models.host import Host
 from secateur.models.types import Anatomy, GroupName, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.progress import Progress
@@ -47,8 +47,7 @@ def spectral_needs(gates: Iterable[Gate]) -> set[str]:
 
 
 def spectral_worths(
-    model: nn.Module,
-    family: Family,
+    host: Host,
     gates: Sequence[Gate],
     pricing: Pricing,
     statistics: Statistics,
@@ -60,11 +59,11 @@ def spectral_worths(
     `statistics` has `spectral_needs`. Heads are worth most, the channels of a stream are spread
     evenly by their magnitude, and outputs of writers lie in the middle.
     """
-    anatomy = pricing.anatomy
-    least = _least_shares(model, family, gates, pricing, batches, progress)
+    anatomy = host.anatomy
+    least = _least_shares(host, gates, pricing, batches, progress)
     answers: dict[Key, Tensor] = {}
     for branch in anatomy.branches:
-        weights = family.weights(model, branch)
+        weights = host.weights(branch)
         for group in (*branch.groups, "branch"):
             if (branch.id, group) not in least:
                 continue
@@ -74,26 +73,25 @@ def spectral_worths(
                 continue
             ranks = _ranks(group, weights, statistics.about(branch.id), branch.id)
             answers[branch.id, group] = 1 - 2 * share_R[ranks]
-    return average(model, family, gates, anatomy, answers)
+    return average(host, gates, answers)
 
 
 def _least_shares(
-    model: nn.Module,
-    family: Family,
+    host: Host,
     gates: Sequence[Gate],
     pricing: Pricing,
     batches: Batches,
     progress: Progress | None,
 ) -> dict[Key, Tensor]:
     """By branch and group, for the unit of each rank the least κ at which it is kept (U,)."""
-    anatomy = pricing.anatomy
+    anatomy = host.anatomy
     asked = {act.takes for gate in gates for act in gate.acts}
     groups = tuple(g for g in PLANNED if g in asked)
     if not groups:
         return {}
     limits = Limits(protect=pricing.limits.protect)
     images = Images(batches=batches, progress=progress)
-    candidates = measured_candidates(model, family, anatomy, groups, limits, images).candidates
+    candidates = measured_candidates(host, groups, limits, images).candidates
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
         target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense, dense=pricing.dense)

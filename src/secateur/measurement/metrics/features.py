@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.measurement.cka import unbiased_cka
 from secateur.measurement.features import Reader
 from secateur.measurement.metrics import Inquiry, Values, metric
-from secateur.measurement.modes import evaluating
+from secateur.models.caches import evaluating
 
 
 @dataclass(slots=True)

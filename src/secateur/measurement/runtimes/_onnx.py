@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from secateur.errors import UserError
-from secateur.measurement.modes import evaluating
 from secateur.measurement.runtimes._quiet import quiet
+from secateur.models.caches import evaluating
 
 PACKAGES = ("onnx", "onnxscript")
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.allocation.quota import Quota, Unit
 from secateur.criteria import criteria
@@ -19,31 +19,26 @@ from secateur.methods.layer_search.drops import (
 )
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
-from secateur.models.family import Family
-from secateur.models.types import Anatomy
+from secateur.models.host import Host, host_of
 from secateur.statistics import Statistics, observe
 from secateur.statistics.divergence import LossName
 
 Fills = Mapping[str, Tensor]
 
 
-def without(
-    model: nn.Module, family: Family, anatomy: Anatomy, dropped: frozenset[str], fills: Fills
-) -> nn.Module:
+def without(host: Host, dropped: frozenset[str], fills: Fills) -> Host:
     """A copy of the model without some branches, `fills` (D,) in their place."""
-    smaller = copy_of(model)
+    smaller = copy_of(host.model)
     with torch.no_grad():
-        family.drop_(smaller, set(dropped))
-        for branch in anatomy.branches:
+        host.family.drop_(smaller, set(dropped))
+        for branch in host.anatomy.branches:
             if branch.id in dropped and branch.id in fills:
-                family.add_constant_(smaller, branch, fills[branch.id])
-    return smaller
+                host.family.add_constant_(smaller, branch, fills[branch.id])
+    return host_of(smaller)
 
 
 def iterative(
-    model: nn.Module,
-    family: Family,
-    anatomy: Anatomy,
+    host: Host,
     task: Task,
     batches: Batches,
     units: list[Unit],
@@ -67,27 +62,22 @@ def iterative(
         )
     }
     while not quota.met(chosen):
-        smaller = without(model, family, anatomy, branches_of(chosen), fills)
-        statistics, left = observe(smaller, batches, needs, loss=loss), family.read(smaller)
+        smaller = without(host, branches_of(chosen), fills)
+        statistics = observe(smaller.model, batches, needs, loss=loss)
 
         def worth_of(
-            unit: Unit,
-            smaller: nn.Module = smaller,
-            statistics: Statistics = statistics,
-            left: Anatomy = left,
+            unit: Unit, smaller: Host = smaller, statistics: Statistics = statistics
         ) -> float:
             owner, group = unit.key
             worth = ask(
                 criteria.get(preset.criterion_for(group)),
                 smaller,
-                family,
-                left,
                 group,
                 owner,
                 statistics,
                 seed=task.options.seed,
                 settings=preset.settings_for(group),
-                numbered=anatomy,
+                numbered=host.anatomy,
             )
             return float(worth) / saved_cost(quota, chosen, unit, per_cost=preset.per_cost)
 

@@ -80,23 +80,18 @@ class LayerSearch:
 
 
 def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
-    model, family, anatomy, task = job.model, job.family, job.anatomy, job.task
+    task, batches, loss = job.task, job.images.batches, job.images.loss
     preset, effort, units, fills = task.preset, task.options.effort, prepared.units, prepared.fills
-    batches = job.images.batches
 
     def on_step(done: int, total: int) -> None:
         job.images.say("search", done, total)
 
     if preset.search == "window":
-        return best_window(anatomy, prepared.statistics, preset.criterion, units, wanted)
+        return best_window(job.anatomy, prepared.statistics, preset.criterion, units, wanted)
     if preset.search == "iterative":
-        return iterative(
-            model, family, anatomy, task, batches, units, wanted, fills, on_step, job.images.loss
-        )
+        return iterative(job, task, batches, units, wanted, fills, on_step, loss)
     criterion = preset.criterion_for(task.groups[0])
-    bench = removal(
-        model, family, anatomy, batches, IMAGES[effort], fills, criterion, job.images.loss
-    )
+    bench = removal(job, batches, IMAGES[effort], fills, criterion, loss)
     found = greedy(bench, units, wanted, per_cost=preset.per_cost, on_step=on_step)
     if preset.search == "greedy":
         return found

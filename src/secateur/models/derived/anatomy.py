@@ -23,7 +23,7 @@ from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 def read(stated: Statement, model: nn.Module, *, exact_tail: bool = False) -> Anatomy:
     """Describe `model`; UserError for members that cannot be supported or are not there.
 
-    With `exact_tail` layers are priced as if it were put there, see `secateur.models.tail`.
+    With `exact_tail` layers are priced as if it were put there, see `secateur.models.derived.tail`.
     """
     if exact_tail:
         plain, tailed = read(stated, model), _read(stated, model, tail=True)

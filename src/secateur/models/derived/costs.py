@@ -71,7 +71,7 @@ def moves_keys(step: Step) -> bool:
 def _attention_macs(n: int, rows: int | None, *, moved: bool) -> tuple[int, int, int, int, int]:
     """Products of a head per channel, of a query/key dim and per channel, of a value dim likewise.
 
-    For n tokens all of which are computed, or the first `rows` alone as in `models.tail`.
+    For n tokens all of which are computed, or the first `rows` alone as in `derived.tail`.
     """
     if rows is None:
         return 0, n * n, 2 * n, n * n, 2 * n

@@ -1,18 +1,178 @@
-"""Where the exact class-token tail begins, why a model has none, and how it is put there."""
+"""The exact class-token tail: behind the last attention, only tokens that the head reads are
+computed.
 
-from collections.abc import Sequence
+Where a head reads the first tokens of the stream alone, no other token of the last attention layer
+and of what follows it has an effect. Keys and values are still those of all tokens, but their
+matrices move to the other side of the products: q (y W_kᵀ)ᵀ = (q W_k) yᵀ, unless there are rotary
+embeddings or norms over queries and keys, and p (y W_vᵀ) = (p y) W_vᵀ for the weights p of a
+softmax. The bias of the keys adds a constant per query, which the softmax ignores.
+
+Legend: B batch, N tokens, R tokens that the head reads, D residual width, H heads, K query/key
+dims, V value dims per head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Final
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from secateur.models.derived.layout import attention_weights, our_attention
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
-from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Statement
-from secateur.models.tail import TailBlock, forget_, tail_of, watch_
+from secateur.models.modules import PartialBlock, SlimAttention
+from secateur.models.statement import AttentionLayer, Residual, Statement
 
+Reads = Callable[[Any], int | None]
 ALL = "its head reads every token of the stream"
+
+
+class TailBlock(PartialBlock):
+    """The block of the last attention layer, which leaves R tokens of the stream of N.
+
+    It does so only while the model's own forward pass runs in evaluation mode, without a mask and
+    without a hook inside the block: whoever trains the model, looks into the block or calls it for
+    features of all tokens gets all of them. `reads(model)` says how many tokens the head reads at
+    present. With the attribute `recomputes` of the model, blocks run again in the backward pass,
+    when the forward pass is over.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        residuals: tuple[Residual, ...],
+        kept: tuple[str, ...],
+        *,
+        rows: int,
+        reads: Reads,
+        recomputes: str | None,
+    ) -> None:
+        super().__init__(block, residuals, kept)
+        self.rows: Final = rows
+        self.reads, self.recomputes = reads, recomputes
+        self.narrow = False
+
+    def begin(self, model: nn.Module, _images: object) -> None:
+        """Before the forward pass of the whole model."""
+        again = torch.is_grad_enabled() and getattr(model, self.recomputes or "", False) is True
+        alone = torch.compiler.is_compiling() or not any(map(_is_watched, self.modules()))
+        wanted = (self.reads(model) or self.rows + 1) <= self.rows
+        self.narrow = wanted and alone and not again and not self.training
+
+    def end(self, *_passed: object) -> None:
+        """After it, also where it failed."""
+        self.narrow = False
+
+    def forward(self, x: Tensor, *more: Any, **given: Any) -> Tensor:
+        """All N tokens, or the first R in a forward pass of the whole model."""
+        if not self.narrow or any(value is not None and value is not False for value in more):
+            return super().forward(x, *more, **given)
+        masks = [residual.layers[0].call.mask for residual in self.steps]
+        if given.get("is_causal") or any(given.get(mask) is not None for mask in masks if mask):
+            return super().forward(x, *more, **given)
+        return self.first(x, given)
+
+    def first(self, x_BND: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The first R tokens (B, R, D) behind the block."""
+        if not any(self._attends(residual) for residual in self.steps):
+            x_BND = x_BND[:, : self.rows]
+        for residual in self.steps:
+            update_BRD = self._update(residual, x_BND, given)
+            if self._attends(residual):
+                x_BND = x_BND[:, : self.rows]
+            x_BND = x_BND + update_BRD
+        return x_BND
+
+    def _attends(self, residual: Residual) -> bool:
+        return isinstance(self.get_submodule(residual.path), SlimAttention)
+
+    def _layer(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Any:
+        attn = self.get_submodule(residual.path)
+        if self.narrow and isinstance(attn, SlimAttention):
+            return attend_first(attn, x, self.rows, given)
+        return super()._layer(residual, x, given)
+
+
+class TailAlone(nn.Module):
+    """One step of a tail on its own: an attention layer from N to R tokens, a layer on R tokens."""
+
+    def __init__(self, block: TailBlock, residual: Residual) -> None:
+        super().__init__()
+        kept = (residual.path,)
+        reads, recomputes = block.reads, block.recomputes
+        self.block = TailBlock(
+            block, block.residuals, kept, rows=block.rows, reads=reads, recomputes=recomputes
+        )
+        self.block.narrow = True
+
+    def forward(self, x_BND: Tensor, **given: Any) -> Tensor:
+        """The first R tokens (B, R, D) behind the step."""
+        return self.block.first(x_BND, given)
+
+
+def moves_keys(attn: SlimAttention) -> bool:
+    """Whether keys are a linear map of what is read, so that their matrix can meet the queries."""
+    norms = (attn.q_norm, attn.k_norm)
+    return attn.rotary is None and all(isinstance(norm, nn.Identity) for norm in norms)
+
+
+def attend_first(attn: SlimAttention, x_BND: Tensor, rows: int, given: Mapping[str, Any]) -> Any:
+    """What `attn` gives at the first `rows` tokens, in evaluation mode and without masks."""
+    heads, qk, vo = attn.num_heads, attn.qk_dim, attn.v_dim
+    parts = [heads * qk, heads * qk, heads * vo]
+    wq, wk, wv = attn.qkv.weight.split(parts)
+    bias = attn.qkv.bias
+    bq, bk, bv = (None, None, None) if bias is None else bias.split(parts)
+    wk_HKD, wv_HVD = wk.unflatten(0, (heads, qk)), wv.unflatten(0, (heads, vo))
+
+    def by_head(t_BNC: Tensor) -> Tensor:
+        parted_BNHC: Tensor = t_BNC.unflatten(-1, (heads, qk))
+        return parted_BNHC.transpose(1, 2)
+
+    if moves_keys(attn):
+        q_BHRK = by_head(F.linear(x_BND[:, :rows], wq, bq))
+        moved_BRD = ((q_BHRK * attn.scale) @ wk_HKD).flatten(1, 2)
+        logits_BRN = moved_BRD @ x_BND.transpose(1, 2)
+    else:
+        q_BHNK = attn.q_norm(by_head(F.linear(x_BND, wq, bq)))
+        k_BHNK = attn.k_norm(by_head(F.linear(x_BND, wk, bk)))
+        if attn.rotary is not None and given.get(attn.rotary[0]) is not None:
+            q_BHNK, k_BHNK = attn.rotary[1](q_BHNK, k_BHNK, given[attn.rotary[0]])
+        q_BHRK = q_BHNK[:, :, :rows] * attn.scale
+        logits_BRN = (q_BHRK @ k_BHNK.transpose(-2, -1)).flatten(1, 2)
+    mean_BHRD = (logits_BRN.softmax(dim=-1) @ x_BND).unflatten(1, (heads, rows))
+    out_BHRV = mean_BHRD @ wv_HVD.transpose(1, 2)
+    if bv is not None:
+        out_BHRV = out_BHRV + bv.unflatten(0, (heads, 1, vo))
+    out_BRD = attn.proj(out_BHRV.transpose(1, 2).flatten(2))
+    return (out_BRD, None) if attn.call.pair else out_BRD
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def watch_(model: nn.Module, tail: TailBlock) -> None:
+    """Let the forward passes of `model` narrow the stream at this tail, and at no other."""
+    forget_(model)
+    model.register_forward_pre_hook(tail.begin)
+    model.register_forward_hook(tail.end, always_call=True)
+
+
+def forget_(model: nn.Module) -> None:
+    """Take the hooks of a tail from a model."""
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for number, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), TailBlock):
+                del hooks[number]
+                model._forward_hooks_always_called.pop(number, None)
+
+
+def tail_of(model: nn.Module) -> TailBlock | None:
+    """The tail of a model; None where it has none."""
+    return next((module for module in model.modules() if isinstance(module, TailBlock)), None)
 
 
 def why_no_tail(stated: Statement, model: nn.Module, steps: Sequence[Step]) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.models.family import family_of
+from secateur.models.family import read
 from secateur.models.runner import Runner, Trace
 
 
@@ -89,7 +89,7 @@ def teacher_for(student: nn.Module, model: nn.Module) -> Teacher:
     name, and tokens and width agree; `mismatch` says what does not. UserError for other classes
     or channels.
     """
-    own = family_of(student).read(student)
+    own = read(student)
     view = View(before=Preprocessing.of(student), after=Preprocessing.of(model))
     if view.before.input_size[0] != view.after.input_size[0]:
         raise UserError(
@@ -99,7 +99,7 @@ def teacher_for(student: nn.Module, model: nn.Module) -> Teacher:
     model.eval().requires_grad_(False)
     runner, reason, classes = None, "", 0
     try:
-        theirs = family_of(model).read(model)
+        theirs = read(model)
     except UserError as error:
         reason, classes = str(error), int(getattr(model, "num_classes", 0))
     else:
