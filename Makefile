@@ -44,7 +44,7 @@ $(BIN)/python:
 
 # One pip command, so that torch, torchvision and timm are resolved together.
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[dev,export,data,train]'
+	$(BIN)/python -m pip install -e '.[dev,export,data,train,hf]'
 	@touch $@
 
 # Apart from the others, since nobody else needs a site generator.

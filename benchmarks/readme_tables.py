@@ -7,17 +7,21 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from _readme_measured import measured_table
+from torch import nn
 
 import secateur
 from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.methods.request import DEFAULT
-from secateur.models.family import families
+from secateur.models.family import Family, families
 from secateur.models.types import ALL_GROUPS
 from secateur.presets import load_preset, preset_names
+from secateur.storage.meta import on_meta
 from secateur.verbs.inspect import Inspection
 from secateur.verbs.load import load_shape
 
@@ -40,14 +44,27 @@ def families_table() -> str:
         _row(*["---"] * len([0, *columns])),
     ]
     reasons: dict[str, int] = {}
-    for _, family in families.items():
-        lines.append(_row(f"**{family.title}**", *[""] * len(columns)))
-        for name in family.examples:
-            found = secateur.inspect(load_shape(name, device="meta"))
+    titles = dict.fromkeys(family.title for _, family in families.items())
+    for title in titles:
+        lines.append(_row(f"**{title}**", *[""] * len(columns)))
+        alike = [family for _, family in families.items() if family.title == title]
+        for family, name in [(f, name) for f in alike for name in f.examples]:
+            found = secateur.inspect(_shape(family, name))
             cells = [_cell(found, group, reasons) for group in columns]
             lines.append(_row(f"`{name}`", *cells))
     notes = [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
     return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _shape(family: Family, name: str) -> nn.Module:
+    """An example without weights; one of transformers from the defaults of its class."""
+    if not name.startswith("hf:"):
+        return load_shape(name, device="meta")
+    module, _, cls = family.statement.hosts[0].partition(":")
+    host: Any = getattr(import_module(module), cls)
+    with on_meta():
+        model: nn.Module = host(host.config_class())
+    return model
 
 
 def offered(found: Inspection) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientformer import Attention as BiasedAttention
@@ -23,6 +24,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from secateur.models.family import read
+from secateur.models.outputs import outputs_of
 from secateur.models.types import Anatomy
 
 HOSTS: dict[str, Callable[[], nn.Module]] = {}
@@ -75,7 +77,7 @@ def randomise_(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith(("bias", "token", "pos_embed", "latent")):
+        if name.endswith(("bias", "token", "pos_embed", "position_embeddings", "latent")):
             parameter.copy_(0.4 * noise)
         elif parameter.ndim < 2:
             parameter.copy_(1 + 0.3 * noise)
@@ -94,6 +96,12 @@ def settle_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
+
+
+def unused(model: nn.Module) -> set[str]:
+    """Parameters that the outputs do not depend on: mask tokens, norms that nothing reads."""
+    outputs_of(model(images_for(model))).sum().backward()
+    return {path for path, parameter in model.named_parameters() if parameter.grad is None}
 
 
 SIZES: dict[str, Any] = {
@@ -188,3 +196,36 @@ for _name, _build in TIMM_EVAS.items():
 
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))
+
+HF: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def hf(cls: str, **changes: Any) -> nn.Module:
+    """A model of transformers in miniature, from the name of its class."""
+    host = getattr(transformers, cls)
+    if host.config_class.sub_configs:
+        config = host.config_class(vision_config=HF | changes)
+        config.num_labels = 10
+    else:
+        config = host.config_class(**HF | {"num_labels": 10} | changes)
+    return host(config)
+
+
+DINO: dict[str, Any] = {"mlp_ratio": 2, "num_register_tokens": 2, "use_swiglu_ffn": True}
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
+    "hf_vit": partial(hf, "ViTForImageClassification"),
+    "hf_deit_teacher": partial(hf, "DeiTForImageClassificationWithTeacher"),
+    "hf_dinov2_registers": partial(hf, "Dinov2WithRegistersForImageClassification", **DINO),
+    "hf_clip": partial(hf, "CLIPForImageClassification"),
+    "hf_siglip_features": partial(hf, "SiglipVisionModel"),
+    "hf_aimv2_features": partial(hf, "Aimv2VisionModel"),
+}
+for _name, _build in TRANSFORMERS.items():
+    host(_name)(_build)

@@ -1,8 +1,10 @@
-"""End a process, or fail a call, at the n-th change that an action makes to files."""
+"""End a process, or fail a call, at the n-th change that an action makes to files and stores."""
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,14 @@ def _in_child(action: Callable[[], object], number: int) -> int:
 
 
 @contextmanager
-def failing_at(number: int, end: Callable[[], object]) -> Iterator[list[str]]:
-    """Call `end` in place of the `number`-th event; yields the names of events so far."""
-    seen: list[str] = []
+def failing_at(
+    number: int, end: Callable[[], object], seen: list[str] | None = None
+) -> Iterator[list[str]]:
+    """Call `end` in place of the `number`-th event; yields, or adds to `seen`, the names so far.
+
+    Statements of SQL are events, too, wherever in a transaction they stand.
+    """
+    seen = [] if seen is None else seen
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **more: Any) -> Any:
@@ -60,7 +67,14 @@ def failing_at(number: int, end: Callable[[], object]) -> Iterator[list[str]]:
 
         return call
 
+    class Watched(sqlite3.Connection):
+        execute = watched("execute", sqlite3.Connection.execute)
+        executescript = watched("executescript", sqlite3.Connection.executescript)
+        executemany = watched("executemany", sqlite3.Connection.executemany)
+        close = watched("close", sqlite3.Connection.close)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Watched))
         for name in CALLS:
             patch.setattr(os, name, watched(name, getattr(os, name)))
         patch.setattr(Path, "write_text", watched("write_text", Path.write_text))

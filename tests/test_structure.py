@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import secateur.registry
+from secateur.models.derived.names import names_in
 from secateur.models.family import families
-from secateur.models.statement import names_in
 
 ROOT = Path(secateur.registry.__file__).parent
 ORDER = [
@@ -18,6 +18,7 @@ ORDER = [
     "textfiles",
     "tensorfiles",
     "whole",
+    "locks",
     "devices",
     "progress",
     "request",
@@ -134,7 +135,7 @@ OUR_NAMES = frozenset(
     """
     attn mlp norm head gate scale proj qkv weight bias num_heads q_norm k_norm attn_drop proj_drop
     fused_attn num_classes num_features gamma blocks stages stem embed model encoder layers layer
-    q k v 0 1 2 3 Sequential
+    q k v 0 1 2 3 Sequential attention classifier dense dropout drop_path
     """.split()  # noqa: SIM905
 )
 """Names in statements that are also plain words, torch's, or those of our own modules."""

@@ -73,6 +73,10 @@ HOSTILE = {
     "a number as key": ("1: b", "quotes"),
     "Norwegian keys": ("no: b", "quotes"),
     "an open list": ("a: [", "line 1"),
+    "a name twice": ("a: 1\nb: 2\na: 3", "'a' stands twice in one mapping"),
+    "an inner name twice": ("a: {b: {c: 1, 'c': 1}}", "'c' stands twice"),
+    "a name twice in JSON": ('{"a": 1, "a": 1}', "'a' stands twice"),
+    "two merges": ("x: &x {a: 1}\ny: {<<: *x, <<: *x}", "'<<' stands twice"),
 }
 
 
@@ -143,8 +147,12 @@ def test_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[" * 100_000, '"\\ud800"', "9" * 5_000, "9" * 50, "[" * 60 + "]" * 60]
-)
+    "text",
+    [
+        "{", "[" * 100_000, '"\\ud800"', "9" * 5_000, "9" * 50, "[" * 60 + "]" * 60,
+        '[{"a": {"b": 1, "b": 1}}]',
+    ],
+)  # fmt: skip
 def test_json_is_bounded_too(text: str) -> None:
     with pytest.raises(UserError, match="it is not readable JSON"):
         parse_json(text, "it")

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from secateur.textfiles import RepeatedName, unique
+
 LARGEST_HEADER = 8 * 2**20
 """In bytes; a model of 10,000 tensors has a header of 1 MB."""
 PREFIX = 8
@@ -44,12 +46,14 @@ def entries_of(path: Path, largest: int = LARGEST_HEADER) -> dict[str, Entry]:
             raise ValueError(f"its header has {length} bytes, above {largest}")
         header = file.read(length)
     try:
-        found = json.loads(header)
+        found = json.loads(header, object_pairs_hook=unique)
         entries = {
             name: Entry(dtype=str(about["dtype"]), shape=tuple(map(_count, about["shape"])))
             for name, about in found.items()
             if name != "__metadata__"
         }
+    except RepeatedName:
+        raise
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError("its header is no list of tensors") from error
     # WHY: types of less than a byte exist, so that bytes are a lower bound of eighths.

@@ -65,8 +65,9 @@ def read_text(path: str | Path, what: str, largest: int = LARGEST) -> str:
 def parse_yaml(text: str, what: str) -> Any:
     """The value of one YAML (or JSON) document; UserError naming `what` it is.
 
-    It consists of mappings with names as keys, lists, strings, finite or infinite numbers below
-    2**63, booleans and None. Aliases are followed as far as the result stays within MOST_NODES.
+    It consists of mappings with names as keys, each there once, lists, strings, finite or infinite
+    numbers below 2**63, booleans and None. Aliases are followed as far as the result stays within
+    MOST_NODES.
     """
 
     def value_of(loader: _Loader, node: yaml.Node | None) -> Any:
@@ -97,12 +98,30 @@ def parse_fields(text: str, what: str) -> dict[str, Any]:
 def parse_json(text: str, what: str) -> Any:
     """The value of a JSON text, which may be long; UserError naming `what` it is."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique)
+    except RepeatedName as error:
+        raise UserError(f"{what} is not readable JSON: {error}.") from error
     except UNFIT as error:
         raise UserError(f"{what} is not readable JSON; the file is damaged.") from error
     if problem := _problem(value):
         raise UserError(f"{what} is not readable JSON: {problem}.")
     return value
+
+
+class RepeatedName(ValueError):
+    """A name that stands twice in one mapping, of which only the last would be seen."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"'{short(name)}' stands twice in one mapping; leave one of them out")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as an `object_pairs_hook`; RepeatedName where a name stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedName(next(name for name in names if names.count(name) > 1))
+    return found
 
 
 def lines_of(text: str, what: str) -> dict[Place, int]:
@@ -145,6 +164,7 @@ def _size(node: yaml.Node, known: dict[int, tuple[int, int] | None], depth: int)
     known[id(node)] = None
     inner = [] if isinstance(node, yaml.ScalarNode) else node.value
     if isinstance(node, yaml.MappingNode):
+        _refuse_repeated([key for key, _ in inner if isinstance(key, yaml.ScalarNode)])
         inner = [part for pair in inner for part in pair]
     nodes, deepest = 1, 0
     for part in inner:
@@ -153,6 +173,15 @@ def _size(node: yaml.Node, known: dict[int, tuple[int, int] | None], depth: int)
     _bound(deepest, nodes)
     known[id(node)] = nodes, deepest
     return nodes, deepest
+
+
+def _refuse_repeated(keys: list[yaml.ScalarNode]) -> None:
+    seen: set[str] = set()
+    for key in keys:
+        if key.value in seen:
+            problem = str(RepeatedName(key.value))
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        seen.add(key.value)
 
 
 def _reason(error: Exception) -> str:

@@ -218,6 +218,8 @@ def _per_head(units: Units, heads: int, dims: int) -> Tensor:
 
 def fused_(model: nn.Module, fused: bool) -> None:
     """Choose fused or unfused attention in all layers."""
+    if callable(choose := getattr(model, "set_attn_implementation", None)):
+        choose("sdpa" if fused else "eager")
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from secateur.allocation.types import Plan
 from secateur.data.batches import as_batches
 from secateur.errors import UserError
+from secateur.models.derived.members import members_of
 from secateur.models.family import family_of, read
 from secateur.models.norms import HeldNorm
+from secateur.models.outputs import outputs_of
 from secateur.models.types import AttentionShape
 from secateur.statistics import Statistics, observe
 from secateur.storage.identify import base_of
@@ -23,7 +25,7 @@ from secateur.surgery.cut import cut_
 from secateur.verbs.prune import prune
 from tests.contract.cases import NARROW_CASES, plan_for
 from tests.contract.test_refusals import Untouched
-from tests.hosts import HOSTS, anatomy_of, build, images_for
+from tests.hosts import HOSTS, anatomy_of, build, images_for, unused
 from tests.storage.tiny import host as storable
 
 STILL = ("vit", "deit_distilled", "deit3", "dinov2_registers", "vit_average_pool", "vit_swiglu")
@@ -140,9 +142,10 @@ def test_gradients_reach_what_is_left(name: str, group: str) -> None:
     needs = ("hidden_moments", "context_moments", "update_mean", "stream_sums")
     statistics = observe(model, as_batches(images_for(model), 2), needs)
     cut_(model, plan, statistics, "least_squares")
-    model(images_for(model)).square().sum().backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.is_leaf and parameter.grad is not None, parameter_name
+    outputs_of(model(images_for(model))).square().sum().backward()
+    idle = unused(build(name))
+    for path, parameter in model.named_parameters():
+        assert parameter.is_leaf and (parameter.grad is None) is (path in idle), path
 
 
 @pytest.mark.parametrize("repair", ["none", "mean"])
@@ -256,14 +259,15 @@ def test_members_have_one_row_per_channel(name: str) -> None:
     (stream,) = anatomy.streams
     found = family.stream_weights(model, stream)
     names = {branch.id for branch in anatomy.branches}
-    assert set(found.writers) == names | {"patch_embed"}
-    assert set(found.readers) >= names | {"head"}
+    members = members_of(family.statement, model, 0)
+    assert set(found.writers) == names | {members.name}
+    assert set(found.readers) == names | set(members.heads)
     for matrix in [*found.writers.values(), *found.readers.values()]:
         assert matrix.shape[0] == anatomy.width and matrix.ndim == 2
     first = anatomy.branches[0]
     assert isinstance(first.shape, AttentionShape)
     scale: Tensor | None = family.writer_scale(model, first)
-    writer = model.blocks[0].attn.proj.weight
+    writer = family.weights(model, first).o_DHV.flatten(1)
     expected = writer if scale is None else scale[:, None] * writer
     assert torch.equal(found.writers[first.id], expected)
 

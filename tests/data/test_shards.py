@@ -53,6 +53,9 @@ def test_damaged_shards_and_labels_are_named(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", {"0.png": png(1), "0.cls": b"cat"})
     with pytest.raises(UserError, match=r"0\.cls"):
         open_images(shard, SMALL)
+    twice = write_shard(tmp_path / "b.tar", {"0.png": png(1), "0.json": b'{"label":0,"label":1}'})
+    with pytest.raises(UserError, match=r"'0\.json' of .*'label' stands twice"):
+        open_images(twice, SMALL)
     (tmp_path / "cut.tar").write_bytes(shard.read_bytes()[:700])
     with pytest.raises(UserError, match=r"cut\.tar"):
         open_images(tmp_path / "cut.tar", SMALL)

@@ -1,10 +1,8 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
-from secateur.measurement.modes import example_images, logits_of
+from secateur.measurement.modes import example_images
 from secateur.models.caches import evaluating
 
 
@@ -27,12 +25,3 @@ def test_example_images_are_the_same_each_time_and_leave_the_global_seed() -> No
     assert torch.equal(images, example_images(model, (3, 4, 5), batch=2))
     assert not torch.equal(images, example_images(model, (3, 4, 5), batch=2, seed=1))
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_logits_of_whatever_a_model_returns() -> None:
-    logits = torch.ones(2, 3)
-    assert logits_of(logits) is logits
-    assert logits_of(SimpleNamespace(logits=logits)) is logits
-    assert logits_of((logits, None)) is logits
-    with pytest.raises(TypeError, match="dict without logits"):
-        logits_of({})

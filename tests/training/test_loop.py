@@ -10,15 +10,19 @@ import torch
 from timm.optim import muon
 from torch import Tensor, nn
 
+from secateur.data.images import open_images
+from secateur.data.preprocessing import Preprocessing
 from secateur.errors import Advice, UserError
 from secateur.training import checkpoint, machine
 from secateur.training.distillation.objectives import supervised
 from secateur.training.distillation.teacher import teacher_for
+from secateur.training.identity import PREPARED, identity_of, refuse_other_run
 from secateur.training.images.held_out import HeldOut
 from secateur.training.images.sampler import items_of
 from secateur.training.lesson import Hook, Lesson, Moment
 from secateur.training.loop import fit_
 from secateur.training.settings import OptimizerSettings
+from secateur.verbs.load import load
 from tests.hosts import build
 from tests.training.learners import CLASSES, SGD, copy_of, fit, fresh, pair, same, settings
 
@@ -338,3 +342,17 @@ def test_muon_turns_in_the_precision_that_a_processor_has(
     fit(fresh(), settings(optimizer=OptimizerSettings(name="muon"), steps=1))
     assert set(used) == {torch.bfloat16 if native else torch.float32}
     assert muon.zeropower_via_newtonschulz is watched
+
+
+def test_a_run_goes_on_only_with_images_prepared_alike(tmp_path: Path) -> None:
+    digits = Preprocessing.of(model := load("digits_vit"))
+    told = {}
+    for mean in (digits.mean, (0.3,)):
+        images = open_images("digits/test", digits.override(mean=mean), limit=8)
+        told[mean] = identity_of(model, images, 8, settings(), {})
+    first, other = told.values()
+    refuse_other_run(first, first, tmp_path)
+    with pytest.raises(UserError, match=r"another run \(images\.preprocessing\.mean: .*0\.3"):
+        refuse_other_run(first, other, tmp_path)
+    earlier = {**first, "images": {k: v for k, v in first["images"].items() if k != PREPARED}}
+    refuse_other_run(earlier, other, tmp_path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.models.caches import shell_of
 from secateur.models.host import Host
+from secateur.models.outputs import outputs_of
 from secateur.models.runner import NO_FILLS, Runner
 from secateur.models.types import Branch
 from secateur.models.weights import BranchWeights
@@ -101,7 +102,8 @@ class ProbeRunner:
 
     def with_model(self, model: nn.Module, images_PCHW: Tensor) -> Degradation:
         """Compare another model on the probe images."""
-        return self._compared(torch.cat([model(part) for part in images_PCHW.split(AT_ONCE)]))
+        parts = [outputs_of(model(part)) for part in images_PCHW.split(AT_ONCE)]
+        return self._compared(torch.cat(parts))
 
     def _compared(self, changed_PC: Tensor) -> Degradation:
         found = degradation(self.dense_PC, changed_PC, self.runner.anatomy.num_classes, self.loss)

@@ -13,13 +13,14 @@ from secateur.cli.options import (
     ReferenceOptions,
     refuse_missing_images,
 )
-from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
+from secateur.cli.training import Speaker, TrainingOptions, alone, finish
 from secateur.request.parts import Overwrite
 from secateur.request.say import Say
 from secateur.verbs.requests import HealRequest
 
 
 @verb
+@alone
 def heal(
     model: Annotated[
         str,
@@ -38,14 +39,12 @@ def heal(
     A run that was stopped goes on when the same command is given again. Several processes:
     accelerate launch -m secateur heal ...
     """
-    from secateur.storage.save import check_out
     from secateur.training.settings import read_settings
     from secateur.training.verbs import HealSettings
     from secateur.verbs.heal import heal as run
     from secateur.verbs.load import load
     from secateur.verbs.training_result import training_folder
 
-    check_out(out, overwrite=overwrite)
     settings = read_settings(HealSettings, options.config, options.changes())
     refuse_missing_images(data, request.eval_images)
     opened = load(model, device=machine.use())
@@ -57,5 +56,4 @@ def heal(
         device=machine.device,
         on_log=Speaker(),
     )
-    with one_voice(out):
-        return finish(run(opened, data, **vars(asked)), out, overwrite)
+    return finish(run(opened, data, **vars(asked)), out, overwrite)

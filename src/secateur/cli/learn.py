@@ -1,14 +1,12 @@
 """`secateur learn`: masks learned during training, removed, and what is left fine-tuned."""
 
-import shlex
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.common import Answer, verb
+from secateur.cli.common import Answer, is_first_process, verb
 from secateur.cli.options import (
     DATA_HELP,
     MachineOptions,
@@ -17,7 +15,7 @@ from secateur.cli.options import (
     open_model,
     refuse_missing_images,
 )
-from secateur.cli.training import Speaker, TrainingOptions, one_voice
+from secateur.cli.training import Speaker, TrainingOptions, alone, command, remove_checkpoints
 from secateur.masks.request import MASKS, LearnRequest
 from secateur.request.parts import Overwrite
 from secateur.request.say import Say, shipped
@@ -56,6 +54,7 @@ class SearchOptions:
 
 
 @verb
+@alone
 def learn(
     model: Model,
     data: Annotated[str, Say(f"Images to learn on. {DATA_HELP}")],
@@ -74,11 +73,9 @@ def learn(
     accelerate launch -m secateur learn ...
     """
     from secateur.masks.task import check_learning
-    from secateur.storage.save import check_out
     from secateur.verbs.learn import learn_checked
     from secateur.verbs.training_result import training_folder
 
-    check_out(out, overwrite=overwrite)
     settings = _settings(search, options, host.from_scratch)
     asked = check_learning(
         replace(
@@ -93,9 +90,8 @@ def learn(
     refuse_missing_images(data, request.eval_images)
     host = host.for_images(request, settings.seed)
     opened, images = _open(model, host, machine.use(), data)
-    with one_voice(out):
-        asked = replace(asked, request=replace(asked.request, reference=dense.opened(opened)))
-        return _finish(learn_checked(opened, images, asked), out, overwrite)
+    asked = replace(asked, request=replace(asked.request, reference=dense.opened(opened)))
+    return _finish(learn_checked(opened, images, asked), out, overwrite)
 
 
 def _settings(
@@ -126,19 +122,14 @@ def _open(model: str, host: ToTrainRequest, device: str, data: str) -> "tuple[nn
 
 def _finish(result: "Learned", out: Path, overwrite: bool) -> Answer:
     """Save in the first process, remove the checkpoints, and answer."""
-    from accelerate import PartialState
-
     from secateur.cli.prune import answer
-    from secateur.masks.phases import AXES
-    from secateur.training import checkpoint
     from secateur.verbs.training_result import training_folder
 
-    result.result.command = "secateur " + shlex.join(sys.argv[1:])
+    result.result.command = command()
     replaced = None
-    if PartialState().is_main_process:
+    if is_first_process():
         replaced = result.save(out, overwrite=overwrite)
-        for part in (*result.phases, AXES):
-            checkpoint.remove(training_folder(out) / part)
+        remove_checkpoints(training_folder(out))
     told: dict[str, Any] = result.record()["learning"]
     plain = answer(result.result, out, replaced, learning=told)
 

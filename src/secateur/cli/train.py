@@ -11,13 +11,14 @@ from secateur.cli.options import (
     Model,
     refuse_missing_images,
 )
-from secateur.cli.training import Speaker, TrainingOptions, finish, one_voice
+from secateur.cli.training import Speaker, TrainingOptions, alone, finish
 from secateur.request.parts import Overwrite
 from secateur.request.say import Say
 from secateur.verbs.requests import ToTrainRequest, TrainRequest
 
 
 @verb
+@alone
 def train(
     model: Model,
     data: Annotated[str, Say(f"Labelled images to learn. {DATA_HELP}")],
@@ -33,14 +34,12 @@ def train(
     Of a model of timm, the head begins afresh for other classes and position tables are resampled
     to another --img-size. A run that was stopped goes on when the same command is given again.
     """
-    from secateur.storage.save import check_out
     from secateur.training.settings import read_settings
     from secateur.training.verbs import FineTuneSettings
     from secateur.verbs.train import open_to_train
     from secateur.verbs.train import train as run
     from secateur.verbs.training_result import training_folder
 
-    check_out(out, overwrite=overwrite)
     settings = read_settings(FineTuneSettings, options.config, options.changes())
     refuse_missing_images(data, request.eval_images)
     machine.use()
@@ -51,7 +50,6 @@ def train(
         device=machine.device,
         on_log=Speaker(),
     )
-    with one_voice(out):
-        own = host.for_images(request, settings.seed)
-        opened, images = open_to_train(model, data, **vars(own))
-        return finish(run(opened, images, **vars(asked)), out, overwrite)
+    own = host.for_images(request, settings.seed)
+    opened, images = open_to_train(model, data, **vars(own))
+    return finish(run(opened, images, **vars(asked)), out, overwrite)

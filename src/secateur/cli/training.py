@@ -3,21 +3,27 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.common import DONE, Answer
+from secateur.cli.common import DONE, Answer, is_first_process
+from secateur.errors import UserError
 from secateur.request.say import TRAINING, Say
+from secateur.textfiles import parse_json, read_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from secateur.verbs.training_result import Trained
+
+LARGEST_TOLD = 64 * 2**20
+"""In bytes, of a training.json; it holds the curves of the run."""
 
 SPEAK_EVERY = 30.0
 """Seconds between lines of a run that is not watched on a terminal."""
@@ -88,8 +94,93 @@ class Speaker:
             speak(row)
 
 
+def alone(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Make a command the only one that trains for its `out`, which must be free or to overwrite.
+
+    Where a run of the same command was killed after it had saved its model, before its checkpoints
+    were removed, that is done and is the answer. UserError where `out` cannot be written.
+    """
+
+    @wraps(function)
+    def held(*, out: Path, overwrite: bool, **given: Any) -> Answer:
+        from secateur.locks import sole
+        from secateur.storage.directories.existing import mend_model, require_place
+        from secateur.storage.save import check_out
+        from secateur.verbs.training_result import training_folder
+
+        require_place(out)
+        folder = training_folder(out)
+        with sole(folder) if is_first_process() else nullcontext(), _one_voice(out):
+            mend_model(out)
+            if (told := _saved_before(out, folder)) is not None and told.get(
+                "command"
+            ) == command():
+                return _again(out, folder, told)
+            check_out(out, overwrite=overwrite)
+            return function(out=out, overwrite=overwrite, **given)
+
+    return held
+
+
+def command() -> str:
+    """What was typed."""
+    return "secateur " + shlex.join(sys.argv[1:])
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove those of a run whose model is saved; axes first, by which no run is known."""
+    from secateur.masks.phases import AXES
+    from secateur.masks.settings import PHASES
+    from secateur.training import checkpoint
+
+    if is_first_process():
+        for part in (AXES, *PHASES, ""):
+            checkpoint.remove(folder / part)
+
+
+def _saved_before(out: Path, folder: Path) -> dict[str, Any] | None:
+    """What training.json in `out` tells, if a checkpoint in `folder` is of that very run."""
+    from secateur.training import checkpoint
+
+    path = out / "training.json"
+    if not path.is_file() or not any(folder.rglob(checkpoint.FILE)):
+        return None
+    with suppress(UserError, AttributeError, LookupError, TypeError):
+        told: dict[str, Any] = parse_json(read_text(path, str(path), LARGEST_TOLD), str(path))
+        reports = {"": told["training"]} if "training" in told else told["learning"]["phases"]
+        for part, report in reports.items():
+            state = checkpoint.read(folder / part)
+            curves = ("history", "scores")
+            # WHY the curves: the times in them are those of one run only.
+            if (
+                state is not None
+                and state["finished"]
+                and any(report[key] for key in curves)
+                and all(report[key] == state[key] for key in curves)
+            ):
+                return told
+    return None
+
+
+def _again(out: Path, folder: Path, told: dict[str, Any]) -> Answer:
+    from secateur.training.machine import processes
+
+    # WHY: no process may look for the checkpoints once another has removed them.
+    processes().wait_for_everyone()
+    remove_checkpoints(folder)
+
+    def show(console: "Console") -> None:
+        console.print(
+            f"{out} holds the result of this command already: the run before was stopped when it "
+            "had saved it. Its checkpoint is removed now.",
+            markup=False,
+        )
+
+    return Answer(data={"out": str(out), "replaced": None, **told}, show=show)
+
+
 @contextmanager
-def one_voice(out: Path) -> Iterator[None]:
+def _one_voice(out: Path) -> Iterator[None]:
     """Of several processes, let only the first answer; end their group when all is done.
 
     An interrupted run says what of it is kept.
@@ -127,15 +218,13 @@ def _kept(out: Path) -> str:
 
 def finish(result: "Trained", out: Path, overwrite: bool) -> Answer:
     """Save in the first process, remove the checkpoint, and answer."""
-    from secateur.training import checkpoint
-    from secateur.training.machine import processes
     from secateur.verbs.training_result import training_folder
 
-    result.command = "secateur " + shlex.join(sys.argv[1:])
+    result.command = command()
     replaced = None
-    if processes().is_main_process:
+    if is_first_process():
         replaced = result.save(out, overwrite=overwrite)
-        checkpoint.remove(training_folder(out))
+        remove_checkpoints(training_folder(out))
     data = {"out": str(out), "replaced": replaced, **result.record()}
     return Answer(data=data, show=lambda console: _show(console, result, out, replaced))
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.measurement.modes import example_images, logits_of
+from secateur.measurement.modes import example_images
 from secateur.measurement.runtimes import Run
 from secateur.models.caches import evaluating
+from secateur.models.outputs import outputs_of
 from secateur.storage.directories.existing import saved_on
 from secateur.whole import complete_file, sweep, writing
 
@@ -84,7 +85,7 @@ def written(
 def _outputs(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Logits in fp64 on the CPU."""
     with evaluating(model), torch.inference_mode():
-        return logits_of(model(images_BCHW)).cpu().double()
+        return outputs_of(model(images_BCHW)).cpu().double()
 
 
 def check_file(out: Path, *, overwrite: bool) -> str | None:

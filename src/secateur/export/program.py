@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from secateur.export import exporters
 from secateur.export.parity import Parity, written
-from secateur.measurement.modes import logits_of
 from secateur.measurement.runtimes import Run
 from secateur.measurement.runtimes._onnx import traced
 from secateur.measurement.runtimes._quiet import quiet
+from secateur.models.outputs import outputs_of
 
 
 @exporters.register("torch")
@@ -29,4 +29,4 @@ def _write(model: nn.Module, images_BCHW: Tensor, path: Path) -> bool:
 def _load(path: Path) -> Run:
     with quiet():
         module = torch.export.load(path).module()
-    return lambda images_BCHW: logits_of(module(images_BCHW))
+    return lambda images_BCHW: outputs_of(module(images_BCHW))

@@ -1,6 +1,6 @@
 """How a run with learned masks is divided: dense warm-up, search, fine-tuning of what is left."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from secateur.training.settings import Count, Positive, Share, TrainSettings
 from secateur.training.verbs import FineTuneSettings
 
 Phase = Literal["warmup", "search", "tune"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class LearnSettings(FineTuneSettings):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.family import family_of
-from secateur.models.norms import centres
+from secateur.models.norms import centres, eps_of
 from secateur.models.types import Stream
 
 GetMask = Callable[[], Tensor]
@@ -63,8 +63,7 @@ def masked_norm(norm: nn.Module, x: Tensor, mask_D: Tensor) -> Tensor:
         wide = wide - mean
         apart = apart - 2 * mean * held_sum + missing * mean.square()
     power = ((wide.square() * mask_D).sum(-1, keepdim=True) + apart) / whole
-    eps = getattr(norm, "eps", None)
-    normal = wide * (power + (torch.finfo(wide.dtype).eps if eps is None else eps)).rsqrt()
+    normal = wide * (power + eps_of(norm)).rsqrt()
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if isinstance(weight, Tensor):
         normal = normal * weight

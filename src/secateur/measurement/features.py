@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from secateur.data.batches import Batches
 from secateur.errors import UserError
-from secateur.measurement.modes import logits_of
 from secateur.models.caches import evaluating
+from secateur.models.outputs import outputs_of
 from secateur.models.runner import Runner
 
 OnBatch = Callable[[int], None]
@@ -57,7 +57,7 @@ class Reader:
         seen: list[Tensor] = []
         x = self._runner.last(self._runner.embed(images_BCHW))
         with _inputs_of(self._classifier, seen):
-            output = logits_of(self._runner.finish(x, len(self._runner)))
+            output = outputs_of(self._runner.finish(x, len(self._runner)))
         pooled_BE = seen[0] if self._classifier is not None else output
         stream_BND = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)
         return Glimpse(stream_BND=stream_BND, pooled_BE=pooled_BE.flatten(1).float().cpu())

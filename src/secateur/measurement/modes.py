@@ -11,15 +11,3 @@ def example_images(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     images_BCHW = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(seed))
     return images_BCHW.to(device=like.device, dtype=like.dtype)
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits in what a model returns: a tensor, or an object or tuple that holds it."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if logits is None and isinstance(output, tuple | list):
-        logits = output[0]
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"the model returns a {type(output).__name__} without logits")
-    return logits

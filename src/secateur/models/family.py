@@ -17,6 +17,7 @@ from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
     attention_weights,
+    is_fused,
     mlp_weights,
 )
 from secateur.models.derived.sites import sites_of
@@ -24,6 +25,7 @@ from secateur.models.derived.steps import Step, residuals_of, since_branch, step
 from secateur.models.derived.tail import TailAlone, TailBlock
 from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
+from secateur.models.outputs import outputs_of
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
@@ -90,12 +92,12 @@ class Family:
             assign_mlp_(step.module, step.layer, weights)
             return
         assert isinstance(step.layer, AttentionLayer)
-        fused = bool(getattr(step.module, stated.fused or "", True))
+        fused = is_fused(step.module, stated.fused)
         new = assign_attention_(step.module, step.layer, weights, fused=fused)
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
-            model.set_submodule(branch.id, new)
+            self._put_(model, branch.id, new)
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""
@@ -104,7 +106,7 @@ class Family:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
             residuals = residuals_of(self.statement, path, own[0].owner)
             kept = [step.residual.path for step in own if step.path not in branches]
-            model.set_submodule(path, PartialBlock(own[0].owner, residuals, kept))
+            self._put_(model, path, PartialBlock(own[0].owner, residuals, kept))
 
     @torch.no_grad()
     def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
@@ -126,7 +128,7 @@ class Family:
             setattr(new, name, nn.Parameter(tensor, like.requires_grad))
         if (scale := step.scale) is not None:
             scale.fill_(1.0)
-        model.set_submodule(branch.id, new.train(step.owner.training))
+        self._put_(model, branch.id, new.train(step.owner.training))
 
     def narrow_(
         self,
@@ -226,11 +228,20 @@ class Family:
         """What the model makes of the stream after the last branch, with all that follows it."""
         for step in since_branch(steps_of(self.statement, model)):
             stream_BND = self._alone(model, step)(stream_BND)
-        return self.statement.head(model, stream_BND)
+        return outputs_of(self.statement.head(model, stream_BND))
 
     def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
         """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
         return sites_of(self._step(model, branch))
+
+    def _put_(self, model: nn.Module, path: str, new: nn.Module) -> None:
+        """Put a module in place of another, with the hooks by which the host records outputs."""
+        if self.statement.record is not None:
+            self.statement.record(model, path)
+            hooks = model.get_submodule(path)._forward_hooks
+            own = {key: hook for key, hook in hooks.items() if not _of_ours(hook)}
+            new._forward_hooks.update(own)
+        model.set_submodule(path, new)
 
     def _own(self, model: nn.Module, branch: Branch) -> list[Step]:
         return steps_of(self.statement, model, at=branch.id)
@@ -260,6 +271,10 @@ class Family:
         return module if plain else OnTokens(module, grid=step.grid, given=given)
 
 
+def _of_ours(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "secateur")).startswith("secateur")
+
+
 families: Registry[Family] = Registry("model family", "secateur.models.families")
 
 
@@ -273,7 +288,7 @@ def family_of(model: nn.Module) -> Family:
     for _, family in families.items():
         if family.matches(model):
             return family
-    known = "; ".join(family.title for _, family in families.items())
+    known = "; ".join(dict.fromkeys(family.title for _, family in families.items()))
     raise UserError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
         f"that secateur can read; known families: {known}."

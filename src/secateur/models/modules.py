@@ -56,8 +56,12 @@ class SlimAttention(nn.Module):
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x_BND: Tensor, *_same: Tensor, **given: Any) -> Any:
-        """Attend; the output is as `call` says. Masks as in scaled_dot_product_attention."""
+    def forward(self, *args: Any, **given: Any) -> Any:
+        """Attend; inputs and output as `call` says. Masks as in scaled_dot_product_attention.
+
+        With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
+        """
+        x_BND, given = self.call.bound(args, given)
         qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
         parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
         q_BHNK, k_BHNK, v_BHNV = (
@@ -68,14 +72,15 @@ class SlimAttention(nn.Module):
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = None if self.call.mask is None else given.get(self.call.mask)
         attend = self._fused if self.fused_attn else self._attend
-        out_BHNV = attend(q_BHNK, k_BHNK, v_BHNV, mask, bool(given.get("is_causal", False)))
+        causal = bool(given.get("is_causal", False))
+        out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
         context_BND = out_BHNV.transpose(1, 2).flatten(2)
         out_BND = self.proj_drop(self.proj(context_BND))
-        return (out_BND, None) if self.call.pair else out_BND
+        return (out_BND, weights) if self.call.pair else out_BND
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, None]:
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
         # An exported graph goes to other devices and runtimes, where they would only be work.
         missing = self.qk_dim - self.v_dim
@@ -88,11 +93,11 @@ class SlimAttention(nn.Module):
         out_BHNV = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, dropout_p=chance, is_causal=is_causal, scale=self.scale
         )
-        return out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV
+        return (out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV), None
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
             future = logits_BHNN.new_full(logits_BHNN.shape[-2:], float("-inf")).triu_(1)
@@ -102,7 +107,7 @@ class SlimAttention(nn.Module):
         elif attn_mask is not None:
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
-        return weights_BHNN @ v
+        return weights_BHNN @ v, weights_BHNN
 
 
 @contextmanager
@@ -133,10 +138,9 @@ class LinearStandIn(nn.Linear):
         super().__init__(columns, rows, device="meta")
         self.call = call
 
-    def forward(  # type: ignore[override]
-        self, x_BND: Tensor, *_same: Tensor, **_given: Any
-    ) -> Any:
+    def forward(self, *args: Any, **given: Any) -> Any:
         """Map every token; the arguments of an attention layer have no meaning here."""
+        x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
 
@@ -169,11 +173,17 @@ class PartialBlock(nn.Module):
         """The steps at these paths."""
         return tuple(residual for residual in self.residuals if residual.path in kept)
 
-    def forward(self, x: Tensor, *_more: Any, **given: Any) -> Tensor:
+    def forward(self, *args: Any, **given: Any) -> Tensor:
         """Take the stream through the steps that are left."""
+        x, given = self.bound(args, given)
         for residual in self.steps:
             x = x + self._update(residual, x, given)
         return x
+
+    def bound(self, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The stream, and what the host gives the block beside it, by name."""
+        calls = [residual.layers[0].call for residual in self.residuals]
+        return max(calls, key=lambda call: len(call.by_position)).bound(args, given)
 
     def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         norm = None if residual.norm is None else self.get_submodule(residual.norm)

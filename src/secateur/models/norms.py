@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from secateur.errors import UserError, short
 from secateur.models.stream import Held
 
+EPSILONS = ("eps", "variance_epsilon")
+"""What the norms of torch, timm and transformers call it."""
+
 TINY = 1e-6
 """Scales of a norm below this share of the largest one move into its readers."""
 
@@ -198,7 +201,7 @@ def _successor(norm: nn.Module, kept_S: Tensor, held: Held) -> HeldNorm:
 
 def _like(norm: nn.Module, weight_S: Tensor, missing: int) -> HeldNorm:
     bias = getattr(norm, "bias", None) is not None
-    return HeldNorm(weight_S, missing, eps=_eps(norm), centre=centres(norm), bias=bias)
+    return HeldNorm(weight_S, missing, eps=eps_of(norm), centre=centres(norm), bias=bias)
 
 
 def _deviation(norm: nn.Module, held: Held) -> float:
@@ -209,9 +212,10 @@ def _deviation(norm: nn.Module, held: Held) -> float:
         total, square = total + float(norm.held_sum), square + float(norm.held_square)
         whole += norm.missing
     mean = total / whole if centres(norm) else 0.0
-    return math.sqrt(max(square / whole - mean**2, 0.0) + _eps(norm))
+    return math.sqrt(max(square / whole - mean**2, 0.0) + eps_of(norm))
 
 
-def _eps(norm: nn.Module) -> float:
-    eps = getattr(norm, "eps", None)
-    return torch.finfo(torch.float32).eps if eps is None else float(eps)
+def eps_of(norm: nn.Module) -> float:
+    """What a norm adds to the variance; torch's default in fp32 where it names none."""
+    found = (getattr(norm, name, None) for name in EPSILONS)
+    return next((float(e) for e in found if e is not None), torch.finfo(torch.float32).eps)

@@ -9,6 +9,7 @@ import torch
 from secateur.errors import UserError
 from secateur.models.caches import copy_of, evaluating
 from secateur.models.host import Host
+from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import TOLERANCES, noise_for
 
 SLACK = 100
@@ -36,7 +37,7 @@ def require_rotatable(host: Host) -> None:
     )
     host.family.rotate_(copy, torch.linalg.qr(random_DD).Q.to(images_BCHW.device))
     with evaluating(model), evaluating(copy):
-        own, other = model(images_BCHW), copy(images_BCHW)
+        own, other = outputs_of(model(images_BCHW)), outputs_of(copy(images_BCHW))
     apart, largest = float((own - other).abs().max()), float(own.abs().max())
     if apart > min(0.05, SLACK * TOLERANCES.get(own.dtype, 0.05)) * max(largest, 1e-6):
         raise UserError(

@@ -9,8 +9,8 @@ Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value 
 table, F hidden neurons.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -24,15 +24,24 @@ class Call:
     """How a block calls a layer: `layer(x, …)`, with x `times` times, and what it gives back.
 
     `mask` is the keyword of an additive or boolean attention mask, `takes` are further keywords
-    that the block passes on; `fixed` are always given. With `pair` the layer returns its output
-    and a second value, which the block ignores.
+    that the block passes on; `fixed` are always given. `by_position` names what blocks take and
+    pass on behind x without a keyword; some hosts pass x itself under the keyword `by_name`. With
+    `pair` the layer returns its output and a second value (attention weights, or None), which the
+    block ignores.
     """
 
     mask: str | None = "attn_mask"
     takes: Names = ()
     times: int = 1
     fixed: Mapping[str, object] = field(default_factory=dict)
+    by_position: Names = ()
+    by_name: str | None = None
     pair: bool = False
+
+    def bound(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """x and all that was given beside it, by name."""
+        named = {**dict(zip(self.by_position, args[1:], strict=False)), **given}
+        return (args[0] if args else named.pop(self.by_name or "")), named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +164,7 @@ class Residual:
     """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
 
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
+    With `drop_shared` one dropout serves several steps of the block.
     """
 
     layers: tuple[Layer, ...]
@@ -162,6 +172,7 @@ class Residual:
     norm_behind: bool = False
     scale: str | None = None
     drop: str | None = None
+    drop_shared: bool = False
 
     @property
     def path(self) -> str:
@@ -202,8 +213,10 @@ class Stem:
     `writer` is a linear layer or convolution, `patch_norm` stands behind it, `activation` after
     that, and `norm` goes over patches, positions and tokens together. The `tokens` are put before
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
-    them, as far as N' goes. `earlier` are layers that hold no channels of the stream, with how many
-    products per weight and token each takes. `classes` names the classes that modules must have.
+    them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
+    plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
+    with how many products per weight and token each takes. `classes` names the classes that modules
+    must have.
     """
 
     writer: str
@@ -211,7 +224,9 @@ class Stem:
     activation: str | None = None
     norm: str | None = None
     positions: str | None = None
+    positioned: int | None = None
     tokens: Names = ()
+    unused: Names = ()
     earlier: Mapping[str, int] = field(default_factory=dict)
     classes: Mapping[str, Names] = field(default_factory=dict)
 
@@ -220,11 +235,14 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. The model's
-    outputs depend on the first `reads(model)` tokens, None for all.
+    A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
+    but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
+    `pool_macs(model)` prices it. The model's outputs depend on the first `reads(model)` tokens,
+    None for all.
     """
 
     norms: Names = ()
+    unread: Names = ()
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
@@ -247,8 +265,12 @@ class Statement:
     `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
     attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
     `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
-    those that hold dictionaries of what was worked out from weights. `recomputes` is the attribute
-    of the model that makes blocks run again in the backward pass, in evaluation mode too.
+    those that hold dictionaries of what was worked out from weights. `classes` is the attribute
+    with the number of classes, None for models whose outputs are features, which is what `head`
+    then gives: one tensor, or several by name. `record(model, block)` installs the hooks by which a
+    host records what passes its blocks; what takes the place of a layer inherits them. `recomputes`
+    is the attribute of the model that makes blocks run again in the backward pass, in evaluation
+    mode too.
     """
 
     name: str
@@ -259,13 +281,14 @@ class Statement:
     stem: Stem
     tail: Tail
     embed: Callable[[Any, Tensor], Tensor]
-    head: Callable[[Any, Tensor], Tensor]
+    head: Callable[[Any, Tensor], Any]
     image: Callable[[Any], tuple[int, int, int]]
     grid: Callable[[Any], tuple[int, int]]
     prefix: Callable[[Any], int] = lambda _model: 0
     applies: Callable[[Any], bool] = lambda _model: True
     examples: Names = ()
-    classes: str = "num_classes"
+    classes: str | None = "num_classes"
+    record: Callable[[Any, str], None] | None = None
     grids: bool = False
     flatten: str | None = None
     transition: Transition | None = None
@@ -275,20 +298,3 @@ class Statement:
     fused: str | None = None
     caches: Names = ()
     recomputes: str | None = None
-
-
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
-"""Fields that name nothing in the module that the others are relative to."""
-
-
-def names_in(fact: Any) -> Iterator[str]:
-    """All names that a fact states, in the module that it is about."""
-    if isinstance(fact, str):
-        yield fact
-    elif isinstance(fact, tuple | Mapping):
-        for item in fact:
-            yield from names_in(item)
-    elif is_dataclass(fact):
-        for part in fields(fact):
-            if part.name not in NO_NAMES:
-                yield from names_in(getattr(fact, part.name))

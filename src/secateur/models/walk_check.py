@@ -11,6 +11,7 @@ from secateur.errors import UserError
 from secateur.models.caches import evaluating
 from secateur.models.family import Family
 from secateur.models.host import host_of
+from secateur.models.outputs import outputs_of
 from secateur.models.runner import Runner
 from secateur.models.types import Anatomy
 
@@ -61,18 +62,12 @@ def noise_for(model: nn.Module, anatomy: Anatomy) -> Tensor | None:
 
 def _outputs_of(model: nn.Module, images_BCHW: Tensor) -> Tensor:
     try:
-        own = model(images_BCHW)
+        return outputs_of(model(images_BCHW))
     except (TypeError, ValueError, AssertionError, IndexError, KeyError, AttributeError) as error:
         raise UserError(
             f"the forward pass of {_name(model)} fails on images of shape "
             f"{tuple(images_BCHW.shape)}: {error}"
         ) from error
-    if not isinstance(own, Tensor):
-        raise UserError(
-            f"the forward pass of {_name(model)} gives a {type(own).__name__}, not one tensor of "
-            "outputs; give a model whose outputs are logits or features."
-        )
-    return own
 
 
 def _refuse(model: nn.Module, family: Family, how: str) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.data.batches import Batch, Batches
+from secateur.models.outputs import outputs_of
 from secateur.models.types import Anatomy
 from secateur.statistics.divergence import LossName
 from secateur.statistics.processes import Processes
@@ -63,7 +64,7 @@ def run_back(
 ) -> None:
     """Forward and backward pass of `output_loss`, summed over the batch."""
     # WHY: with frozen weights, an input that takes gradients is what makes autograd record.
-    logits_BC = model(images_BCHW.detach().requires_grad_())
+    logits_BC = outputs_of(model(images_BCHW.detach().requires_grad_()))
     output_loss(logits_BC, labels_B, generator, loss).backward()
 
 

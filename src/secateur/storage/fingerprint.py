@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.measurement.modes import logits_of
 from secateur.models.caches import evaluating
+from secateur.models.outputs import outputs_of
 
 IMAGES = 2
 LOGITS = 8
@@ -27,7 +27,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int], seed: int = SEED) 
     like = next(p for p in model.parameters() if p.is_floating_point())
     x_BCHW = torch.from_numpy(np.random.RandomState(seed).standard_normal((IMAGES, *input_size)))
     with evaluating(model):
-        logits = logits_of(model(x_BCHW.to(device=like.device, dtype=like.dtype)))
+        logits = outputs_of(model(x_BCHW.to(device=like.device, dtype=like.dtype)))
     return logits.detach().flatten(1)[:, :LOGITS].cpu().double()
 
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
-from secateur.measurement.modes import logits_of
 from secateur.models.caches import evaluating
 from secateur.models.derived.tail import tail_of
 from secateur.models.family import families, read
 from secateur.models.host import host_of
 from secateur.models.norms import held_norms, uncentred_norms
+from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import noise_for
 from secateur.storage.base import Base, build
 from secateur.storage.fingerprint import agree, probe, tolerance
@@ -107,7 +107,7 @@ def _outputs_of(model: nn.Module) -> int:
     if images_BCHW is None:
         return read(model).num_classes
     with evaluating(model):
-        return int(logits_of(model(images_BCHW)).shape[-1])
+        return int(outputs_of(model(images_BCHW)).shape[-1])
 
 
 def resized_like(model: nn.Module, base: Base) -> nn.Module:

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from secateur.errors import UserError
+from secateur.locks import sole
 from secateur.progress import Progress
 from secateur.report.study_page import render_study
 from secateur.request.takes import takes
@@ -17,10 +19,10 @@ from secateur.study.latency import measure_latency
 from secateur.study.on_ray import run_on_ray
 from secateur.study.record import record_of
 from secateur.study.spec import Study, at, lines_of, read_study
-from secateur.study.store import FAILED, Store
+from secateur.study.store import FAILED, Store, holds_store
 from secateur.study.worker import Done, Worker
 from secateur.verbs.requests import StudyRequest
-from secateur.whole import writing
+from secateur.whole import reason_of, sweep, writing
 
 RESULTS, PAGE = "results.sqlite", "report.html"
 
@@ -55,28 +57,40 @@ def run_study(path: Path, out: Path, request: StudyRequest) -> StudyRun:
     Finished cells are never run again, whenever the run before was stopped. With `ray` (`local` or
     a cluster's address) cells are spread over workers; else they run in this process. `only_page`
     writes the page from what there is; `models` takes some of the study's models only. UserError
-    for a wrong study before any cell is run.
+    for a wrong study before any cell is run, and while another process writes to `out`.
     """
-    jobs, only_page, progress = request.jobs, request.only_page, request.progress
     study = read_study(path, request.models)
-    cells = cells_of(study)
+    jobs, only_page = request.jobs, request.only_page
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}.")
-    if only_page and not (out / RESULTS).exists():
-        raise UserError(f"there is no store in '{out}' to write a page from; run the study first.")
-    if (out / PAGE).exists() and not (out / RESULTS).exists():
-        raise UserError(f"{out} holds a {PAGE} that is of no study; choose another directory.")
+    # WHY not held for the page: it may be wanted while the study runs.
+    with nullcontext() if only_page else sole(out):
+        begun = holds_store(out / RESULTS)
+        if only_page and not begun:
+            raise UserError(
+                f"there is no store in '{out}' to write a page from; run the study first."
+            )
+        if (out / PAGE).exists() and not begun:
+            raise UserError(f"{out} holds a {PAGE} that is of no study; choose another directory.")
+        for name in (RESULTS, PAGE):
+            sweep(out / name)
+        return _run_alone(path, study, out, request)
+
+
+def _run_alone(path: Path, study: Study, out: Path, request: StudyRequest) -> StudyRun:
+    cells, only_page, progress = cells_of(study), request.only_page, request.progress
     threads = torch.get_num_threads()
     hosts = {} if only_page else _open_hosts(path, study)
-    store = Store(out / RESULTS, study.settings())
+    store = Store(out / RESULTS, study.settings(), read_only=only_page)
+    ran = 0
     try:
-        ran = 0 if only_page else _run(study, cells, store, hosts, request.ray, jobs, progress)
-        if study.latency is not None and not only_page:
-            measure_latency(store, hosts, study.latency, _step(progress, "latency"))
+        if not only_page:
+            ran = _run(study, cells, store, hosts, request.ray, request.jobs, progress)
+            if study.latency is not None:
+                measure_latency(store, hosts, study.latency, _step(progress, "latency"))
         wanted = {cell.id for cell in cells}
         rows = [row for row in store.cells() if row.cell.id in wanted]
-        page = out / PAGE
-        _write_whole(page, render_study(record_of(study, store, rows)))
+        _write_whole(out / PAGE, render_study(record_of(study, store, rows)))
     finally:
         store.close()
         torch.set_num_threads(threads)
@@ -89,7 +103,7 @@ def run_study(path: Path, out: Path, request: StudyRequest) -> StudyRun:
         ran=ran,
         failures=failures,
         store=out / RESULTS,
-        page=page,
+        page=out / PAGE,
     )
 
 
@@ -146,5 +160,11 @@ def _step(progress: Progress | None, stage: str) -> Callable[[int, int], None]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    with writing(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+    try:
+        with writing(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {reason_of(error)}; the results are kept: mend the cause and "
+            "give the same command again."
+        ) from error

@@ -12,6 +12,9 @@ from secateur.data.images import ImageSet
 from secateur.errors import UserError
 from secateur.training.settings import FREE, TrainSettings
 
+PREPARED = "preprocessing"
+"""Of images, in an identity; earlier versions noted none."""
+
 
 def identity_of(
     model: nn.Module,
@@ -23,13 +26,16 @@ def identity_of(
     """Everything that decides how a run goes, as plain data."""
     return {
         "settings": {k: v for k, v in settings.model_dump(mode="json").items() if k not in FREE},
-        "images": {
-            "count": count,
-            "fingerprint": images.fingerprint if isinstance(images, ImageSet) else None,
-        },
+        "images": {"count": count} | _known_of(images),
         "starting weights": digest(model),
         **about,
     }
+
+
+def _known_of(images: object) -> dict[str, Any]:
+    if not isinstance(images, ImageSet):
+        return {"fingerprint": None}
+    return {"fingerprint": images.fingerprint, PREPARED: images.preprocessing.to_json()}
 
 
 def digest(model: nn.Module) -> str:
@@ -45,6 +51,8 @@ def digest(model: nn.Module) -> str:
 def refuse_other_run(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """UserError listing what differs between the run in `folder` and the one asked for."""
     old, new = dict(_flat(before)), dict(_flat(now))
+    if PREPARED not in before.get("images", {}):
+        new = {key: value for key, value in new.items() if f".{PREPARED}." not in key}
     changes = [
         f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
         for key in dict.fromkeys([*old, *new])

@@ -6,7 +6,7 @@ judge, stop and resume alike.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from secateur.data.images import ImageSet
 from secateur.data.items import has_labels
 from secateur.errors import UserError
+from secateur.locks import sole
 from secateur.progress import Progress
 from secateur.statistics.divergence import LossName, spread
 from secateur.training.distillation.cached_logits import cached_logits_for
@@ -28,6 +29,7 @@ from secateur.training.images.sampler import Items, items_of
 from secateur.training.judging import Judge
 from secateur.training.lesson import Hook, Objective
 from secateur.training.loop import FitReport, fit_
+from secateur.training.machine import processes
 from secateur.training.run import OnLog
 from secateur.training.settings import AugmentSettings, TrainSettings
 
@@ -105,6 +107,12 @@ class Session:
         folder = None if self.folder is None else self.folder / name
         return replace(self, folder=folder, progress=told)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """While nobody else trains in the folder, if there is one; UserError where someone does."""
+        if self.folder is None or not processes().is_main_process:
+            return nullcontext()
+        return sole(self.folder)
+
     def fit_(
         self,
         model: nn.Module,
@@ -116,22 +124,23 @@ class Session:
         about: Mapping[str, object] | None = None,
     ) -> FitReport:
         """Train `model` in place on the training images, see `secateur.training.loop.fit_`."""
-        return fit_(
-            model,
-            self.train,
-            objective,
-            settings,
-            classes=self.classes,
-            labelled=self.labels,
-            folder=self.folder,
-            restart=self.restart,
-            hooks=hooks,
-            judge=judge,
-            about=about,
-            device=self.device,
-            progress=self.progress,
-            on_log=self.on_log,
-        )
+        with self.alone():
+            return fit_(
+                model,
+                self.train,
+                objective,
+                settings,
+                classes=self.classes,
+                labelled=self.labels,
+                folder=self.folder,
+                restart=self.restart,
+                hooks=hooks,
+                judge=judge,
+                about=about,
+                device=self.device,
+                progress=self.progress,
+                on_log=self.on_log,
+            )
 
 
 def plain_items(images: object) -> Items:

@@ -84,7 +84,8 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
         reference=teaches,
         target=latency_target(host, task.task, progress),
     )
-    dense, shrunk = run(job)
+    with session.alone():
+        dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
     result.notes = [*notes, before.text(), *result.notes]
     if scored is not None or request.latency:

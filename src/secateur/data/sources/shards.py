@@ -17,6 +17,7 @@ from pathlib import Path
 from secateur.data.sources.endings import is_image_ending, is_readable, left_out_note
 from secateur.data.sources.source import Source, refuse_large, usable_labels
 from secateur.errors import Advice, UserError
+from secateur.textfiles import RepeatedName, unique
 
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _MOST_LABEL_BYTES = 2**20
@@ -105,8 +106,10 @@ def _label(content: bytes, ending: str, shard: Path, member: str) -> int | None:
     try:
         if ending == "cls":
             return int(content)
-        label = json.loads(content).get("label")
+        label = json.loads(content, object_pairs_hook=unique).get("label")
         return None if label is None else int(label)
+    except RepeatedName as error:
+        raise UserError(f"'{member}' of {shard} cannot be read: {error}.") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"the label in '{member}' of {shard} is not an integer; write the class's number."

@@ -12,11 +12,11 @@ from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
 from secateur.models.derived.layout import held_in, shape_of
 from secateur.models.derived.members import start_of
-from secateur.models.derived.names import linear, member, optional, parameter, present
+from secateur.models.derived.names import linear, member, names_in, optional, parameter, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.derived.tail import narrowed, why_no_tail
 from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement, names_in
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
@@ -52,7 +52,7 @@ def _read(stated: Statement, model: nn.Module, *, tail: bool) -> Anatomy:
         tokens=steps[-1].tokens if steps else prefix + prod(stated.grid(model)),
         prefix_tokens=prefix,
         input_size=stated.image(model),
-        num_classes=int(getattr(model, stated.classes)),
+        num_classes=0 if stated.classes is None else int(getattr(model, stated.classes)),
         blocks=tuple(
             Block(id=path, index=i, branches=tuple(b.id for b in branches if b.block == i))
             for i, path in enumerate(paths)
@@ -71,6 +71,8 @@ def _read(stated: Statement, model: nn.Module, *, tail: bool) -> Anatomy:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
+    if stated.classes is None:
+        return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
             f"its pooling head ({type(pool).__name__}) splits the channels of the stream into "
@@ -106,7 +108,8 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
                 f"secateur cannot count; only {', '.join(classes)} is supported."
             )
-    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, stated.classes):
+    classes = () if stated.classes is None else (stated.classes,)
+    for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):
         member(model, path)
     steps = steps_of(stated, model)
     stated_by: dict[int, Names] = {}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.derived.anatomy import why_not_narrow
-from secateur.models.derived.members import Members, members_of
+from secateur.models.derived.members import Members, members_of, reading_once
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Linears, steps_of
 from secateur.models.norms import HeldNorm, affine, can_hold, centres, uncentred_norm
@@ -41,7 +41,8 @@ def why_not_rotate(stated: Statement, model: nn.Module) -> str | None:
         return "linear layers stand in for some of its layers; make it narrower before these go"
     if not members.heads:
         return "it has no classifier, so its features would come out rotated"
-    norms = [optional(owner, path) for owner, path, _ in _readings(model, members)]
+    heads = [*members.heads.values()]
+    norms = [optional(owner, path) for owner, path, _ in _readings(model, members, heads)]
     if norms[-1] is None:
         return "its classifier reads the stream without a norm"
     found = [norm for norm in norms if norm is not None and can_hold(norm)]
@@ -62,13 +63,14 @@ def rotate_(stated: Statement, model: nn.Module, basis_DD: Tensor) -> None:
     shift that neither its readers nor it itself can carry.
     """
     members = members_of(stated, model, 0)
-    readings, device = list(_readings(model, members)), members.writer.weight.device
-    basis_DD = basis_DD.double().to(device)
+    basis_DD = basis_DD.double().to(members.writer.weight.device)
     into_DD = basis_DD.T
-    if any(centres(owner.get_submodule(path)) for owner, path, _ in readings):
-        into_DD = into_DD - into_DD.mean(1, keepdim=True)
-    for owner, path, readers in readings:
-        _read_rotated_(owner, path, readers, basis_DD)
+    with reading_once(members.heads, members.width) as heads:
+        readings = list(_readings(model, members, heads))
+        if any(centres(owner.get_submodule(path)) for owner, path, _ in readings):
+            into_DD = into_DD - into_DD.mean(1, keepdim=True)
+        for owner, path, readers in readings:
+            _read_rotated_(owner, path, readers, basis_DD)
     _write_(members.writer, into_DD)
     for table in members.tables.values():
         table.copy_(table.double() @ into_DD.T)
@@ -80,11 +82,13 @@ def rotate_(stated: Statement, model: nn.Module, basis_DD: Tensor) -> None:
         _write_(step.writer, scaled_DD)
 
 
-def _readings(model: nn.Module, members: Members) -> Iterator[tuple[nn.Module, str, Linears]]:
+def _readings(
+    model: nn.Module, members: Members, heads: list[nn.Linear]
+) -> Iterator[tuple[nn.Module, str, Linears]]:
     """What each norm belongs to, its path there, and the layers that read what it gives."""
     for step in members.steps:
         yield step.owner, step.residual.norm or "", step.readers
-    yield model, [*members.tail, ""][max(len(members.tail) - 1, 0)], [*members.heads.values()]
+    yield model, [*members.tail, ""][max(len(members.tail) - 1, 0)], [*heads]
 
 
 def _write_(writer: nn.Module, into_DD: Tensor) -> None:

@@ -127,9 +127,10 @@ def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[
     for stage in range(last + 1):
         members = members_of(stated, model, stage, steps)
         width, writer = members.width, members.writer
-        rows = sum(head.out_features for head in members.heads.values())
+        rows = sum(head.weight.numel() // width for head in members.heads.values())
         inputs = 0 if stage else writer.weight[0].numel()
-        vectors = parameters(*members.vectors.values(), *members.tail.values())
+        norms = (*members.tail.values(), *members.unread.values())
+        vectors = parameters(*members.vectors.values(), *norms)
         vectors += sum(table.numel() for table in members.tables.values())
         for step in members.steps:
             if not step.is_branch:

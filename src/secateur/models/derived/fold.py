@@ -71,10 +71,13 @@ def _add_behind_stem_(stated: Statement, model: nn.Module, constant_D: Tensor) -
         add_to_bias_(norm, constant_D)
         return
     tables, covered = dict(members.tables), 0
+    for path in stem.unused:
+        tables.pop(path.removesuffix("?"), None)
     if (positions := tables.pop((stem.positions or "").removesuffix("?"), None)) is not None:
         positions.add_(constant_D.to(positions))
         rows, columns = stated.grid(model)
         covered = positions.numel() // positions.shape[-1] - rows * columns
+        covered = covered if stem.positioned is None else stem.positioned
     else:
         add_to_bias_([members.writer, *members.vectors.values()][-1], constant_D)
     for table in tables.values():

@@ -113,6 +113,12 @@ def assign_attention_(
     return attn
 
 
+def is_fused(attn: nn.Module, switch: str | None) -> bool:
+    """Whether a host's attention takes a fused kernel, by the attribute that says so."""
+    found = stands_at(attn, switch)
+    return found != "eager" if isinstance(found, str) else found is None or bool(found)
+
+
 def our_attention(
     attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, *, fused: bool
 ) -> nn.Module:

@@ -3,6 +3,8 @@
 Legend: D residual width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -19,8 +21,9 @@ class Members:
 
     `name` is the module that writes first, the stem or the transition into the stage, and `writer`
     its linear layer or convolution; `vectors` are the norms behind it, and an activation, which may
-    carry a constant; `tables` are positions and tokens (..., D). `steps` are those on the way. A
-    stage ends at the transition `following`, the last one at the `tail`'s norms and the `heads`.
+    carry a constant; `tables` are positions and tokens (..., D), those that are not read last.
+    `steps` are those on the way. A stage ends at the transition `following`, the last one at the
+    `tail`'s norms and the `heads`, with norms beside that no head reads (`unread`).
     """
 
     name: str
@@ -31,6 +34,7 @@ class Members:
     following: Step | None = None
     tail: dict[str, nn.Module] = field(default_factory=dict)
     heads: dict[str, nn.Linear] = field(default_factory=dict)
+    unread: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -48,7 +52,7 @@ def start_of(stated: Statement, model: nn.Module, stage: int) -> Members:
         writer = f"{name}.{transition.writer}"
         behind: tuple[str | None, ...] = (transition.norm and f"{name}.{transition.norm}",)
     else:
-        name, writer = stem.writer.partition(".")[0], stem.writer
+        name, writer = stem.writer.rpartition(".")[0] or stem.writer, stem.writer
         behind = (stem.patch_norm, stem.activation, stem.norm)
     found = member(model, writer)
     if not isinstance(found, nn.Linear | nn.Conv2d):
@@ -63,7 +67,7 @@ def members_of(
     steps = steps_of(stated, model) if steps is None else steps
     start, stem = start_of(stated, model, stage), stated.stem
     following = next((s for s in steps if s.stage == stage + 1 and s.kind == "transition"), None)
-    paths = () if stage else (*stem.tokens, stem.positions)
+    paths = () if stage else (*stem.tokens, stem.positions, *stem.unused)
     tables = {path.removesuffix("?"): parameter(model, path) for path in paths if path}
     last = following is None
     return Members(
@@ -75,7 +79,42 @@ def members_of(
         following=following,
         tail=present(model, *stated.tail.norms) if last else {},
         heads=heads_of(stated, model) if last else {},
+        unread=present(model, *stated.tail.unread) if last else {},
     )
+
+
+@contextmanager
+def reading_once(heads: dict[str, nn.Linear], width: int) -> Iterator[list[nn.Linear]]:
+    """The heads as layers of D inputs, for as long as they and their inputs are changed.
+
+    One that reads r pooled states side by side is a layer of r times as many rows meanwhile, and
+    is then given the weights of that.
+    """
+    once = [_stacked(head, width) for head in heads.values()]
+    yield once
+    for head, stacked in zip(heads.values(), once, strict=True):
+        if stacked is head:
+            continue
+        times = stacked.out_features // head.out_features
+        rows_RCD = stacked.weight.detach().unflatten(0, (times, -1))
+        weight = rows_RCD.transpose(0, 1).flatten(1).contiguous()
+        head.weight = nn.Parameter(weight, head.weight.requires_grad)
+        head.in_features = weight.shape[1]
+        if head.bias is not None:
+            head.bias.add_(stacked.bias.detach().unflatten(0, (times, -1)).sum(0))
+
+
+def _stacked(head: nn.Linear, width: int) -> nn.Linear:
+    times = head.in_features // width
+    if times == 1:
+        return head
+    weight = head.weight.detach().unflatten(1, (times, width)).transpose(0, 1).flatten(0, 1)
+    with_bias = head.bias is not None
+    new = nn.Linear(width, times * head.out_features, with_bias, device="meta")
+    new.weight = nn.Parameter(weight.contiguous())
+    if with_bias:
+        new.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
+    return new
 
 
 def heads_of(stated: Statement, model: nn.Module) -> dict[str, nn.Linear]:

@@ -1,12 +1,30 @@
 """Look up the names that a statement gives, in a model, a block or a layer."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
+from typing import Any
 
 from torch import nn
 
 from secateur.errors import UserError
 
 MISSING = object()
+NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply")
+"""Fields that name nothing in the module that the others are relative to."""
+
+
+def names_in(fact: Any) -> Iterator[str]:
+    """All names that a fact states, in the module that it is about."""
+    if isinstance(fact, str):
+        yield fact
+    elif isinstance(fact, tuple | Mapping):
+        for item in fact:
+            yield from names_in(item)
+    elif is_dataclass(fact):
+        for part in fields(fact):
+            if part.name not in NO_NAMES:
+                yield from names_in(getattr(fact, part.name))
 
 
 def member(owner: nn.Module, path: str) -> object:

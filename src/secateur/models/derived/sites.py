@@ -17,9 +17,10 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
     """Hook points of a branch; queries and keys are seen after QK-norm where there is one."""
     residual, block, view = step.residual, step.block, whole if step.grid is None else as_tokens
     before = residual.norm is not None and not residual.norm_behind and step.norm is not None
+    norm, named = f"{block}.{residual.norm}", before and residual.layers[0].call.by_name
     sites = {
-        "stream": HookPoint(f"{block}.{residual.norm}" if before else step.path, "input", view),
-        "input": HookPoint(step.path, "input", view),
+        "stream": HookPoint(norm if before else step.path, "input", view),
+        "input": HookPoint(*((norm, "output") if named else (step.path, "input")), view),
         "update": HookPoint(_update(step), "output", view),
     }
     if isinstance(step.layer, MlpLayer):
@@ -31,7 +32,7 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
 def _update(step: Step) -> str:
     """The last module that an update passes."""
     residual = step.residual
-    if residual.drop is not None:
+    if residual.drop is not None and not residual.drop_shared:
         return f"{step.block}.{residual.drop}"
     if residual.norm_behind and step.norm is not None:
         return f"{step.block}.{residual.norm}"

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.models.derived.layout import attention_weights, our_attention
+from secateur.models.derived.layout import attention_weights, is_fused, our_attention
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
 from secateur.models.modules import PartialBlock, SlimAttention
@@ -65,14 +65,14 @@ class TailBlock(PartialBlock):
         """After it, also where it failed."""
         self.narrow = False
 
-    def forward(self, x: Tensor, *more: Any, **given: Any) -> Tensor:
+    def forward(self, *args: Any, **given: Any) -> Tensor:
         """All N tokens, or the first R in a forward pass of the whole model."""
-        if not self.narrow or any(value is not None and value is not False for value in more):
-            return super().forward(x, *more, **given)
+        x_BND, bound = self.bound(args, given)
         masks = [residual.layers[0].call.mask for residual in self.steps]
-        if given.get("is_causal") or any(given.get(mask) is not None for mask in masks if mask):
-            return super().forward(x, *more, **given)
-        return self.first(x, given)
+        masked = any(bound.get(mask) is not None for mask in masks if mask)
+        if not self.narrow or masked or bound.get("is_causal"):
+            return super().forward(*args, **given)
+        return self.first(x_BND, bound)
 
     def first(self, x_BND: Tensor, given: Mapping[str, Any]) -> Tensor:
         """The first R tokens (B, R, D) behind the block."""
@@ -212,7 +212,7 @@ def put_(stated: Statement, model: nn.Module) -> None:
         return
     first = steps[_start(steps)]
     if isinstance(first.layer, AttentionLayer) and not isinstance(first.module, SlimAttention):
-        fused = bool(getattr(first.module, stated.fused or "", True))
+        fused = is_fused(first.module, stated.fused)
         weights = attention_weights(first.module, first.layer)
         ours = our_attention(first.module, first.layer, weights, fused=fused)
         model.set_submodule(first.path, ours)

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.derived.fold import writer_scale
-from secateur.models.derived.layout import attention_weights, mlp_weights, our_attention
-from secateur.models.derived.members import Members, members_of, start_of
+from secateur.models.derived.layout import (
+    attention_weights,
+    held_in,
+    is_fused,
+    mlp_weights,
+    our_attention,
+)
+from secateur.models.derived.members import Members, members_of, reading_once, start_of
 from secateur.models.derived.steps import Step, steps_of
 from secateur.models.norms import can_hold, held_norm, is_norm, removed
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
@@ -33,7 +39,7 @@ def narrow_(
     for step in steps_of(stated, model):
         if step.stage == stage and step.held_whole and isinstance(step.layer, AttentionLayer):
             weights = attention_weights(step.module, step.layer)
-            fused = bool(getattr(step.module, stated.fused or "", True))
+            fused = is_fused(step.module, stated.fused)
             new = our_attention(step.module, step.layer, weights, fused=fused)
             step.owner.set_submodule(step.residual.path, new)
     members = members_of(stated, model, stage)
@@ -44,7 +50,7 @@ def narrow_(
     for step in members.steps:
         _narrow_step_(step, kept_D, held.get(step.path))
     keep_(members.writer, kept_D, 0)
-    for vector in members.vectors.values():
+    for vector in (*members.vectors.values(), *members.unread.values()):
         keep_vector_(vector, kept_D)
     for path, table in members.tables.items():
         _set_(model, path, _kept(table, kept_D, -1))
@@ -60,7 +66,10 @@ def stream_weights(stated: Statement, model: nn.Module, stage: int) -> StreamWei
     """All members of a stream as matrices; writers include the LayerScale behind them."""
     members = members_of(stated, model, stage)
     writers = {members.name: members.writer.weight.detach().flatten(1)}
-    readers = {path: head.weight.detach().T for path, head in members.heads.items()}
+    readers = {
+        path: head.weight.detach().unflatten(1, (-1, members.width)).flatten(0, 1).T
+        for path, head in members.heads.items()
+    }
     if (step := members.following) is not None:
         weight = _strided(stated, model, step).weight.detach()
         readers[step.path] = weight.transpose(0, 1).flatten(1)
@@ -85,12 +94,24 @@ def stream_readers(stated: Statement, model: nn.Module, stage: int) -> StreamRea
     members = members_of(stated, model, stage)
     norms = {f"{step.block}.{step.residual.norm}": step.norm for step in members.steps}
     found = {**members.vectors, **norms, **members.tail}
-    readers = [step.path for step in members.steps if step.kind != "fixed"]
+    readers = [path for step in members.steps for path in _paths_read(step)]
     readers += [step.path for step in (members.following,) if step is not None]
+    # WHY: of several states side by side, the norm before them has masked each.
+    wide = {p for p, head in members.heads.items() if head.in_features != members.width}
     return StreamReaders(
         norms=tuple(path for path, norm in found.items() if norm is not None and is_norm(norm)),
-        readers=(*readers, *members.heads),
+        readers=(*readers, *(path for path in members.heads if path not in wide)),
     )
+
+
+def _paths_read(step: Step) -> list[str]:
+    """The modules whose first argument is what a step reads: the layer, or its linear layers."""
+    if step.kind == "fixed":
+        return []
+    if isinstance(step.layer, AttentionLayer) and step.residual.layers[0].call.by_name:
+        paths = held_in(step.layer.qkv, "weight")
+        return [f"{step.path}.{path.rpartition('.')[0]}" for path in paths]
+    return [step.path]
 
 
 def _strided(stated: Statement, model: nn.Module, step: Step) -> nn.Conv2d:
@@ -102,15 +123,16 @@ def _strided(stated: Statement, model: nn.Module, step: Step) -> nn.Conv2d:
 
 
 def _narrow_tail_(model: nn.Module, members: Members, kept_D: Tensor, held: Held | None) -> None:
-    norms, heads = dict(members.tail), list(members.heads.values())
-    if held is not None and heads:
-        for path, norm in [(p, n) for p, n in norms.items() if can_hold(n)][:1]:
-            norms[path] = held_norm(norm, heads, kept_D, held)
-            model.set_submodule(path, norms[path])
-    for norm in norms.values():
-        keep_vector_(norm, kept_D)
-    for head in heads:
-        keep_(head, kept_D, 1)
+    norms = dict(members.tail)
+    with reading_once(members.heads, members.width) as heads:
+        if held is not None and heads:
+            for path, norm in [(p, n) for p, n in norms.items() if can_hold(n)][:1]:
+                norms[path] = held_norm(norm, heads, kept_D, held)
+                model.set_submodule(path, norms[path])
+        for norm in norms.values():
+            keep_vector_(norm, kept_D)
+        for head in heads:
+            keep_(head, kept_D, 1)
 
 
 def _narrow_step_(step: Step, kept_D: Tensor, held: Held | None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.data.batches import Batch
 from secateur.models.caches import copy_of, forget_cached_
 from secateur.models.family import family_of
+from secateur.models.outputs import outputs_of
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.statistics.backward import output_loss
 from secateur.statistics.divergence import LossName
@@ -70,7 +71,7 @@ def _gradients(
     # WHY: what is cached belongs to the graph of the image before, which is gone.
     forget_cached_(model)
     with torch.enable_grad():
-        value = output_loss(model(image_1CHW).float(), label, None, loss)
+        value = output_loss(outputs_of(model(image_1CHW)).float(), label, None, loss)
         found: tuple[Tensor | None, ...] = torch.autograd.grad(value, parameters, allow_unused=True)
     forget_cached_(model)
     for parameter in parameters:

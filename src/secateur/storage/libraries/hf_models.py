@@ -1,36 +1,47 @@
-"""Image classifiers of Hugging Face transformers: `hf:NAME_OR_DIR`. Needs `transformers`."""
+"""Vision models of Hugging Face transformers: `hf:NAME_OR_DIR`. Needs `transformers`."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from secateur.errors import Advice, UserError, short
-from secateur.storage.library import Arguments, is_argument, libraries, tuples
+from secateur.errors import UserError, short
+from secateur.models.family import families, family_of
+from secateur.storage.libraries._hf_images import preprocessing_of
+from secateur.storage.library import Argument, Arguments, is_argument, libraries
 from secateur.storage.network import hub_is_out_of_reach
 from secateur.storage.untrusted.bounds import UNBUILDABLE
 
-RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""Names of Pillow's numbered filters."""
-
-NOT_ARGUMENTS = {"transformers_version", "architectures", "model_type", "id2label", "label2id"}
+NOT_ARGUMENTS = {
+    "transformers_version", "architectures", "model_type", "label2id", "dtype", "text_config",
+}  # fmt: skip
+ALIASES = {"num_classes": "num_labels", "img_size": "image_size"}
+"""What the rest of the program calls them."""
 
 WRAPPERS = ("timm_wrapper", "timm_backbone")
 """Model types whose modules come from another library, which may fetch their weights."""
+IMAGES = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+"""What such a model's configuration says of images, in timm's own terms."""
 FETCHING = ("backbone", "pretrained", "name_or_path", "auto_map", "architecture", "revision")
 """Parts of the names of settings that name something to be fetched or run."""
+
+FAILURES = (ImportError, OSError, RuntimeError, ValueError, KeyError, StrictDataclassError)
 
 Config = Any
 """A transformers configuration; the package is optional, so its type is too."""
 
 
 class HfModels:
-    """transformers.AutoModelForImageClassification, never with code from the hub."""
+    """Classes of transformers that a family states, and its image classifiers.
+
+    Never with code from the hub.
+    """
 
     title = "hf:NAME_OR_DIR"
     by_name = True
@@ -38,62 +49,71 @@ class HfModels:
     def open(
         self, name: str, *, pretrained: bool, num_classes: int | None, img_size: int | None
     ) -> nn.Module:
-        """The classifier and the preprocessing of its image processor."""
+        """The model of a directory or repository, with the preprocessing of its image processor."""
         transformers = _transformers()
         if not Path(name).is_dir():
             _check_reachable(name)
         try:
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            if config.model_type == "timm_wrapper" and pretrained:
+                return _of_timm(transformers, config, name)
+            cls = _class_of(transformers, config, (config.architectures or [""])[0])
             if pretrained:
-                model = _pretrained(transformers, name, config, num_classes, img_size)
+                model = _pretrained(cls, name, config, num_classes, img_size)
             else:
-                if num_classes is not None:
-                    config.num_labels = num_classes
-                if img_size is not None:
-                    config.image_size = img_size
-                model = transformers.AutoModelForImageClassification.from_config(config)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+                sizes = {"num_labels": num_classes, "image_size": img_size}
+                for key, value in sizes.items():
+                    if value is not None:
+                        setattr(_images_of(config) if key == "image_size" else config, key, value)
+                model = cls._from_config(config)
+        except FAILURES as error:
             raise UserError(f"transformers cannot load '{name}': {_first_line(error)}.") from error
-        size = _square(config.image_size)
-        configuration = {"input_size": (config.num_channels, *size)}
-        model.__dict__["pretrained_cfg"] = configuration | _processing(transformers, name)
-        found: nn.Module = model
-        return found
+        _give_images_(model, preprocessing_of(transformers, name))
+        return model
 
     def recognise(self, model: nn.Module) -> Iterator[tuple[str, Arguments]]:
-        """The model type and the plain values of its configuration."""
+        """The model type, the class and the plain values of its configuration."""
         config: Config = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.models."):
             return
-        values = config.to_diff_dict()
-        arguments = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in values.items()
-            if key not in NOT_ARGUMENTS and is_argument(value)
-        }
-        yield str(config.model_type), {**arguments, "num_labels": int(config.num_labels)}
+        arguments: dict[str, Argument] = dict(_flat(config.to_diff_dict()))
+        arguments["num_labels"] = int(config.num_labels)
+        labels = [str(config.id2label[i]) for i in range(len(config.id2label))]
+        if labels != [f"LABEL_{i}" for i in range(len(labels))]:
+            arguments["id2label"] = [*labels]
+        known = (model.__dict__.get("pretrained_cfg") or {}).get("input_size")
+        if known and list(known[1:]) != list(_square(_images_of(config).image_size)):
+            arguments["input_size"] = [int(side) for side in known]
+        yield str(config.model_type), arguments | {"class": type(model).__name__}
 
     def skeleton(self, name: str, arguments: Arguments) -> nn.Module:
-        """The stock classifier of a model type; configurations name neither code nor weights."""
-        values = {key: tuples(value) for key, value in arguments.items()}
+        """The stock model of a type and class; configurations name neither code nor weights."""
+        values = {ALIASES.get(key, key): value for key, value in arguments.items()}
+        cls, size = values.pop("class", ""), values.pop("input_size", None)
+        labels = values.pop("id2label", None)
         if name in WRAPPERS or Path(name).exists():
             raise UserError(f"'{name}' is no model type of transformers that a file may name.")
-        if odd := sorted(k for k in values if k.startswith("_") or any(p in k for p in FETCHING)):
-            raise UserError(f"'{odd[0]}' is no setting of a configuration that a file may make.")
+        parts = {key: [part for part in key.split(".") if part] for key in values}
+        for key, path in parts.items():
+            if any(part.startswith("_") or any(p in part for p in FETCHING) for part in path):
+                raise UserError(f"'{key}' is no setting of a configuration that a file may make.")
         transformers = _transformers()
         try:
-            config = transformers.AutoConfig.for_model(name, **values)
+            config = transformers.AutoConfig.for_model(name, **_nested(values))
+            if isinstance(labels, list) and len(labels) == config.num_labels:
+                config.id2label = {i: str(label) for i, label in enumerate(labels)}
+                config.label2id = {str(label): i for i, label in enumerate(labels)}
             if any(getattr(config, key, None) for key in ("backbone", "backbone_config")):
                 raise UserError(
                     f"'{name}' is built around another model, which a file cannot name."
                 )
-            model: nn.Module = transformers.AutoModelForImageClassification.from_config(
-                config, trust_remote_code=False
-            )
-        except UNBUILDABLE as error:
+            model: nn.Module = _class_of(transformers, config, str(cls))._from_config(config)
+        except (*UNBUILDABLE, StrictDataclassError) as error:
             raise UserError(
                 f"transformers cannot build a '{name}' with {short(values)}: {_first_line(error)}."
             ) from error
+        if isinstance(size, list):
+            model.__dict__["pretrained_cfg"] = {"input_size": tuple(size)}
         return model
 
 
@@ -102,51 +122,115 @@ def _transformers() -> ModuleType:
         return import_module("transformers")
     except ImportError as error:
         raise UserError(
-            "models called hf:NAME need the transformers package: pip install transformers."
+            "models called hf:NAME need the transformers package: pip install 'secateur[hf]'."
         ) from error
 
 
+def _class_of(transformers: ModuleType, config: Config, name: str) -> Any:
+    """The class of that name if a family states it, else the image classifier of the type.
+
+    UserError for other classes, with those that could be read instead.
+    """
+    hosts = [host for _, f in families.items() for host in f.statement.hosts]
+    stated = {cls: module for module, _, cls in (host.partition(":") for host in hosts)}
+    classifiers = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    known = classifiers.get(type(config), ())
+    for cls in known if isinstance(known, tuple) else (known,):
+        if cls.__name__ == name or not name:
+            return cls
+    if (module := stated.get(name, "")).startswith("transformers.models."):
+        cls = getattr(import_module(module), name)
+        if isinstance(config, cls.config_class):
+            return cls
+    raise UserError(
+        f"it holds a {name or config.model_type}, which is neither an image classifier nor an "
+        f"image encoder that secateur reads{_towers(stated, config)}"
+    )
+
+
+def _towers(stated: Mapping[str, str], config: Config) -> str:
+    """What could be read of a model that is made of several."""
+    tower = getattr(config, "vision_config", None)
+    if tower is None:
+        return ""
+    package = f"transformers.models.{config.model_type}."
+    found = sorted(cls for cls, module in stated.items() if module.startswith(package))
+    names = ", ".join(found) if found else f"a {tower.model_type}"
+    return f"; load and save its image tower ({names}) by transformers, and prune that"
+
+
 def _pretrained(
-    transformers: ModuleType, name: str, config: Config, classes: int | None, size: int | None
+    cls: Any, name: str, config: Config, classes: int | None, size: int | None
 ) -> nn.Module:
     if size is not None or classes not in (None, config.num_labels):
         raise UserError(
             f"the weights of '{name}' have {config.num_labels} classes and their own image size: "
             "leave out --num-classes and --img-size, or pass --checkpoint FILE."
         )
-    loaded = transformers.AutoModelForImageClassification.from_pretrained(
-        name, config=config, trust_remote_code=False, output_loading_info=True
+    # WHY: calibration and repair need full precision, whatever the weights were stored in.
+    loaded = cls.from_pretrained(
+        name,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     model: nn.Module = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
-            f"'{name}' is no trained image classifier: its weights lack {', '.join(missing[:3])}."
+            f"'{name}' is no trained {cls.__name__}: its weights lack {', '.join(missing[:3])}."
         )
     return model
 
 
-def _processing(transformers: ModuleType, name: str) -> dict[str, object]:
-    """Resize, crop and normalisation in timm's terms; empty with a warning if not recorded."""
-    try:
-        found: Any = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (ImportError, OSError, ValueError):
-        warnings.warn(
-            f"{name} does not say how its images are prepared; ImageNet's mean and standard "
-            "deviation are assumed unless you give others",
-            Advice,
-            stacklevel=4,
-        )
-        return {}
-    size = dict(found.size)
-    crop = dict(found.crop_size) if getattr(found, "do_center_crop", False) else None
-    edge = size.get("shortest_edge") or size.get("height")
-    return {
-        "interpolation": RESAMPLING[int(found.resample)],
-        "crop_pct": min(1.0, crop["height"] / edge) if crop and edge else 1.0,
-        "crop_mode": "center" if crop else "squash",
-        "mean": tuple(found.image_mean),
-        "std": tuple(found.image_std),
-    }
+def _of_timm(transformers: ModuleType, config: Config, name: str) -> nn.Module:
+    """The model of timm that transformers only wraps, with its weights and its images."""
+    cls = transformers.TimmWrapperForImageClassification
+    model: nn.Module = _pretrained(cls, name, config, None, None).get_submodule("timm_model")
+    images = getattr(config, "pretrained_cfg", None) or {}
+    known = {key: images[key] for key in IMAGES if images.get(key) is not None}
+    model.__dict__["pretrained_cfg"] = {**model.pretrained_cfg, **known}  # type: ignore[dict-item]
+    return model
+
+
+def _give_images_(model: nn.Module, found: dict[str, object]) -> None:
+    """Keep how images are prepared where `Preprocessing.of` looks; of the size that fits."""
+    images = _images_of(model.config)
+    given: Any = found.pop("input_size", None)
+    size = getattr(images, "image_size", None)
+    own = (int(getattr(images, "num_channels", 3)), *_square(size)) if size else None
+    model.__dict__["pretrained_cfg"] = {"input_size": given or own or (3, 224, 224)} | found
+    if any(family.matches(model) for _, family in families.items()):
+        # WHY: only some encoders take images of another size than their configuration's.
+        model.__dict__["pretrained_cfg"]["input_size"] = family_of(model).read(model).input_size
+
+
+def _images_of(config: Config) -> Config:
+    """The part of a configuration that tells of images."""
+    return getattr(config, "vision_config", config)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Argument]]:
+    """Settings that are plain data, those of parts of a configuration under dotted names."""
+    for key, value in values.items():
+        if key in NOT_ARGUMENTS or key == "id2label":
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        plain = list(value) if isinstance(value, tuple) else value
+        if is_argument(plain):
+            yield f"{prefix}{key}", plain
+
+
+def _nested(values: Mapping[str, Argument]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *parts, last = key.split(".")
+        place = found
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
 
 
 def _check_reachable(name: str) -> None:
@@ -156,11 +240,11 @@ def _check_reachable(name: str) -> None:
         raise UserError(f"cannot download 'hf:{name}': {reason}; pass a local directory instead.")
 
 
-def _square(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+def _square(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return short(lines[0]).rstrip(".") if lines else type(error).__name__
 

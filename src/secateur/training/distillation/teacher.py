@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.family import read
+from secateur.models.outputs import outputs_of
 from secateur.models.runner import Runner, Trace
 
 
 def logits_of(output: object) -> Tensor:
     """The logits (B, C) in what a model returns."""
-    found = getattr(output, "logits", output)
-    if not isinstance(found, Tensor) or found.ndim != 2:
+    found = outputs_of(output)
+    if found.ndim != 2:
         raise UserError(
-            f"a model returns a {type(found).__name__} where logits [images, classes] were "
-            "expected; give a model with a classification head."
+            f"a model returns outputs of shape {tuple(found.shape)} where logits [images, classes] "
+            "were expected; give a model with a classification head."
         )
     return found
 
