@@ -6,6 +6,7 @@ from secateur.allocation.normalise import normalised
 from secateur.verbs.prune import prune
 from tests.hosts import anatomy_of, build, images_for
 
+WHOLE = {"exact_tail": False}
 SMALL = {"qk": 1, "vo": 1, "hidden": 1}
 
 

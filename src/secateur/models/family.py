@@ -5,7 +5,6 @@ Legend: B batch, N tokens, D residual width.
 
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.derived import anatomy, basis, fold, tail, width
+from secateur.models.derived.alone import alone
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
@@ -22,9 +22,8 @@ from secateur.models.derived.layout import (
 )
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
-from secateur.models.derived.tail import TailAlone, TailBlock
 from secateur.models.hook_points import HookPoint
-from secateur.models.modules import LinearStandIn, OnTokens, PartialBlock
+from secateur.models.modules import LinearStandIn, PartialBlock
 from secateur.models.outputs import outputs_of
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
@@ -217,7 +216,7 @@ class Family:
 
     def alone(self, model: nn.Module, branch: Branch, *, tail: bool = False) -> nn.Module:
         """One branch as a module from stream to stream, or as in the `tail`; shares its modules."""
-        return self._alone(model, self._step(model, branch), tail=tail)
+        return alone(self.statement, model, self._step(model, branch), tail=tail)
 
     def through(self, model: nn.Module, branch: Branch) -> nn.Module:
         """`arrive` and `alone` in one module, from the stream after the branch before it."""
@@ -227,7 +226,7 @@ class Family:
     def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
         """What the model makes of the stream after the last branch, with all that follows it."""
         for step in since_branch(steps_of(self.statement, model)):
-            stream_BND = self._alone(model, step)(stream_BND)
+            stream_BND = alone(self.statement, model, step)(stream_BND)
         return outputs_of(self.statement.head(model, stream_BND))
 
     def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
@@ -255,20 +254,7 @@ class Family:
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""
         steps = since_branch(steps_before(self.statement, model, branch.id))
-        return [self._alone(model, step) for step in steps]
-
-    def _alone(self, model: nn.Module, step: Step, *, tail: bool = False) -> nn.Module:
-        """A step as a module from stream to stream, in tokens; shares the model's modules."""
-        module, given = step.owner, None
-        if step.kind != "transition":
-            residuals = residuals_of(self.statement, step.block, step.owner)
-            module = PartialBlock(step.owner, residuals, (step.residual.path,))
-            if tail and isinstance(step.owner, TailBlock):
-                module = TailAlone(step.owner, step.residual)
-            if self.statement.given is not None:
-                given = partial(self.statement.given, model, step.place[0])
-        plain = step.grid is None and given is None
-        return module if plain else OnTokens(module, grid=step.grid, given=given)
+        return [alone(self.statement, model, step) for step in steps]
 
 
 def _of_ours(hook: object) -> bool:
