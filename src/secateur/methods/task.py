@@ -79,6 +79,7 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             "block only, or a budget such as 'drop 4 attention'."
         )
     check_rotation(preset, groups)
+    check_merging(preset, groups, budget, anatomy)
     if preset.stand_in == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
         raise UserError(
             "stand-in 'linear' takes time that a budget in ms cannot foresee; give the budget in "
@@ -132,6 +133,28 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
         limits=limits,
         exact_tail=has_tail(request.exact_tail, anatomy, budget),
     )
+
+
+def check_merging(
+    preset: Preset, groups: tuple[GroupName, ...], budget: Budget, anatomy: Anatomy
+) -> None:
+    """Refuse merging with other groups or budgets, and anything behind merging."""
+    if anatomy.merges:
+        raise UserError(
+            "this model merges tokens already, and what is behind that cannot be pruned; prune the "
+            "model that it was made from first, and merge tokens last."
+        )
+    merging = preset.engine == "merging"
+    if merging != ("tokens" in groups) or (merging and len(groups) > 1):
+        raise UserError(
+            "tokens are merged by a preset of their own, tome, and no other group with them; prune "
+            "the weights first, and then the result with --preset tome."
+        )
+    if merging and not (isinstance(budget, CostBudget) and budget.unit == "macs"):
+        raise UserError(
+            f"preset '{preset.name}' merges tokens, which is counted in MACs; give a budget such "
+            "as '60% macs'."
+        )
 
 
 def has_tail(wanted: bool | None, anatomy: Anatomy, budget: Budget) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived import anatomy, basis, fold, tail, width
+from secateur.models.derived import anatomy, basis, fold, tail, tokens, width
 from secateur.models.derived.alone import alone
 from secateur.models.derived.layout import (
     assign_attention_,
@@ -30,6 +30,8 @@ from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.registry import Registry
+
+Asked = Mapping[str, int] | None
 
 
 class Family:
@@ -57,18 +59,17 @@ class Family:
                 return self.statement.applies(model)
         return False
 
-    def read(self, model: nn.Module, *, exact_tail: bool = False) -> Anatomy:
-        """Describe `model`; UserError for members that cannot be supported or are not there.
+    def read(self, model: nn.Module, *, exact_tail: bool = False, merges: Asked = None) -> Anatomy:
+        """Describe `model`, or as it is after `put_tail_` and `put_merges_`; UserError for members
+        that cannot be supported or are not there."""
+        return anatomy.read(self.statement, model, exact_tail=exact_tail, merges=merges)
 
-        With `exact_tail` layers are priced as they are after `put_tail_`.
-        """
-        return anatomy.read(self.statement, model, exact_tail=exact_tail)
+    def put_merges_(self, model: nn.Module, merges: Mapping[str, int]) -> None:
+        """Merge so many tokens in the blocks at these paths; see `models.derived.merge`."""
+        tokens.put_(self.statement, model, merges)
 
     def put_tail_(self, model: nn.Module) -> None:
-        """Compute the last layers for the tokens alone that the head reads, where that can be.
-
-        Outputs stay the same; see `secateur.models.derived.tail`. Also works on the meta device.
-        """
+        """Compute the last layers for what the head reads alone; see `models.derived.tail`."""
         tail.put_(self.statement, model)
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:

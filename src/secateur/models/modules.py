@@ -60,6 +60,7 @@ class SlimAttention(nn.Module):
         """Attend; inputs and output as `call` says. Masks as in scaled_dot_product_attention.
 
         With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
+        `log_sizes` (B, 1, 1, N) is added to the logits; `seen` is told the mean keys of all heads.
         """
         x_BND, given = self.call.bound(args, given)
         qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
@@ -70,7 +71,11 @@ class SlimAttention(nn.Module):
         q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
+        if (seen := given.get("seen")) is not None:
+            seen["keys"] = k_BHNK.mean(1)
         mask = None if self.call.mask is None else given.get(self.call.mask)
+        if (log_sizes := given.get("log_sizes")) is not None:
+            mask = _with_bias(mask, log_sizes)
         attend = self._fused if self.fused_attn else self._attend
         causal = bool(given.get("is_causal", False))
         out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
@@ -108,6 +113,13 @@ class SlimAttention(nn.Module):
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
         return weights_BHNN @ v, weights_BHNN
+
+
+def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """An attention mask, additive or boolean, with a bias of the logits added."""
+    if mask is not None and mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, float("-inf"))
+    return bias if mask is None else mask + bias
 
 
 @contextmanager

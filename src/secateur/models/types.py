@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width"]
+GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width", "tokens"]
 BranchKind = Literal["attention", "mlp"]
 
 ATTENTION_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads")
 MLP_GROUPS: tuple[GroupName, ...] = ("hidden",)
-ALL_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block", "width")
+ALL_GROUPS: tuple[GroupName, ...] = (
+    *ATTENTION_GROUPS,
+    *MLP_GROUPS,
+    "branch",
+    "block",
+    "width",
+    "tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +207,9 @@ class Anatomy:
     `stand_ins`.
 
     The head reads the first `tail` tokens alone, and the last layers can be computed for them
-    alone; where they cannot, `no_tail` says why. Where branches are priced so although the model
-    computes all tokens, `as_written` is the cost of the model as it is.
+    alone; where they cannot, `no_tail` says why. `merges` tells how many tokens a block merges.
+    Where branches are priced so although the model computes all tokens, `as_written` is the cost of
+    the model as it is.
     """
 
     family: str
@@ -220,6 +228,7 @@ class Anatomy:
     tail: int | None = None
     no_tail: str = ""
     as_written: Cost | None = None
+    merges: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def reference(self) -> Cost:

@@ -34,7 +34,7 @@ class Preset(BaseModel):
     `settings` holds the choices of criteria that have some, by the name of the criterion.
 
     The engine `spectral` measures its candidates and cuts front to back; it asks no criterion and
-    repairs by itself.
+    repairs by itself. The engine `merging` merges the same number of tokens in every block.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
     Under a cost budget, `first` removes its group before the others compete for what remains.
@@ -58,7 +58,7 @@ class Preset(BaseModel):
     title: str
     source: str
     groups: tuple[GroupName, ...]
-    engine: Literal["criteria", "spectral"] = "criteria"
+    engine: Literal["criteria", "spectral", "merging"] = "criteria"
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
     settings: dict[str, dict[str, object]] = {}

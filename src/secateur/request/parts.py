@@ -84,8 +84,8 @@ class UnitsPart(TimingPart):
     groups: Annotated[
         Sequence[str] | None,
         Say(
-            "Touch only these: qk, vo, heads, hidden, branch, block, width; else those of the "
-            "method.",
+            "Touch only these: qk, vo, heads, hidden, branch, block, width, tokens; else those of "
+            "the method.",
             UNITS,
             metavar="A,B",
             read=names,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.errors import UserError
+from secateur.models.derived.merge import merges_of
 from secateur.models.derived.tail import tail_of
 from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
@@ -151,6 +152,7 @@ def _spec(
                 for key, shape in shapes.items()
             },
             "stand_ins": stand_ins,
+            "merges": merges_of(model),
             "exact_tail": tail_of(model) is not None,
             "widths": widths,
             "held_norms": held,

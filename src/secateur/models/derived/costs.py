@@ -56,7 +56,7 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
         ),
         "per_head": Rate(base=Cost(params=table), per_width=Cost(macs=head)),
         "per_qk": Rate(base=Cost(params=in_qk, macs=qk), per_width=Cost(params=2, macs=qk_dim)),
-        "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk)),
+        "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk, macs=step.matches)),
         "per_vo": Rate(base=Cost(params=in_vo, macs=vo), per_width=Cost(params=2, macs=vo_dim)),
     }
 

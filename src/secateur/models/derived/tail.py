@@ -20,16 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.models.derived.layout import attention_weights, is_fused, our_attention
+from secateur.models.derived.merge import MergeBlock, Sizes, log_of
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
-from secateur.models.modules import PartialBlock, SlimAttention
+from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Residual, Statement
 
 Reads = Callable[[Any], int | None]
 ALL = "its head reads every token of the stream"
 
 
-class TailBlock(PartialBlock):
+class TailBlock(MergeBlock):
     """The block of the last attention layer, which leaves R tokens of the stream of N.
 
     It does so only while the model's own forward pass runs in evaluation mode, without a mask and
@@ -48,8 +49,10 @@ class TailBlock(PartialBlock):
         rows: int,
         reads: Reads,
         recomputes: str | None,
+        place: int = 0,
+        sizes: Sizes | None = None,
     ) -> None:
-        super().__init__(block, residuals, kept)
+        super().__init__(block, residuals, kept, place=place, sizes=sizes)
         self.rows: Final = rows
         self.reads, self.recomputes = reads, recomputes
         self.narrow = False
@@ -76,17 +79,16 @@ class TailBlock(PartialBlock):
 
     def first(self, x_BND: Tensor, given: Mapping[str, Any]) -> Tensor:
         """The first R tokens (B, R, D) behind the block."""
-        if not any(self._attends(residual) for residual in self.steps):
+        if self.sizes is not None and (sizes_BN1 := self.sizes.at(self.place)) is not None:
+            given = {**given, "log_sizes": log_of(sizes_BN1)}
+        if not any(self.attends(residual) for residual in self.steps):
             x_BND = x_BND[:, : self.rows]
         for residual in self.steps:
             update_BRD = self._update(residual, x_BND, given)
-            if self._attends(residual):
+            if self.attends(residual):
                 x_BND = x_BND[:, : self.rows]
             x_BND = x_BND + update_BRD
         return x_BND
-
-    def _attends(self, residual: Residual) -> bool:
-        return isinstance(self.get_submodule(residual.path), SlimAttention)
 
     def _layer(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Any:
         attn = self.get_submodule(residual.path)
@@ -142,6 +144,8 @@ def attend_first(attn: SlimAttention, x_BND: Tensor, rows: int, given: Mapping[s
             q_BHNK, k_BHNK = attn.rotary[1](q_BHNK, k_BHNK, given[attn.rotary[0]])
         q_BHRK = q_BHNK[:, :, :rows] * attn.scale
         logits_BRN = (q_BHRK @ k_BHNK.transpose(-2, -1)).flatten(1, 2)
+    if (log_sizes := given.get("log_sizes")) is not None:
+        logits_BRN = logits_BRN + log_sizes.squeeze(1)
     mean_BHRD = (logits_BRN.softmax(dim=-1) @ x_BND).unflatten(1, (heads, rows))
     out_BHRV = mean_BHRD @ wv_HVD.transpose(1, 2)
     if bv is not None:
@@ -211,11 +215,7 @@ def put_(stated: Statement, model: nn.Module) -> None:
     if why_no_tail(stated, model, steps):
         return
     first = steps[_start(steps)]
-    if isinstance(first.layer, AttentionLayer) and not isinstance(first.module, SlimAttention):
-        fused = is_fused(first.module, stated.fused)
-        weights = attention_weights(first.module, first.layer)
-        ours = our_attention(first.module, first.layer, weights, fused=fused)
-        model.set_submodule(first.path, ours)
+    own_attention_(stated, model, first)
     block = TailBlock(
         first.owner,
         residuals_of(stated, first.block, first.owner),
@@ -223,9 +223,20 @@ def put_(stated: Statement, model: nn.Module) -> None:
         rows=stated.tail.reads(model) or 0,
         reads=stated.tail.reads,
         recomputes=stated.recomputes,
+        place=getattr(first.owner, "place", 0),
+        sizes=getattr(first.owner, "sizes", None),
     )
     model.set_submodule(first.block, block)
     watch_(model, block)
+
+
+def own_attention_(stated: Statement, model: nn.Module, step: Step) -> None:
+    """Put our attention with the same weights in the place of a host's, if it is not there."""
+    if isinstance(step.layer, AttentionLayer) and not isinstance(step.module, SlimAttention):
+        fused = is_fused(step.module, stated.fused)
+        weights = attention_weights(step.module, step.layer)
+        ours = our_attention(step.module, step.layer, weights, fused=fused)
+        model.set_submodule(step.path, ours)
 
 
 def _start(steps: Sequence[Step]) -> int:
