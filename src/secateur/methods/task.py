@@ -239,7 +239,7 @@ def check_offered(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budge
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
         if group == "width":
             _check_width(anatomy, budget)
-        if group in ("branch", "block", "width"):
+        if group in ("branch", "block", "width", "tokens"):
             continue
         if any(group in branch.groups for branch in anatomy.branches):
             continue
