@@ -22,7 +22,9 @@ from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
+from secateur.models.caches import observable
 from secateur.models.family import read
 from secateur.models.outputs import outputs_of
 from secateur.models.types import Anatomy
@@ -48,8 +50,18 @@ def build(name: str) -> nn.Module:
 
 @cache
 def shared(name: str) -> nn.Module:
-    """The same for all, for looking only."""
-    model = HOSTS[name]()
+    """The same for all, for looking only; with attention that hooks can see into."""
+    return observable(as_made(name))
+
+
+@cache
+def as_made(name: str) -> nn.Module:
+    """The host as its library has it."""
+    return settled(HOSTS[name](), name)
+
+
+def settled(model: nn.Module, name: str) -> nn.Module:
+    """A model in evaluation mode with random parameters that follow from a name."""
     randomise_(model, seed=sum(name.encode()))
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         settle_(model)
@@ -190,9 +202,32 @@ TIMM_EVAS: dict[str, Callable[[], nn.Module]] = {
     ),
     "eva_rope": partial(Eva, **SIZES | ROPE | {"use_abs_pos_emb": True}),
     "eva_mixed": partial(Eva, **SIZES | ROPE, rope_type="mixed"),
+    "eva_norms": partial(named, "eva_giant_patch14_224", scale_attn_inner=True, scale_mlp=True),
+    "eva02_packed": partial(named, "eva02_tiny_patch14_224"),
+    "eva02_split": partial(named, "eva02_base_patch14_224"),
+    "beit": partial(named, "beit_base_patch16_224"),
+    "beitv2_shared": partial(
+        named,
+        "beitv2_base_patch16_224",
+        use_shared_rel_pos_bias=True,
+        use_abs_pos_emb=True,
+        global_pool="token",
+    ),
+    "relpos_mlp": partial(named, "vit_relpos_small_patch16_224", class_token=True, qkv_bias=True),
 }
 for _name, _build in TIMM_EVAS.items():
     host(_name)(_build)
+
+TORCHVISION: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_layers": 3,
+    "num_heads": 4,
+    "hidden_dim": 32,
+    "mlp_dim": 64,
+    "num_classes": 10,
+}
+host("torchvision_vit")(partial(TorchvisionViT, **TORCHVISION))
 
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))

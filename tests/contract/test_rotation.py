@@ -126,8 +126,8 @@ def flatten_(model: nn.Module, rank: int) -> None:
             writer.bias.copy_(onto_DD @ writer.bias)
 
 
-NO_BIASES = ("vit_no_biases", "eva_dinov3")
-"""Hosts in which what reads the stream has no bias, so that a constant is lost."""
+NO_BIASES = ("vit_no_biases", "eva_dinov3", "eva02_packed", "eva02_split")
+"""Hosts in which something that reads the stream has no bias, so that a constant is lost."""
 
 FLAT = [name for name in TURNING if name not in NO_BIASES]
 

@@ -75,8 +75,7 @@ REFUSED = [
     (Doubled, "outputs differ by"),
     (SkipsEverySecond, "outputs differ by"),
     (PoolsByItself, "outputs differ by"),
-    (TwoHeads, "gives a tuple"),
-    (Named, "gives a dict"),
+    (TwoHeads, r"outputs of shape \(2, 17, 32\), not \(2, 10\)"),
     (Tokens, r"outputs of shape \(2, 17, 32\), not \(2, 10\)"),
     (WantsMore, "fails on images"),
 ]
@@ -93,6 +92,12 @@ def test_another_forward_pass_is_refused_before_an_image_is_read(
     assert kind.__name__ in str(error.value)
     with pytest.raises(UserError, match=words):
         analyze(model.eval(), Untouched())
+
+
+def test_logits_under_a_name_are_the_outputs() -> None:
+    model = Named(**SIZES)
+    randomise_(model, seed=1)
+    require_walk(model.eval())
 
 
 def test_a_model_without_values_is_not_looked_at() -> None:

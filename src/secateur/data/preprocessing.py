@@ -55,6 +55,8 @@ class Preprocessing:
         gets timm's ImageNet defaults. Raises UserError when no image size can be found.
         """
         config = getattr(model, "pretrained_cfg", None) or {}
+        named = {key: getattr(model, f"image_{key}", None) for key in ("mean", "std")}
+        config = {key: value for key, value in named.items() if value is not None} | config
         input_size = _input_size(model, config)
         resolved = resolve_data_config(pretrained_cfg={**config, "input_size": input_size})
         return cls(
@@ -166,7 +168,7 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
     configured = config.get("input_size")
     patch_embed = getattr(model, "patch_embed", None)
     projection = getattr(patch_embed, "proj", None)
-    image_size = getattr(patch_embed, "img_size", None)
+    image_size = getattr(patch_embed, "img_size", None) or getattr(model, "image_size", None)
     if isinstance(configured, tuple | list) and len(configured) == 3:
         channels, height, width = (int(size) for size in configured)
     elif image_size is not None:
@@ -174,7 +176,7 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
     else:
         raise UserError(
             f"cannot tell the image size of {type(model).__name__}: it has neither a timm "
-            "configuration nor a patch_embed.img_size; give the preprocessing explicitly."
+            "configuration nor an image_size; give the preprocessing explicitly."
         )
     if isinstance(projection, nn.Conv2d):
         channels = projection.in_channels

@@ -10,8 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.measurement.modes import example_images
-from secateur.models.caches import evaluating, forget_cached_
-from secateur.models.modules import unfused
+from secateur.models.caches import evaluating, forget_cached_, unfused
 from secateur.models.types import Cost
 
 

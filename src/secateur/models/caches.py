@@ -6,13 +6,14 @@ cannot be copied.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
 from torch import nn
 
-from secateur.models.family import stated_names
+from secateur.models.family import family_of, stated_names
+from secateur.models.modules import SlimAttention
 
 
 def forget_cached_(model: nn.Module) -> None:
@@ -71,3 +72,31 @@ def own_(shell: nn.Module, model: nn.Module) -> None:
         for name, tensor in list(own):
             if id(tensor) in shared:
                 setattr(module, name, copy.deepcopy(tensor, copies))
+
+
+def observable(model: nn.Module) -> nn.Module:
+    """The model itself, or a shell whose attention is ours where hooks would miss the host's."""
+    family = family_of(model)
+    if not family.unseen(model):
+        return model
+    shell = shell_of(model)
+    family.adopt_(shell)
+    return shell
+
+
+@contextmanager
+def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
+    """Our attention as plain matrix products, and that of hosts that have one of these switches.
+
+    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
+    """
+    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
+    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
+    found = [(module, name) for module, name in found if getattr(module, name) is True]
+    for module, name in found:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, True)

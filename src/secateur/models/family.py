@@ -4,22 +4,22 @@ Legend: B batch, N tokens, D residual width.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived import anatomy, basis, fold, tail, tokens, width
+from secateur.models.derived import adopt, anatomy, basis, fold, tail, tokens, width
 from secateur.models.derived.alone import alone
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
     attention_weights,
-    is_fused,
     mlp_weights,
 )
+from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint
@@ -97,7 +97,18 @@ class Family:
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
-            self._put_(model, branch.id, new)
+            adopt.put_(self.statement, model, branch.id, new)
+
+    def unseen(self, model: nn.Module) -> bool:
+        """Whether some attention of a model computes past its modules, so that hooks miss it."""
+        return bool(adopt.unseen_in(self.statement, model))
+
+    def adopt_(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """Put our attention, with equal outputs, in place of what hooks miss.
+
+        Where `names` of tensors are given, layers stay whose tensors are all among them.
+        """
+        adopt.adopt_(self.statement, model, names)
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""
@@ -106,7 +117,7 @@ class Family:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
             residuals = residuals_of(self.statement, path, own[0].owner)
             kept = [step.residual.path for step in own if step.path not in branches]
-            self._put_(model, path, PartialBlock(own[0].owner, residuals, kept))
+            adopt.put_(self.statement, model, path, PartialBlock(own[0].owner, residuals, kept))
 
     @torch.no_grad()
     def put_linear_(self, model: nn.Module, branch: Branch, map_DD: Tensor, bias_D: Tensor) -> None:
@@ -128,7 +139,7 @@ class Family:
             setattr(new, name, nn.Parameter(tensor, like.requires_grad))
         if (scale := step.scale) is not None:
             scale.fill_(1.0)
-        self._put_(model, branch.id, new.train(step.owner.training))
+        adopt.put_(self.statement, model, branch.id, new.train(step.owner.training))
 
     def narrow_(
         self,
@@ -234,15 +245,6 @@ class Family:
         """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
         return sites_of(self._step(model, branch))
 
-    def _put_(self, model: nn.Module, path: str, new: nn.Module) -> None:
-        """Put a module in place of another, with the hooks by which the host records outputs."""
-        if self.statement.record is not None:
-            self.statement.record(model, path)
-            hooks = model.get_submodule(path)._forward_hooks
-            own = {key: hook for key, hook in hooks.items() if not _of_ours(hook)}
-            new._forward_hooks.update(own)
-        model.set_submodule(path, new)
-
     def _own(self, model: nn.Module, branch: Branch) -> list[Step]:
         return steps_of(self.statement, model, at=branch.id)
 
@@ -256,10 +258,6 @@ class Family:
         """What stands since the branch before: transitions, fixed and linear steps."""
         steps = since_branch(steps_before(self.statement, model, branch.id))
         return [alone(self.statement, model, step) for step in steps]
-
-
-def _of_ours(hook: object) -> bool:
-    return str(getattr(hook, "__module__", "secateur")).startswith("secateur")
 
 
 families: Registry[Family] = Registry("model family", "secateur.models.families")

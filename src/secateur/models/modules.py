@@ -3,8 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import torch
@@ -16,13 +15,44 @@ from secateur.models.statement import Call, Residual
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
 
+class KeylessLinear(nn.Linear):
+    """Queries, keys and values in one product, with a bias for queries and values only.
+
+    A constant of all keys changes no softmax, unless keys are `turned` by a norm or rotary
+    embeddings.
+    """
+
+    turned = False
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """The product; between its two parts, the bias is zero for the keys."""
+        keys = self.out_features - self.bias.numel()
+        query, value = self.bias[:keys], self.bias[keys:]
+        return F.linear(x_BND, self.weight, torch.cat([query, torch.zeros_like(query), value]))
+
+
+def carries(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a bias of this layer can do for any constant in all of its rows."""
+    if layer.bias is None:
+        return False
+    return len(layer.bias) == len(layer.weight) or not getattr(layer, "turned", False)
+
+
+def rows_with_bias(layer: nn.Linear | nn.Conv2d, rows_R: Tensor) -> Tensor:
+    """Of one value per row of a layer that has a bias, those of the rows that have one."""
+    assert layer.bias is not None
+    keys = rows_R.numel() - layer.bias.numel()
+    return torch.cat([rows_R[:keys], rows_R[2 * keys :]]) if keys else rows_R
+
+
 class SlimAttention(nn.Module):
     """Self-attention whose query/key width may differ from its value width.
 
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
-    pruned width. `call` says how the host calls it. Gated and scale-normed hosts are refused when
-    a model is read, so neither exists here.
+    pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
+    table of position biases belongs to which pair of tokens. Gated hosts are refused when a model
+    is read, so gates do not exist here.
     """
 
     def __init__(
@@ -34,8 +64,12 @@ class SlimAttention(nn.Module):
         *,
         scale: float,
         dim_out: int | None = None,
+        key_bias: bool = True,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        context_norm: nn.Module | None = None,
+        entries: int = 0,
+        places_NN: Tensor | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
@@ -49,9 +83,18 @@ class SlimAttention(nn.Module):
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary = call, rotary
         inner = num_heads * (2 * qk_dim + v_dim)
-        self.qkv = nn.Linear(dim, inner, device=device, dtype=dtype)
+        packed = nn.Linear if key_bias else KeylessLinear
+        self.qkv = packed(dim, inner, device=device, dtype=dtype)
+        if isinstance(self.qkv, KeylessLinear):
+            self.qkv.turned = rotary is not None or k_norm is not None
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
+        self.norm = context_norm or nn.Identity()
+        self.position_table: nn.Parameter | None = None
+        if places_NN is not None:
+            table_HT = torch.empty(num_heads, entries, device=device, dtype=dtype)
+            self.position_table = nn.Parameter(table_HT)
+            self.register_buffer("position_index", places_NN, persistent=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -73,15 +116,22 @@ class SlimAttention(nn.Module):
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         if (seen := given.get("seen")) is not None:
             seen["keys"] = k_BHNK.mean(1)
-        mask = None if self.call.mask is None else given.get(self.call.mask)
+        mask = self._added(None if self.call.mask is None else given.get(self.call.mask))
         if (log_sizes := given.get("log_sizes")) is not None:
-            mask = _with_bias(mask, log_sizes)
+            mask = log_sizes if mask is None else _added(log_sizes, mask)
         attend = self._fused if self.fused_attn else self._attend
         causal = bool(given.get("is_causal", False))
         out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
-        context_BND = out_BHNV.transpose(1, 2).flatten(2)
+        context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
         out_BND = self.proj_drop(self.proj(context_BND))
         return (out_BND, weights) if self.call.pair else out_BND
+
+    def _added(self, mask: Tensor | None) -> Tensor | None:
+        """Position biases and the mask as one."""
+        if self.position_table is None:
+            return mask
+        bias_HNN = self.position_table[:, self.get_buffer("position_index")]
+        return bias_HNN if mask is None else _added(bias_HNN, mask)
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -115,29 +165,9 @@ class SlimAttention(nn.Module):
         return weights_BHNN @ v, weights_BHNN
 
 
-def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
-    """An attention mask, additive or boolean, with a bias of the logits added."""
-    if mask is not None and mask.dtype == torch.bool:
-        return bias.masked_fill(~mask, float("-inf"))
-    return bias if mask is None else mask + bias
-
-
-@contextmanager
-def unfused(model: nn.Module, switches: Collection[str] = ()) -> Iterator[None]:
-    """Our attention as plain matrix products, and that of hosts that have one of these switches.
-
-    Ours then is also without the zeros with which it pads unequal widths for the fused kernel.
-    """
-    found = [(m, name) for m in model.modules() for name in switches if getattr(m, name, 0) is True]
-    found += [(m, "fused_attn") for m in model.modules() if isinstance(m, SlimAttention)]
-    found = [(module, name) for module, name in found if getattr(module, name) is True]
-    for module, name in found:
-        setattr(module, name, False)
-    try:
-        yield
-    finally:
-        for module, name in found:
-            setattr(module, name, True)
+def _added(bias: Tensor, mask: Tensor) -> Tensor:
+    """A bias of logits and a mask, additive or boolean, as one."""
+    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
 
 
 class LinearStandIn(nn.Linear):

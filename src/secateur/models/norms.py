@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError, short
+from secateur.models.modules import rows_with_bias
 from secateur.models.stream import Held
 
 EPSILONS = ("eps", "variance_epsilon")
@@ -107,7 +108,8 @@ def held_norm(norm: nn.Module, readers: list[nn.Linear], kept_S: Tensor, held: H
         w_RS = w_RS / own_S
         if reader.bias is not None:
             more_R = (w_RD[:, ~gone] - w_RS) @ bias_D[~gone] + w_RD[:, gone] @ constant_P
-            reader.bias.add_(more_R.to(reader.bias.dtype))
+            # WHY: a constant of all keys changes no softmax, so keys may lack a bias for it.
+            reader.bias.add_(rows_with_bias(reader, more_R).to(reader.bias.dtype))
         reader.weight[:, ~gone] = w_RS.to(reader.weight.dtype)
     new.weight.copy_(own_S)
     if new.bias is not None:

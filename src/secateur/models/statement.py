@@ -16,32 +16,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-Names = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """How a block calls a layer: `layer(x, …)`, with x `times` times, and what it gives back.
-
-    `mask` is the keyword of an additive or boolean attention mask, `takes` are further keywords
-    that the block passes on; `fixed` are always given. `by_position` names what blocks take and
-    pass on behind x without a keyword; some hosts pass x itself under the keyword `by_name`. With
-    `pair` the layer returns its output and a second value (attention weights, or None), which the
-    block ignores.
-    """
-
-    mask: str | None = "attn_mask"
-    takes: Names = ()
-    times: int = 1
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    by_position: Names = ()
-    by_name: str | None = None
-    pair: bool = False
-
-    def bound(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """x and all that was given beside it, by name."""
-        named = {**dict(zip(self.by_position, args[1:], strict=False)), **given}
-        return (args[0] if args else named.pop(self.by_name or "")), named
+from secateur.models.derived.call import Call as Call
+from secateur.models.derived.call import Names as Names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +25,9 @@ class Packed:
     """One matrix for queries, keys and values: paths of parameters in the layer.
 
     Rows are [q | k | v], each head by head, or with `by_head` head by head, each [q | k | v].
-    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none.
+    `bias` is one vector in the same order, or one for each of q, k and v, None where there is none;
+    parts of the same name share one vector. Where the layer itself holds a weight or bias (a path
+    without a dot), it computes past its modules: ours is put in its place before it is observed.
     """
 
     weight: str = "qkv.weight"
@@ -74,6 +52,20 @@ class PositionBias:
     table: str
     index: str
     heads: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabulatedBias:
+    """Biases of the logits that follow from weights alone, however the host computes them.
+
+    `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
+    where there are none. Ours, which holds the table, takes the layer's place before it is
+    observed. `shared` is a module of the model whose biases each layer adds to its own; with ours
+    in all places, the module goes.
+    """
+
+    read: Callable[[Any], tuple[Tensor, Tensor] | None]
+    shared: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +112,11 @@ class AttentionLayer:
     qk_norm: tuple[str, str] | None = None
     context_norm: str | None = None
     gate: str | None = None
-    position_bias: PositionBias | None = None
+    position_bias: PositionBias | TabulatedBias | None = None
     rotary: Rotary | None = None
     dropout: str | None = None
     dropout_behind: str | None = None
-    call: Call = Call()
+    call: Call = Call()  # noqa: RUF009 (frozen)
     holds: Holds = Holds.NOTHING
 
 
@@ -144,7 +136,7 @@ class MlpLayer:
     unit_norm: str | None = None
     norm: str | None = None
     norm_behind: str | None = None
-    call: Call = Call(mask=None)
+    call: Call = Call(mask=None)  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +145,7 @@ class FixedLayer:
 
     path: str
     classes: Names
-    call: Call = Call(mask=None)
+    call: Call = Call(mask=None)  # noqa: RUF009 (frozen)
 
 
 Layer = AttentionLayer | MlpLayer | FixedLayer

@@ -43,6 +43,12 @@ class AttentionWeights:
         return None if self.table_HT is None else self.table_HT[:, self.places_NN]
 
     @property
+    def numel(self) -> int:
+        """Number of weights, without `places_NN`."""
+        held = [getattr(self, part.name) for part in fields(self) if part.name != "places_NN"]
+        return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
+
+    @property
     def shape(self) -> AttentionShape:
         """Sizes in this layout."""
         heads, qk, _ = self.q_HKD.shape

@@ -22,7 +22,7 @@ from secateur.models.host import host_of
 from secateur.models.norms import held_norms, uncentred_norms
 from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import noise_for
-from secateur.storage.base import Base, build
+from secateur.storage.base import Base, build, build_like
 from secateur.storage.fingerprint import agree, probe, tolerance
 from secateur.storage.library import Argument, libraries
 from secateur.storage.saved import complete_
@@ -116,7 +116,7 @@ def resized_like(model: nn.Module, base: Base) -> nn.Module:
 
     UserError where the branches or streams of `model` are not those of the base.
     """
-    host = host_of(build(base))
+    host = host_of(build_like(base, model.state_dict().keys()))
     dense = host.anatomy
     stand_ins = [layer.id for layer in read(model).stand_ins]
     resize_(host, shapes_of(model, dense), widths_of(model, dense), stand_ins)
@@ -186,8 +186,8 @@ def identify(model: nn.Module, *, compare_outputs: bool = True) -> Base:
 
 def _difference(model: nn.Module, base: Base, compare_outputs: bool) -> str | None:
     """The first way in which a rebuild from `base` differs from `model`, or None."""
-    rebuilt = build(base)
     tensors = model.state_dict()
+    rebuilt = build_like(base, tensors.keys())
     if reason := misfit(rebuilt, tensors):
         return f"compared with a rebuild of {base.name}: {reason}"
     mine, theirs = _leaves(model), _leaves(rebuilt)
@@ -197,7 +197,7 @@ def _difference(model: nn.Module, base: Base, compare_outputs: bool) -> str | No
     if not compare_outputs:
         return None
     device = next(model.parameters()).device
-    fill_(rebuilt, tensors, lambda: build(base, device))
+    fill_(rebuilt, tensors, lambda: build_like(base, tensors.keys(), device))
     input_size = base.preprocessing.input_size
     expected = probe(model, input_size)
     largest = tolerance(expected, common_dtype(tensors), share=0.01)

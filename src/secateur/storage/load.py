@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.devices import usable_device
 from secateur.errors import UserError
-from secateur.models.family import stated_names
+from secateur.models.family import families, stated_names
 from secateur.models.head import give_head_
 from secateur.storage.base import build
 from secateur.storage.directories.existing import mend_model
@@ -122,8 +122,9 @@ def _open_with(path: Path, source: str, sizes: Sizes) -> nn.Module:
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
     """Names of the classifying layers; a distilled model has two."""
+    stated = [f.statement.tail.classifiers for _, f in families.items() if f.matches(model)]
     config = getattr(model, "pretrained_cfg", None) or {}
-    heads = config.get("classifier") or "head"
+    heads = config.get("classifier") or (stated[0] if stated and stated[0] else "head")
     return (heads,) if isinstance(heads, str) else tuple(heads)
 
 

@@ -17,7 +17,7 @@ from secateur.models.derived.merge import merges_of
 from secateur.models.derived.tail import tail_of
 from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
-from secateur.storage.base import Base, build
+from secateur.storage.base import Base, build_like
 from secateur.storage.card import card
 from secateur.storage.directories.existing import (
     MODEL_FILES,
@@ -132,7 +132,7 @@ def _spec(
 ) -> Spec:
     """Describe `model`, and prove that the description and the file give it back."""
     again = resized_like(model, base)
-    whole = build(base)
+    whole = build_like(base, model.state_dict().keys())
     dense = read(whole)
     shapes, widths = shapes_of(model, dense), widths_of(model, dense)
     stand_ins = [layer.id for layer in read(model).stand_ins]

@@ -13,7 +13,7 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError, short
 from secateur.models.host import host_of
 from secateur.models.norms import hold_norms_
-from secateur.storage.base import Base, build
+from secateur.storage.base import Base, build_like
 from secateur.storage.directories.existing import mend_model
 from secateur.storage.fingerprint import agree, probe
 from secateur.storage.shapes import add_biases_, resize_
@@ -60,7 +60,7 @@ def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module
     shapes = {key: None if size is None else size.shape() for key, size in spec.shapes.items()}
     check_arguments(base.arguments, len(shapes))
     with few_modules(len(shapes)):
-        model = build(base)
+        model = build_like(base, tensors.keys())
     host = host_of(model)
     check_input(spec.fingerprint.input_size, host.anatomy, tensors)
     resize_(host, shapes, spec.widths, spec.stand_ins)
@@ -95,8 +95,8 @@ def complete_(
 
 def _dense(base: Base, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The dense model with real buffers."""
-    check_dense(build(base), tensors)
-    return build(base, "cpu")
+    check_dense(build_like(base, tensors.keys()), tensors)
+    return build_like(base, tensors.keys(), "cpu")
 
 
 def _read_weights(path: Path, spec: Spec) -> dict[str, Tensor]:

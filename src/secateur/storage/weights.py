@@ -46,16 +46,21 @@ def fill_(
     Buffers that are in no file are taken from `rebuild()`, a real module of the same build.
     """
     model.load_state_dict(dict(tensors), strict=True, assign=True)
-    unfilled = {name for name, buffer in model.named_buffers() if buffer.is_meta}
+    unfilled = {name for name, buffer in _buffers(model).items() if buffer.is_meta}
     if not unfilled:
         return model
-    real = dict(rebuild().named_buffers())
+    real = _buffers(rebuild())
     for name in unfilled:
         if name not in real or real[name].shape != model.get_buffer(name).shape:
             raise UserError(f"buffer '{name}' of the model cannot be computed for its new shape.")
         parent, _, last = name.rpartition(".")
         model.get_submodule(parent).register_buffer(last, real[name], persistent=False)
     return model
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers by name, at every place that uses one."""
+    return dict(model.named_buffers(remove_duplicate=False))
 
 
 def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -19,6 +19,7 @@ from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task, planned
+from secateur.models.caches import observable
 from secateur.models.host import Host, host_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
 from secateur.models.walk_check import require_walk
@@ -80,6 +81,7 @@ def open_host(study: Study, name: str) -> StudyHost:
         batch_size=study.batch_size,
     )
     evaluation = decoded(batches)
+    model = observable(model)
     host = host_of(model)
     require_walk(model)
     if host.anatomy.num_classes == 1:

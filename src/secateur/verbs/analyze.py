@@ -29,7 +29,7 @@ from secateur.data.targets import multi_hot
 from secateur.devices import require_double
 from secateur.errors import UserError
 from secateur.measurement.timing import Times, check_timing, time_branches
-from secateur.models.caches import evaluating
+from secateur.models.caches import evaluating, observable
 from secateur.models.host import Host, host_of
 from secateur.models.sharing import has_shared, separated
 from secateur.models.walk_check import require_walk
@@ -120,6 +120,7 @@ def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analys
 
 def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
     """The same for a request that is checked already, as before the model is opened."""
+    model = observable(model)
     if has_shared(model):
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
         model = separated(model)

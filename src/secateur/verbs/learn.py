@@ -15,6 +15,7 @@ from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.task import planned
 from secateur.methods.to_latency import latency_target
+from secateur.models.caches import observable
 from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
@@ -58,11 +59,11 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
-    host = host_of(model)
+    host = host_of(observable(model))
     task = resolve_learn(asked, host)
     host = planned(host, task.task)
     refuse_shared(host, task.task.groups)
-    require_walk(model)
+    require_walk(host.model)
     if request.eval_images is not None:
         require_classifier(model)
     scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
@@ -75,7 +76,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     if request.on_note is not None:
         request.on_note(before.text())
     job = LearnJob(
-        model,
+        host.model,
         host.family,
         host.anatomy,
         task=task,

@@ -18,7 +18,7 @@ from secateur.methods.request import PruneRequest
 from secateur.methods.tail import with_tail, with_target
 from secateur.methods.task import Task, planned, resolve
 from secateur.methods.to_latency import cut_to_latency, times_count
-from secateur.models.caches import evaluating
+from secateur.models.caches import evaluating, observable
 from secateur.models.host import Host, host_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
@@ -81,7 +81,7 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
 def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     """The smaller model, not measured yet."""
     request = asked.request
-    host = host_of(model)
+    host = host_of(observable(model))
     classes = host.anatomy.num_classes
     task = resolve(asked, host.anatomy)
     host = planned(host, task)
@@ -94,9 +94,9 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     if request.polish is not None:
         require_polishable(model, batches.images)
     shown = Images(batches=batches, progress=request.progress, loss=loss)
-    job = Job(model, host.family, host.anatomy, task=task, images=shown)
+    job = Job(host.model, host.family, host.anatomy, task=task, images=shown)
     # WHY: dropout and stochastic depth would be measured as if they were the model.
-    with evaluating(model):
+    with evaluating(job.model):
         return _carried_out(job, data, base)
 
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
-from secateur.models.derived.layout import held_in, shape_of
-from secateur.models.derived.members import start_of
+from secateur.models.derived.layout import shape_of
+from secateur.models.derived.members import heads_of, start_of
 from secateur.models.derived.merge import merges_of
-from secateur.models.derived.names import linear, member, names_in, optional, parameter, present
+from secateur.models.derived.names import linear, member, names_in, optional, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.derived.tail import narrowed, why_no_tail
 from secateur.models.derived.tokens import merged_steps, why_no_merging
@@ -65,7 +65,7 @@ def _read(
         tokens=tokens,
         prefix_tokens=prefix,
         input_size=stated.image(model),
-        num_classes=0 if stated.classes is None else int(getattr(model, stated.classes)),
+        num_classes=_classes_of(stated, model),
         blocks=tuple(
             Block(id=path, index=i, branches=tuple(b.id for b in branches if b.block == i))
             for i, path in enumerate(paths)
@@ -88,6 +88,16 @@ def _reasons(*, width: str | None, tokens: str | None) -> dict[GroupName, str]:
     return {group: why for group, why in found.items() if why is not None}
 
 
+def _classes_of(stated: Statement, model: nn.Module) -> int:
+    """Outputs of the classifier, which may be another than the host was built with."""
+    if stated.classes is None:
+        return 0
+    for head in heads_of(stated, model).values():
+        return head.out_features
+    named = member(model, stated.classes)
+    return int(named) if isinstance(named, int) else 0
+
+
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
@@ -108,7 +118,8 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
         if not isinstance(head := member(model, path), nn.Linear | nn.Identity | None):
             return f"its {path.removesuffix('?')} is a {type(head).__name__}, not a Linear"
     for step in steps:
-        if step.held_whole and "vo" in _refusals(step.module, step.layer):
+        gate = step.layer.gate if isinstance(step.layer, AttentionLayer) else None
+        if step.held_whole and optional(step.module, gate) is not None:
             return f"{step.path} computes at its present width only, and ours cannot take its place"
     starts = [step.stage for step in steps if step.kind == "transition"]
     if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
@@ -143,22 +154,9 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 stated_by[id(fact)] = tuple(names_in(fact))
             for path in stated_by[id(fact)]:
                 member(owner, path)
-        if isinstance(step.layer, AttentionLayer):
-            _check_attention(step, step.layer)
         if isinstance(step.layer, MlpLayer):
             _check_mlp(step, step.layer)
     return steps
-
-
-def _check_attention(step: Step, layer: AttentionLayer) -> None:
-    """UserError for a layer that computes past its modules, where hooks see nothing."""
-    attn = step.module
-    for path in (*held_in(layer.qkv, "weight"), *held_in(layer.qkv, "bias")):
-        if "." not in path and parameter(attn, path) is not None:
-            raise UserError(
-                f"{step.path} is a {type(attn).__name__} that multiplies with its weights past the "
-                "modules that hold them, so its queries, keys and values cannot be observed."
-            )
 
 
 def _check_mlp(step: Step, layer: MlpLayer) -> None:
@@ -216,5 +214,5 @@ def _refusals(module: nn.Module, layer: Layer | None) -> dict[GroupName, str]:
         refusals |= dict.fromkeys(every, "the attention output is gated")
     if optional(module, layer.context_norm) is not None:
         why = "a norm over the attention output depends on every dim"
-        refusals |= dict.fromkeys(every, why)
+        refusals |= dict.fromkeys(("vo", "heads"), why)
     return refusals

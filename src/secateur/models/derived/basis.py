@@ -21,6 +21,7 @@ from secateur.models.derived.anatomy import why_not_narrow
 from secateur.models.derived.members import Members, members_of, reading_once
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Linears, steps_of
+from secateur.models.modules import carries, rows_with_bias
 from secateur.models.norms import HeldNorm, affine, can_hold, centres, uncentred_norm
 from secateur.models.statement import Statement
 
@@ -105,10 +106,10 @@ def _read_rotated_(owner: nn.Module, path: str, readers: Linears, basis_DD: Tens
     norm = owner.get_submodule(path)
     weight_D, bias_D = affine(norm)
     new = uncentred_norm(norm)
-    if carried := all(reader.bias is not None for reader in readers):
+    if carried := all(carries(reader) for reader in readers):
         for reader in readers:
             bias, weight = reader.get_parameter("bias"), reader.get_parameter("weight")
-            bias.copy_(bias.double() + weight.double() @ bias_D)
+            bias.copy_(bias.double() + rows_with_bias(reader, weight.double() @ bias_D))
     if new.bias is not None and not carried:
         if bool(((weight_D == 0) & (bias_D != 0)).any()):
             raise UserError(

@@ -42,13 +42,13 @@ def prices_of(step: Step) -> dict[str, Rate]:
 
 def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict[str, Rate]:
     n, attn, weights = step.tokens, step.module, attention_weights(step.module, layer)
-    gate, norm = optional(attn, layer.gate), optional(attn, layer.context_norm)
+    gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
-    inner = parameters(gate, norm) - gates * weights.o_DHV.shape[0]
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
     in_qk = sum(bias is not None for bias in (weights.qb_HK, weights.kb_HK))
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
+    inner = parameters(attn) - weights.numel - norms - gates * weights.o_DHV.shape[0]
     head, qk, qk_dim, vo, vo_dim = _attention_macs(n, step.rows, moved=moves_keys(step))
     return {
         "fixed": Rate(

@@ -11,27 +11,39 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.derived.names import linear, optional, parameter, stands_at
-from secateur.models.modules import SlimAttention
-from secateur.models.statement import AttentionLayer, Holds, MlpLayer, Packed, Separate
+from secateur.models.modules import KeylessLinear, SlimAttention
+from secateur.models.statement import (
+    AttentionLayer,
+    Holds,
+    MlpLayer,
+    Packed,
+    PositionBias,
+    Separate,
+    TabulatedBias,
+)
 from secateur.models.types import AttentionShape, MlpShape
 from secateur.models.weights import AttentionWeights, MlpWeights
 
 Parts = tuple[int, ...]
 
 
-def ours(layer: AttentionLayer) -> AttentionLayer:
+OWN_TABLE = PositionBias(table="position_table", index="position_index")
+
+
+def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
     """The facts of the attention of ours that took the place of a host's layer."""
+    keyless = isinstance(own.qkv, KeylessLinear)
     return replace(
         layer,
-        qkv=Packed(),
+        qkv=Packed(bias=("qkv.bias", None, "qkv.bias")) if keyless else Packed(),
         out="proj",
         heads="num_heads",
         scale="scale",
         sizes={"qk_dim": "qk", "v_dim": "vo"},
         qk_norm=("q_norm", "k_norm"),
-        context_norm=None,
+        context_norm="norm",
         gate=None,
-        position_bias=None,
+        position_bias=None if own.position_table is None else OWN_TABLE,
         holds=Holds.ALL,
     )
 
@@ -52,7 +64,11 @@ def held_in(qkv: Packed | Separate, what: Literal["weight", "bias"]) -> dict[str
         return {found: (0, 1, 2)}
     else:
         names = found
-    return {name: (part,) for part, name in enumerate(names) if name is not None}
+    return {
+        name: tuple(part for part, other in enumerate(names) if other == name)
+        for name in names
+        if name is not None
+    }
 
 
 def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
@@ -67,17 +83,10 @@ def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
 
 def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeights:
     """The layer in canonical layout; views of its parameters where it packs them by head."""
-    shape, position, out = (
-        attention_shape(attn, layer),
-        layer.position_bias,
-        linear(attn, layer.out),
-    )
+    shape, out = attention_shape(attn, layer), linear(attn, layer.out)
     weights = _parts(attn, layer.qkv, "weight", shape)
     biases = _parts(attn, layer.qkv, "bias", shape)
-    table = places = None
-    if position is not None and (found := parameter(attn, position.table)) is not None:
-        table = found.detach().movedim(position.heads, 0)
-        places = attn.get_buffer(position.index)
+    table, places = position_biases(attn, layer.position_bias)
     return AttentionWeights(
         q_HKD=weights[0],
         k_HKD=weights[1],
@@ -91,6 +100,18 @@ def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeight
         table_HT=table,
         places_NN=places,
     )
+
+
+@torch.no_grad()
+def position_biases(
+    module: nn.Module, stated: PositionBias | TabulatedBias | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A table (H, T) of biases of the logits, and the entry of each pair of tokens (N, N)."""
+    if isinstance(stated, TabulatedBias):
+        return stated.read(module) or (None, None)
+    if stated is None or (found := parameter(module, stated.table)) is None:
+        return None, None
+    return found.detach().movedim(stated.heads, 0), module.get_buffer(stated.index)
 
 
 def assign_attention_(
@@ -113,18 +134,14 @@ def assign_attention_(
     return attn
 
 
-def is_fused(attn: nn.Module, switch: str | None) -> bool:
-    """Whether a host's attention takes a fused kernel, by the attribute that says so."""
-    found = stands_at(attn, switch)
-    return found != "eager" if isinstance(found, str) else found is None or bool(found)
-
-
 def our_attention(
     attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights, *, fused: bool
 ) -> nn.Module:
     """Our own attention in place of a host's layer."""
     shape, like, rotary = weights.shape, linear(attn, layer.out).weight, layer.rotary
     q_norm, k_norm = layer.qk_norm or (None, None)
+    biases = [weights.qb_HK is not None, weights.kb_HK is not None, weights.vb_HV is not None]
+    table = weights.table_HT
     settings = {} if rotary is None else {name: getattr(attn, name) for name in rotary.settings}
     slim = SlimAttention(
         dim=weights.q_HKD.shape[2],
@@ -133,8 +150,12 @@ def our_attention(
         v_dim=shape.vo,
         scale=weights.scale,
         dim_out=weights.o_DHV.shape[0],
+        key_bias=biases != [True, False, True],
         q_norm=optional(attn, q_norm),
         k_norm=optional(attn, k_norm),
+        context_norm=optional(attn, layer.context_norm),
+        entries=0 if table is None else table.shape[1],
+        places_NN=weights.places_NN,
         attn_drop=_chance(attn, layer.dropout),
         proj_drop=_chance(attn, layer.dropout_behind),
         fused_attn=fused,
@@ -145,7 +166,7 @@ def our_attention(
     )
     for projection in (slim.qkv, slim.proj):
         projection.requires_grad_(like.requires_grad)
-    _write_(slim, ours(layer), weights)
+    _write_(slim, ours(layer, slim), weights)
     return slim.train(attn.training)
 
 
@@ -163,7 +184,7 @@ def _write_(attn: nn.Module, layer: AttentionLayer, weights: AttentionWeights) -
         lacking = all(bias is None for bias, _ in own)
         _assign_(attn, path, None if lacking else _joined(filled, by_head=by_head))
     assign_layer_(linear(attn, layer.out), weights.o_DHV.flatten(1), weights.ob_D)
-    if layer.position_bias is not None and weights.table_HT is not None:
+    if isinstance(layer.position_bias, PositionBias) and weights.table_HT is not None:
         table = weights.table_HT.movedim(0, layer.position_bias.heads)
         _assign_(attn, layer.position_bias.table, table)
     h, k, v = shape.heads, shape.qk, shape.vo

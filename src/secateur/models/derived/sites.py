@@ -26,6 +26,8 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
     if isinstance(step.layer, MlpLayer):
         return sites | {"hidden": HookPoint(f"{step.path}.{step.layer.writer}", "input", view)}
     assert isinstance(step.layer, AttentionLayer)
+    if step.unseen:
+        return sites
     return sites | _attention_sites(step.path, step.module, step.layer)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.derived.layout import held_in, ours
-from secateur.models.derived.names import linear, member, optional, parameter
+from secateur.models.derived.names import linear, member, optional, parameter, stands_at
 from secateur.models.modules import LinearStandIn, PartialBlock, SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
@@ -21,6 +21,7 @@ from secateur.models.statement import (
     MlpLayer,
     Residual,
     Statement,
+    TabulatedBias,
 )
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
@@ -65,6 +66,16 @@ class Step:
     def held_whole(self) -> bool:
         """Whether it is attention that computes correctly in its dense shape and width only."""
         return isinstance(self.layer, AttentionLayer) and self.layer.holds is Holds.NOTHING
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is attention that computes past its modules, where hooks see nothing."""
+        layer, module = self.layer, self.module
+        if not isinstance(layer, AttentionLayer):
+            return False
+        paths = (*held_in(layer.qkv, "weight"), *held_in(layer.qkv, "bias"))
+        own = any("." not in path and parameter(module, path) is not None for path in paths)
+        return own or isinstance(layer.position_bias, TabulatedBias)
 
     @property
     def block(self) -> str:
@@ -191,16 +202,25 @@ def _read(path: str, block: nn.Module, residual: Residual) -> tuple[Kind, Layer 
     module = member(block, residual.path)
     if isinstance(module, LinearStandIn):
         return "linear", None
-    name, own = type(module).__name__, isinstance(module, SlimAttention)
-    for layer in residual.layers:
-        if own and isinstance(layer, AttentionLayer):
-            return "attention", ours(layer)
-        if name in layer.classes:
-            if isinstance(layer, FixedLayer):
-                return "fixed", layer
-            return ("attention" if isinstance(layer, AttentionLayer) else "mlp"), layer
+    name = type(module).__name__
+    if isinstance(module, SlimAttention):
+        for layer in residual.layers:
+            if isinstance(layer, AttentionLayer):
+                return "attention", ours(layer, module)
+    found = [layer for layer in residual.layers if name in layer.classes]
+    for layer in [one for one in found if _has_weights(module, one)] or found:
+        if isinstance(layer, FixedLayer):
+            return "fixed", layer
+        return ("attention" if isinstance(layer, AttentionLayer) else "mlp"), layer
     known = ", ".join(name for layer in residual.layers for name in layer.classes)
     raise UserError(f"{path} is a {name}, a layer that secateur cannot read; supported: {known}.")
+
+
+def _has_weights(module: object, layer: Layer) -> bool:
+    """Whether a layer has the weights that its facts name: classes may have one of several."""
+    if not isinstance(layer, AttentionLayer) or not isinstance(module, nn.Module):
+        return True
+    return all(stands_at(module, path) is not None for path in held_in(layer.qkv, "weight"))
 
 
 def steps_before(stated: Statement, model: nn.Module, branch_id: str) -> list[Step]:

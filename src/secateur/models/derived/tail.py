@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.models.derived.layout import attention_weights, is_fused, our_attention
+from secateur.models.derived.adopt import put_ as put_module_
+from secateur.models.derived.layout import attention_weights, our_attention
 from secateur.models.derived.merge import MergeBlock, Sizes, log_of
-from secateur.models.derived.names import optional
+from secateur.models.derived.names import is_fused, optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Residual, Statement
@@ -125,8 +126,7 @@ def attend_first(attn: SlimAttention, x_BND: Tensor, rows: int, given: Mapping[s
     heads, qk, vo = attn.num_heads, attn.qk_dim, attn.v_dim
     parts = [heads * qk, heads * qk, heads * vo]
     wq, wk, wv = attn.qkv.weight.split(parts)
-    bias = attn.qkv.bias
-    bq, bk, bv = (None, None, None) if bias is None else bias.split(parts)
+    bq, bk, bv = _biases(attn.qkv.bias, parts)
     wk_HKD, wv_HVD = wk.unflatten(0, (heads, qk)), wv.unflatten(0, (heads, vo))
 
     def by_head(t_BNC: Tensor) -> Tensor:
@@ -172,6 +172,18 @@ def forget_(model: nn.Module) -> None:
             if isinstance(getattr(hook, "__self__", None), TailBlock):
                 del hooks[number]
                 model._forward_hooks_always_called.pop(number, None)
+
+
+def _biases(bias: Tensor | None, parts: list[int]) -> tuple[Tensor | None, ...]:
+    """Biases of queries, keys and values; keys may be without."""
+    if bias is None:
+        return None, None, None
+    return tuple(bias.split(parts)) if bias.numel() == sum(parts) else _keyless(bias, parts)
+
+
+def _keyless(bias: Tensor, parts: list[int]) -> tuple[Tensor | None, ...]:
+    query, value = bias.split([parts[0], parts[2]])
+    return query, None, value
 
 
 def tail_of(model: nn.Module) -> TailBlock | None:
@@ -235,8 +247,9 @@ def own_attention_(stated: Statement, model: nn.Module, step: Step) -> None:
     if isinstance(step.layer, AttentionLayer) and not isinstance(step.module, SlimAttention):
         fused = is_fused(step.module, stated.fused)
         weights = attention_weights(step.module, step.layer)
-        ours = our_attention(step.module, step.layer, weights, fused=fused)
-        model.set_submodule(step.path, ours)
+        put_module_(
+            stated, model, step.path, our_attention(step.module, step.layer, weights, fused=fused)
+        )
 
 
 def _start(steps: Sequence[Step]) -> int:

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
+from secateur.models.derived.adopt import put_
 from secateur.models.derived.fold import writer_scale
 from secateur.models.derived.layout import (
     attention_weights,
     held_in,
-    is_fused,
     mlp_weights,
     our_attention,
 )
 from secateur.models.derived.members import Members, members_of, reading_once, start_of
+from secateur.models.derived.names import is_fused
 from secateur.models.derived.steps import Step, steps_of
 from secateur.models.norms import can_hold, held_norm, is_norm, removed
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
@@ -41,7 +42,7 @@ def narrow_(
             weights = attention_weights(step.module, step.layer)
             fused = is_fused(step.module, stated.fused)
             new = our_attention(step.module, step.layer, weights, fused=fused)
-            step.owner.set_submodule(step.residual.path, new)
+            put_(stated, model, step.path, new)
     members = members_of(stated, model, stage)
     if members.following is None:
         _narrow_tail_(model, members, kept_D, held.get(END))

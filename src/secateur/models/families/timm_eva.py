@@ -1,7 +1,8 @@
-"""timm's Eva with rotary position embeddings: DINOv3, Perception Encoder, ViT-RoPE.
+"""timm's Eva: EVA, and with rotary embeddings EVA-02, DINOv3, Perception Encoder, ViT-RoPE.
 
-EVA-02, whose attention adds biases that stand apart from its matrix, cannot be observed through
-its modules and is refused when it is read.
+Where biases stand apart from the matrix (EVA, EVA-02 tiny and small), the host multiplies past
+its modules. Queries, keys and values of EVA-02 base and large are layers of their own, keys
+without a bias.
 """
 
 from dataclasses import replace
@@ -21,6 +22,7 @@ from secateur.models.statement import (
     Packed,
     Residual,
     Rotary,
+    Separate,
     Statement,
     Stem,
     Tail,
@@ -62,6 +64,7 @@ EVA = AttentionLayer(
     dropout_behind="proj_drop",
     call=Call(takes=("rope", "is_causal")),
 )
+SPLIT = replace(EVA, qkv=Separate(q="q_proj", k="k_proj", v="v_proj"))
 ROPE = replace(
     EVA,
     classes=("AttentionRope",),
@@ -83,12 +86,17 @@ def steps(*attention: AttentionLayer) -> dict[str, tuple[Residual, ...]]:
 
 SHARED = Statement(
     name="timm_eva",
-    title="timm Eva (DINOv3, Perception Encoder, ViT-RoPE)",
-    examples=("timm:vit_base_patch16_dinov3", "timm:vit_base_patch16_rope_224"),
+    title="timm Eva with rotary embeddings (EVA-02, DINOv3, Perception Encoder, ViT-RoPE)",
+    examples=(
+        "timm:vit_base_patch16_dinov3",
+        "timm:vit_base_patch16_rope_224",
+        "timm:eva02_small_patch14_224",
+        "timm:eva02_base_patch14_224",
+    ),
     hosts=("timm.models.eva:Eva",),
-    applies=lambda eva: not eva.rope_mixed,
+    applies=lambda eva: eva.rope is not None and not eva.rope_mixed,
     blocks="blocks.*",
-    residuals=steps(EVA, ROPE),
+    residuals=steps(EVA, SPLIT, ROPE),
     stem=Stem(
         writer="patch_embed.proj",
         patch_norm="patch_embed.norm",
@@ -117,15 +125,30 @@ SHARED = Statement(
 )
 state(SHARED)
 
-MIXED = replace(EVA.rotary, per_head=True) if EVA.rotary is not None else None
+
+def with_rotary(rotary: Rotary | None) -> dict[str, tuple[Residual, ...]]:
+    """The steps with other rotary embeddings, or none."""
+    return steps(*[replace(layer, rotary=rotary) for layer in (EVA, SPLIT, ROPE)])
+
+
 state(
     replace(
         SHARED,
         name="timm_eva_mixed",
         title="timm Eva with learned rotary embeddings per head",
         examples=("timm:vit_base_patch16_rope_mixed_224",),
-        applies=lambda eva: eva.rope_mixed,
+        applies=lambda eva: eva.rope is not None and eva.rope_mixed,
         stem=replace(SHARED.stem, earlier={"rope": 0}),
-        residuals=steps(replace(EVA, rotary=MIXED), replace(ROPE, rotary=MIXED)),
+        residuals=with_rotary(None if EVA.rotary is None else replace(EVA.rotary, per_head=True)),
+    )
+)
+state(
+    replace(
+        SHARED,
+        name="timm_eva_plain",
+        title="timm Eva without rotary embeddings (EVA)",
+        examples=("timm:eva_giant_patch14_224",),
+        applies=lambda eva: eva.rope is None,
+        residuals=with_rotary(None),
     )
 )

@@ -6,12 +6,17 @@ from urllib.error import URLError
 
 import torchvision
 from torch import nn
+from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
 from secateur.errors import UserError, short
 from secateur.storage.library import Argument, Arguments, libraries, tuples
 from secateur.storage.untrusted.bounds import UNBUILDABLE
 
 ALLOWED = frozenset({"num_classes", "image_size"})
+CLASS = "VisionTransformer"
+"""The class that makes torchvision's plain vision transformers, whatever their sizes."""
+SIZES = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "num_classes")
+CLASS_ALLOWED = frozenset({*SIZES, "num_layers", "num_heads"})
 MARK = "torchvision_built_from"
 """torchvision keeps no name in its models, so ours do."""
 
@@ -43,19 +48,33 @@ class TorchvisionModels:
         return model
 
     def recognise(self, model: nn.Module) -> Iterator[tuple[str, Arguments]]:
-        """By the mark that `open` leaves."""
+        """By the mark that `open` leaves, or by the sizes that a vision transformer shows."""
         if MARK in model.__dict__:
             yield model.__dict__[MARK]
+        if type(model) is VisionTransformer:
+            layers = [m for m in model.modules() if isinstance(m, EncoderBlock)]
+            sizes: dict[str, Argument] = {key: int(getattr(model, key)) for key in SIZES}
+            if isinstance(head := getattr(model.heads, "head", None), nn.Linear):
+                sizes["num_classes"] = head.out_features
+            if layers:
+                yield CLASS, {**sizes, "num_layers": len(layers), "num_heads": layers[0].num_heads}
 
     def skeleton(self, name: str, arguments: Arguments) -> nn.Module:
-        """`torchvision.models.get_model` for a listed name, classes and image size."""
-        _check_name(name)
-        if odd := sorted(set(arguments) - ALLOWED):
+        """`torchvision.models.get_model` for a listed name, classes and image size.
+
+        For the class of its plain vision transformers, the sizes of any of them.
+        """
+        if name != CLASS:
+            _check_name(name)
+        if odd := sorted(set(arguments) - (CLASS_ALLOWED if name == CLASS else ALLOWED)):
             raise UserError(f"'{odd[0]}' is no argument of torchvision's '{name}' to be set here.")
         if odd := sorted(k for k, v in arguments.items() if type(v) is not int):
             raise UserError(f"argument '{odd[0]}' of torchvision's '{name}' is no whole number.")
         values = {key: tuples(value) for key, value in arguments.items()}
         try:
+            if name == CLASS:
+                named: nn.Module = VisionTransformer(**values)
+                return named
             model: nn.Module = torchvision.models.get_model(name, weights=None, **values)
         except UNBUILDABLE as error:
             raise UserError(

@@ -6,8 +6,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from secateur.models.caches import unfused
 from secateur.models.family import stated_names
-from secateur.models.modules import unfused
 
 
 @contextmanager
