@@ -6,6 +6,7 @@ from torch import Tensor
 
 from secateur.analysis.similarity import similarities
 from secateur.data.batches import as_batches
+from secateur.models.family import family_of
 from secateur.models.hook_points import HookPoint, attached
 from secateur.statistics import observe, statistics_kinds
 from secateur.statistics.kinds import stream_similarity
@@ -24,9 +25,10 @@ def stored(name: str, part: str) -> list[Tensor]:
     def keep(x: Tensor) -> None:
         found.append(thinned(x.detach(), anatomy.prefix_tokens)[part])
 
+    view = family_of(model).tokens
     hook_points = [
-        HookPoint(anatomy.blocks[0].id, "input"),
-        *(HookPoint(b.id, "output") for b in anatomy.blocks),
+        HookPoint(anatomy.blocks[0].id, "input", view),
+        *(HookPoint(b.id, "output", view) for b in anatomy.blocks),
     ]
     with torch.no_grad(), attached(model, [(hook_point, keep) for hook_point in hook_points]):
         model(images_for(model, IMAGES))
@@ -115,7 +117,7 @@ def test_thinned_tokens() -> None:
     assert parts["patches"].shape == (2, PATCHES, 3)
     positions = parts["patches"][0, :, 0] / 3
     assert float(positions.min()) >= 4 and float(positions.diff().min()) >= 12
-    assert set(thinned(torch.zeros(2, 3, 5, 5), 0)) == {"patches"}
+    assert set(thinned(x, 0)) == {"patches"}
 
 
 def test_nothing_is_seen_while_nobody_listens() -> None:

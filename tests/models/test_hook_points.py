@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from secateur.models.family import family_of, read
 from secateur.models.hook_points import HookPoint, attach, attached, watch_gradient
+from secateur.statistics.known import known_of
 from tests.hosts import HOSTS, build, images_for
 
 
@@ -35,15 +36,17 @@ def test_every_site_shows_its_quantity_in_canonical_shape(name: str) -> None:
         else:
             heads, qk, vo = (branch.shape.size(group) for group in ("heads", "qk", "vo"))
             by_head = (2, branch.tokens, heads)
+            if (windows := branch.windows) is not None:
+                by_head = (2 * windows.count, windows.tokens, heads)
             expected |= dict.fromkeys(("query", "key"), (*by_head, qk))
             expected |= dict.fromkeys(("value", "context"), (*by_head, vo))
         assert {site: tuple(shape) for site, shape in shapes.items()} == expected
 
 
-@pytest.mark.parametrize("name", ["vit", "deit3", "vit_qk_norm", "vit_post_norm"])
+@pytest.mark.parametrize("name", ["vit", "deit3", "vit_qk_norm", "vit_post_norm", "swin"])
 @torch.no_grad()
 def test_attention_sites_fit_together(name: str) -> None:
-    """context = softmax(scale q k^T) v, from what the hook points show."""
+    """context = softmax(scale q k^T + bias) v, from what the hook points show."""
     model = build(name)
     family, branch = family_of(model), read(model).branches[2]
     seen: dict[str, Tensor] = {}
@@ -53,8 +56,10 @@ def test_attention_sites_fit_together(name: str) -> None:
         model, [(hook_points[s], lambda x, s=s: seen.update({s: x.clone()})) for s in sites]
     ):
         model(images_for(model))
-    scale = branch.shape.size("qk") ** -0.5
-    logits = torch.einsum("bihk,bjhk->bhij", seen["query"], seen["key"]) * scale
+    known = known_of(family.weights(model, branch), branch, None)
+    logits = torch.einsum("bihk,bjhk->bhij", seen["query"], seen["key"]) * known["scale"]
+    if (bias := known.get("logit_bias")) is not None:
+        logits = (logits.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
     context = torch.einsum("bhij,bjhv->bihv", logits.softmax(-1), seen["value"])
     assert torch.allclose(context, seen["context"], atol=1e-5)
 

@@ -42,16 +42,13 @@ def test_a_cell_is_what_prune_and_evaluate_give(write: Write, tmp_path: Path) ->
     found = dict(rows(tmp_path / "out", "structure, json_extract(result, '$.kl')"))
     model = load("digits_vit")
     same: dict[str, dict[str, Any]] = {
-        "hidden": {"preset": "energy", "groups": ["hidden"], "exact_tail": False},
-        "block": {
-            "preset": "shortgpt",
-            "repair": "least_squares",
-            "stand_in": "affine",
-            "exact_tail": False,
-        },
+        "hidden": {"preset": "energy", "groups": ["hidden"]},
+        "block": {"preset": "shortgpt", "repair": "least_squares", "replacement": "affine"},
     }
     for structure, options in same.items():
-        smaller = prune(model, "digits/train", "80% macs", seed=3, limit=24, **options)
+        smaller = prune(
+            model, "digits/train", "80% macs", seed=3, limit=24, **{"exact_tail": False} | options
+        )
         scored = evaluate(smaller.model, "digits/test", reference=model, limit=40)
         assert found[structure] == pytest.approx(scored.kl, rel=1e-4), structure
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 @verb
 def export(
     model: Model,
-    to: Annotated[str, Say("onnx, openvino or torch.")],
-    out: Annotated[Path, Say("Where to write it.", metavar="FILE")],
+    to: Annotated[str, Say("onnx, openvino, torch, or plain (a directory of its own library).")],
+    out: Annotated[Path, Say("Where to write it.", metavar="PATH")],
     host: ModelPart,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Write a model for another runtime, and compare its outputs with the model's."""
+    """Write a model for another runtime, and compare the outputs of both."""
     from secateur.export import export as write
     from secateur.export import exporters
     from secateur.export.parity import check_file

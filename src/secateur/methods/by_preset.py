@@ -22,10 +22,10 @@ def method_of(task: Task) -> Method[Any]:
 def _unrotated(task: Task) -> Method[Any]:
     if not task.groups:
         return TailOnly()
-    if task.preset.engine == "merging":
+    if task.preset.method == "merging":
         return ConstantMerging()
     if is_staged(task):
         return TwoStage(ByScore())
     if task.preset.search != "one_shot":
         return LayerSearch()
-    return Spectral() if task.preset.engine == "spectral" else ByScore()
+    return Spectral() if task.preset.method == "spectral" else ByScore()

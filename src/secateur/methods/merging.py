@@ -39,7 +39,7 @@ class ConstantMerging:
         if merges is None:
             least = _macs(job, schedule(job.anatomy, most))
             raise OutOfReach(
-                f"budget '{job.task.options.goal}' is out of reach by merging tokens alone: with "
+                f"budget '{job.task.request.goal}' is out of reach by merging tokens alone: with "
                 f"half of the patches merged in every block, {100 * least / target.dense:.1f}% "
                 "macs are left; raise the budget, or prune the weights first."
             )

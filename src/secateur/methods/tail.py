@@ -46,7 +46,7 @@ def with_target(job: Job) -> tuple[Job, Target | None]:
     The exact tail, which costs small models more calls than it saves, is left out where the dense
     model was timed to be slower with it, unless it was asked for.
     """
-    free = job.task.exact_tail and job.task.options.exact_tail is None and times_count(job.task)
+    free = job.task.exact_tail and job.task.request.exact_tail is None and times_count(job.task)
 
     def target_of(one: Job) -> Target | None:
         return latency_target(one, one.task, one.images.progress)

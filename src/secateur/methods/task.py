@@ -30,7 +30,7 @@ class Task:
     reads, and costs are planned so.
     """
 
-    options: PruneRequest
+    request: PruneRequest
     preset: Preset
     budget: Budget
     groups: tuple[GroupName, ...]
@@ -41,16 +41,16 @@ class Task:
     def demand(self) -> Demand:
         """The part of the task that a solver answers."""
         preset = self.preset
-        repairs = preset.engine == "spectral" or preset.repair != "none"
+        repairs = preset.method == "spectral" or preset.repair != "none"
         return Demand(
             budget=self.budget,
-            goal=self.options.goal,
+            goal=self.request.goal,
             groups=self.groups,
             limits=self.limits,
             solver=preset.allocation,
             per_cost=preset.per_cost,
-            repaired=repairs or preset.stand_in == "affine",
-            replaced=preset.stand_in == "linear",
+            repaired=repairs or preset.replacement == "affine",
+            replaced=preset.replacement == "linear",
         )
 
 
@@ -62,7 +62,7 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
     if isinstance(budget, SizesBudget):
         limits, tail = Limits(), has_tail(True, anatomy, budget)
         return Task(
-            options=request, preset=preset, budget=budget, groups=(), limits=limits, exact_tail=tail
+            request=request, preset=preset, budget=budget, groups=(), limits=limits, exact_tail=tail
         )
     defaults = Limits()
     limits = Limits(
@@ -80,10 +80,10 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
         )
     check_rotation(preset, groups)
     check_merging(preset, groups, budget, anatomy)
-    if preset.stand_in == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
+    if preset.replacement == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
         raise UserError(
-            "stand-in 'linear' takes time that a budget in ms cannot foresee; give the budget in "
-            "macs or params, or another stand-in."
+            "replacement 'linear' takes time that a budget in ms cannot foresee; give the budget "
+            "in macs or params, or another replacement."
         )
     if preset.search == "window" and groups != ("block",):
         raise UserError(
@@ -91,7 +91,7 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             "such as 'drop 3 blocks'."
         )
     return Task(
-        options=request,
+        request=request,
         preset=preset,
         budget=budget,
         groups=groups,
@@ -126,7 +126,7 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
     check_rotation(preset, groups)
     check_groups(groups, preset, anatomy, budget)
     return Task(
-        options=request,
+        request=request,
         preset=preset,
         budget=budget,
         groups=groups,
@@ -144,7 +144,7 @@ def check_merging(
             "this model merges tokens already, and what is behind that cannot be pruned; prune the "
             "model that it was made from first, and merge tokens last."
         )
-    merging = preset.engine == "merging"
+    merging = preset.method == "merging"
     if merging != ("tokens" in groups) or (merging and len(groups) > 1):
         raise UserError(
             "tokens are merged by a preset of their own, tome, and no other group with them; prune "
@@ -220,9 +220,9 @@ def check_groups(
     check_offered(groups, anatomy, budget)
     for group in groups:
         which = criteria.get(preset.criterion_for(group))
-        if which.check is not None and preset.engine == "criteria":
+        if which.check is not None and preset.method == "criteria":
             which.check(preset.settings_for(group), anatomy, group)
-        if group == "width" and preset.engine == "spectral":
+        if group == "width" and preset.method == "spectral":
             raise UserError(
                 f"preset '{preset.name}' cannot make the residual stream narrower, since its "
                 "refits aim at every channel of the dense stream; leave out 'width', or take a "

@@ -5,7 +5,6 @@ Legend: B batch, N tokens, D residual width.
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,17 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.derived import adopt, anatomy, basis, fold, tail, tokens, width
 from secateur.models.derived.alone import alone
+from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
-    attention_weights,
     mlp_weights,
 )
 from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint
-from secateur.models.modules import LinearStandIn, PartialBlock
+from secateur.models.modules import LinearStandIn
 from secateur.models.outputs import outputs_of
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.stream import Held, StreamReaders, StreamWeights
@@ -43,13 +42,13 @@ class Family:
 
     def __init__(self, statement: Statement) -> None:
         self.statement = statement
-        self.name, self.title = statement.name, statement.title
+        self.name, self.title = statement.name, statement.title or statement.name
         self.examples = statement.examples
 
     @property
     def one_stream(self) -> bool:
         """Whether its models have one stream of tokens: only there linear layers may replace."""
-        return self.statement.transition is None and not self.statement.grids
+        return self.statement.transition is None and self.statement.grids is None
 
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is of a host class, or of a subclass."""
@@ -76,7 +75,7 @@ class Family:
         """The branch's weights in canonical layout (views where possible)."""
         step = self._step(model, branch)
         if isinstance(step.layer, AttentionLayer):
-            return attention_weights(step.module, step.layer)
+            return step.attention
         assert isinstance(step.layer, MlpLayer)
         return mlp_weights(step.module, step.layer)
 
@@ -97,7 +96,7 @@ class Family:
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
-            adopt.put_(self.statement, model, branch.id, new)
+            adopt.replace_attention_(self.statement, model, step, new)
 
     def unseen(self, model: nn.Module) -> bool:
         """Whether some attention of a model computes past its modules, so that hooks miss it."""
@@ -112,6 +111,8 @@ class Family:
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""
+        if any(step.biases is not None for step in steps_of(self.statement, model)):
+            self.adopt_(model)
         steps = steps_of(self.statement, model)
         for path in {step.block: None for step in steps if step.path in branches}:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
@@ -126,7 +127,8 @@ class Family:
         Also works on the meta device. UserError where a norm stands behind the branch, and for
         families of more than one stream.
         """
-        step = next((s for s in self._own(model, branch) if s.path == branch.id), None)
+        own = steps_of(self.statement, model, at=branch.id)
+        step = next((step for step in own if step.path == branch.id), None)
         if step is None or step.residual.norm_behind or not self.one_stream:
             raise UserError(
                 f"no linear layer can stand in for {branch.id}, which was dropped or has its norm "
@@ -245,19 +247,22 @@ class Family:
         """Where the quantities of a branch can be seen; see `secateur.models.hook_points`."""
         return sites_of(self._step(model, branch))
 
-    def _own(self, model: nn.Module, branch: Branch) -> list[Step]:
-        return steps_of(self.statement, model, at=branch.id)
-
     def _step(self, model: nn.Module, branch: Branch) -> Step:
-        for step in self._own(model, branch):
-            if step.path == branch.id:
-                return step
-        raise KeyError(branch.id)
+        own = steps_of(self.statement, model, at=branch.id)
+        return {step.path: step for step in own}[branch.id]
 
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""
         steps = since_branch(steps_before(self.statement, model, branch.id))
         return [alone(self.statement, model, step) for step in steps]
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """The stream at the start or end of a block, as the host holds it, as tokens (B, N, D)."""
+        return as_tokens(x) if x.ndim == 4 and self.statement.grids == "BDHW" else as_rows(x)
+
+
+class UnknownFamilyError(UserError):
+    """A model that no statement describes."""
 
 
 families: Registry[Family] = Registry("model family", "secateur.models.families")
@@ -270,27 +275,17 @@ def state(statement: Statement) -> None:
 
 def family_of(model: nn.Module) -> Family:
     """The family that reads `model`; UserError listing the known families if there is none."""
+    if isinstance(own := model.__dict__.get("secateur_family"), Family):
+        return own
     for _, family in families.items():
         if family.matches(model):
             return family
     known = "; ".join(dict.fromkeys(family.title for _, family in families.items()))
-    raise UserError(
+    raise UnknownFamilyError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
-        f"that secateur can read; known families: {known}."
+        f"that secateur can read; known families: {known}. For a model of your own, pass a "
+        "statement to secateur.load(model, family=...); secateur.inspect drafts one."
     )
-
-
-def stated_names(kind: Literal["caches", "fused", "positions"]) -> frozenset[str]:
-    """Attributes that hosts of any known family have for this.
-
-    `caches` hold dictionaries of what was worked out from weights, `fused` say whether a layer
-    takes a fused kernel for its attention, `positions` are tables that follow the image size.
-    """
-    stated = [family.statement for _, family in families.items()]
-    if kind == "caches":
-        return frozenset(name for one in stated for name in one.caches)
-    found = [one.fused if kind == "fused" else one.stem.positions for one in stated]
-    return frozenset(name for name in found if name is not None)
 
 
 def read(model: nn.Module) -> Anatomy:

@@ -3,14 +3,14 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 
-from secateur.models.statement import Call, Residual
+from secateur.models.statement import Call
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -51,8 +51,8 @@ class SlimAttention(nn.Module):
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
     pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
-    table of position biases belongs to which pair of tokens. Gated hosts are refused when a model
-    is read, so gates do not exist here.
+    table of position biases belongs to which pair of tokens, in a buffer called `index`. Gated
+    hosts are refused when a model is read, so gates do not exist here.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class SlimAttention(nn.Module):
         context_norm: nn.Module | None = None,
         entries: int = 0,
         places_NN: Tensor | None = None,
+        index: str = "position_index",
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         fused_attn: bool = True,
@@ -81,7 +82,7 @@ class SlimAttention(nn.Module):
         super().__init__()
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
-        self.call, self.rotary = call, rotary
+        self.call, self.rotary, self.index = call, rotary, index
         inner = num_heads * (2 * qk_dim + v_dim)
         packed = nn.Linear if key_bias else KeylessLinear
         self.qkv = packed(dim, inner, device=device, dtype=dtype)
@@ -94,7 +95,7 @@ class SlimAttention(nn.Module):
         if places_NN is not None:
             table_HT = torch.empty(num_heads, entries, device=device, dtype=dtype)
             self.position_table = nn.Parameter(table_HT)
-            self.register_buffer("position_index", places_NN, persistent=False)
+            self.register_buffer(index, places_NN, persistent=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * v_dim, dim_out or dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -116,7 +117,7 @@ class SlimAttention(nn.Module):
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         if (seen := given.get("seen")) is not None:
             seen["keys"] = k_BHNK.mean(1)
-        mask = self._added(None if self.call.mask is None else given.get(self.call.mask))
+        mask = self._added(None if self.call.mask is None else given.get(self.call.mask), x_BND)
         if (log_sizes := given.get("log_sizes")) is not None:
             mask = log_sizes if mask is None else _added(log_sizes, mask)
         attend = self._fused if self.fused_attn else self._attend
@@ -126,12 +127,17 @@ class SlimAttention(nn.Module):
         out_BND = self.proj_drop(self.proj(context_BND))
         return (out_BND, weights) if self.call.pair else out_BND
 
-    def _added(self, mask: Tensor | None) -> Tensor | None:
-        """Position biases and the mask as one."""
-        if self.position_table is None:
-            return mask
-        bias_HNN = self.position_table[:, self.get_buffer("position_index")]
-        return bias_HNN if mask is None else _added(bias_HNN, mask)
+    def _added(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
+        """Position biases and the mask as one; that of windows (W, N, N) is for each image."""
+        if by_window := mask is not None and mask.ndim == 3:
+            assert mask is not None
+            mask = mask[:, None]
+        if self.position_table is not None:
+            bias_HNN = self.position_table[:, self.get_buffer(self.index)]
+            mask = bias_HNN if mask is None else _added(bias_HNN, mask)
+        if by_window and mask is not None:
+            mask = mask.repeat(x_BND.shape[0] // mask.shape[0], 1, 1, 1)
+        return mask
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
@@ -185,97 +191,6 @@ class LinearStandIn(nn.Linear):
         x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
-
-
-class PartialBlock(nn.Module):
-    """Some of the residual steps of a block, with the modules that they are made of.
-
-    `residuals` are all steps of the host's block; modules keep their names. Works on the host's own
-    layout, tokens or grid, and takes the arguments that the host gives a block.
-    """
-
-    def __init__(
-        self, block: nn.Module, residuals: tuple[Residual, ...], kept: Collection[str]
-    ) -> None:
-        super().__init__()
-        self.residuals: Final = residuals
-        for residual in self.present(kept):
-            for name in residual.members:
-                member = getattr(block, name, None)
-                if isinstance(member, nn.Parameter):
-                    self.register_parameter(name, member)
-                elif isinstance(member, nn.Module):
-                    self.add_module(name, member)
-                else:
-                    self.register_parameter(name, None)
-        self.steps: Final = self.present(kept)
-        self.training = block.training
-
-    def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
-        """The steps at these paths."""
-        return tuple(residual for residual in self.residuals if residual.path in kept)
-
-    def forward(self, *args: Any, **given: Any) -> Tensor:
-        """Take the stream through the steps that are left."""
-        x, given = self.bound(args, given)
-        for residual in self.steps:
-            x = x + self._update(residual, x, given)
-        return x
-
-    def bound(self, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """The stream, and what the host gives the block beside it, by name."""
-        calls = [residual.layers[0].call for residual in self.residuals]
-        return max(calls, key=lambda call: len(call.by_position)).bound(args, given)
-
-    def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-        norm = None if residual.norm is None else self.get_submodule(residual.norm)
-        read = x if norm is None or residual.norm_behind else norm(x)
-        y = self._layer(residual, read, given)
-        y = y[0] if residual.layers[0].call.pair else y
-        y = norm(y) if norm is not None and residual.norm_behind else y
-        if residual.scale is not None:
-            owner, _, _ = residual.scale.rpartition(".")
-            if owner:
-                y = self.get_submodule(owner)(y)
-            elif (scale := getattr(self, residual.scale, None)) is not None:
-                y = y * scale
-        update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
-        return update
-
-    def _layer(self, residual: Residual, read: Tensor, given: Mapping[str, Any]) -> Any:
-        """What the layer of a step gives back, called as its host calls it."""
-        call = residual.layers[0].call
-        wanted = (call.mask, *call.takes)
-        passed = {name: value for name, value in given.items() if name in wanted}
-        return self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
-
-
-class OnTokens(nn.Module):
-    """A block or other module between streams of tokens, whatever its host gives it beside them.
-
-    `given()` are its further arguments; with `grid` it works on one of so many rows and columns.
-    """
-
-    def __init__(
-        self,
-        inner: nn.Module,
-        *,
-        grid: tuple[int, int] | None = None,
-        given: Callable[[], Mapping[str, object]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.inner, self.grid, self.given = inner, grid, given
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """From (B, N, D) to (B, N', D'); modules may change the number of tokens and the width."""
-        x = x_BND if self.grid is None else x_BND.transpose(1, 2).unflatten(2, self.grid)
-        out: Tensor = self.inner(x) if self.given is None else self.inner(x, **self.given())
-        return out if self.grid is None else as_tokens(out)
-
-
-def as_tokens(grid_BDHW: Tensor) -> Tensor:
-    """The view (B, N, D) of a grid; shares its memory."""
-    return grid_BDHW.flatten(2).transpose(1, 2)
 
 
 class ShiftedReLU(nn.ReLU):

@@ -2,11 +2,9 @@
 
 Names are paths of modules or parameters as the host calls them, relative to what the docstring
 says. A name that is stated must be there, but for one that ends in "?"; where the host has None or
-an Identity under it, the model is without it. Everything else, from canonical weights to costs, is
-derived from these facts.
+an Identity under it, the model is without it. Everything else is derived from these facts.
 
-Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims, T entries of a
-table, F hidden neurons.
+Legend: B batch, N tokens, D width, H heads, K query/key, V value dims, T table entries, F neurons.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur.models.derived.call import Call as Call
 from secateur.models.derived.call import Names as Names
+from secateur.models.derived.windows import Windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +60,13 @@ class TabulatedBias:
     `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
     where there are none. Ours, which holds the table, takes the layer's place before it is
     observed. `shared` is a module of the model whose biases each layer adds to its own; with ours
-    in all places, the module goes.
+    in all places, the module goes. `beside` is one of the block that gives the layer's own biases,
+    which goes with the layer.
     """
 
     read: Callable[[Any], tuple[Tensor, Tensor] | None]
     shared: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +157,8 @@ class Residual:
     """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
 
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
+    A layer that works in windows of the grid behind the norm has `windows(block)`, and takes their
+    mask, if the windows are shifted, under its call's keyword.
     With `drop_shared` one dropout serves several steps of the block.
     """
 
@@ -164,6 +167,7 @@ class Residual:
     norm_behind: bool = False
     scale: str | None = None
     drop: str | None = None
+    windows: Callable[[Any], Windows | None] | None = None
     drop_shared: bool = False
 
     @property
@@ -182,12 +186,16 @@ class Residual:
 class Transition:
     """A module at the start of a stage: a strided convolution, then perhaps a batch norm.
 
-    `module` is a path with the star of the stage; stages without it have an Identity there.
+    `module` is a path with the star of the stage; stages without it have an Identity there. With
+    `side` 2 the writer is a linear layer that reads squares of 2 × 2 tokens as one, each token's
+    channels together, with zeros beyond the edge of the grid; `norm_before` goes over all of these.
     """
 
     module: str
     writer: str
     norm: str | None = None
+    norm_before: str | None = None
+    side: int = 1
 
     def at(self, stage: int) -> str:
         """Path of the module at the start of a stage."""
@@ -195,7 +203,7 @@ class Transition:
 
     def stride(self, module: nn.Module) -> int:
         """By how much the sides of the grid are divided."""
-        return int(getattr(module.get_submodule(self.writer), "stride", (1,))[0])
+        return self.side * int(getattr(module.get_submodule(self.writer), "stride", (1,))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +215,9 @@ class Stem:
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
     them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
     plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
-    with how many products per weight and token each takes. `classes` names the classes that modules
-    must have.
+    with how many products per weight and token each takes; `before` is a network that images pass
+    first, whose products are counted by its shapes. `classes` names the classes that modules must
+    have.
     """
 
     writer: str
@@ -220,6 +229,7 @@ class Stem:
     tokens: Names = ()
     unused: Names = ()
     earlier: Mapping[str, int] = field(default_factory=dict)
+    before: str | None = None
     classes: Mapping[str, Names] = field(default_factory=dict)
 
 
@@ -227,10 +237,9 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
-    but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
-    `pool_macs(model)` prices it. The model's outputs depend on the first `reads(model)` tokens,
-    None for all.
+    A classifier of r·D inputs reads r pooled states side by side, and no norm in `unread`. A pooling
+    layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. A parameter (D, C),
+    `matrix`, makes features. Outputs depend on the first `reads(model)` tokens, None for all.
     """
 
     norms: Names = ()
@@ -239,6 +248,7 @@ class Tail:
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
     reads: Callable[[Any], int | None] = lambda _model: None
+    matrix: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,28 +256,26 @@ class Statement:
     """A family of models.
 
     `hosts` are "module:Class", looked at only if the module is loaded; of their models the family
-    is for those that `applies` holds for. `blocks` is the path of the
-    blocks, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
+    is for those that `applies` holds for; a statement bound to one model needs none. `blocks` is
+    their path, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
     `residuals` says for each block class which steps it takes, in order.
     `embed(model, images)` gives the stream as the first block sees it, `head(model, stream)` the
     model's outputs from the stream that the last one leaves. `image` is (C, H, W), `grid` the
     patches (rows, columns) of the first stage, `prefix` the tokens before them.
 
-    Streams that hosts hold as grids (`grids`, B D H W) become tokens at a block of class
+    Streams that hosts hold as grids (`grids` names their axes) become tokens at a block of class
     `flatten`. `given(model, index)` are keyword arguments of a block beside the stream. `sizes` are
     attributes that name the last stream's width; `resized(model, stage, width)` tells the host.
     `fused` is the attribute of attention layers that switches their fused kernel, `caches` are
     those that hold dictionaries of what was worked out from weights. `classes` is the attribute
     with the number of classes, None for models whose outputs are features, which is what `head`
     then gives: one tensor, or several by name. `record(model, block)` installs the hooks by which a
-    host records what passes its blocks; what takes the place of a layer inherits them. `recomputes`
-    is the attribute of the model that makes blocks run again in the backward pass, in evaluation
-    mode too.
+    host records what passes its blocks. With the attribute `recomputes`, blocks run again backward.
     """
 
     name: str
-    title: str
-    hosts: Names
+    title: str = ""
+    hosts: Names = ()
     blocks: str
     residuals: Mapping[str, tuple[Residual, ...]]
     stem: Stem
@@ -281,7 +289,7 @@ class Statement:
     examples: Names = ()
     classes: str | None = "num_classes"
     record: Callable[[Any, str], None] | None = None
-    grids: bool = False
+    grids: Literal["BDHW", "BHWD"] | None = None
     flatten: str | None = None
     transition: Transition | None = None
     given: Callable[[Any, int], Mapping[str, object]] | None = None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from secateur.models.derived.windows import Windows
+
 GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width", "tokens"]
 BranchKind = Literal["attention", "mlp"]
 
@@ -87,7 +89,8 @@ class Branch:
     offer, why. The rates price it: `fixed` whenever it exists, the others per unit. Without a
     `writer_bias`, a repair that has a constant to carry adds one; without a `carrier`, an earlier
     bias that could take on its mean, a repair that drops it adds one too. Of the `tokens` it may
-    compute the first `rows` alone, since nobody reads the others.
+    compute the first `rows` alone, since nobody reads the others. Attention in `windows` sees its
+    queries, keys, values and context in these, (B W, T, …).
     """
 
     id: str
@@ -107,6 +110,7 @@ class Branch:
     carrier: bool = True
     rows: int | None = None
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
+    windows: Windows | None = None
 
     @property
     def groups(self) -> tuple[GroupName, ...]:

@@ -16,7 +16,6 @@ from secateur.models.caches import evaluating
 from secateur.models.hook_points import HookPoint, attach, watch_gradient
 from secateur.models.host import Host, host_of
 from secateur.models.types import Block, Branch
-from secateur.models.weights import AttentionWeights
 from secateur.statistics.backward import (
     images_at_once,
     parts,
@@ -25,6 +24,7 @@ from secateur.statistics.backward import (
     true_gradients,
 )
 from secateur.statistics.divergence import LossName, loss_for
+from secateur.statistics.known import known_of
 from secateur.statistics.processes import added_up, here
 from secateur.statistics.registry import STREAM, StatisticsKind, Sums, chosen_kinds
 from secateur.statistics.stream import watch_stream
@@ -178,17 +178,9 @@ class _Pass:
                 yield from watch_stream(model, anatomy, kind, sums, lambda: self.listening)
 
     def _known(self, branch: Branch, token_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a kind may need of a branch beside its tensors: prefix tokens, softmax scale,
-        position biases of the logits, and token weights."""
-        weights = self.host.weights(branch)
-        known = {"prefix": torch.tensor(self.host.anatomy.prefix_tokens)}
-        if isinstance(weights, AttentionWeights):
-            known["scale"] = torch.tensor(weights.scale)
-            if (bias_HNN := weights.logit_bias_HNN) is not None:
-                known["logit_bias"] = bias_HNN
-        if branch.id in token_weights:
-            known["weights"] = token_weights[branch.id]
-        return known
+        """What a kind may need of a branch beside its tensors; see `known.py`."""
+        known = known_of(self.host.weights(branch), branch, token_weights.get(branch.id))
+        return {"prefix": torch.tensor(self.host.anatomy.prefix_tokens), **known}
 
     def _at_branch(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateur.models.family import family_of
 from secateur.models.hook_points import Edit, HookPoint, attach
 from secateur.models.types import Anatomy
 from secateur.statistics.registry import StatisticsKind, Sums
@@ -32,6 +33,7 @@ def watch_stream(
     While `listening()` is false, nothing is seen.
     """
     seen: dict[str, Tensor] = {}
+    view = family_of(model).tokens
     last = len(anatomy.blocks)
 
     def keep(point: int, x: Tensor) -> None:
@@ -46,21 +48,19 @@ def watch_stream(
     def at(point: int) -> Edit:
         return lambda x: keep(point, x)
 
-    yield attach(model, HookPoint(anatomy.blocks[0].id, "input"), at(0))
+    yield attach(model, HookPoint(anatomy.blocks[0].id, "input", view), at(0))
     for number, block in enumerate(anatomy.blocks):
-        yield attach(model, HookPoint(block.id, "output"), at(number + 1))
+        yield attach(model, HookPoint(block.id, "output", view), at(number + 1))
 
 
-def thinned(x: Tensor, prefix_tokens: int) -> dict[str, Tensor]:
+def thinned(x_BND: Tensor, prefix_tokens: int) -> dict[str, Tensor]:
     """The class token (B, 1, D), if there is one, and evenly spread patches (B, T, D), fp32 copies.
 
-    Feature maps (B, D, height, width) count as patches. Prefix tokens after the first are
-    registers or a distillation token and left out.
+    Prefix tokens after the first are registers or a distillation token and left out.
     """
-    x_BND = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)
     patches = x_BND.shape[1] - prefix_tokens
     count = min(PATCHES, patches)
-    chosen_T = torch.arange(count, device=x.device) * patches // max(count, 1)
+    chosen_T = torch.arange(count, device=x_BND.device) * patches // max(count, 1)
     chosen_T = chosen_T + (patches // max(count, 1)) // 2 + prefix_tokens
     parts = {"patches": x_BND[:, chosen_T].float()}
     if prefix_tokens > 0:

@@ -20,6 +20,7 @@ from secateur.models.types import AttentionShape, Branch, MlpShape, Shapes
 from secateur.models.weights import AttentionWeights, MlpWeights
 from secateur.statistics import Sums, statistics_kinds
 from secateur.statistics.kinds.moments import add_moments_
+from secateur.statistics.known import known_of
 from secateur.statistics.moments import Moments, moments
 from secateur.statistics.registry import add_
 from secateur.surgery.reduce import (
@@ -36,7 +37,7 @@ from secateur.surgery.streams import Streams, advance, advance_, advance_seen, e
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialSettings:
     """`token_weights[branch]` (N,) says how much each position matters there (None: equally);
-    `metrics[branch]` (D, D) whitens a branch's output when units are ranked. With `stand_in`, a
+    `metrics[branch]` (D, D) whitens a branch's output when units are ranked. With `affine`, a
     branch right before dropped ones is refitted to the dense stream behind them. A writer without
     bias gets one, unless `new_biases` is off."""
 
@@ -44,7 +45,7 @@ class SequentialSettings:
     token_weights: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     refit_unchanged: bool = True
-    stand_in: bool = False
+    affine: bool = False
     new_biases: bool = True
 
 
@@ -60,7 +61,7 @@ def cut_front_to_back_(
     """Shrink `model`, a copy or shell of `dense`, in place to `shapes`.
 
     Branches after the first cut that keep their shape are refitted too, unless the settings say
-    otherwise. A dropped branch leaves the mean of what the stream lacks there; with a stand-in the
+    otherwise. A dropped branch leaves the mean of what the stream lacks there; with `affine` the
     writer before it has learned the best affine map to what it gave, as far as that generalises.
     """
     host = host_of(model)
@@ -69,7 +70,7 @@ def cut_front_to_back_(
     run.dense_streams = _enough_batches(embed_all(source, batches))
     run.streams = list(run.dense_streams)
     constants: list[tuple[Branch, Tensor]] = []
-    behind = runs_of(anatomy, shapes) if settings.stand_in else {}
+    behind = runs_of(anatomy, shapes) if settings.affine else {}
     stood_in: set[str] = set()
     touched = False
     for number, branch in enumerate(anatomy.branches):
@@ -215,12 +216,7 @@ def _attention_sums(run: _Run, branch: Branch, weights: AttentionWeights) -> Sum
     """Query and key moments as the softmax weighs them, on the present stream."""
     sums: Sums = {}
     kind = statistics_kinds.get("attention_moments")
-    extra = {"scale": torch.tensor(weights.scale)}
-    if (bias_HNN := weights.logit_bias_HNN) is not None:
-        extra["logit_bias"] = bias_HNN
-    weights_N = run.weights_N(branch)
-    if weights_N is not None:
-        extra["weights"] = weights_N
+    extra = known_of(weights, branch, run.weights_N(branch))
     for _, seen in advance_seen(run.host, branch, run.streams, ("query", "key")):
         kind.update(sums, {**seen, **extra})
     return sums
@@ -246,6 +242,8 @@ def _joint(
         # WHY: held-out batches choose blend and ridge.
         sums = held_sums if is_held(number, len(run.streams)) else fit_sums
         x_BNU = seen[site].flatten(2)
+        if branch.windows is not None:
+            x_BNU = branch.windows.in_order(x_BNU)
         weights_N = run.weights_N(branch)
         add_moments_(sums, x_BNU, weights_N)
         if linear:

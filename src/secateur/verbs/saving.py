@@ -1,4 +1,4 @@
-"""Write a result as one directory that loads tomorrow: weights, spec, card and report."""
+"""Write a result as one directory: weights, spec, card and report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,22 +10,31 @@ from secateur.errors import UserError
 from secateur.models.family import read
 from secateur.report import render
 from secateur.storage.base import Base, build
+from secateur.storage.directories.plain import save_plain
 from secateur.storage.identify import base_of, provenance_of
 from secateur.storage.save import check_out
 from secateur.storage.save import save as write
 from secateur.verbs.result import PROVENANCE, Result, environment
 
 
-def save(model: nn.Module, out: str | Path, *, overwrite: bool = False) -> str | None:
+def save(
+    model: nn.Module, out: str | Path, *, overwrite: bool = False, plain: bool = False
+) -> str | None:
     """Save a model as a directory that `secateur.load` opens: dense or pruned, trained or not.
 
-    So a pruned model is kept that was trained further in a loop of one's own, also with another
-    head (`reset_classifier`) or image size (`set_input_size`). What is known of how it came about,
-    and of the dense model, is kept, so that `secateur.heal` can go on from it. A model saved in
-    `out` is replaced only with `overwrite`, and returned in words; files beside it stay. Raises
-    UserError, with nothing written, for models that cannot be rebuilt, weights that are not finite,
-    and where `out` cannot be written.
+    The model may have been trained in a loop of one's own, and may have another head
+    (`reset_classifier`) or image size (`set_input_size`). Its provenance and its dense original
+    are saved with it, so that `secateur.heal` can continue from it. A model saved in `out` is
+    replaced only with `overwrite`; the returned sentence describes it. Other files in `out` remain.
+    With `plain` a directory of the model's own library is written instead, which opens without
+    secateur, where all layers have one shape that the library knows: for `from_pretrained` of
+    transformers, or `timm.create_model("local-dir:…")`; `out` must then be new or empty.
+    Raises UserError, with nothing written, for models that cannot be rebuilt, weights that are not
+    finite, and a place that cannot be written.
     """
+    if plain:
+        save_plain(model, out)
+        return None
     check_out(out, overwrite=overwrite)
     base = base_of(model)
     kept, dense = (read(each).cost() for each in (model, build(base)))
@@ -54,11 +63,10 @@ def save_result(
 ) -> str | None:
     """Save the pruned model and its report in `out`, whole or not at all.
 
-    `base` is what the dense model can be rebuilt from, found out unless given; `more` is added to
-    the provenance, `files` are further files; `shown` is the record of the report where it is
-    more than the result's. Returns in words the model that was replaced, which
-    needs `overwrite`. UserError when the model cannot be rebuilt, and where `out` cannot be
-    written.
+    `base` is the named dense model, by default that of the model; `more` is added to the
+    provenance, `files` are further files; `shown` is the record of the report where it differs
+    from that of the result. The returned sentence describes the model that was replaced, which
+    requires `overwrite`. UserError when the model cannot be rebuilt or `out` cannot be written.
     """
     known = base or result.base or base_of(result.model)
     if isinstance(known, str):
@@ -77,7 +85,7 @@ def save_result(
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, object]:
-    """What was measured, dense beside pruned, as the card and the spec show it."""
+    """The measurements, dense beside pruned, for the card and the spec."""
     found = {key: record[key] for key in ("macs", "params", "predicted_loss")}
     dense, pruned = record["accuracy"]["dense"], record["accuracy"]["pruned"]
     if dense is not None and pruned is not None:

@@ -13,6 +13,7 @@ from torch import nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import Advice, UserError
 from secateur.measurement.counting import counted
+from secateur.models.caches import observable
 from secateur.models.family import read
 from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import require_walk
@@ -106,6 +107,9 @@ ALL: dict[str, dict[str, Any]] = {
     "SiglipVisionModel": {},
     "SiglipForImageClassification": {},
     "Aimv2VisionModel": {},
+    "DINOv3ViTModel": {"num_register_tokens": 2, "use_gated_mlp": True},
+    "BeitForImageClassification": {"use_relative_position_bias": True},
+    "BeitModel": {"use_shared_relative_position_bias": True},
 }
 
 
@@ -123,7 +127,8 @@ def test_directories_of_every_class(name: str, tmp_path: Path) -> None:
     require_walk(model)
     anatomy = read(model)
     assert anatomy.cost() == counted(model, anatomy.input_size)
-    cut_(model, plan_for(anatomy, "everything"), None, "none")
+    model = observable(model)
+    cut_(model, plan_for(read(model), "everything"), None, "none")
     save(model, tmp_path / "ours", base=base_of(model), provenance={}, results={})
     again = load(tmp_path / "ours")
     assert type(again) is type(dense)
@@ -140,8 +145,25 @@ def test_incomplete_and_foreign_directories(tmp_path: Path) -> None:
         vision_config=SMALL, text_config={**SMALL, "vocab_size": 99, "projection_dim": 8}
     )
     transformers.CLIPModel(config).save_pretrained(tmp_path / "both")
-    with pytest.raises(UserError, match=r"image tower .CLIPForImageClassification, CLIPVisionMod"):
+    with pytest.raises(UserError, match=r"'#vision_model' behind it \(CLIPVisionModel, "):
         load(f"hf:{tmp_path / 'both'}")
+    with pytest.raises(UserError, match="no part 'text_model'"):
+        load(f"hf:{tmp_path / 'both'}#text_model")
+
+
+@pytest.mark.filterwarnings("ignore::secateur.errors.Advice")
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_image_towers_of_models_with_text(name: str, tmp_path: Path) -> None:
+    text = {**SMALL, "vocab_size": 99, "projection_dim": 8}
+    config = getattr(transformers, f"{name}Config")(vision_config=SMALL, text_config=text)
+    whole = getattr(transformers, f"{name}Model")(config).eval()
+    whole.save_pretrained(tmp_path / "both")
+    tower = load(f"hf:{tmp_path / 'both'}#vision_model")
+    x = images_for(tower)
+    with torch.no_grad():
+        assert torch.equal(tower(x).last_hidden_state, whole.vision_model(x).last_hidden_state)
+    save(tower, tmp_path / "ours", base=base_of(tower), provenance={}, results={})
+    assert type(load(tmp_path / "ours")) is type(whole.vision_model)
 
 
 def test_labels_and_the_size_of_images_are_kept(tmp_path: Path) -> None:

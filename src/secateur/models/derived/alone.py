@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import nn
 
+from secateur.models.derived.blocks import OnTokens, PartialBlock
 from secateur.models.derived.steps import Step, residuals_of
 from secateur.models.derived.tail import TailAlone, TailBlock
-from secateur.models.modules import OnTokens, PartialBlock
 from secateur.models.statement import Statement
 
 
@@ -24,4 +24,4 @@ def alone(stated: Statement, model: nn.Module, step: Step, *, tail: bool = False
         if stated.given is not None:
             given = partial(stated.given, model, step.place[0])
     plain = step.grid is None and given is None
-    return module if plain else OnTokens(module, grid=step.grid, given=given)
+    return module if plain else OnTokens(module, grid=step.grid, last=step.last, given=given)

@@ -55,7 +55,7 @@ def _read(
     steps = merged_steps(stated, model, narrowed(stated, model, steps, asked=tail), merges)
     found = [(path, type(block).__name__) for _, path, block in blocks_of(stated, model)]
     paths = [path for path, name in found if name != stated.flatten]
-    branches = tuple(_branch(stated, step) for step in steps if step.is_branch)
+    branches = tuple(_branch(stated, model, step) for step in steps if step.is_branch)
     why = why_not_narrow(stated, model, steps)
     streams = () if why else streams_of(stated, model, steps)
     prefix = stated.prefix(model)
@@ -101,7 +101,7 @@ def _classes_of(stated: Statement, model: nn.Module) -> int:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
-    if stated.classes is None:
+    if stated.classes is None and not heads_of(stated, model):
         return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
@@ -121,6 +121,8 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
         gate = step.layer.gate if isinstance(step.layer, AttentionLayer) else None
         if step.held_whole and optional(step.module, gate) is not None:
             return f"{step.path} computes at its present width only, and ours cannot take its place"
+    if stated.transition is not None and stated.transition.norm_before is not None:
+        return "the norms between its stages go over the channels of several tokens at once"
     starts = [step.stage for step in steps if step.kind == "transition"]
     if starts != list(range(1, max((step.stage for step in steps), default=0) + 1)):
         return (
@@ -136,10 +138,11 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
         found = member(model, path)
         if not {cls.__name__ for cls in type(found).__mro__} & set(classes):
             raise UserError(
-                f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
-                f"secateur cannot count; only {', '.join(classes)} is supported."
+                f"{path} is a {type(found).__name__}, where secateur knows only "
+                f"{' or '.join(classes)}, so it cannot tell which layer writes the stream."
             )
-    classes = () if stated.classes is None else (stated.classes,)
+    named = stated.classes is None or heads_of(stated, model)
+    classes = () if named else (str(stated.classes),)
     for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):
         member(model, path)
     steps = steps_of(stated, model)
@@ -172,7 +175,15 @@ def _check_mlp(step: Step, layer: MlpLayer) -> None:
         )
 
 
-def _branch(stated: Statement, step: Step) -> Branch:
+def _carries(stated: Statement, model: nn.Module, stage: int) -> bool:
+    """Whether a constant before the first branch of a stage has a bias to go to."""
+    if not stage:
+        return stated.stem.activation is None
+    start = start_of(stated, model, stage)
+    return bool(start.vectors) or start.writer.bias is not None
+
+
+def _branch(stated: Statement, model: nn.Module, step: Step) -> Branch:
     layer = step.layer
     assert isinstance(layer, AttentionLayer | MlpLayer)
     attends, shape = isinstance(layer, AttentionLayer), shape_of(step.module, layer)
@@ -186,8 +197,9 @@ def _branch(stated: Statement, step: Step) -> Branch:
         shape=shape,
         writer_bias=step.writer.bias is not None,
         rows=step.rows,
-        carrier=step.stage > 0 or stated.stem.activation is None,
+        carrier=_carries(stated, model, step.stage),
         refusals=_refusals(step.module, layer),
+        windows=step.windows,
         **prices_of(step),
     )
 

@@ -6,11 +6,13 @@ Legend: D residual width, N tokens, H heads, K query/key dims, V value dims, F h
 """
 
 from collections import Counter
+from itertools import chain
 from math import prod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from secateur.models.derived.layout import attention_weights
 from secateur.models.derived.members import heads_of, members_of, start_of
 from secateur.models.derived.names import optional, present
 from secateur.models.derived.steps import Step
@@ -20,13 +22,22 @@ from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransi
 
 def parameters(*modules: nn.Module | None) -> int:
     """Number of parameters, each counted once."""
-    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+    return sum(sum(_sizes(module).values()) for module in modules if module is not None)
+
+
+def _sizes(module: nn.Module) -> dict[int, int]:
+    """The elements of every parameter; torch's own walk also makes names, which takes longer."""
+    found = {id(p): p.numel() for p in module._parameters.values() if p is not None}
+    for child in module._modules.values():
+        if child is not None:
+            found |= _sizes(child)
+    return found
 
 
 def step_parameters(step: Step) -> int:
     """Parameters of a step: layer, norm and LayerScale."""
     scale = 0 if step.scale is None else step.scale.numel()
-    return parameters(step.module, step.norm) + scale
+    return parameters(step.module, step.norm, step.biases) + scale
 
 
 def prices_of(step: Step) -> dict[str, Rate]:
@@ -41,15 +52,18 @@ def prices_of(step: Step) -> dict[str, Rate]:
 
 
 def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict[str, Rate]:
-    n, attn, weights = step.tokens, step.module, attention_weights(step.module, layer)
+    n, pairs, attn, weights = step.tokens, step.tokens**2, step.module, step.attention
+    if (windows := step.windows) is not None:
+        n = windows.count * windows.tokens
+        pairs = n * windows.tokens
     gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
     in_qk = sum(bias is not None for bias in (weights.qb_HK, weights.kb_HK))
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
-    inner = parameters(attn) - weights.numel - norms - gates * weights.o_DHV.shape[0]
-    head, qk, qk_dim, vo, vo_dim = _attention_macs(n, step.rows, moved=moves_keys(step))
+    inner = parameters(attn, step.biases) - weights.numel - norms - gates * weights.o_DHV.shape[0]
+    head, qk, qk_dim, vo, vo_dim = _attention_macs(n, pairs, step.rows, moved=moves_keys(step))
     return {
         "fixed": Rate(
             base=Cost(params=inner), per_width=Cost(params=per_width + gates, macs=n * gates)
@@ -68,13 +82,15 @@ def moves_keys(step: Step) -> bool:
     return isinstance(layer, AttentionLayer) and layer.rotary is None and not norms
 
 
-def _attention_macs(n: int, rows: int | None, *, moved: bool) -> tuple[int, int, int, int, int]:
+def _attention_macs(
+    n: int, pairs: int, rows: int | None, *, moved: bool
+) -> tuple[int, int, int, int, int]:
     """Products of a head per channel, of a query/key dim and per channel, of a value dim likewise.
 
-    For n tokens all of which are computed, or the first `rows` alone as in `derived.tail`.
+    For n tokens in so many `pairs`, or of the first `rows` alone as in `derived.tail`.
     """
     if rows is None:
-        return 0, n * n, 2 * n, n * n, 2 * n
+        return 0, pairs, 2 * n, pairs, 2 * n
     if moved:
         return 2 * rows * n, 0, 2 * rows, 0, 2 * rows
     return rows * n, rows * n, 2 * n, 0, 2 * rows
@@ -109,6 +125,8 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
     for path, times in {stated.stem.writer: 1, **stated.stem.earlier}.items():
         if times:
             macs += patches * times * model.get_parameter(f"{path}.weight").numel()
+    if (before := optional(model, stated.stem.before)) is not None:
+        macs += _macs_by_shapes(before, stated.image(model))
     for step in steps:
         if step.kind == "transition":
             macs += step.tokens * start_of(stated, model, step.stage).writer.weight.numel()
@@ -118,6 +136,27 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
     if optional(model, stated.tail.pool) is not None and stated.tail.pool_macs is not None:
         macs += stated.tail.pool_macs(model)
     return Cost(params=params, macs=macs)
+
+
+@torch.no_grad()
+def _macs_by_shapes(module: nn.Module, image: tuple[int, int, int]) -> int:
+    """Products of the convolutions and linear layers of a network that takes one image."""
+    counts: list[int] = []
+
+    def count(layer: nn.Conv2d | nn.Linear, _args: object, output: Tensor) -> None:
+        counts.append(layer.weight.numel() * output.numel() // layer.weight.shape[0])
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        held = chain(module.named_parameters(), module.named_buffers())
+        tensors = {name: tensor.detach().to("meta") for name, tensor in held}
+        like = next(t for t in tensors.values() if t.is_floating_point())
+        functional_call(module, tensors, (like.new_zeros(1, *image),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
 
 
 def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[Stream, ...]:

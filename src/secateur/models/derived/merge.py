@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.models.modules import PartialBlock, SlimAttention
+from secateur.models.derived.blocks import PartialBlock
+from secateur.models.modules import SlimAttention
 from secateur.models.statement import Residual
 
 
@@ -102,14 +103,13 @@ class MergeBlock(PartialBlock):
         """Whether the layer of a step is attention."""
         return isinstance(self.get_submodule(residual.path), SlimAttention)
 
-    def _layer(self, residual: Residual, read: Tensor, given: Mapping[str, Any]) -> Any:
-        attn = self.get_submodule(residual.path)
-        if self.sizes is None or not isinstance(attn, SlimAttention):
-            return super()._layer(residual, read, given)
-        call = residual.layers[0].call
-        wanted = (call.mask, *call.takes, "log_sizes", "seen")
-        passed = {name: value for name, value in given.items() if name in wanted}
-        return attn(read, **call.fixed, **passed)
+    def _layer(
+        self, residual: Residual, read: Tensor, given: Mapping[str, Any], passed: dict[str, Any]
+    ) -> Any:
+        if self.attends(residual):
+            more = {name: given[name] for name in ("log_sizes", "seen") if name in given}
+            passed = {**passed, **more}
+        return super()._layer(residual, read, given, passed)
 
 
 def log_of(sizes_BN1: Tensor) -> Tensor:

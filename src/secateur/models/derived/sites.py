@@ -5,17 +5,17 @@ Legend: B batch, N tokens, H heads.
 
 from torch import Tensor, nn
 
+from secateur.models.derived.blocks import PartialBlock
 from secateur.models.derived.layout import attention_shape, held_in
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step
-from secateur.models.hook_points import HookPoint, View, whole
-from secateur.models.modules import as_tokens
+from secateur.models.hook_points import HookPoint, View
 from secateur.models.statement import AttentionLayer, MlpLayer
 
 
 def sites_of(step: Step) -> dict[str, HookPoint]:
     """Hook points of a branch; queries and keys are seen after QK-norm where there is one."""
-    residual, block, view = step.residual, step.block, whole if step.grid is None else as_tokens
+    residual, block, view = step.residual, step.block, step.view
     before = residual.norm is not None and not residual.norm_behind and step.norm is not None
     norm, named = f"{block}.{residual.norm}", before and residual.layers[0].call.by_name
     sites = {
@@ -26,6 +26,8 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
     if isinstance(step.layer, MlpLayer):
         return sites | {"hidden": HookPoint(f"{step.path}.{step.layer.writer}", "input", view)}
     assert isinstance(step.layer, AttentionLayer)
+    if step.windows is not None:
+        sites["input"] = HookPoint(sites["stream"].module, "output" if before else "input", view)
     if step.unseen:
         return sites
     return sites | _attention_sites(step.path, step.module, step.layer)
@@ -34,11 +36,13 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
 def _update(step: Step) -> str:
     """The last module that an update passes."""
     residual = step.residual
+    if isinstance(step.owner, PartialBlock):
+        return f"{step.block}.{step.owner.passed(residual)}"
     if residual.drop is not None and not residual.drop_shared:
         return f"{step.block}.{residual.drop}"
     if residual.norm_behind and step.norm is not None:
         return f"{step.block}.{residual.norm}"
-    if step.scale is not None and residual.scale is not None and "." in residual.scale:
+    if step.scale is not None and residual.scale is not None and step.scale_module is not None:
         return f"{step.block}.{residual.scale.rpartition('.')[0]}"
     if isinstance(step.layer, AttentionLayer) and residual.layers[0].call.pair:
         return f"{step.path}.{step.layer.out}"

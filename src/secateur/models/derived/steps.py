@@ -10,9 +10,12 @@ from typing import Any, Literal
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.layout import held_in, ours
+from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens, windows_of
+from secateur.models.derived.layout import attention_weights, held_in, ours
 from secateur.models.derived.names import linear, member, optional, parameter, stands_at
-from secateur.models.modules import LinearStandIn, PartialBlock, SlimAttention
+from secateur.models.derived.windows import Windows
+from secateur.models.hook_points import View, whole
+from secateur.models.modules import LinearStandIn, SlimAttention
 from secateur.models.statement import (
     AttentionLayer,
     FixedLayer,
@@ -23,6 +26,7 @@ from secateur.models.statement import (
     Statement,
     TabulatedBias,
 )
+from secateur.models.weights import AttentionWeights
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
 Grid = tuple[int, int]
@@ -35,9 +39,10 @@ class Step:
 
     `owner` is the block, or the transition's own module, `place` the number of the block and of the
     step in it (-1 for a transition before the block). `grid` are the rows and columns of what
-    comes in where the host holds a grid, None where it holds tokens; `tokens` come out. `layer` are
-    the facts of what stands there, which is ours where that took the place of the host's. Of the
-    tokens it may compute the first `rows` alone. So many pairs of tokens it `matches`.
+    comes in where the host holds a grid, its channels `last` or second, and None where it holds
+    tokens; `tokens` come out. `layer` are the facts of what stands there, which is ours where that
+    took the place of the host's. Of the tokens it may compute the first `rows` alone. So many pairs
+    of tokens it `matches`.
     """
 
     path: str
@@ -47,6 +52,7 @@ class Step:
     owner: nn.Module
     grid: Grid | None
     tokens: int
+    last: bool = False
     residual: Residual = Residual(layers=())  # noqa: RUF009 (frozen)
     layer: Layer | None = None
     rows: int | None = None
@@ -78,6 +84,25 @@ class Step:
         return own or isinstance(layer.position_bias, TabulatedBias)
 
     @property
+    def scale_module(self) -> nn.Module | None:
+        """The module that applies LayerScale, where it is no bare parameter of the block."""
+        path = (self.residual.scale or "").rpartition(".")[0]
+        return optional(self.owner, path or None)
+
+    @property
+    def biases(self) -> nn.Module | None:
+        """The module of the block that gives an attention layer its biases of the logits."""
+        stated = self.layer.position_bias if isinstance(self.layer, AttentionLayer) else None
+        beside = stated.beside if isinstance(stated, TabulatedBias) else None
+        return optional(self.owner, beside)
+
+    @property
+    def attention(self) -> AttentionWeights:
+        """The weights of an attention layer."""
+        assert isinstance(self.layer, AttentionLayer)
+        return attention_weights(self.module, self.layer, self.biases)
+
+    @property
     def block(self) -> str:
         """Path of the block."""
         return self.path.removesuffix(f".{self.residual.path}")
@@ -86,6 +111,17 @@ class Step:
     def module(self) -> nn.Module:
         """The layer."""
         return self.owner.get_submodule(self.residual.path)
+
+    @property
+    def windows(self) -> Windows | None:
+        """The windows that the layer works in."""
+        found = windows_of(self.residual, self.owner)
+        return None if found is None or self.grid is None else found.on(self.grid)
+
+    @property
+    def view(self) -> View:
+        """How to see the stream at this step as tokens."""
+        return whole if self.grid is None else as_rows if self.last else as_tokens
 
     @property
     def norm(self) -> nn.Module | None:
@@ -173,12 +209,13 @@ def steps_of(
         place, tokens = (number + (part < 0), part), prefix + grid[0] * grid[1]
         came_in = None if flat else came
         where: dict[str, Any] = {"place": place, "stage": stage, "grid": came_in, "tokens": tokens}
-        steps.append(Step(path=path, kind=kind, owner=owner, **where, **facts))
+        last = stated.grids == "BHWD"
+        steps.append(Step(path=path, kind=kind, owner=owner, last=last, **where, **facts))
 
     for stage, path, block in blocks_of(stated, model):
         if stage > met and transition and (owner := optional(model, transition.at(stage))):
             came, stride = grid, transition.stride(owner)
-            grid = (grid[0] // stride, grid[1] // stride)
+            grid = (-(-grid[0] // stride), -(-grid[1] // stride))
             add(transition.at(stage), "transition", -1, owner, came)
         met = stage
         if type(block).__name__ == stated.flatten:

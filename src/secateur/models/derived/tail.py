@@ -91,11 +91,13 @@ class TailBlock(MergeBlock):
             x_BND = x_BND + update_BRD
         return x_BND
 
-    def _layer(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Any:
+    def _layer(
+        self, residual: Residual, read: Tensor, given: Mapping[str, Any], passed: dict[str, Any]
+    ) -> Any:
         attn = self.get_submodule(residual.path)
         if self.narrow and isinstance(attn, SlimAttention):
-            return attend_first(attn, x, self.rows, given)
-        return super()._layer(residual, x, given)
+            return attend_first(attn, read, self.rows, given)
+        return super()._layer(residual, read, given, passed)
 
 
 class TailAlone(nn.Module):

@@ -10,8 +10,8 @@ from dataclasses import replace
 from timm.models.efficientformer import EfficientFormer
 from torch import Tensor, nn
 
+from secateur.models.derived.blocks import as_tokens
 from secateur.models.family import state
-from secateur.models.modules import as_tokens
 from secateur.models.statement import (
     AttentionLayer,
     Call,
@@ -83,7 +83,7 @@ state(
                 Residual(layers=(GRID_MLP,), scale="ls2.gamma", drop="drop_path2"),
             ),
         },
-        grids=True,
+        grids="BDHW",
         flatten="Flat",
         transition=Transition(module="stages.*.downsample", writer="conv", norm="norm"),
         stem=Stem(

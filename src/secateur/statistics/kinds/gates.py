@@ -7,6 +7,7 @@ Legend: B batch, N tokens, H heads, K query/key dims, V value dims, F hidden neu
 
 from torch import Tensor
 
+from secateur.statistics.known import per_image
 from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
@@ -20,7 +21,7 @@ def _add_gate_(sums: Sums, key: str, gate_BU: Tensor) -> None:
 
 def _per_image(seen: Seen, site: str) -> Tensor:
     """Sum over tokens of activation times gradient: (B, *units)."""
-    return (seen[site].float() * seen[f"{site}.grad"].float()).sum(1)
+    return per_image((seen[site].float() * seen[f"{site}.grad"].float()).sum(1), seen, site)
 
 
 @statistics_kind("mlp_gates", scope="mlp", sites=("hidden", "update"), gradient=True)

@@ -6,6 +6,7 @@ Legend: B batch, N tokens (queries I, keys J), H heads, K query/key dims per hea
 import torch
 from torch import Tensor
 
+from secateur.statistics.known import batch_weights
 from secateur.statistics.registry import Seen, Sums, add_, statistics_kind
 
 
@@ -37,18 +38,22 @@ def attention_moments(sums: Sums, seen: Seen) -> None:
     """
     q_BHIK = seen["query"].float().transpose(1, 2)
     k_BHJK = seen["key"].float().transpose(1, 2)
-    weight_I = seen["weights"].float() if "weights" in seen else q_BHIK.new_ones(q_BHIK.shape[2])
+    weight_BI = batch_weights(seen.get("weights"), q_BHIK[:, 0, :, 0])
     logits_BHIJ = float(seen["scale"]) * q_BHIK @ k_BHJK.transpose(-2, -1)
     if "logit_bias" in seen:
-        logits_BHIJ = logits_BHIJ + seen["logit_bias"].float()
+        bias_WHIJ = seen["logit_bias"].float()
+        logits_WHIJ = logits_BHIJ.unflatten(0, (-1, len(bias_WHIJ))) + bias_WHIJ
+        logits_BHIJ = logits_WHIJ.flatten(0, 1)
     a_BHIJ = logits_BHIJ.softmax(-1)
     mean_BHIK = a_BHIJ @ k_BHJK
-    received_BHJ = torch.einsum("bhij,i->bhj", a_BHIJ, weight_I)
-    root_I1 = weight_I.sqrt()[:, None]
-    count = weight_I.sum(dtype=torch.float64) * q_BHIK.shape[0]
+    weight_WI = weight_BI[: int(seen.get("windows", 1))]
+    by_window = a_BHIJ.unflatten(0, (-1, len(weight_WI)))
+    received_BHJ = torch.einsum("bwhij,wi->bwhj", by_window, weight_WI).flatten(0, 1)
+    root_B1I1 = weight_BI.sqrt()[:, None, :, None]
+    count = weight_BI.sum(dtype=torch.float64)
     add_(sums, "count", count)
-    add_(sums, "q_gram", _gram(q_BHIK * root_I1))
-    spread = _gram(k_BHJK * received_BHJ.sqrt()[..., None]) - _gram(mean_BHIK * root_I1)
+    add_(sums, "q_gram", _gram(q_BHIK * root_B1I1))
+    spread = _gram(k_BHJK * received_BHJ.sqrt()[..., None]) - _gram(mean_BHIK * root_B1I1)
     add_(sums, "k_gram", spread)
 
 
