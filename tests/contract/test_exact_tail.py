@@ -13,7 +13,7 @@ import secateur
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
 from secateur.measurement.layer_table import Setting, latency_cost, layer_table
-from secateur.models.derived.tail import tail_of
+from secateur.models.derived.tokens.tail import tail_of
 from secateur.models.family import family_of, read
 from secateur.models.hook_points import attached
 from secateur.models.host import Host, host_of

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import secateur
 from secateur.errors import UserError
 from secateur.measurement.counting import counted
-from secateur.models.derived.merge import matched, merges_of
-from secateur.models.derived.tail import tail_of
+from secateur.models.derived.tokens.merge import matched, merges_of
+from secateur.models.derived.tokens.tail import tail_of
 from secateur.models.family import family_of, read
 from tests.hosts import HOSTS, anatomy_of, build, images_for
 

@@ -9,7 +9,7 @@ from secateur.errors import OutOfReach
 from secateur.methods.method import Job, Prepared
 from secateur.methods.task import Task
 from secateur.models.caches import copy_of
-from secateur.models.derived.merge import pairs_of
+from secateur.models.derived.tokens.merge import pairs_of
 from secateur.models.types import Anatomy
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived import adopt, anatomy, basis, fold, tail, tokens, width
+from secateur.models.derived import adopt, anatomy, basis, fold, width
 from secateur.models.derived.alone import alone
 from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
@@ -21,6 +21,7 @@ from secateur.models.derived.layout import (
 from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
+from secateur.models.derived.tokens import put, tail
 from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn
 from secateur.models.outputs import outputs_of
@@ -64,11 +65,11 @@ class Family:
         return anatomy.read(self.statement, model, exact_tail=exact_tail, merges=merges)
 
     def put_merges_(self, model: nn.Module, merges: Mapping[str, int]) -> None:
-        """Merge so many tokens in the blocks at these paths; see `models.derived.merge`."""
-        tokens.put_(self.statement, model, merges)
+        """Merge so many tokens in the blocks at these paths; see `models.derived.tokens.merge`."""
+        put.put_(self.statement, model, merges)
 
     def put_tail_(self, model: nn.Module) -> None:
-        """Compute the last layers for what the head reads alone; see `models.derived.tail`."""
+        """Compute the last layers for what the head reads alone; see `derived.tokens.tail`."""
         tail.put_(self.statement, model)
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:

@@ -237,9 +237,9 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A classifier of r·D inputs reads r pooled states side by side, and no norm in `unread`. A pooling
-    layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. A parameter (D, C),
-    `matrix`, makes features. Outputs depend on the first `reads(model)` tokens, None for all.
+    A classifier of r·D inputs reads r pooled states side by side; none reads norms in `unread`. A
+    pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. A parameter
+    (D, C), `matrix`, makes features. Outputs depend on the first `reads(model)` tokens, None all.
     """
 
     norms: Names = ()

@@ -15,8 +15,8 @@ from torch import nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.caches import evaluating
-from secateur.models.derived.merge import merges_of
-from secateur.models.derived.tail import tail_of
+from secateur.models.derived.tokens.merge import merges_of
+from secateur.models.derived.tokens.tail import tail_of
 from secateur.models.family import families, read
 from secateur.models.host import host_of
 from secateur.models.norms import held_norms, uncentred_norms

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived.merge import merges_of
-from secateur.models.derived.tail import tail_of
+from secateur.models.derived.tokens.merge import merges_of
+from secateur.models.derived.tokens.tail import tail_of
 from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
 from secateur.storage.base import Base, build_like

@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.models.derived.blocks import OnTokens, PartialBlock
 from secateur.models.derived.steps import Step, residuals_of
-from secateur.models.derived.tail import TailAlone, TailBlock
+from secateur.models.derived.tokens.tail import TailAlone, TailBlock
 from secateur.models.statement import Statement
 
 

@@ -13,11 +13,11 @@ from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
 from secateur.models.derived.layout import shape_of
 from secateur.models.derived.members import heads_of, start_of
-from secateur.models.derived.merge import merges_of
 from secateur.models.derived.names import linear, member, names_in, optional, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
-from secateur.models.derived.tail import narrowed, why_no_tail
-from secateur.models.derived.tokens import merged_steps, why_no_merging
+from secateur.models.derived.tokens.merge import merges_of
+from secateur.models.derived.tokens.put import merged_steps, why_no_merging
+from secateur.models.derived.tokens.tail import narrowed, why_no_tail
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
@@ -33,7 +33,7 @@ def read(
     """Describe `model`; UserError for members that cannot be supported or are not there.
 
     With `exact_tail` and `merges` layers are priced as if these were put there, see
-    `secateur.models.derived.tail` and `secateur.models.derived.merge`.
+    `secateur.models.derived.tokens.tail` and `secateur.models.derived.tokens.merge`.
     """
     if exact_tail or merges:
         plain, changed = read(stated, model), _read(stated, model, exact_tail, merges)

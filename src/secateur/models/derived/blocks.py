@@ -35,6 +35,8 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
+        # WHY by path: statements compare by value, which torch.compile cannot follow.
+        self.marks: Final = {one.path: f"update_{i}" for i, one in enumerate(residuals)}
         found = {residual.path: windows_of(residual, block) for residual in self.steps}
         self.windows = {path: own for path, own in found.items() if own is not None}
         for residual in self.steps:
@@ -43,7 +45,7 @@ class PartialBlock(nn.Module):
 
     def passed(self, residual: Residual) -> str:
         """The name of a module that does nothing but be passed by the update of a step."""
-        return f"update_{self.residuals.index(residual)}"
+        return self.marks[residual.path]
 
     def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
         """The steps at these paths."""

@@ -87,7 +87,7 @@ def _attention_macs(
 ) -> tuple[int, int, int, int, int]:
     """Products of a head per channel, of a query/key dim and per channel, of a value dim likewise.
 
-    For n tokens in so many `pairs`, or of the first `rows` alone as in `derived.tail`.
+    For n tokens in so many `pairs`, or of the first `rows` alone as in `derived.tokens.tail`.
     """
     if rows is None:
         return 0, pairs, 2 * n, pairs, 2 * n

@@ -6,10 +6,10 @@ from dataclasses import replace
 from torch import nn
 
 from secateur.errors import UserError, short
-from secateur.models.derived.merge import MergeBlock, Sizes, merges_of, pairs_of
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
-from secateur.models.derived.tail import own_attention_, why_no_tail
+from secateur.models.derived.tokens.merge import MergeBlock, Sizes, merges_of, pairs_of
+from secateur.models.derived.tokens.tail import own_attention_, why_no_tail
 from secateur.models.statement import AttentionLayer, Statement
 
 

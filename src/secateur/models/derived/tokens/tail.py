@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from secateur.models.derived.adopt import put_ as put_module_
 from secateur.models.derived.layout import attention_weights, our_attention
-from secateur.models.derived.merge import MergeBlock, Sizes, log_of
 from secateur.models.derived.names import is_fused, optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
+from secateur.models.derived.tokens.merge import MergeBlock, Sizes, log_of
 from secateur.models.modules import SlimAttention
 from secateur.models.statement import AttentionLayer, Residual, Statement
 
