@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.checks.wrapped import no_family, refuse_changed
 from secateur.models.derived import adopt, anatomy, basis, fold, width
-from secateur.models.derived.alone import alone
 from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
     assign_attention_,
@@ -23,6 +22,7 @@ from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.derived.tokens import put, tail
+from secateur.models.derived.tokens.alone import alone
 from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn
 from secateur.models.outputs import outputs_of
