@@ -21,6 +21,7 @@ from secateur.models.derived.layout import (
     mlp_weights,
 )
 from secateur.models.derived.names import is_fused
+from secateur.models.derived.refused import why_refused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
 from secateur.models.hook_points import HookPoint
@@ -277,7 +278,7 @@ def family_of(model: nn.Module) -> Family:
     known = "; ".join(dict.fromkeys(family.title for _, family in families.items()))
     raise UserError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
-        f"that secateur can read; known families: {known}."
+        f"that secateur can read{why_refused(model)}; known families: {known}."
     )
 
 

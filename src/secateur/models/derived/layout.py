@@ -30,6 +30,7 @@ Parts = tuple[int, ...]
 def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
     """The facts of the attention of ours that took the place of a host's layer."""
     keyless = isinstance(own.qkv, KeylessLinear)
+    table = PositionBias(table="position_table", index=own.index)
     return replace(
         layer,
         qkv=Packed(bias=("qkv.bias", None, "qkv.bias")) if keyless else Packed(),
@@ -40,13 +41,9 @@ def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
         qk_norm=("q_norm", "k_norm"),
         context_norm="norm",
         gate=None,
-        position_bias=None if own.position_table is None else _own_table(own.index),
+        position_bias=table if own.position_table is not None else None,
         holds=Holds.ALL,
     )
-
-
-def _own_table(index: str) -> PositionBias:
-    return PositionBias(table="position_table", index=index)
 
 
 def shape_of(module: nn.Module, layer: AttentionLayer | MlpLayer) -> AttentionShape | MlpShape:
