@@ -3,6 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
 
-from secateur.models.statement import Call
+from secateur.models.statement import Call, RelativeVectors
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -52,7 +53,8 @@ class SlimAttention(nn.Module):
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
     pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
     table of position biases belongs to which pair of tokens, in a buffer called `index`. Gated
-    hosts are refused when a model is read, so gates do not exist here.
+    hosts are refused when a model is read, so gates do not exist here. Of `relative` position
+    vectors, the module `tables` has the parameters.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class SlimAttention(nn.Module):
         fused_attn: bool = True,
         call: Call = Call(),  # noqa: B008 (frozen)
         rotary: tuple[str, Rotate] | None = None,
+        relative: RelativeVectors | None = None,
+        tables: nn.Module | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -83,6 +87,9 @@ class SlimAttention(nn.Module):
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary, self.index = call, rotary, index
+        self.relative = relative = None if relative is None else relative.present(tables)
+        for name in () if relative is None else (relative.rows, relative.columns):
+            self.register_parameter(name, copy.deepcopy(getattr(tables, name)))
         inner = num_heads * (2 * qk_dim + v_dim)
         packed = nn.Linear if key_bias else KeylessLinear
         self.qkv = packed(dim, inner, device=device, dtype=dtype)
@@ -105,7 +112,9 @@ class SlimAttention(nn.Module):
 
         With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
         """
-        x_BND, given = self.call.bound(args, given)
+        x, given = self.call.bound(args, given)
+        sides = x.shape[1:3]
+        x_BND = x.flatten(1, 2) if self.call.grid else x
         qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
         parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
         q_BHNK, k_BHNK, v_BHNV = (
@@ -115,12 +124,25 @@ class SlimAttention(nn.Module):
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         mask = self._added(None if self.call.mask is None else given.get(self.call.mask), x_BND)
+        if self.relative is not None:
+            mask = self._relative(self.relative, q_BHNK, sides[0], sides[1])
         attend = self._fused if self.fused_attn else self._attend
         causal = bool(given.get("is_causal", False))
         out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
         context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
         out_BND = self.proj_drop(self.proj(context_BND))
+        out_BND = out_BND.unflatten(1, sides) if self.call.grid else out_BND
         return (out_BND, weights) if self.call.pair else out_BND
+
+    def _relative(self, stated: RelativeVectors, q_BHNK: Tensor, rows: int, columns: int) -> Tensor:
+        """q · R of rows and columns, for each pair of tokens (B, H, N, N)."""
+        r_RRK = stated.vectors(rows, rows, self.get_parameter(stated.rows))
+        c_CCK = stated.vectors(columns, columns, self.get_parameter(stated.columns))
+        q_BHRCK = q_BHNK.unflatten(2, (rows, columns))
+        by_row = torch.einsum("bhrck,rsk->bhrcs", q_BHRCK, r_RRK)
+        by_column = torch.einsum("bhrck,cdk->bhrcd", q_BHRCK, c_CCK)
+        bias = by_row[..., :, None] + by_column[..., None, :]
+        return bias.flatten(4, 5).flatten(2, 3)
 
     def _added(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
         """Position biases and the mask as one; that of windows (W, N, N) is for each image."""

@@ -63,11 +63,12 @@ class PartialBlock(nn.Module):
         if (windows := self.windows.get(residual.path)) is not None:
             windows = windows.on((read.shape[1], read.shape[2]))
             read = windows.split(read)
+            read = read.unflatten(1, windows.size) if call.grid else read
             if call.mask is not None and (mask := windows.mask(read)) is not None:
                 passed[call.mask] = mask
         y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
         y = y[0] if call.pair else y
-        y = y if windows is None else windows.join(y)
+        y = y if windows is None or residual.inside else windows.join(y)
         y = norm(y) if norm is not None and residual.norm_behind else y
         if residual.scale is not None:
             owner, _, _ = residual.scale.rpartition(".")
@@ -76,7 +77,7 @@ class PartialBlock(nn.Module):
             elif (scale := getattr(self, residual.scale, None)) is not None:
                 y = y * scale
         update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
-        return update
+        return windows.join(update) if windows is not None and residual.inside else update
 
 
 def windows_of(residual: Residual, block: nn.Module) -> Windows | None:

@@ -161,6 +161,8 @@ def our_attention(
         fused_attn=fused,
         call=layer.call,
         rotary=None if rotary is None else (rotary.argument, partial(rotary.apply, **settings)),
+        relative=layer.relative,
+        tables=attn,
         device=torch.device("meta"),
         dtype=like.dtype,
     )

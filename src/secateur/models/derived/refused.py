@@ -14,7 +14,7 @@ def refuse(reasons: Mapping[str, str]) -> None:
 
 
 def why_refused(model: nn.Module) -> str:
-    """The reason for the class of a model or a base of it behind a colon, as far as one is noted."""
+    """The reason for the class of a model or a base of it after a colon, if one is noted."""
     for name, reason in REASONS.items():
         module, _, cls = name.partition(":")
         host = getattr(sys.modules.get(module), cls, None)
