@@ -19,8 +19,8 @@ import secateur
 from secateur.report.drawing.chart import Axis, Chart, Line
 from secateur.report.drawing.chart_svg import file_svg
 from secateur.storage.spec import SPEC
+from secateur.training.heal_and_train import FineTuneSettings
 from secateur.training.settings import read_settings
-from secateur.training.verbs import FineTuneSettings
 from secateur.verbs.train import open_to_train
 
 IMAGE_SIZE = 96

@@ -31,10 +31,10 @@ import secateur
 from secateur.data.images import ImageSet, open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.measurement.accuracy import predict, summarize
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.identity import digest
 from secateur.training.images.held_out import hold_out
 from secateur.training.settings import read_settings
-from secateur.training.verbs import HealSettings
 
 BUDGET = "60% macs"
 CANDIDATES: dict[str, dict[str, Any]] = {

@@ -40,9 +40,9 @@ from secateur.masks.settings import LearnSettings
 from secateur.measurement.accuracy import predict, summarize
 from secateur.measurement.counting import counted
 from secateur.models.family import read
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.images.held_out import part_of
 from secateur.training.settings import OptimizerSettings
-from secateur.training.verbs import HealSettings
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import give_preprocessing_
 from secateur.verbs.training_result import Trained

@@ -44,7 +44,7 @@ class Measured:
 
 
 def main() -> None:
-    args = parser("Predicted against measured damage of menus.").parse_args()
+    args = parser("Predicted against measured degradation of menus.").parse_args()
     store = Store("menu_truth", args)
     row = store.get("points")
     if row is None and not args.report:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(bench: Bench) -> Measured:
-    """Fit candidates as the spectral engine does in both efforts, then probe other sizes."""
+    """Fit candidates as the spectral method does in both efforts, then probe other sizes."""
     model = bench.model
     host = host_of(model)
     batches = as_batches(bench.calibration)

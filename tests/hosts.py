@@ -286,6 +286,19 @@ TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "hf_clip": partial(hf, "CLIPForImageClassification"),
     "hf_siglip_features": partial(hf, "SiglipVisionModel"),
     "hf_aimv2_features": partial(hf, "Aimv2VisionModel"),
+    "hf_dinov3_features": partial(
+        hf, "DINOv3ViTModel", num_register_tokens=2, pos_embed_rescale=None
+    ),
+    "hf_beit": partial(
+        hf, "BeitForImageClassification", use_relative_position_bias=True, drop_path_rate=0.0
+    ),
+    "hf_beit_shared": partial(
+        hf,
+        "BeitForImageClassification",
+        use_shared_relative_position_bias=True,
+        use_mean_pooling=False,
+        drop_path_rate=0.0,
+    ),
 }
 for _name, _build in TRANSFORMERS.items():
     host(_name)(_build)

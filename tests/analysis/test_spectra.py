@@ -64,8 +64,8 @@ def test_a_duplicated_head_is_found() -> None:
 
 
 def test_rank_correlation() -> None:
-    damage = {"a": 0.1, "b": 3.0, "c": 0.5, "d": 0.2}
-    assert rank_correlation({k: v**3 for k, v in damage.items()}, damage) == pytest.approx(1)
-    assert rank_correlation({k: -v for k, v in damage.items()}, damage) == pytest.approx(-1)
-    assert rank_correlation({"a": 1.0, "b": 2.0}, damage) is None
-    assert rank_correlation(dict.fromkeys(damage, 1.0), damage) is None
+    lost = {"a": 0.1, "b": 3.0, "c": 0.5, "d": 0.2}
+    assert rank_correlation({k: v**3 for k, v in lost.items()}, lost) == pytest.approx(1)
+    assert rank_correlation({k: -v for k, v in lost.items()}, lost) == pytest.approx(-1)
+    assert rank_correlation({"a": 1.0, "b": 2.0}, lost) is None
+    assert rank_correlation(dict.fromkeys(lost, 1.0), lost) is None

@@ -68,7 +68,7 @@ def test_analyze(run: Run, tmp_path: Path) -> None:
     assert "digits_vit: redundancy" in (out / "analysis.html").read_text("utf-8")
     text = " ".join(run(*arguments).out.split())
     assert "forward passes over 48 images" in text
-    assert "Rank correlation of scores with damage" in text
+    assert "Rank correlation of scores with degradation" in text
     assert "blocks.5.mlp" in text
 
 

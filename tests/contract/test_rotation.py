@@ -48,6 +48,7 @@ REFUSED = {
     "hf_clip": "a norm writes its embedding",
     "hf_siglip_features": "no classifier",
     "hf_aimv2_features": "no classifier",
+    "hf_dinov3_features": "no classifier",
     "vit_post_norm": "norms stand behind the branches",
     "efficientformer": "one per stage",
     "efficientformer_grids": "one per stage",

@@ -74,10 +74,12 @@ def test_recorded_sums_of_blocks_are_those_of_their_branches(name: str) -> None:
 def test_observing_leaves_no_trace(name: str) -> None:
     model = build(name).train()
     model.requires_grad_(True)
+    hooks = [len(m._forward_hooks) for m in model.modules()]
     x = images_for(model)
     needs = ("hidden_moments", "context_moments", "branch_similarity", "mlp_gates", "logit_moments")
     observe(model, as_batches(x, 2), (*needs, "attention_gates", "block_similarity"))
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())
     assert not x.requires_grad and x.grad is None
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert [len(m._forward_hooks) for m in model.modules()] == hooks
+    assert not any(m._forward_pre_hooks for m in model.modules())

@@ -13,7 +13,7 @@ from tests.device.hosts import FAMILIES, assert_same, images_of, model_of
 
 FINE = {"qk": 1, "vo": 1, "hidden": 2, "heads": 1, "width": 4}
 UNFIT = {
-    ("nbl", "efficientformer_least"): "stand-in 'linear' is not offered",
+    ("nbl", "efficientformer_least"): "replacement 'linear' is not offered",
     ("slicegpt", "efficientformer_least"): "one stream through the whole model",
 }
 """Presets that refuse a family on any device."""

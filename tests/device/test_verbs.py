@@ -16,7 +16,7 @@ from secateur.masks.granularity import granularities
 from secateur.masks.settings import LearnSettings
 from secateur.masks.strategy import strategies
 from secateur.surgery.repair import Repair
-from secateur.training.verbs import FineTuneSettings, HealSettings
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from secateur.verbs.load import open_data
 from secateur.verbs.metrics import evaluate_metrics
 from tests.device.hosts import FAMILIES, assert_same, images_of, labels_of, model_of, on

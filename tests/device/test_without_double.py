@@ -8,7 +8,7 @@ import torch
 
 import secateur
 from secateur.errors import UserError
-from secateur.training.verbs import FineTuneSettings, HealSettings
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from tests import standin_device
 from tests.device.hosts import FAMILIES, images_of, labels_of, model_of, on
 from tests.device.test_verbs import QUIET, TRAINED, shrunk

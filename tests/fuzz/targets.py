@@ -21,8 +21,8 @@ from secateur.storage.saved import load_saved
 from secateur.storage.spec import SPEC, WEIGHTS, checksum_of
 from secateur.study.spec import read_study
 from secateur.training import checkpoint
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.settings import read_settings
-from secateur.training.verbs import HealSettings
 from tests.fuzz.mutations import bytes_changed, text_changed, tree_changed
 
 SAVED = Path(__file__).parent.parent / "fixtures" / "saved"

@@ -52,6 +52,7 @@ def analysis_numbers(record: Mapping[str, object]) -> dict[str, float]:
     for key, value in record.items():
         if key not in unmeasured:
             _flatten(value, key, found)
+    found = {name.replace("degradation", "damage"): value for name, value in found.items()}
     # WHY: at the start the class token is the same for all images; its rank is that of rounding.
     found.pop("similarity.class.rank.0", None)
     return found

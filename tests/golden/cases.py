@@ -195,10 +195,10 @@ PRUNED: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("vit", "nbl", "drop 2 attention", {}),
     ("vit", "replaceme", "drop 2 blocks", {}),
     ("dinov2", "laco", "drop 1 blocks", {}),
-    ("vit", "shortgpt", "drop 1 blocks", {"stand_in": "linear"}),
-    ("dinov2", "nbl", "70% params", {"stand_in": "affine"}),
-    ("vit_average_pool", "greedy_drop", "drop 2 layers", {"stand_in": "scalar"}),
-    ("deit_distilled", "layer_drop", "drop 2 mlp, 50% hidden", {"stand_in": "mean"}),
+    ("vit", "shortgpt", "drop 1 blocks", {"replacement": "linear"}),
+    ("dinov2", "nbl", "70% params", {"replacement": "affine"}),
+    ("vit_average_pool", "greedy_drop", "drop 2 layers", {"replacement": "scalar"}),
+    ("deit_distilled", "layer_drop", "drop 2 mlp, 50% hidden", {"replacement": "mean"}),
     ("clip", "taylor", "60% macs", {"labelled": True, "repair": "least_squares"}),
     ("vit", "magnitude", "60% macs", {"allocation": "knapsack", "repair": "mean"}),
     ("vit_post_norm", "energy", "2.0 MMACs", {}),
@@ -209,7 +209,7 @@ PRUNED: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("efficientformer", "spectral", "70% macs", {"count": 32}),
     ("efficientformer", "greedy_drop", "drop 2 layers", {}),
     ("efficientformer", "shortgpt", "drop 1 blocks", {}),
-    ("efficientformer", "layer_drop", "drop 2 mlp", {"stand_in": "affine"}),
+    ("efficientformer", "layer_drop", "drop 2 mlp", {"replacement": "affine"}),
     ("vit", "energy", "60% macs", {"polish": "8 steps"}),
     ("vit", "spectral", "60% macs", {"polish": "4 steps", "effort": "quick"}),
 ]
@@ -229,10 +229,17 @@ MEASURED: list[tuple[str, str, str, dict[str, Any]]] = [
 ]
 
 
+RECORDED = {"replacement": "stand_in"}
+"""Options that cases call by their present name and recorded outcomes by an earlier one."""
+
+
 def _name(host: str, preset: str, budget: str | None, options: dict[str, Any]) -> str:
     shown = {k: v for k, v in options.items() if k not in ("labelled", "count", "recipe")}
     words = [host, preset, budget or "recipe"]
-    words += [f"{k}={'+'.join(v) if isinstance(v, tuple) else v}" for k, v in shown.items()]
+    words += [
+        f"{RECORDED.get(k, k)}={'+'.join(v) if isinstance(v, tuple) else v}"
+        for k, v in shown.items()
+    ]
     return " | ".join(words)
 
 

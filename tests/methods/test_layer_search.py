@@ -145,7 +145,7 @@ def test_iterative_scores_see_the_stream_without_what_is_gone() -> None:
         left = [b.id for b in read(smaller).blocks if b.branches]
         block = min(left, key=influence)
         gone |= {f"{block}.attn", f"{block}.mlp"}
-    options: dict[str, Any] = {"stand_in": "nothing"}
+    options: dict[str, Any] = {"replacement": "nothing"}
     assert dropped(model, "drop 2 blocks", "prune_comp", **options) == gone
 
 
@@ -252,9 +252,13 @@ def test_windows_meet_cost_budgets_with_as_few_blocks_as_possible() -> None:
     [
         ("50% hidden", {"preset": "sleb"}, "searches for whole layers"),
         ("drop 1 attention", {"preset": "uidl"}, "drops one run of blocks"),
-        ("drop 1 mlp", {"preset": "layer_drop", "stand_in": "glue"}, "unknown stand_in 'glue'"),
-        ("drop 1 mlp", {"preset": "spectral", "stand_in": "scalar"}, "has no meaning there"),
-        ("drop 1 mlp", {"preset": "layer_drop", "stand_in": "merge"}, "whole blocks"),
+        (
+            "drop 1 mlp",
+            {"preset": "layer_drop", "replacement": "glue"},
+            "unknown replacement 'glue'",
+        ),
+        ("drop 1 mlp", {"preset": "spectral", "replacement": "scalar"}, "has no meaning there"),
+        ("drop 1 mlp", {"preset": "layer_drop", "replacement": "merge"}, "whole blocks"),
     ],
 )
 def test_what_makes_no_sense_is_refused(budget: str, options: dict[str, Any], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The spectral engine over hosts and groups: exact where it must be, within budget, refused."""
+"""The spectral method over hosts and groups: exact where it must be, within budget, refused."""
 
 import copy
 from dataclasses import replace
@@ -154,24 +154,24 @@ def test_the_writer_before_a_dropped_layer_stands_in_for_it() -> None:
     images = images_for(model, count=40)
     shapes = anatomy.shapes | {anatomy.branches[-1].id: None}
 
-    def error(*, stand_in: bool) -> float:
+    def error(*, replacement: bool) -> float:
         smaller = copy.deepcopy(model)
-        settings = SequentialSettings(stand_in=stand_in)
+        settings = SequentialSettings(replacement=replacement)
         cut_front_to_back_(smaller, model, shapes, as_batches(images, 8), settings)
         assert sum(p.numel() for p in smaller.parameters()) == anatomy.cost(shapes).params
         with torch.no_grad():
             return float((smaller(images) - model(images)).square().mean())
 
-    assert error(stand_in=True) < 0.9 * error(stand_in=False)
+    assert error(replacement=True) < 0.9 * error(replacement=False)
 
 
 def test_an_affine_stand_in_is_asked_for_by_name() -> None:
     model = build("vit")
     images = images_for(model, count=40)
 
-    def pruned(stand_in: str | None) -> torch.nn.Module:
+    def pruned(replacement: str | None) -> torch.nn.Module:
         return prune(
-            model, images, "drop 1 mlp", preset="spectral", effort="quick", stand_in=stand_in
+            model, images, "drop 1 mlp", preset="spectral", effort="quick", replacement=replacement
         ).model
 
     with torch.no_grad():

@@ -18,7 +18,7 @@ def shown(name: str) -> str:
     return blocks[0]
 
 
-@pytest.mark.parametrize("name", [n for n in preset_names() if load_preset(n).engine == "criteria"])
+@pytest.mark.parametrize("name", [n for n in preset_names() if load_preset(n).method == "criteria"])
 def test_a_page_shows_the_preset_and_how_to_run_it(name: str) -> None:
     assert parse_preset(name, shown(name)) == load_preset(name)
     assert f"--preset {name} " in (PAGES / f"{name}.md").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ def test_fields_take_their_place() -> None:
 def test_presets_that_ship_can_score_their_groups(name: str) -> None:
     preset = load_preset(name)
     assert preset.name == name and preset.title and preset.source
-    if preset.engine == "criteria":
+    if preset.method == "criteria":
         for group in preset.groups:
             assert group in criteria.get(preset.criterion_for(group)).needs
         for group, criterion in preset.criteria.items():
@@ -83,6 +83,13 @@ def test_files_are_read_by_path(tmp_path: Path) -> None:
         load_preset(str(tmp_path / "absent.yaml"))
 
 
+def test_fields_are_read_by_their_earlier_names() -> None:
+    lines = "engine: spectral\nstand_in: mean\nmenus: measured\n"
+    preset = parse_preset("mine", f"title: A method\nsource: a paper\ngroups: [qk]\n{lines}")
+    assert (preset.method, preset.candidates) == ("spectral", "measured")
+    assert preset.replacement == "mean"
+
+
 def test_unknown_presets_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match="unknown preset 'enrgy'; did you mean 'energy'"):
         load_preset("enrgy")
@@ -94,10 +101,10 @@ def test_unknown_presets_are_refused_with_a_suggestion() -> None:
         ("groups: [hidden]\nsearch: iterative", "'mine': search 'iterative' drops whole layers"),
         ("groups: [branch]\nsearch: greedy", "let its criterion be one of delta_angle"),
         ("groups: [branch]\nsearch: window", "compares the ends of runs of blocks"),
-        ("groups: [branch]\nstand_in: glue", "'mine': field 'stand_in'"),
+        ("groups: [branch]\nreplacement: glue", "'mine': field 'replacement'"),
         ("groups: [branch]\nkeep_ends: -1", "'mine': field 'keep_ends'"),
         ("groups: [branch]\nrotate: true", "'rotate' needs 'width' among 'groups'"),
-        ("groups: [width]\nengine: spectral\nrotate: true", "and the engine 'criteria'"),
+        ("groups: [width]\nmethod: spectral\nrotate: true", "and the method 'criteria'"),
     ],
 )
 def test_searches_that_cannot_work_are_refused(lines: str, words: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from secateur.training.verbs import HealSettings
+from secateur.training.heal_and_train import HealSettings
 from secateur.verbs.analyze import analyze
 from secateur.verbs.heal import heal
 from secateur.verbs.prune import prune

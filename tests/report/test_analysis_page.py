@@ -1,6 +1,7 @@
 """The page of an analysis: its numbers, its charts, and that nothing gets out or in."""
 
 import copy
+import json
 import re
 from typing import Any
 
@@ -11,8 +12,8 @@ from secateur.report.analysis_figures import FLOOR, importance_figure, spectra_f
 from secateur.report.analysis_page import render_analysis
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import (
-    damage_at,
-    damage_words,
+    degradation_at,
+    degradation_words,
     findings,
     next_command,
     score_finding,
@@ -43,7 +44,8 @@ def test_every_layer_and_stage_is_on_the_page(analysis: Record) -> None:
     page = Page(render_analysis(analysis))
     for layer in analysis["layers"]:
         assert layer["id"] in page.text
-        assert damage_words(layer["damage"], "").strip().replace("\u00a0", " ") in page.text
+        told = degradation_words(layer["degradation"], "").strip()
+        assert told.replace("\u00a0", " ") in page.text
     for word in ("Block Influence", "built-in method", "None", "nan"):
         assert word not in page.text
     assert "secateur analyze some" in page.text and "forward passes over the 40 images" in page.text
@@ -52,11 +54,16 @@ def test_every_layer_and_stage_is_on_the_page(analysis: Record) -> None:
     assert page.text.count("tolerance") >= 2
 
 
+def test_records_of_earlier_versions_give_the_same_page(analysis: Record) -> None:
+    earlier = json.loads(json.dumps(analysis).replace('"degradation"', '"damage"'))
+    assert earlier != analysis and render_analysis(earlier) == render_analysis(analysis)
+
+
 def test_answers_and_the_next_command_come_first(analysis: Record) -> None:
     for series in analysis["series"]:
-        series["damage"] = [9.0 for _ in series["damage"]]
+        series["degradation"] = [9.0 for _ in series["degradation"]]
     best = analysis["series"][0]
-    best |= {"macs": [0.2, *best["macs"][1:]], "damage": [0.05, *best["damage"][1:]]}
+    best |= {"macs": [0.2, *best["macs"][1:]], "degradation": [0.05, *best["degradation"][1:]]}
     analysis["data"] |= {"source": "my images", "fingerprint": "sha256:1"}
     for layer in analysis["layers"]:
         layer["droppable"] = False
@@ -68,11 +75,11 @@ def test_answers_and_the_next_command_come_first(analysis: Record) -> None:
     html = render_analysis(analysis)
     assert html.index("secateur prune") < html.index('class="tiles"') < html.index("<details")
     assert html.count("<details") >= 6 and "<details open" not in html
-    best["damage"] = [9.0 for _ in best["damage"]]
+    best["degradation"] = [9.0 for _ in best["degradation"]]
     assert "'90% macs'" in next_command(AnalysisRecord.model_validate(analysis))[1]
 
 
-def test_predictions_kept_come_before_damages(analysis: Record) -> None:
+def test_predictions_kept_come_before_degradations(analysis: Record) -> None:
     for sentence in findings(AnalysisRecord.model_validate(analysis))[1:]:
         if "nats" in sentence:
             assert sentence.index("of predictions stay") < sentence.index("nats")
@@ -113,9 +120,9 @@ def test_hostile_text_stays_text(analysis: Record) -> None:
     assert not any(tag == "img" for tag, _ in page.tags)
 
 
-def test_ticks_of_damages_say_their_whole_value(analysis: Record) -> None:
+def test_ticks_of_degradations_say_their_whole_value(analysis: Record) -> None:
     for layer in analysis["layers"]:
-        layer["damage"] = 0.3 if layer["kind"] == "mlp" else 3.0
+        layer["degradation"] = 0.3 if layer["kind"] == "mlp" else 3.0
     chart = importance_figure(AnalysisRecord.model_validate(analysis))
     svg = chart_svg(chart, 600)
     assert chart.y.scale == "log" and all(f">{tick}</text>" in svg for tick in ("0.5", "1", "2"))
@@ -149,10 +156,10 @@ def test_what_is_no_record_is_refused(analysis: Record, change: Record) -> None:
 
 def test_findings_say_what_the_numbers_say(analysis: Record) -> None:
     for i, layer in enumerate(analysis["layers"]):
-        layer |= {"damage": 0.5 if layer["kind"] == "mlp" else 0.05, "droppable": i in (0, 2)}
-    analysis["layers"][1]["damage"] = 4.0
+        layer |= {"degradation": 0.5 if layer["kind"] == "mlp" else 0.05, "droppable": i in (0, 2)}
+    analysis["layers"][1]["degradation"] = 4.0
     together = next(s for s in analysis["series"] if s["structure"] == "layers")
-    together |= {"damage": [0.01, 0.05, 0.2], "agreement": [1.0, 0.9, 0.5]}
+    together |= {"degradation": [0.01, 0.05, 0.2], "agreement": [1.0, 0.9, 0.5]}
     told = findings(AnalysisRecord.model_validate(analysis))
     saved = f"{100 * together['macs'][1]:.1f}\u00a0% of the MACs and 90\u00a0% of predictions stay"
     assert told[0].startswith("2 of 3 attention layers can go together within 0.1\u00a0nats")
@@ -160,7 +167,7 @@ def test_findings_say_what_the_numbers_say(analysis: Record) -> None:
     assert any("attention layers matter less than MLPs" in sentence for sentence in told)
     assert any("blocks.0.mlp must stay: without it" in s and "4.00\u00a0nats" in s for s in told)
     analysis["layers"][2]["droppable"] = False
-    together["damage"] = [0.01, 0.15, 0.2]
+    together["degradation"] = [0.01, 0.15, 0.2]
     alone = findings(AnalysisRecord.model_validate(analysis))[0]
     assert alone.startswith(f"Only {analysis['layers'][0]['id']} can go within 0.1\u00a0nats: ")
     for score in analysis["scores"]:
@@ -168,16 +175,16 @@ def test_findings_say_what_the_numbers_say(analysis: Record) -> None:
     assert "No cheap score" in score_finding(AnalysisRecord.model_validate(analysis))
 
 
-def test_damage_at_a_saving() -> None:
+def test_degradation_at_a_saving() -> None:
     from secateur.report.analysis_record import SeriesRecord
 
     series = SeriesRecord(
         structure="mlp", what=("1", "2"), macs=(0.1, 0.3), params=(0.1, 0.3), ms=(None, None),
-        damage=(0.2, 1.0), agreement=(None, None),
+        degradation=(0.2, 1.0), agreement=(None, None),
     )  # fmt: skip
-    assert damage_at(series, 0.05) == pytest.approx(0.1)
-    assert damage_at(series, 0.2) == pytest.approx(0.6)
-    assert damage_at(series, 0.31) is None
+    assert degradation_at(series, 0.05) == pytest.approx(0.1)
+    assert degradation_at(series, 0.2) == pytest.approx(0.6)
+    assert degradation_at(series, 0.31) is None
 
 
 def test_the_page_of_a_model_of_forty_blocks_is_small(analysis: Record) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import Advice, UserError
-from secateur.training.verbs import FineTuneSettings, HealSettings
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from tests.hosts import SIZES, images_for
 
 Change = Callable[[nn.Module], nn.Module]

@@ -43,7 +43,7 @@ def test_a_cell_is_what_prune_and_evaluate_give(write: Write, tmp_path: Path) ->
     model = load("digits_vit")
     same: dict[str, dict[str, Any]] = {
         "hidden": {"preset": "energy", "groups": ["hidden"]},
-        "block": {"preset": "shortgpt", "repair": "least_squares", "stand_in": "affine"},
+        "block": {"preset": "shortgpt", "repair": "least_squares", "replacement": "affine"},
     }
     for structure, options in same.items():
         smaller = prune(model, "digits/train", "80% macs", seed=3, limit=24, **options)

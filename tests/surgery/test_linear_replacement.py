@@ -206,7 +206,12 @@ def test_models_with_one_can_be_pruned_again(name: str) -> None:
 def test_layers_and_channels_go_in_one_cut() -> None:
     model = build("deit3")
     images = images_for(model, 32)
-    request = {"align": FINE, "minimum": FINE, "stand_in": "linear", "protect": ("blocks.0.attn",)}
+    request = {
+        "align": FINE,
+        "minimum": FINE,
+        "replacement": "linear",
+        "protect": ("blocks.0.attn",),
+    }
     wide = prune(model, images, "drop 2 layers", preset="layer_drop", **request)
     both = prune(model, images, "drop 2 layers, 97% width", preset="slicegpt", **request)
     # One component of a stream behind LayerNorms is empty, so nothing is lost with it; the ridge
@@ -221,7 +226,7 @@ def test_budgets_see_what_it_costs(groups: list[str], unit: str) -> None:
     model = build("vit")
     result = prune(
         model, images_for(model, 16), f"80% {unit}", preset="layer_drop", groups=groups,
-        stand_in="linear", align=FINE, minimum=FINE,
+        replacement="linear", align=FINE, minimum=FINE,
     )  # fmt: skip
     assert result.budget_use is not None
     assert result.budget_use.reached <= result.budget_use.limit
@@ -306,8 +311,8 @@ def test_where_it_cannot_stand_it_is_refused() -> None:
     assert not family_of(build("efficientformer")).one_stream
     with pytest.raises(UserError, match="time that a budget in ms cannot foresee"):
         prune(build("vit"), Untouched(), "2x faster", preset="nbl")
-    with pytest.raises(UserError, match="--stand-in linear has no meaning"):
-        prune(build("vit"), Untouched(), "drop 1 mlp", stand_in="linear")
+    with pytest.raises(UserError, match="--replacement linear has no meaning"):
+        prune(build("vit"), Untouched(), "drop 1 mlp", replacement="linear")
     standing = cut_with(build("vit"), ONE, images_for(build("vit"), 8))
     with pytest.raises(UserError, match="linear layers stand in for some of its layers"):
         family_of(standing).require_rotatable(standing)
@@ -317,7 +322,7 @@ def test_where_it_cannot_stand_it_is_refused() -> None:
 def test_searches_choose_with_the_mean_in_place() -> None:
     model = build("vit")
     images = images_for(model, 16)
-    result = prune(model, images, "drop 2 layers", preset="greedy_drop", stand_in="linear")
+    result = prune(model, images, "drop 2 layers", preset="greedy_drop", replacement="linear")
     assert 1 <= len(result.after.stand_ins) <= 2
-    same = prune(model, images, "drop 2 layers", preset="greedy_drop", stand_in="mean")
+    same = prune(model, images, "drop 2 layers", preset="greedy_drop", replacement="mean")
     assert result.plan.shapes == same.plan.shapes

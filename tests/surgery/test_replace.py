@@ -1,4 +1,4 @@
-"""Stand-ins for dropped layers: exact where the layer is what they assume, refused elsewhere."""
+"""Replacements of dropped layers: exact where the layer is what they assume, refused elsewhere."""
 
 import copy
 
@@ -24,13 +24,15 @@ from tests.hosts import HOSTS, anatomy_of, build, images_for
 LINEAR_HOSTS = [name for name in HOSTS if name != "vit_post_norm"]
 
 
-def cut_with(model: nn.Module, gone: set[str], stand_in: Replacement, images: Tensor) -> nn.Module:
+def cut_with(
+    model: nn.Module, gone: set[str], replacement: Replacement, images: Tensor
+) -> nn.Module:
     """A copy without these branches, through the same steps as a run."""
     anatomy = read(model)
     shapes: Shapes = {b.id: None if b.id in gone else b.shape for b in anatomy.branches}
     batches = as_batches(images, 4)
     needs = ["update_mean", "branch_similarity"]
-    runs = runs_of(anatomy, shapes) if stand_in == "affine" else {}
+    runs = runs_of(anatomy, shapes) if replacement == "affine" else {}
     smaller = copy.deepcopy(model)
     statistics = observe(model, batches, needs)
     cut_(
@@ -38,7 +40,7 @@ def cut_with(model: nn.Module, gone: set[str], stand_in: Replacement, images: Te
         Plan(shapes=shapes),
         statistics,
         "none",
-        stand_in,
+        replacement,
         anchor_moments(model, batches, runs),
     )
     return smaller
@@ -177,15 +179,15 @@ def test_equal_blocks_merge_into_themselves() -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("stand_in", ["nothing", "mean", "scalar", "affine", "merge"])
-def test_stand_ins_cost_nothing(stand_in: Replacement) -> None:
+@pytest.mark.parametrize("replacement", ["nothing", "mean", "scalar", "affine", "merge"])
+def test_stand_ins_cost_nothing(replacement: Replacement) -> None:
     model = build("vit")
     result = prune(
         model,
         images_for(model, 16),
         "drop 1 blocks",
         preset="shortgpt",
-        stand_in=stand_in,
+        replacement=replacement,
         batch_size=4,
     )
     cost = counted(result.model, read(model).input_size)
@@ -194,13 +196,13 @@ def test_stand_ins_cost_nothing(stand_in: Replacement) -> None:
     assert (cost.macs, cost.params) == (expected.macs, expected.params)
 
 
-@pytest.mark.parametrize("stand_in", ["scalar", "affine"])
-def test_norms_behind_the_writer_are_refused(stand_in: Replacement) -> None:
+@pytest.mark.parametrize("replacement", ["scalar", "affine"])
+def test_norms_behind_the_writer_are_refused(replacement: Replacement) -> None:
     model = build("vit_post_norm")
     with pytest.raises(UserError, match="a norm stands behind"):
-        check_replacement(host_of(model), stand_in, {"block"})
+        check_replacement(host_of(model), replacement, {"block"})
     with pytest.raises(UserError, match="a norm stands behind"):
-        prune(model, images_for(model), "drop 1 blocks", preset="shortgpt", stand_in=stand_in)
+        prune(model, images_for(model), "drop 1 blocks", preset="shortgpt", replacement=replacement)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from secateur.masks.settings import LearnSettings
 from secateur.training.distillation.cached_logits import CachedLogits, cached_logits_for
 from secateur.training.distillation.objectives import DistilSettings
 from secateur.training.distillation.teacher import Teacher, teacher_for
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.images.held_out import part_of
 from secateur.training.settings import AugmentSettings
-from secateur.training.verbs import HealSettings
 from secateur.zoo import digits_vit
 
 OUTPUTS = {"token_weight": 0.0, "layerwise": 0.0}

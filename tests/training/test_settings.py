@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import UserError
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from secateur.training.settings import TrainSettings, read_settings
-from secateur.training.verbs import FineTuneSettings, HealSettings
 
 
 def written(folder: Path, text: str) -> Path:

@@ -20,10 +20,10 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.masks.settings import LearnSettings
 from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.images.sampler import Stream, items_of, loader_of
 from secateur.training.images.views import kept_views
 from secateur.training.settings import AugmentSettings, TrainSettings
-from secateur.training.verbs import HealSettings
 from secateur.zoo import digits_vit
 
 AUGMENT = AugmentSettings(views=2, auto="rand-m9-n2-mstd0.5", color_jitter=0.2)

@@ -45,7 +45,7 @@ def test_every_host_can_be_analysed(name: str) -> None:
     anatomy = read(model)
     assert len(found.layers) == len(anatomy.branches)
     assert len(found.blocks) == sum(bool(block.branches) for block in anatomy.blocks)
-    assert all(layer.damage > 0 and 0 <= layer.agreement <= 1 for layer in found.layers)
+    assert all(layer.degradation > 0 and 0 <= layer.agreement <= 1 for layer in found.layers)
     assert {series.structure for series in found.series} >= {"attention", "mlp", "layers", "blocks"}
     for series in found.series:
         assert list(series.macs) == sorted(series.macs) and series.macs[0] > 0
@@ -87,7 +87,7 @@ def test_models_of_uneven_widths() -> None:
     assert sizes["blocks.2.attn", "qk"] == 8 and sizes["blocks.2.mlp", "hidden"] == 128
 
 
-def test_damage_is_that_of_the_model_without_the_layer() -> None:
+def test_degradation_is_that_of_the_model_without_the_layer() -> None:
     """Against secateur's own removal: a branch dropped and its mean folded into a bias."""
     model = secateur.load("digits_vit")
     images = images_for(model, 48)
@@ -102,7 +102,7 @@ def test_damage_is_that_of_the_model_without_the_layer() -> None:
         dense, pruned = model(probes).log_softmax(-1), result.model(probes).log_softmax(-1)
     expected = float(F.kl_div(pruned, dense, log_target=True, reduction="batchmean"))
     layer = next(layer for layer in found.layers if layer.id == gone)
-    assert layer.damage == pytest.approx(expected, rel=1e-3)
+    assert layer.degradation == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_layer_that_does_nothing_can_go_first() -> None:
@@ -112,7 +112,7 @@ def test_a_layer_that_does_nothing_can_go_first() -> None:
         writer.weight.zero_()
     found = record_of(analyze(model, images_for(model, 40), latency=False))
     idle = next(layer for layer in found.layers if layer.id == "blocks.1.mlp")
-    assert idle.damage == pytest.approx(0, abs=1e-6) and idle.droppable
+    assert idle.degradation == pytest.approx(0, abs=1e-6) and idle.droppable
     together = next(series for series in found.series if series.structure == "layers")
     assert together.order[0] == "blocks.1.mlp"
     cosine = next(score for score in found.scores if score.name == "cosine")
@@ -125,7 +125,7 @@ def test_droppable_layers_are_within_the_tolerance_together() -> None:
     together = next(series for series in found.series if series.structure == "layers")
     assert own == set(together.order[: len(own)]) and own
     counts = [int(what.split()[0]) for what in together.what]
-    assert together.damage[counts.index(len(own))] <= found.tolerance
+    assert together.degradation[counts.index(len(own))] <= found.tolerance
     strict = analyze(
         secateur.load("digits_vit"), "digits/train", limit=64, latency=False, tolerance=1e-9
     )
@@ -142,16 +142,16 @@ def rows(found: Analysis, key: str) -> list[dict[str, Any]]:
 def test_pairs_agree_with_singles() -> None:
     found = record_of(of_digits())
     assert found.interactions is not None
-    damage = {layer.id: layer.damage for layer in found.layers}
+    lost = {layer.id: layer.degradation for layer in found.layers}
     owners = found.interactions.owners
-    assert set(owners) == set(sorted(damage, key=damage.__getitem__)[:8])
+    assert set(owners) == set(sorted(lost, key=lost.__getitem__)[:8])
     for i, one in enumerate(owners):
         assert found.interactions.excess[i][i] is None
         for j, other in enumerate(owners):
             if i != j:
                 both, excess = found.interactions.together[i][j], found.interactions.excess[i][j]
                 assert both is not None and excess is not None
-                assert both - damage[one] - damage[other] == pytest.approx(excess, abs=1e-9)
+                assert both - lost[one] - lost[other] == pytest.approx(excess, abs=1e-9)
 
 
 def test_costs_are_told_in_passes() -> None:
@@ -167,7 +167,7 @@ def test_costs_are_told_in_passes() -> None:
 def test_an_analysis_repeats_itself() -> None:
     again = analyze(secateur.load("digits_vit"), "digits/train", limit=64, latency=False)
     for one, other in zip(rows(of_digits(), "layers"), rows(again, "layers"), strict=True):
-        assert one["damage"] == pytest.approx(other["damage"], rel=1e-5, abs=1e-9)
+        assert one["degradation"] == pytest.approx(other["degradation"], rel=1e-5, abs=1e-9)
 
 
 def test_models_without_classes() -> None:
@@ -177,7 +177,7 @@ def test_models_without_classes() -> None:
     ).eval()  # fmt: skip
     found = record_of(analyze(model, torch.randn(40, 3, 32, 32), latency=False))
     assert found.unit == "1 − cosine" and found.num_classes == 0
-    assert all(layer.agreement is None and layer.damage >= 0 for layer in found.layers)
+    assert all(layer.agreement is None and layer.degradation >= 0 for layer in found.layers)
     assert "taylor" not in {score.name for score in found.scores}
 
 

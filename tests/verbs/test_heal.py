@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.errors import UserError
 from secateur.training.distillation.losses import divergence
-from secateur.training.verbs import HealSettings
+from secateur.training.heal_and_train import HealSettings
 from secateur.verbs.heal import open_reference
 from secateur.verbs.result import Result
 from tests.hosts import build, images_for

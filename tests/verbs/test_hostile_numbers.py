@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import secateur
 from secateur.errors import UserError
 from secateur.masks.settings import LearnSettings
-from secateur.training.verbs import HealSettings
+from secateur.training.heal_and_train import HealSettings
 from tests.hosts import images_for, vit
 
 PRESETS = ("spectral", "energy", "magnitude", "random", "layer_drop", "sleb", "snp", "snp+head")

@@ -350,7 +350,7 @@ def test_training_takes_every_image_once(given: object, numbers: list[int]) -> N
 
 
 def test_healing_and_training_from_a_loader() -> None:
-    from secateur.training.verbs import FineTuneSettings, HealSettings
+    from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 
     model = model_of()
     result = secateur.prune(model, X, "80% params", preset="energy")
@@ -367,7 +367,7 @@ def test_healing_and_training_from_a_loader() -> None:
 
 @pytest.mark.parametrize("given", [torch.float16, torch.float64])
 def test_training_casts_images_to_the_type_of_the_model(given: torch.dtype) -> None:
-    from secateur.training.verbs import FineTuneSettings, HealSettings
+    from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 
     model, pairs = model_of(), TensorDataset(X.to(given), Y)
     quick: dict[str, Any] = {"steps": 2, "batch_size": 4, "held_out": 0.25}

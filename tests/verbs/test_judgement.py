@@ -12,8 +12,8 @@ from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.training.distillation.teacher import teacher_for
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from secateur.training.images.held_out import HeldOut
-from secateur.training.verbs import FineTuneSettings, HealSettings
 from tests.contract.test_refusals import Untouched
 from tests.hosts import build, images_for
 

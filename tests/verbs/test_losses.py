@@ -11,7 +11,7 @@ import secateur
 from secateur.data.targets import multi_hot
 from secateur.errors import UserError
 from secateur.statistics.divergence import LOSSES, degradation, loss_for, per_image, spread
-from secateur.training.verbs import HealSettings
+from secateur.training.heal_and_train import HealSettings
 from tests.contract.test_refusals import Untouched
 from tests.hosts import images_for, randomise_, vit
 
@@ -103,7 +103,9 @@ def test_every_stage_of_the_default_takes_them(changes: dict[str, Any]) -> None:
     assert share_lost(found.model, model, x) < 1
     record = secateur.analyze(model, x, latency=False).record
     assert record["unit"] == ("of the variance" if changes["num_classes"] else "1 − cosine")
-    assert all(layer["damage"] > 0 and layer["agreement"] is None for layer in record["layers"])
+    assert all(
+        layer["degradation"] > 0 and layer["agreement"] is None for layer in record["layers"]
+    )
 
 
 def test_scores_of_classes_for_every_token_are_refused() -> None:

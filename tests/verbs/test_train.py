@@ -11,7 +11,7 @@ from torch import nn
 import secateur
 from secateur.data.digits import load_digits_split
 from secateur.errors import UserError
-from secateur.training.verbs import FineTuneSettings, HealSettings
+from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from secateur.verbs.train import open_to_train
 from secateur.verbs.training_result import Trained
 from tests.training.learners import same

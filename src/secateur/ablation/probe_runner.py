@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.models.caches import shell_of
 from secateur.models.host import Host
 from secateur.models.outputs import outputs_of
-from secateur.models.runner import NO_FILLS, Runner
+from secateur.models.runner import NO_FILLS, NOTHING, LeftOut, Runner
 from secateur.models.types import Branch
 from secateur.models.weights import BranchWeights
 from secateur.statistics.divergence import Degradation, LossName, blind, degradation, loss_for
@@ -86,9 +86,9 @@ class ProbeRunner:
 
     def finish(self, start: int, stream_PND: Tensor, without: Collection[str] = ()) -> Degradation:
         """Run the steps from `start`, all but those left out, and compare with the dense model."""
-        left_out = sum(name in without for name in self.names[start:])
-        self.steps_run += len(self.runner) - start - left_out
-        return self._compared(_outputs(self.runner, stream_PND, start, without, self.fills))
+        self.steps_run += sum(name not in without for name in self.names[start:])
+        left_out = LeftOut(without, self.fills)
+        return self._compared(_outputs(self.runner, stream_PND, start, left_out))
 
     @torch.no_grad()
     def with_weights(self, weights: Mapping[str, BranchWeights]) -> Degradation:
@@ -118,11 +118,7 @@ class ProbeRunner:
 
 
 def _outputs(
-    runner: Runner,
-    stream_PND: Tensor,
-    start: int = 0,
-    without: Collection[str] = (),
-    fills: Mapping[str, Tensor] = NO_FILLS,
+    runner: Runner, stream_PND: Tensor, start: int = 0, without: LeftOut = NOTHING
 ) -> Tensor:
     parts = stream_PND.split(AT_ONCE)
-    return torch.cat([runner.finish(x_BND, start, without, fills) for x_BND in parts])
+    return torch.cat([runner.finish(x_BND, start, without) for x_BND in parts])

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from scipy.stats import spearmanr
 
 
-def rank_correlation(score: Mapping[str, float], damage: Mapping[str, float]) -> float | None:
+def rank_correlation(score: Mapping[str, float], degradation: Mapping[str, float]) -> float | None:
     """Spearman's ρ of scores and degradations over the owners that both name.
 
     None with fewer than three owners, or where either is the same for all.
     """
-    owners = [owner for owner in damage if owner in score]
+    owners = [owner for owner in degradation if owner in score]
     if len(owners) < 3:
         return None
-    x, y = [score[owner] for owner in owners], [damage[owner] for owner in owners]
+    x, y = [score[owner] for owner in owners], [degradation[owner] for owner in owners]
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     rho = float(spearmanr(x, y).statistic)

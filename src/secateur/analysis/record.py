@@ -73,7 +73,7 @@ def layer_records(
     found: list[Plain] = []
     for branch in anatomy.branches:
         sums = statistics.of("branch_similarity", branch.id)
-        cost, damage = branch.cost(branch.shape), removals.layers[branch.id]
+        cost, degradation = branch.cost(branch.shape), removals.layers[branch.id]
         found.append(
             {
                 "id": branch.id,
@@ -82,9 +82,9 @@ def layer_records(
                 "macs": cost.macs,
                 "params": cost.params,
                 "ms": None if times is None else times.of(branch.id),
-                "damage": damage.divergence,
-                "stderr": damage.stderr,
-                "agreement": damage.agreement,
+                "degradation": degradation.divergence,
+                "stderr": degradation.stderr,
+                "agreement": degradation.agreement,
                 "update": float((sums["update_square"] / sums["stream_square"]).sqrt()),
                 "turn": float(1 - sums["cosine"] / sums["count"]),
                 "droppable": branch.id in droppable,
@@ -100,7 +100,7 @@ def block_records(anatomy: Anatomy, removals: Removals) -> list[Plain]:
         {
             "id": block.id,
             "index": block.index,
-            "damage": removals.blocks[block.id].divergence,
+            "degradation": removals.blocks[block.id].divergence,
             "agreement": removals.blocks[block.id].agreement,
         }
         for block in anatomy.blocks
@@ -118,9 +118,9 @@ def series_record(anatomy: Anatomy, series: Series, times: Times | None) -> Plai
         "macs": [1 - cost.macs / total.macs for cost in costs],
         "params": [1 - cost.params / total.params for cost in costs],
         "ms": [None if times is None else _gone(anatomy, times, s) for s in series.shapes],
-        "damage": [damage.divergence for damage in series.damage],
-        "agreement": [damage.agreement for damage in series.damage],
-        "stderr": [damage.stderr for damage in series.damage],
+        "degradation": [degradation.divergence for degradation in series.degradation],
+        "agreement": [degradation.agreement for degradation in series.degradation],
+        "stderr": [degradation.stderr for degradation in series.degradation],
         "order": series.order,
     }
 
@@ -143,7 +143,7 @@ def curve_records(removals: Removals) -> list[Plain]:
             "owner": entry.owner,
             "group": entry.group,
             "sizes": entry.sizes,
-            "damage": entry.losses,
+            "degradation": entry.losses,
             "measured": measured[entry.owner, entry.group],
         }
         for entry in removals.probed.candidates
@@ -159,21 +159,21 @@ def interaction_record(removals: Removals) -> Plain | None:
     owners = [name for name in removals.layers if name in paired]
     together: list[list[float | None]] = [[None] * len(owners) for _ in owners]
     excess: list[list[float | None]] = [[None] * len(owners) for _ in owners]
-    for (one, other), damage in removals.pairs.items():
+    for (one, other), degradation in removals.pairs.items():
         alone = removals.layers[one].divergence + removals.layers[other].divergence
         for a, b in ((one, other), (other, one)):
-            together[owners.index(a)][owners.index(b)] = damage.divergence
-            excess[owners.index(a)][owners.index(b)] = damage.divergence - alone
+            together[owners.index(a)][owners.index(b)] = degradation.divergence
+            excess[owners.index(a)][owners.index(b)] = degradation.divergence - alone
     return {"owners": owners, "excess": excess, "together": together}
 
 
 def score_records(anatomy: Anatomy, removals: Removals, scores: Sequence[Score]) -> list[Plain]:
     """How each criterion orders the branches, all and of one kind; the best first."""
     kinds = {branch.id: branch.kind for branch in anatomy.branches}
-    damage = {name: found.divergence for name, found in removals.layers.items()}
+    degradation = {name: found.divergence for name, found in removals.layers.items()}
 
     def rho(score: Score, kind: str | None) -> float | None:
-        own = {k: v for k, v in damage.items() if kind is None or kinds[k] == kind}
+        own = {k: v for k, v in degradation.items() if kind is None or kinds[k] == kind}
         return rank_correlation(score.worth, own)
 
     rows: list[Plain] = [

@@ -43,7 +43,7 @@ class Series:
     structure: str
     what: tuple[str, ...]
     shapes: tuple[Shapes, ...]
-    damage: tuple[Degradation, ...]
+    degradation: tuple[Degradation, ...]
     order: tuple[str, ...] = ()
 
 
@@ -65,8 +65,8 @@ class Removals:
         together = next(series for series in self.series if series.structure == "layers")
         within = [
             len(what_is_gone(shapes))
-            for shapes, damage in zip(together.shapes, together.damage, strict=True)
-            if damage.divergence <= tolerance
+            for shapes, degradation in zip(together.shapes, together.degradation, strict=True)
+            if degradation.divergence <= tolerance
         ]
         return together.order[: max(within, default=0)]
 
@@ -127,8 +127,8 @@ def offered(anatomy: Anatomy) -> tuple[GroupName, ...]:
     return tuple(group for group in GROUPS if any(group in b.groups for b in anatomy.branches))
 
 
-def _least(damage: dict[str, Degradation], count: int) -> list[str]:
-    return sorted(damage, key=lambda name: damage[name].divergence)[:count]
+def _least(degradation: dict[str, Degradation], count: int) -> list[str]:
+    return sorted(degradation, key=lambda name: degradation[name].divergence)[:count]
 
 
 def _depth_series(
@@ -160,7 +160,7 @@ def _depth(
     order: list[str],
 ) -> Series:
     counts = _counts(len(groups))
-    damage = without_more_and_more(work, groups, counts)
+    degradation = without_more_and_more(work, groups, counts)
     shapes = []
     for count in counts:
         gone = {name for own in groups[:count] for name in own}
@@ -169,7 +169,7 @@ def _depth(
         structure=structure,
         what=tuple(f"{count} of {len(groups)}" for count in counts),
         shapes=tuple(shapes),
-        damage=tuple(damage),
+        degradation=tuple(degradation),
         order=tuple(order),
     )
 
@@ -223,8 +223,8 @@ def _width_series(
         points.append((f"{100 * kept:.3g} % kept", shapes, work.with_weights(weights)))
     if not points:
         return []
-    what, left, damage = zip(*points, strict=True)
-    return [Series(structure=group, what=what, shapes=left, damage=damage)]
+    what, left, degradation = zip(*points, strict=True)
+    return [Series(structure=group, what=what, shapes=left, degradation=degradation)]
 
 
 def _nearest(branch: Branch, group: GroupName, share: float, limits: Limits) -> int:

@@ -1,4 +1,4 @@
-"""`secateur analyze`: what a model could do without, as a page and as numbers."""
+"""`secateur analyze`: the redundancy of a model, as a page and as numbers."""
 
 import shlex
 import sys
@@ -36,7 +36,7 @@ def analyze(
     ] = None,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Show what a model could do without: every layer, head and dim, measured.
+    """Measure the redundancy of a model: the degradation without each layer, head and dim.
 
     Takes about 15 forward passes over 256 images for a model of 12 blocks; the page says how many.
     """
@@ -60,19 +60,19 @@ def analyze(
 def _show(console: "Console", found: "Analysis", out: Path | None, replaced: str | None) -> None:
     from secateur.cli.tables import plain_table, share, show_replaced
     from secateur.report.analysis_record import AnalysisRecord
-    from secateur.report.analysis_words import damage_words
+    from secateur.report.analysis_words import degradation_words
     from secateur.report.words import milliseconds, percent
 
     record = AnalysisRecord.model_validate(found.record)
     for sentence in found.findings:
         console.print(f"• {sentence}")
-    table = plain_table("layer", "MACs", "time", f"damage, {record.unit}", "kept", "")
+    table = plain_table("layer", "MACs", "time", f"degradation, {record.unit}", "kept", "")
     for layer in record.layers:
         table.add_row(
             layer.id,
             percent(layer.macs / record.macs),
             "–" if layer.ms is None else milliseconds(layer.ms),
-            damage_words(layer.damage, ""),
+            degradation_words(layer.degradation, ""),
             share(None if layer.agreement is None else 100 * layer.agreement),
             "can go" if layer.droppable else "",
         )
@@ -90,4 +90,4 @@ def _show(console: "Console", found: "Analysis", out: Path | None, replaced: str
 def _show_scores(console: "Console", record: "AnalysisRecord") -> None:
     known = [f"{s.name} {s.rho:.2f}" for s in record.scores if s.rho is not None]
     if known:
-        console.print(f"Rank correlation of scores with damage: {', '.join(known)}.")
+        console.print(f"Rank correlation of scores with degradation: {', '.join(known)}.")

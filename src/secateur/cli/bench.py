@@ -40,7 +40,7 @@ def bench(
 ) -> Answer:
     """Time models in turns: median and spread of many passes over random images.
 
-    Weights do not matter for time, so nothing is downloaded.
+    Time does not depend on the weights, so nothing is downloaded.
     """
     from secateur.measurement.latency import bench as measure
     from secateur.measurement.runtimes import require

@@ -39,7 +39,7 @@ def evaluate(
         Say("The labels are not those of the model's head: measure only --metrics.", FEATURES),
     ] = False,
 ) -> Answer:
-    """Measure accuracy, agreement and KL with a reference, and what features are good for."""
+    """Measure accuracy, agreement and KL with a reference, and metrics of the features."""
     from secateur.data.preprocessing import Preprocessing
     from secateur.measurement.metrics import chosen
 

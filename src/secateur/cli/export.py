@@ -22,7 +22,7 @@ def export(
     host: ModelPart,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Write a model for another runtime, and compare its outputs with the model's."""
+    """Write a model for another runtime, and compare the outputs of both."""
     from secateur.export import export as write
     from secateur.export import exporters
     from secateur.export.parity import check_file

@@ -34,13 +34,13 @@ def heal(
     dense: ReferenceOptions,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Let a pruned model learn from the dense one, and save it again.
+    """Train a pruned model towards the outputs of the dense one, and save it.
 
-    A run that was stopped goes on when the same command is given again. Several processes:
+    The same command resumes a run that was interrupted. Several processes:
     accelerate launch -m secateur heal ...
     """
+    from secateur.training.heal_and_train import HealSettings
     from secateur.training.settings import read_settings
-    from secateur.training.verbs import HealSettings
     from secateur.verbs.heal import heal as run
     from secateur.verbs.load import load
     from secateur.verbs.training_result import training_folder

@@ -25,9 +25,9 @@ def inspect(
     host: ModelPart,
     machine: MachineOptions,
 ) -> Answer:
-    """Show the anatomy of a model: parameters, MACs and time per branch, what can be pruned.
+    """Show the structure of a model: parameters, MACs, time and prunable groups per branch.
 
-    Nothing is downloaded: of a named model without --checkpoint, only the sizes are needed.
+    Nothing is downloaded: a named model without --checkpoint is built for its sizes alone.
     """
     from secateur.measurement.timing import check_timing
     from secateur.verbs.inspect import inspect as look_at

@@ -67,9 +67,9 @@ def learn(
     dense: ReferenceOptions,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Learn which units to remove while training, remove them, fine-tune what is left.
+    """Learn masks in training, remove the masked units, fine-tune the smaller model.
 
-    A run that was stopped goes on when the same command is given again. Several processes:
+    The same command resumes a run that was interrupted. Several processes:
     accelerate launch -m secateur learn ...
     """
     from secateur.masks.task import check_learning

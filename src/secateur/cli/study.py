@@ -31,7 +31,7 @@ def study(
         Say("Results and page. Default: a directory named like the file.", metavar="DIR"),
     ] = None,
 ) -> Answer:
-    """Run a grid of prunings and compare them. Finished cells are kept when it is stopped."""
+    """Run a grid of prunings and compare them. Finished cells are kept after an interruption."""
     from secateur.study.runner import run_study
 
     directory = Path(file.stem) if out is None else out

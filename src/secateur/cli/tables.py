@@ -63,11 +63,11 @@ def show_result(console: "Console", result: "Result") -> None:
     if use is not None:
         said = milliseconds if use.unit == "ms" else count
         console.print(
-            f"Budget {result.task.options.goal}: target {said(use.limit)}, reached "
+            f"Budget {result.task.request.goal}: target {said(use.limit)}, reached "
             f"{said(use.reached)}, {_use(use.shortfall_percent)}."
         )
     else:
-        console.print(f"Budget {result.task.options.goal}: met layer by layer.")
+        console.print(f"Budget {result.task.request.goal}: met layer by layer.")
     stages = ", ".join(f"{name} {duration(value)}" for name, value in result.seconds.items())
     console.print(f"{result.data.images} calibration images; {stages}.")
     for note in result.notes:

@@ -32,10 +32,10 @@ def train(
     """Fine-tune a model on labelled images, and save it in secateur's form.
 
     Of a model of timm, the head begins afresh for other classes and position tables are resampled
-    to another --img-size. A run that was stopped goes on when the same command is given again.
+    to another --img-size. The same command resumes a run that was interrupted.
     """
+    from secateur.training.heal_and_train import FineTuneSettings
     from secateur.training.settings import read_settings
-    from secateur.training.verbs import FineTuneSettings
     from secateur.verbs.train import open_to_train
     from secateur.verbs.train import train as run
     from secateur.verbs.training_result import training_folder

@@ -169,10 +169,14 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
     patch_embed = getattr(model, "patch_embed", None)
     projection = getattr(patch_embed, "proj", None)
     image_size = getattr(patch_embed, "img_size", None) or getattr(model, "image_size", None)
+    images = getattr(model, "config", None)
+    images = getattr(images, "vision_config", images)
+    if image_size is None and configured is None:
+        image_size = getattr(images, "image_size", None)
     if isinstance(configured, tuple | list) and len(configured) == 3:
         channels, height, width = (int(size) for size in configured)
     elif image_size is not None:
-        channels, height, width = 3, 0, 0
+        channels, height, width = int(getattr(images, "num_channels", 3)), 0, 0
     else:
         raise UserError(
             f"cannot tell the image size of {type(model).__name__}: it has neither a timm "

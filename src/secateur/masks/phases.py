@@ -70,7 +70,7 @@ def run(job: LearnJob) -> tuple[nn.Module, Shrunk]:
     with timed(job.seconds, "cut"):
         shrunk = shrink(job, dense, student, way)
     task = job.task.task
-    require_within(shrunk.model, job.anatomy, task.budget, task.options.goal)
+    require_within(shrunk.model, job.anatomy, task.budget, task.request.goal)
     smaller = shrunk.model.requires_grad_(True)
     _phase(job, "tune", smaller, _distil(job, teacher_for(smaller, teaches)), teacher)
     return dense.to(home), replace(shrunk, model=smaller.to(home).eval())
@@ -98,20 +98,20 @@ def turn_(job: LearnJob, student: nn.Module) -> None:
 def start_gates(job: LearnJob, model: nn.Module) -> GateBank:
     """Gates whose scores start in the order of the criterion."""
     gates = job.task.gates
-    return GateBank(gates, estimators.get(job.task.options.gates), _worths(job, model))
+    return GateBank(gates, estimators.get(job.task.request.gates), _worths(job, model))
 
 
 def _worths(job: LearnJob, model: nn.Module) -> dict[str, Tensor]:
     """What units are worth (R, U) before anything is learned, by gate."""
     task, gates, host = job.task, job.task.gates, job.with_model(model)
-    if task.options.criterion == NO_CRITERION:
+    if task.request.criterion == NO_CRITERION:
         return {gate.name: torch.zeros(gate.rows, gate.units) for gate in gates}
     pricing = pricing_of(task, job.anatomy, job.target)
-    if task.options.criterion == SPECTRAL:
+    if task.request.criterion == SPECTRAL:
         statistics = job.observe(model, spectral_needs(gates))
         batches, progress = job.batches(model), job.session.progress
         return spectral_worths(host, gates, pricing, statistics, batches, progress)
-    which, seed = criteria.get(task.options.criterion), task.settings.seed
+    which, seed = criteria.get(task.request.criterion), task.settings.seed
     statistics = job.observe(model, start_needs(which, gates))
     return starting_worths(host, gates, pricing, statistics, which, seed)
 

@@ -7,8 +7,8 @@ from pydantic import Field
 from secateur.masks.controller import ControllerSettings
 from secateur.masks.strategy import WaySettings
 from secateur.training.distillation.objectives import DistilSettings
+from secateur.training.heal_and_train import FineTuneSettings
 from secateur.training.settings import Count, Positive, Share, TrainSettings
-from secateur.training.verbs import FineTuneSettings
 
 Phase = Literal["warmup", "search", "tune"]
 PHASES: tuple[Phase, ...] = get_args(Phase)

@@ -53,7 +53,7 @@ class CheckedLearning:
 class LearnTask:
     """A request resolved against a model. `task` is the same in the words of `prune`."""
 
-    options: LearnRequest
+    request: LearnRequest
     settings: LearnSettings
     sharing: Granularity
     gates: tuple[Gate, ...]
@@ -61,7 +61,7 @@ class LearnTask:
 
     def about(self) -> dict[str, object]:
         """What makes this run another than others, beside its training settings."""
-        it = self.options
+        it = self.request
         return {
             "budget": it.budget,
             "sharing": it.sharing,
@@ -101,17 +101,17 @@ def check_learning(request: LearnRequest) -> CheckedLearning:
 
 def resolve_learn(asked: CheckedLearning, host: Host) -> LearnTask:
     """The task that a request is for a model; UserError with what to do where it cannot work."""
-    options, budget, anatomy = asked.request, asked.budget, host.anatomy
-    sharing = granularities.get(options.sharing)
+    request, budget, anatomy = asked.request, asked.budget, host.anatomy
+    sharing = granularities.get(request.sharing)
     limits = _limits(asked)
     check_protected(anatomy, limits)
     groups = _groups(asked, sharing, anatomy)
     preset = Preset(
         name=PRESET,
         title=f"Learned masks: {sharing.title[0].lower()}{sharing.title[1:]}",
-        source=estimators.get(options.gates).source,
+        source=estimators.get(request.gates).source,
         groups=groups,
-        criterion=options.criterion,
+        criterion=request.criterion,
     )
     check_offered(groups, anatomy, budget)
     if "width" in groups and asked.settings.distil.needs_streams:
@@ -127,16 +127,16 @@ def resolve_learn(asked: CheckedLearning, host: Host) -> LearnTask:
         linear=silenced_by_weights(host),
     )
     gates = tuple(gates_of(sharing, scope))
-    if options.criterion not in (NO_CRITERION, SPECTRAL):
-        _check_criterion(criteria.get(options.criterion), groups, anatomy, gates)
+    if request.criterion not in (NO_CRITERION, SPECTRAL):
+        _check_criterion(criteria.get(request.criterion), groups, anatomy, gates)
     task = Task(
-        options=_described(asked), preset=preset, budget=budget, groups=groups, limits=limits
+        request=_described(asked), preset=preset, budget=budget, groups=groups, limits=limits
     )
     found = LearnTask(
-        options=options, settings=asked.settings, sharing=sharing, gates=gates, task=task
+        request=request, settings=asked.settings, sharing=sharing, gates=gates, task=task
     )
     if budget.unit != "ms":
-        check_reachable(gates, pricing_of(found, anatomy, None), options.budget)
+        check_reachable(gates, pricing_of(found, anatomy, None), request.budget)
     return found
 
 

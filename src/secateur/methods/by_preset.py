@@ -22,4 +22,4 @@ def _unrotated(task: Task) -> Method[Any]:
         return TwoStage(ByScore())
     if task.preset.search != "one_shot":
         return LayerSearch()
-    return Spectral() if task.preset.engine == "spectral" else ByScore()
+    return Spectral() if task.preset.method == "spectral" else ByScore()

@@ -48,7 +48,7 @@ class ByScore:
         """The statistics that the task's criteria and repair ask for."""
         preset = task.preset
         return criteria_needs(task) | repair_needs(
-            preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+            preset.repair, set(task.groups), preset.replacement, rotated=preset.rotate
         )
 
     def prepare(self, job: Job) -> Scored:
@@ -109,7 +109,7 @@ def score_units(host: Host, task: Task, statistics: Statistics) -> ScoredUnits:
 
     def worth_of(group: GroupName, owner: str) -> Tensor:
         which = criteria.get(task.preset.criterion_for(group))
-        settings, seed = task.preset.settings_for(group), task.options.seed
+        settings, seed = task.preset.settings_for(group), task.request.seed
         return ask(which, host, group, owner, statistics, seed=seed, settings=settings)
 
     keys: list[Key] = [(b.id, g) for b in anatomy.branches for g in _groups_of(b, task.groups)]

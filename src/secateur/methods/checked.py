@@ -18,7 +18,7 @@ from secateur.request.parts import UnitsPart
 from secateur.training.run_length import parse_run_length
 
 EFFORTS = ("quick", "full")
-"""How much the spectral engine measures before it plans."""
+"""How much the spectral method measures before it plans."""
 UNIT_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "width")
 
 
@@ -50,16 +50,16 @@ def check(request: PruneRequest) -> Checked:
     if request.effort not in EFFORTS:
         raise UserError(unknown("effort", request.effort, list(EFFORTS)))
     preset = load_preset(request.preset)
-    if preset.engine == "spectral" and request.repair not in (None, "least_squares"):
+    if preset.method == "spectral" and request.repair not in (None, "least_squares"):
         raise UserError(
             f"preset '{preset.name}' refits what is left by itself, so --repair {request.repair} "
             "has no meaning there; leave it out, or take another preset, such as energy."
         )
-    if preset.engine == "spectral" and request.stand_in not in (None, "mean", "affine"):
+    if preset.method == "spectral" and request.replacement not in (None, "mean", "affine"):
         raise UserError(
             f"preset '{preset.name}' puts the mean of what is missing in place of dropped layers, "
-            f"or an affine map of what comes before; --stand-in {request.stand_in} has no meaning "
-            "there; take another preset, such as layer_drop."
+            f"or an affine map of what comes before; --replacement {request.replacement} has no "
+            "meaning there; take another preset, such as layer_drop."
         )
     changed = _changed(preset, request)
     return Checked(request=request, preset=changed, budget=budget, units=units)
@@ -108,7 +108,7 @@ def _budget(request: PruneRequest) -> Budget:
 def _changed(preset: Preset, request: PruneRequest) -> Preset:
     wanted = {
         "repair": request.repair,
-        "stand_in": request.stand_in,
+        "replacement": request.replacement,
         "allocation": request.allocation,
     }
     changes = {key: value for key, value in wanted.items() if value is not None}

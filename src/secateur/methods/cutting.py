@@ -16,9 +16,9 @@ def cut_copy(job: Job, statistics: Statistics, plan: Plan) -> nn.Module:
     smaller = copy_of(job.model)
     with job.timed("cut"):
         anchors = {}
-        if preset.stand_in == "affine":
+        if preset.replacement == "affine":
             anchors = job.images.anchors(job.model, runs_of(job.anatomy, plan.shapes))
-        elif preset.stand_in == "linear":
+        elif preset.replacement == "linear":
             anchors = job.images.gaps(job.model, gaps_of(job.anatomy, plan.shapes))
-        cut_(smaller, plan, statistics, preset.repair, preset.stand_in, anchors)
+        cut_(smaller, plan, statistics, preset.repair, preset.replacement, anchors)
     return smaller

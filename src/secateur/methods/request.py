@@ -53,7 +53,7 @@ class PruneRequest(UnitsPart, ImagesPart):
         str | None,
         Say("Of what is left: none, mean, least_squares; else the preset's.", PRUNING),
     ] = None
-    stand_in: Annotated[
+    replacement: Annotated[
         str | None,
         Say(
             "For dropped layers: nothing, mean, scalar, affine, linear, merge; else the preset's.",

@@ -84,7 +84,7 @@ class Spectral:
                 prepared,
                 job.images.batches,
                 job.images.progress,
-                stand_in=job.task.preset.stand_in == "affine",
+                affine=job.task.preset.replacement == "affine",
             )
         return smaller
 
@@ -95,10 +95,10 @@ def prepare(job: Job) -> Probed:
     plain = plain_candidates(anatomy, task)
     if _sizes_need_no_losses(anatomy, task, plain):
         _require_images(anatomy, task.groups, batches)
-        weights = token_weights(job, batches, task.options.seed, job.images.loss)
+        weights = token_weights(job, batches, task.request.seed, job.images.loss)
         return Probed(candidates=plain, dense=job.model, token_weights=weights, probes=[])
-    effort: Effort = FULL if task.options.effort == "full" else QUICK
-    seed, limits = task.options.seed, task.limits
+    effort: Effort = FULL if task.request.effort == "full" else QUICK
+    seed, limits = task.request.seed, task.limits
     return measured_candidates(job, task.groups, limits, job.images, seed=seed, effort=effort)
 
 
@@ -162,7 +162,7 @@ def cut_spectral_(
     batches: Batches,
     progress: Progress | None = None,
     *,
-    stand_in: bool = False,
+    affine: bool = False,
 ) -> None:
     """Cut `smaller`, a copy or shell of `dense`, front to back to the plan's shapes."""
 
@@ -176,7 +176,7 @@ def cut_spectral_(
         dense.model,
         plan.shapes,
         batches_to_stream(dense.anatomy, batches),
-        SequentialSettings(token_weights=prepared.token_weights, stand_in=stand_in),
+        SequentialSettings(token_weights=prepared.token_weights, affine=affine),
         cut_so_far,
     )
 

@@ -25,7 +25,7 @@ from secateur.recipes import load_recipe, recipe_sizes
 class Task:
     """A request resolved against a model: everything checked, nothing left to guess."""
 
-    options: PruneRequest
+    request: PruneRequest
     preset: Preset
     budget: Budget
     groups: tuple[GroupName, ...]
@@ -35,16 +35,16 @@ class Task:
     def demand(self) -> Demand:
         """The part of the task that a solver answers."""
         preset = self.preset
-        repairs = preset.engine == "spectral" or preset.repair != "none"
+        repairs = preset.method == "spectral" or preset.repair != "none"
         return Demand(
             budget=self.budget,
-            goal=self.options.goal,
+            goal=self.request.goal,
             groups=self.groups,
             limits=self.limits,
             solver=preset.allocation,
             per_cost=preset.per_cost,
-            repaired=repairs or preset.stand_in == "affine",
-            replaced=preset.stand_in == "linear",
+            repaired=repairs or preset.replacement == "affine",
+            replaced=preset.replacement == "linear",
         )
 
 
@@ -68,17 +68,17 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             "block only, or a budget such as 'drop 4 attention'."
         )
     check_rotation(preset, groups)
-    if preset.stand_in == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
+    if preset.replacement == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
         raise UserError(
-            "stand-in 'linear' takes time that a budget in ms cannot foresee; give the budget in "
-            "macs or params, or another stand-in."
+            "replacement 'linear' takes time that a budget in ms cannot foresee; give the budget "
+            "in macs or params, or another replacement."
         )
     if preset.search == "window" and groups != ("block",):
         raise UserError(
             f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
             "such as 'drop 3 blocks'."
         )
-    return Task(options=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(request=request, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
 def _follow(asked: Checked, anatomy: Anatomy) -> Task:
@@ -106,7 +106,7 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
     budget = SizesBudget(sizes=sizes)
     check_rotation(preset, groups)
     check_groups(groups, preset, anatomy, budget)
-    return Task(options=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(request=request, preset=preset, budget=budget, groups=groups, limits=limits)
 
 
 def check_rotation(preset: Preset, groups: tuple[GroupName, ...]) -> None:
@@ -149,9 +149,9 @@ def check_groups(
     check_offered(groups, anatomy, budget)
     for group in groups:
         which = criteria.get(preset.criterion_for(group))
-        if which.check is not None and preset.engine == "criteria":
+        if which.check is not None and preset.method == "criteria":
             which.check(preset.settings_for(group), anatomy, group)
-        if group == "width" and preset.engine == "spectral":
+        if group == "width" and preset.method == "spectral":
             raise UserError(
                 f"preset '{preset.name}' cannot make the residual stream narrower, since its "
                 "refits aim at every channel of the dense stream; leave out 'width', or take a "

@@ -80,12 +80,12 @@ def times_count(task: Task) -> bool:
     return isinstance(task.budget, CostBudget) and task.budget.unit == "ms"
 
 
-def setting_of(model: nn.Module, options: TimingPart) -> Setting:
+def setting_of(model: nn.Module, timing: TimingPart) -> Setting:
     """Where a latency budget counts."""
     return Setting(
-        runtime=options.runtime,
+        runtime=timing.runtime,
         device=str(next(model.parameters()).device),
-        batch_size=options.latency_batch,
+        batch_size=timing.latency_batch,
         threads=torch.get_num_threads(),
     )
 
@@ -102,7 +102,7 @@ def latency_target(
     if not isinstance(budget, CostBudget) or not times_count(task):
         return None
     sizes = {entry.key: entry.sizes for entry in unweighed(anatomy, task.demand)}
-    setting = setting_of(host.model, task.options)
+    setting = setting_of(host.model, task.request)
     table = layer_table(host, setting, sizes, progress=progress)
     target = _target(anatomy, budget, table)
     try:
@@ -141,7 +141,7 @@ def cut_to_latency(
     it is kept, with a note, where it misses by no more than the tolerance, and otherwise UserError
     says by how much.
     """
-    anatomy, setting = dense.anatomy, setting_of(dense.model, task.options)
+    anatomy, setting = dense.anatomy, setting_of(dense.model, task.request)
     least = target.cost_of(least_sizes(unweighed(anatomy, task.demand)))
     rounds: list[LatencyRound] = []
     tried: list[Shapes] = []
@@ -196,7 +196,7 @@ def _measured_again(
     dense: Host, pruned: nn.Module, task: Task, best: LatencyRound
 ) -> tuple[LatencyRound, list[Row]]:
     """The round of a model with the middle one of several further measurements, and its rows."""
-    setting = setting_of(dense.model, task.options)
+    setting = setting_of(dense.model, task.request)
     found = []
     for _ in range(VERDICTS):
         rows = _measured(dense, pruned, setting)
@@ -270,7 +270,7 @@ def _refusal(
     task: Task, best: LatencyRound, rounds: Sequence[LatencyRound], setting: Setting
 ) -> str:
     return (
-        f"budget '{task.options.goal}' is missed by {100 * (best.use - 1):.1f} % ({setting}), "
+        f"budget '{task.request.goal}' is missed by {100 * (best.use - 1):.1f} % ({setting}), "
         f"more than the tolerance of {100 * TOLERANCE:g} % for measured times: {_reached(best)}, "
         f"the middle one of {VERDICTS} measurements of the fastest model ({_story(rounds)}); raise "
         "the budget, allow more groups or smaller widths, or run again when the machine is less "

@@ -17,7 +17,6 @@ from secateur.models.derived.blocks import OnTokens, PartialBlock, as_rows, as_t
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
-    attention_weights,
     mlp_weights,
 )
 from secateur.models.derived.names import is_fused
@@ -67,7 +66,7 @@ class Family:
         """The branch's weights in canonical layout (views where possible)."""
         step = self._step(model, branch)
         if isinstance(step.layer, AttentionLayer):
-            return attention_weights(step.module, step.layer)
+            return step.attention
         assert isinstance(step.layer, MlpLayer)
         return mlp_weights(step.module, step.layer)
 
@@ -88,7 +87,7 @@ class Family:
         for name in stated.caches:
             getattr(new, name, {}).clear()
         if new is not step.module:
-            adopt.put_(self.statement, model, branch.id, new)
+            adopt.replace_attention_(self.statement, model, step, new)
 
     def unseen(self, model: nn.Module) -> bool:
         """Whether some attention of a model computes past its modules, so that hooks miss it."""
@@ -103,6 +102,8 @@ class Family:
 
     def drop_(self, model: nn.Module, branches: set[str]) -> None:
         """Remove branches with their norms and adds; they leave no module and no graph node."""
+        if any(step.biases is not None for step in steps_of(self.statement, model)):
+            self.adopt_(model)
         steps = steps_of(self.statement, model)
         for path in {step.block: None for step in steps if step.path in branches}:
             own = [step for step in steps if step.kind != "transition" and step.block == path]
@@ -238,8 +239,7 @@ class Family:
         return sites_of(self._step(model, branch))
 
     def _step(self, model: nn.Module, branch: Branch) -> Step:
-        own = steps_of(self.statement, model, at=branch.id)
-        return {step.path: step for step in own}[branch.id]
+        return {s.path: s for s in steps_of(self.statement, model, at=branch.id)}[branch.id]
 
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""

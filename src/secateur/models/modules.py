@@ -52,9 +52,10 @@ class SlimAttention(nn.Module):
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
     pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
-    table of position biases belongs to which pair of tokens, in a buffer called `index`. Gated
-    hosts are refused when a model is read, so gates do not exist here. Of `relative` position
-    vectors, the module `tables` has the parameters.
+    table of position biases belongs to which pair of tokens, in a buffer called `index`: under the
+    host's own name, a rebuild of the host has these numbers. Of `relative` position vectors the
+    module beside them has the parameters. Gated hosts are refused when a model is read, so gates do
+    not exist here.
     """
 
     def __init__(
@@ -78,8 +79,7 @@ class SlimAttention(nn.Module):
         fused_attn: bool = True,
         call: Call = Call(),  # noqa: B008 (frozen)
         rotary: tuple[str, Rotate] | None = None,
-        relative: RelativeVectors | None = None,
-        tables: nn.Module | None = None,
+        relative: tuple[RelativeVectors, nn.Module] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -87,9 +87,11 @@ class SlimAttention(nn.Module):
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary, self.index = call, rotary, index
-        self.relative = relative = None if relative is None else relative.present(tables)
-        for name in () if relative is None else (relative.rows, relative.columns):
-            self.register_parameter(name, copy.deepcopy(getattr(tables, name)))
+        self.relative = None
+        if relative is not None and (stated := relative[0].present(relative[1])) is not None:
+            self.relative = stated
+            for name in (stated.rows, stated.columns):
+                self.register_parameter(name, copy.deepcopy(getattr(relative[1], name)))
         inner = num_heads * (2 * qk_dim + v_dim)
         packed = nn.Linear if key_bias else KeylessLinear
         self.qkv = packed(dim, inner, device=device, dtype=dtype)
@@ -136,8 +138,8 @@ class SlimAttention(nn.Module):
 
     def _relative(self, stated: RelativeVectors, q_BHNK: Tensor, rows: int, columns: int) -> Tensor:
         """q · R of rows and columns, for each pair of tokens (B, H, N, N)."""
-        r_RRK = stated.vectors(rows, rows, self.get_parameter(stated.rows))
-        c_CCK = stated.vectors(columns, columns, self.get_parameter(stated.columns))
+        r_RRK = stated.vectors(rows, rows, getattr(self, stated.rows))
+        c_CCK = stated.vectors(columns, columns, getattr(self, stated.columns))
         q_BHRCK = q_BHNK.unflatten(2, (rows, columns))
         by_row = torch.einsum("bhrck,rsk->bhrcs", q_BHRCK, r_RRK)
         by_column = torch.einsum("bhrck,cdk->bhrcd", q_BHRCK, c_CCK)

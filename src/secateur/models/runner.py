@@ -4,13 +4,24 @@ Legend: B batch, N tokens, D residual width, C outputs of the head.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from secateur.models.host import Host, host_of
 
 NO_FILLS: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Branches that a run leaves out, with the constants (D,) that some leave in the stream."""
+
+    names: Collection[str] = ()
+    fills: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+NOTHING = LeftOut()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,42 +73,25 @@ class Runner(Host):
         return arrived_BND if fill_D is None else arrived_BND + fill_D.to(arrived_BND)
 
     def streams(
-        self,
-        x_BND: Tensor,
-        start: int = 0,
-        without: Collection[str] = (),
-        fills: Mapping[str, Tensor] = NO_FILLS,
+        self, x_BND: Tensor, start: int = 0, without: LeftOut = NOTHING
     ) -> Iterator[Tensor]:
-        """The stream after each branch from `start` on; branches in `without` are left out, with
-        their fills in place."""
+        """The stream after each branch from `start` on."""
         for place, name in enumerate(self.names[start:], start):
-            if name in without:
-                x_BND = self.skip(place, x_BND, fills.get(name))
+            if name in without.names:
+                x_BND = self.skip(place, x_BND, without.fills.get(name))
             else:
                 x_BND = self.step(place, x_BND)
             yield x_BND
 
-    def last(
-        self,
-        x_BND: Tensor,
-        start: int = 0,
-        without: Collection[str] = (),
-        fills: Mapping[str, Tensor] = NO_FILLS,
-    ) -> Tensor:
+    def last(self, x_BND: Tensor, start: int = 0, without: LeftOut = NOTHING) -> Tensor:
         """The stream after the last branch from that before step `start`."""
-        for after_BND in self.streams(x_BND, start, without, fills):
+        for after_BND in self.streams(x_BND, start, without):
             x_BND = after_BND
         return x_BND
 
-    def finish(
-        self,
-        x_BND: Tensor,
-        start: int = 0,
-        without: Collection[str] = (),
-        fills: Mapping[str, Tensor] = NO_FILLS,
-    ) -> Tensor:
+    def finish(self, x_BND: Tensor, start: int = 0, without: LeftOut = NOTHING) -> Tensor:
         """The model's outputs from the stream before step `start`."""
-        return self.family.head(self.model, self.last(x_BND, start, without, fills))
+        return self.family.head(self.model, self.last(x_BND, start, without))
 
     def without_each(
         self,
@@ -111,13 +105,13 @@ class Runner(Host):
         The steps that a set has in common with `base`, up to the first difference, run once.
         """
         embedded_BND = self.embed(images_BCHW)
-        streams = [embedded_BND, *self.streams(embedded_BND, 0, base, fills)]
+        streams = [embedded_BND, *self.streams(embedded_BND, 0, LeftOut(base, fills))]
         yield self.finish(embedded_BND) if base else self.finish(streams[-1], len(self))
         for left_out in sets:
             different = set(left_out) ^ set(base)
             apart = (place for place, name in enumerate(self.names) if name in different)
             first = min(apart, default=len(self))
-            yield self.finish(streams[first], first, left_out, fills)
+            yield self.finish(streams[first], first, LeftOut(left_out, fills))
 
     def trace(self, images_BCHW: Tensor, channels: Tensor | None = None) -> Trace:
         """Run a batch and keep the stream after each branch, all of it or some `channels`."""

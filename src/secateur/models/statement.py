@@ -63,11 +63,13 @@ class TabulatedBias:
     `read(module)` gives them as a table (H, T) and the entry of each pair of tokens (N, N), or None
     where there are none. Ours, which holds the table, takes the layer's place before it is
     observed. `shared` is a module of the model whose biases each layer adds to its own; with ours
-    in all places, the module goes.
+    in all places, the module goes. `beside` is one of the block that gives the layer's own biases,
+    which goes with the layer.
     """
 
     read: Callable[[Any], tuple[Tensor, Tensor] | None]
     shared: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +161,8 @@ class Residual:
     """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
 
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
-    A layer that works in windows of the grid behind the norm has `windows(block)`, and takes their
-    mask, if the windows are shifted, under its call's keyword. With `inside` scale and drop act
-    inside the windows, too.
+    A layer that works in `windows(block)` of the grid behind the norm takes the mask of shifted
+    ones under its call's keyword. With `inside` scale and drop act in them, too.
     With `drop_shared` one dropout serves several steps of the block.
     """
 

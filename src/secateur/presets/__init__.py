@@ -33,7 +33,7 @@ class Preset(BaseModel):
 
     `settings` holds the choices of criteria that have some, by the name of the criterion.
 
-    The engine `spectral` measures its candidates and cuts front to back; it asks no criterion and
+    The method `spectral` measures its candidates and cuts front to back; it asks no criterion and
     repairs by itself.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
@@ -41,12 +41,12 @@ class Preset(BaseModel):
     `normalise` brings the scores of different layers to one scale before they compete; with
     `candidates: measured`, losses are measured on the model's output instead, in nats.
 
-    `stand_in` takes the place of dropped layers (by default their mean, or nothing with the repair
-    `none`). A `search` other than `one_shot` drops whole layers one after the other: `greedy` and
-    `evolutionary` by the degradation to the output of all of them together, measured as the
-    criterion (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion, asked
-    again after each drop; `window` as one run of blocks, by the criterion `cosine` or `angle` of
-    its ends. The first and last `keep_ends` blocks stay.
+    `replacement` takes the place of dropped layers (by default their mean, or nothing with the
+    repair `none`). A `search` other than `one_shot` drops whole layers one after the other:
+    `greedy` and `evolutionary` by the degradation of the outputs without all of them, measured as
+    the criterion (`delta_kl`, `delta_ce` or `delta_angle`) says; `iterative` by any criterion,
+    asked again after each drop; `window` as one run of blocks, by the criterion `cosine` or `angle`
+    of its ends. The first and last `keep_ends` blocks stay.
 
     `rotate` expresses the stream in its principal components before anything else; the channels of
     the group `width` are then these.
@@ -58,7 +58,9 @@ class Preset(BaseModel):
     title: str
     source: str
     groups: tuple[GroupName, ...]
-    engine: Literal["criteria", "spectral"] = "criteria"
+    method: Literal["criteria", "spectral"] = Field(
+        default="criteria", validation_alias=AliasChoices("method", "engine")
+    )
     criterion: str = "energy"
     criteria: dict[GroupName, str] = {}
     settings: dict[str, dict[str, object]] = {}
@@ -70,7 +72,9 @@ class Preset(BaseModel):
     allocation: Literal["uniform", "ranking", "knapsack"] = "uniform"
     per_cost: bool = True
     repair: Repair = "none"
-    stand_in: Replacement | None = None
+    replacement: Replacement | None = Field(
+        default=None, validation_alias=AliasChoices("replacement", "stand_in")
+    )
     search: Literal["one_shot", "greedy", "iterative", "window", "evolutionary"] = "one_shot"
     keep_ends: int = Field(default=0, ge=0)
     rotate: bool = False
@@ -78,15 +82,15 @@ class Preset(BaseModel):
     @model_validator(mode="after")
     def _first_is_offered(self) -> "Preset":
         if self.first is not None and (
-            self.first.group not in self.groups or self.engine != "criteria"
+            self.first.group not in self.groups or self.method != "criteria"
         ):
-            raise ValueError("'first' must name one of 'groups', under the engine 'criteria'")
+            raise ValueError("'first' must name one of 'groups', under the method 'criteria'")
         return self
 
     @model_validator(mode="after")
     def _rotation_is_of_use(self) -> "Preset":
-        if self.rotate and ("width" not in self.groups or self.engine != "criteria"):
-            raise ValueError("'rotate' needs 'width' among 'groups', and the engine 'criteria'")
+        if self.rotate and ("width" not in self.groups or self.method != "criteria"):
+            raise ValueError("'rotate' needs 'width' among 'groups', and the method 'criteria'")
         return self
 
     def criterion_for(self, group: GroupName) -> str:
@@ -145,8 +149,8 @@ def parse_preset(name: str, text: str) -> Preset:
         len(asked) == 1 and asked <= DEGRADATIONS
     ):
         raise UserError(
-            f"preset '{name}': search '{preset.search}' measures the damage to the output; let its "
-            f"criterion be one of {', '.join(sorted(DEGRADATIONS))}."
+            f"preset '{name}': search '{preset.search}' measures the degradation of the output; "
+            f"let its criterion be one of {', '.join(sorted(DEGRADATIONS))}."
         )
     if preset.search == "window" and (
         preset.groups != ("block",) or preset.criterion not in ("cosine", "angle")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from secateur.report.analysis_record import AnalysisRecord, CurveRecord, LayerRecord
-from secateur.report.analysis_words import NAMES, damage_words, loss_words
+from secateur.report.analysis_words import NAMES, degradation_words, loss_words
 from secateur.report.drawing.chart import Axis, Chart, Dash, Line, Rule, Symbol
 from secateur.report.figures import LABELS, MARKERS, block_axis, left_axis
 from secateur.report.words import count, percent
@@ -48,14 +48,14 @@ def importance_figure(record: AnalysisRecord) -> Chart:
                 Line(
                     name=LABELS[kind] + (", can go" if droppable else ""),
                     x=tuple(blocks.index(layer.block) + shift for layer in own),
-                    y=_at_least_floor(layer.damage for layer in own),
+                    y=_at_least_floor(layer.degradation for layer in own),
                     colour=colour,
                     line=False,
                     hollow=droppable,
                     symbol=symbol,
                     size=5,
-                    low=_at_least_floor(layer.damage - layer.stderr for layer in own),
-                    high=_at_least_floor(layer.damage + layer.stderr for layer in own),
+                    low=_at_least_floor(layer.degradation - layer.stderr for layer in own),
+                    high=_at_least_floor(layer.degradation + layer.stderr for layer in own),
                     hover=tuple(_layer_hover(record, layer) for layer in own),
                 )
             )
@@ -74,8 +74,8 @@ def series_figure(record: AnalysisRecord) -> Chart:
     lines = []
     for series in record.series:
         name = NAMES[series.structure]
-        errors = series.stderr or (0.0,) * len(series.damage)
-        damage = tuple(zip(series.damage, errors, strict=True))
+        errors = series.stderr or (0.0,) * len(series.degradation)
+        degradation = tuple(zip(series.degradation, errors, strict=True))
         # WHY: the least damaging layers are often all of one kind, whose line is then the same.
         broad = series.structure == "layers"
         lines.append(
@@ -84,17 +84,17 @@ def series_figure(record: AnalysisRecord) -> Chart:
                 width=7 if broad else 2,
                 opacity=0.35 if broad else 1.0,
                 x=tuple(1 - macs for macs in series.macs),
-                y=_at_least_floor(series.damage),
+                y=_at_least_floor(series.degradation),
                 colour=COLOURS[series.structure],
                 dash=DASHES.get(series.structure, "solid"),
                 symbol=SYMBOLS[series.structure],
-                low=_at_least_floor(value - error for value, error in damage),
-                high=_at_least_floor(value + error for value, error in damage),
+                low=_at_least_floor(value - error for value, error in degradation),
+                high=_at_least_floor(value + error for value, error in degradation),
                 hover=tuple(
                     f"{name}: {what}\n{percent(1 - macs)} of the MACs left\n"
                     + loss_words(value, same, record.unit)
                     for what, macs, value, same in zip(
-                        series.what, series.macs, series.damage, series.agreement, strict=True
+                        series.what, series.macs, series.degradation, series.agreement, strict=True
                     )
                 ),
             )
@@ -117,11 +117,11 @@ def curves_figure(record: AnalysisRecord, group: str) -> Chart | None:
     lines = []
     for curve in own:
         sizes = tuple(size / curve.sizes[-1] for size in curve.sizes[:-1])
-        damage = _at_least_floor(curve.damage[:-1])
+        degradation = _at_least_floor(curve.degradation[:-1])
         line = Line(
             name=curve.owner,
             x=sizes,
-            y=damage,
+            y=degradation,
             colour=group,
             opacity=_depth_opacity(record, curve),
             dots=False,
@@ -134,13 +134,13 @@ def curves_figure(record: AnalysisRecord, group: str) -> Chart | None:
             replace(
                 line,
                 x=tuple(sizes[i] for i in measured),
-                y=tuple(damage[i] for i in measured),
+                y=tuple(degradation[i] for i in measured),
                 line=False,
                 dots=True,
                 size=3,
                 hover=tuple(
                     f"{curve.owner}\n{curve.sizes[i]} of {curve.sizes[-1]} left"
-                    f"\n{damage_words(curve.damage[i], record.unit)}"
+                    f"\n{degradation_words(curve.degradation[i], record.unit)}"
                     for i in measured
                 ),
             )
@@ -225,7 +225,7 @@ def score_figure(record: AnalysisRecord, name: str) -> Chart:
             Line(
                 name=LABELS[kind],
                 x=tuple(float(rank[layer.id]) for layer in own),
-                y=_at_least_floor(layer.damage for layer in own),
+                y=_at_least_floor(layer.degradation for layer in own),
                 colour=colour,
                 line=False,
                 symbol=symbol,
@@ -233,7 +233,7 @@ def score_figure(record: AnalysisRecord, name: str) -> Chart:
                 legend=False,
                 hover=tuple(
                     f"{layer.id}\n{name} {layer.scores[name]:.4g}\n"
-                    + loss_words(layer.damage, layer.agreement, record.unit)
+                    + loss_words(layer.degradation, layer.agreement, record.unit)
                     for layer in own
                 ),
             )
@@ -256,7 +256,7 @@ def _at_least_floor(values: Iterable[float] | Sequence[float]) -> tuple[float, .
 
 def _layer_hover(record: AnalysisRecord, layer: LayerRecord) -> str:
     return (
-        f"{layer.id}\nwithout it: {loss_words(layer.damage, layer.agreement, record.unit)}"
+        f"{layer.id}\nwithout it: {loss_words(layer.degradation, layer.agreement, record.unit)}"
         f"\nupdate {percent(layer.update)} of the stream\n{count(layer.macs)}MACs, "
         f"{count(layer.params)} parameters"
     )

@@ -1,7 +1,7 @@
 """What boxes draw on an analysis page: shares of costs, and maps of depths, heads and pairs."""
 
 from secateur.report.analysis_record import AnalysisRecord, Matrix
-from secateur.report.analysis_words import damage_words
+from secateur.report.analysis_words import degradation_words
 from secateur.report.drawing.chart import Axis, Box, Boxes, Chart
 from secateur.report.words import percent
 
@@ -109,7 +109,7 @@ def interactions_figure(record: AnalysisRecord) -> Chart | None:
             ""
             if value is None or both is None
             else f"{a} and {b}\ntogether "
-            f"{damage_words(both, record.unit)}\n{value:+.3f} beyond the sum of both alone"
+            f"{degradation_words(both, record.unit)}\n{value:+.3f} beyond the sum of both alone"
             for value, both, b in zip(row, together, found.owners, strict=True)
         ]
         for row, together, a in zip(found.excess, found.together, found.owners, strict=True)

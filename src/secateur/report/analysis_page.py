@@ -1,4 +1,4 @@
-"""The page of an analysis: what a model could do without, to be understood in two minutes."""
+"""The page of an analysis: the redundancy of a model, to be understood in two minutes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from secateur.report.analysis_maps import (
 from secateur.report.analysis_record import AnalysisRecord
 from secateur.report.analysis_words import (
     NAMES,
-    damage_words,
+    degradation_words,
     findings,
     next_command,
     score_finding,
@@ -227,7 +227,7 @@ def _interactions(found: AnalysisRecord) -> Markup | None:
 
 
 def _layer_rows(found: AnalysisRecord) -> list[dict[str, object]]:
-    worst = max(layer.damage for layer in found.layers)
+    worst = max(layer.degradation for layer in found.layers)
     rows = []
     opened: set[int] = set()
     for layer in found.layers:
@@ -242,11 +242,11 @@ def _layer_rows(found: AnalysisRecord) -> list[dict[str, object]]:
                 "ms": "–" if layer.ms is None else milliseconds(layer.ms),
                 "change": percent(layer.update),
                 "turn": f"{layer.turn:.4f}",
-                "damage": damage_words(layer.damage, "")
+                "degradation": degradation_words(layer.degradation, "")
                 + (f"± {significant(layer.stderr)}" if layer.stderr >= 0.005 else ""),
                 "agreement": _share_with_error(layer.agreement, found.probe_images),
                 "droppable": layer.droppable,
-                "bar": layer.damage / max(worst, 1e-12),
+                "bar": layer.degradation / max(worst, 1e-12),
             }
         )
         opened.add(layer.block)

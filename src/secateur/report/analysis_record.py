@@ -2,12 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from secateur.report.record import DataRecord
 
 Numbers = tuple[float | None, ...]
 Matrix = tuple[Numbers, ...]
+WAS_DAMAGE = Field(validation_alias=AliasChoices("degradation", "damage"))
+"""The name in records of earlier versions."""
 
 
 class _Part(BaseModel):
@@ -17,7 +19,7 @@ class _Part(BaseModel):
 class LayerRecord(_Part):
     """One branch: what it costs, and what the model loses without it (its mean stays).
 
-    `damage` is in the record's `unit`, `stderr` its standard error over images (0 in records
+    `degradation` is in the record's `unit`, `stderr` its standard error over images (0 in records
     that do not have it); `agreement` and `turn` (1 - mean cosine of the stream before
     and after) are shares of one; `update` is |update| / |stream|, root mean square; `droppable`
     says whether it is among the least damaging ones that can go together within the tolerance.
@@ -30,7 +32,7 @@ class LayerRecord(_Part):
     macs: int
     params: int
     ms: float | None
-    damage: float
+    degradation: Annotated[float, WAS_DAMAGE]
     stderr: float = 0.0
     agreement: float | None
     update: float
@@ -44,7 +46,7 @@ class BlockRecord(_Part):
 
     id: str
     index: int
-    damage: float
+    degradation: Annotated[float, WAS_DAMAGE]
     agreement: float | None
 
 
@@ -60,7 +62,7 @@ class SeriesRecord(_Part):
     macs: tuple[float, ...]
     params: tuple[float, ...]
     ms: tuple[float | None, ...]
-    damage: tuple[float, ...]
+    degradation: Annotated[tuple[float, ...], WAS_DAMAGE]
     agreement: Numbers
     stderr: tuple[float, ...] = ()
     order: tuple[str, ...] = ()
@@ -72,7 +74,7 @@ class CurveRecord(_Part):
     owner: str
     group: Literal["qk", "vo", "heads", "hidden"]
     sizes: tuple[int, ...]
-    damage: tuple[float, ...]
+    degradation: Annotated[tuple[float, ...], WAS_DAMAGE]
     measured: tuple[int, ...]
 
 

@@ -19,7 +19,7 @@ CLEAR = 0.6
 """A rank correlation from which a score is called telling."""
 
 
-def damage_words(value: float, unit: str) -> str:
+def degradation_words(value: float, unit: str) -> str:
     """A degradation with its unit, three digits at most."""
     if value < 0.0005:
         return f"under 0.001{NBSP}{unit}"
@@ -27,9 +27,9 @@ def damage_words(value: float, unit: str) -> str:
     return f"{digits}{NBSP}{unit}"
 
 
-def loss_words(damage: float, agreement: float | None, unit: str) -> str:
+def loss_words(degradation: float, agreement: float | None, unit: str) -> str:
     """A degradation as a person reads it: the share of predictions that stay first, where known."""
-    told = damage_words(damage, unit)
+    told = degradation_words(degradation, unit)
     return told if agreement is None else f"{percent(agreement, 0)} of predictions stay ({told})"
 
 
@@ -48,8 +48,8 @@ def _safe_saving(record: AnalysisRecord) -> tuple[float, str]:
     within = [
         (macs, series.structure)
         for series in record.series
-        for macs, damage in zip(series.macs, series.damage, strict=True)
-        if damage <= record.tolerance and 0.01 <= macs < 1
+        for macs, degradation in zip(series.macs, series.degradation, strict=True)
+        if degradation <= record.tolerance and 0.01 <= macs < 1
     ]
     if not within:
         return 0.1, f"No removal measured here stays within {limit}; start with a small one."
@@ -70,13 +70,13 @@ def _droppable(record: AnalysisRecord) -> str:
     own = [layer for layer in record.layers if layer.droppable]
     limit = f"{record.tolerance:g}{NBSP}{record.unit}"
     if not own:
-        least = min(record.layers, key=lambda layer: layer.damage)
+        least = min(record.layers, key=lambda layer: layer.degradation)
         return (
             f"No whole layer can go within {limit}: without {least.id} alone, "
             f"{_left(least, record.unit)}."
         )
     together = next(series for series in record.series if series.structure == "layers")
-    at = max(i for i, value in enumerate(together.damage) if value <= record.tolerance)
+    at = max(i for i, value in enumerate(together.degradation) if value <= record.tolerance)
     kinds = [
         f"{number} of {total} {NAMES[kind] if total != 1 else NAMES[kind][:-1]}"
         for kind in ("attention", "mlp")
@@ -85,7 +85,7 @@ def _droppable(record: AnalysisRecord) -> str:
     ]
     agreement = together.agreement[at]
     same = "" if agreement is None else f" and {percent(agreement, 0)} of predictions stay"
-    or_more = "At least " if at == len(together.damage) - 1 else ""
+    or_more = "At least " if at == len(together.degradation) - 1 else ""
     if len(own) == 1:
         return (
             f"Only {own[0].id} can go within {limit}: that saves {percent(together.macs[at])} of "
@@ -105,7 +105,7 @@ def _cheapest(record: AnalysisRecord) -> str:
     at: dict[str, float] = {}
     words: dict[str, str] = {}
     for series in record.series:
-        if (value := damage_at(series, saving)) is not None:
+        if (value := degradation_at(series, saving)) is not None:
             at[series.structure] = value
             same = _agreement_at(series, saving)
             words[series.structure] = loss_words(value, same, record.unit)
@@ -124,14 +124,14 @@ def _kinds(record: AnalysisRecord) -> str:
     middle: dict[str, LayerRecord] = {}
     for kind in ("attention", "mlp"):
         own = [layer for layer in record.layers if layer.kind == kind]
-        own.sort(key=lambda layer: layer.damage)
+        own.sort(key=lambda layer: layer.degradation)
         if own:
             middle[kind] = own[len(own) // 2]
-    if len(middle) < 2 or min(layer.damage for layer in middle.values()) <= 0:
+    if len(middle) < 2 or min(layer.degradation for layer in middle.values()) <= 0:
         return ""
-    less, more = sorted(middle, key=lambda kind: middle[kind].damage)
+    less, more = sorted(middle, key=lambda kind: middle[kind].degradation)
     low, high = (_left(middle[kind], record.unit) for kind in (less, more))
-    if middle[more].damage < 1.2 * middle[less].damage:
+    if middle[more].degradation < 1.2 * middle[less].degradation:
         return (
             "Taken alone, attention layers and MLPs matter alike: without the median layer, "
             f"{low} and {high}."
@@ -143,11 +143,11 @@ def _kinds(record: AnalysisRecord) -> str:
 
 
 def _vital(record: AnalysisRecord) -> str:
-    order = sorted(record.layers, key=lambda layer: -layer.damage)
+    order = sorted(record.layers, key=lambda layer: -layer.degradation)
     if len(order) < 4:
         return ""
-    rest = sorted(layer.damage for layer in record.layers)[len(order) // 2]
-    top = [layer for layer in order[:3] if layer.damage > 5 * rest]
+    rest = sorted(layer.degradation for layer in record.layers)[len(order) // 2]
+    top = [layer for layer in order[:3] if layer.degradation > 5 * rest]
     if not top:
         return "No single layer stands out as vital: degradations are within a factor of five."
     return (
@@ -160,8 +160,8 @@ def _vital(record: AnalysisRecord) -> str:
 def _left(layer: LayerRecord, unit: str) -> str:
     """How the model is without a layer alone."""
     if layer.agreement is None:
-        return f"the degradation is {damage_words(layer.damage, unit)}"
-    return loss_words(layer.damage, layer.agreement, unit)
+        return f"the degradation is {degradation_words(layer.degradation, unit)}"
+    return loss_words(layer.degradation, layer.agreement, unit)
 
 
 def score_finding(record: AnalysisRecord) -> str:
@@ -185,9 +185,9 @@ def score_finding(record: AnalysisRecord) -> str:
     )
 
 
-def damage_at(series: SeriesRecord, saving: float) -> float | None:
+def degradation_at(series: SeriesRecord, saving: float) -> float | None:
     """The degradation at a share of MACs saved, linear between measured points; None outside."""
-    return _between([(0.0, 0.0), *zip(series.macs, series.damage, strict=True)], saving)
+    return _between([(0.0, 0.0), *zip(series.macs, series.degradation, strict=True)], saving)
 
 
 def _agreement_at(series: SeriesRecord, saving: float) -> float | None:

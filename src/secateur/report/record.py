@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 Group = Literal["qk", "vo", "heads", "hidden"]
 GROUPS: tuple[Group, ...] = ("qk", "vo", "heads", "hidden")
@@ -186,7 +186,9 @@ class RunRecord(_Part):
     target: TargetRecord | None = None
     groups: tuple[str, ...]
     repair: str
-    stand_in: str | None = None
+    replacement: str | None = Field(
+        default=None, validation_alias=AliasChoices("replacement", "stand_in")
+    )
     allocation: str
     seed: int
     macs: Pair

@@ -158,8 +158,8 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Groups", listed([f"{GROUP_NAMES.get(group, group)} ({group})" for group in run.groups])
     yield "Allocation", f"{run.allocation}: {ALLOCATIONS.get(run.allocation, run.allocation)}"
     yield "Repair", f"{run.repair}: {REPAIRS.get(run.repair, run.repair)}"
-    if run.stand_in is not None:
-        yield "Stand-in", f"{run.stand_in}, for dropped layers"
+    if run.replacement is not None:
+        yield "Replacement", f"{run.replacement}, for dropped layers"
     yield "Polish", _polish(run.polish)
     yield "Seed", str(run.seed)
     yield "Calibration", f"{plural(run.data.images, 'image')} from {run.data.source}"

@@ -154,7 +154,7 @@ class Bench:
         """What the task's method prepares, which serves all its budgets; the last few are kept."""
         task = job.task
         goal = (type(task.budget).__name__, getattr(task.budget, "unit", None))
-        options = replace(task.options, budget=None)
+        options = replace(task.request, budget=None)
         key = repr((options, task.preset, goal, task.groups, task.limits))
         if key not in self._prepared:
             while len(self._prepared) >= KEPT:

@@ -47,7 +47,7 @@ def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Ou
     _ = bench.statistics
     started = time.perf_counter()
     plan = _plan(bench, task)
-    if task.preset.stand_in == "affine" and not bench.images.known_runs:
+    if task.preset.replacement == "affine" and not bench.images.known_runs:
         bench.images.learn_runs(set(_expected_runs(bench)))
     job = bench.job(task)
     smaller = method_of(task).cut(job, bench.prepared(job), plan)
@@ -71,7 +71,7 @@ def _expected_runs(bench: Bench) -> Iterator[Run]:
         if (cell.model, cell.seed) != (host.name, bench.seed) or cell.structure == OWN:
             continue
         task = task_of(cell, host)
-        if task.preset.stand_in == "affine" and task.preset.search == "one_shot":
+        if task.preset.replacement == "affine" and task.preset.search == "one_shot":
             with suppress(Exception):
                 check_reachable(host.anatomy, task.demand)
                 yield from runs_of(host.anatomy, _plan(bench, task).shapes).items()

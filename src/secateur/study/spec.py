@@ -67,7 +67,7 @@ class Study(_Strict):
 
     `presets` are rows beside the grid of `structures` and `scores`: each prunes as
     `secateur.prune` would, with the groups, the method and the repair of the preset.
-    `repair` of dropped layers: `none`, their `mean`, and for `least_squares` the affine stand-in
+    `repair` of dropped layers: `none`, their `mean`, and for `least_squares` the affine replacement
     (the mean where that is refused). Every cell runs on `threads` CPU threads,
     or on another `device`.
     """

@@ -37,13 +37,13 @@ def task_of(cell: Cell, host: Host) -> Task:
             "criterion": "delta_kl" if search != "one_shot" else cell.score,
             "allocation": "ranking" if structure.whole else "uniform",
             "repair": cell.repair,
-            "stand_in": stand_in_for(structure, cell.repair, host),
+            "replacement": replacement_for(structure, cell.repair, host),
             "search": search,
         }
     )
     others = [b.id for b in host.anatomy.branches if structure.kind not in (None, b.kind)]
     return Task(
-        options=PruneRequest(cell.budget, seed=cell.seed, effort="quick"),
+        request=PruneRequest(cell.budget, seed=cell.seed, effort="quick"),
         preset=preset,
         budget=parse_budget(cell.budget),
         groups=(structure.group,),
@@ -51,7 +51,7 @@ def task_of(cell: Cell, host: Host) -> Task:
     )
 
 
-def stand_in_for(structure: Structure, repair: str, host: Host) -> Replacement | None:
+def replacement_for(structure: Structure, repair: str, host: Host) -> Replacement | None:
     """What stands in for dropped layers under a repair; the mean where no map can be folded."""
     if not structure.whole:
         return None

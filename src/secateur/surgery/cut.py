@@ -21,17 +21,17 @@ from secateur.surgery.take_over import take_over_
 def repair_needs(
     repair: Repair,
     plan_groups: set[str],
-    stand_in: Replacement | None = None,
+    replacement: Replacement | None = None,
     *,
     rotated: bool = False,
 ) -> set[str]:
-    """The kinds of statistics that a repair of these groups, and a stand-in, ask for.
+    """The kinds of statistics that a repair of these groups, and a replacement, ask for.
 
     `rotated` says that the stream is in its principal components.
     """
     needs: set[str] = set()
     if plan_groups & {"branch", "block"}:
-        needs |= replacement_needs(stand_in or default_replacement(repair))
+        needs |= replacement_needs(replacement or default_replacement(repair))
     if repair == "none":
         return needs
     detail = "moments" if repair in SOLVED else "energies"
@@ -59,14 +59,14 @@ def cut_(
     plan: Plan,
     statistics: Statistics | None,
     repair: Repair,
-    stand_in: Replacement | None = None,
+    replacement: Replacement | None = None,
     anchors: Mapping[str, Sums] | None = None,
 ) -> None:
     """Shrink `model` in place to the plan's shapes, with statistics from the uncut model.
 
-    Branches without units in the plan keep their weights untouched. `stand_in` takes the place of
-    dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
-    `none`. The stand-ins `affine` and `linear` need `anchors`: see `secateur.statistics.anchors`
+    Branches without units in the plan keep their weights untouched. `replacement` takes the place
+    of dropped branches: their mean update stays in the stream unless told otherwise or `repair` is
+    `none`. The replacements `affine` and `linear` need `anchors`: see `secateur.statistics.anchors`
     and `secateur.statistics.gaps`.
     """
     host = host_of(model)
@@ -79,7 +79,7 @@ def cut_(
             logits = statistics.about(branch.id).get("logit_moments") if statistics else None
             dense = host.weights(branch)
             host.assign_(branch, select(dense, units, known, repair, branch.id, logits))
-    how = stand_in or default_replacement(repair)
+    how = replacement or default_replacement(repair)
     drop_(host, plan.shapes, how, statistics, anchors or {})
     narrow_streams_(host, plan, statistics, repair)
 

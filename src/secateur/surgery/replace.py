@@ -45,16 +45,16 @@ LINEAR_RIDGE = 1e-3
 """The ridge of `linear` where too few images were given to hold any out."""
 
 
-def replacement_needs(stand_in: Replacement) -> set[str]:
+def replacement_needs(replacement: Replacement) -> set[str]:
     """The kinds of statistics that a replacement asks of the uncut model.
 
     `affine` and `linear` also take a pass of their own once the plan is known. Where there is no
     branch before the dropped ones, `affine` falls back on the mean; searches take the mean for
     `linear`, too.
     """
-    if stand_in == "scalar":
+    if replacement == "scalar":
         return {"branch_similarity"}
-    return {"update_mean"} if stand_in in ("mean", "affine", "linear") else set()
+    return {"update_mean"} if replacement in ("mean", "affine", "linear") else set()
 
 
 def runs_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
@@ -82,24 +82,24 @@ def gaps_of(anatomy: Anatomy, shapes: Shapes) -> dict[str, tuple[str, ...]]:
     return gaps
 
 
-def check_replacement(host: Host, stand_in: Replacement, groups: set[str]) -> None:
+def check_replacement(host: Host, replacement: Replacement, groups: set[str]) -> None:
     """UserError where a replacement cannot work on this model or with these groups."""
-    if stand_in == "merge" and groups != {"block"}:
+    if replacement == "merge" and groups != {"block"}:
         raise UserError(
-            "stand-in 'merge' adds up the parameters of whole blocks, so nothing else may be "
-            "pruned beside it; prune with --groups block, or take another stand-in."
+            "replacement 'merge' adds up the parameters of whole blocks, so nothing else may be "
+            "pruned beside it; prune with --groups block, or take another replacement."
         )
-    if stand_in == "linear" and not host.family.one_stream:
+    if replacement == "linear" and not host.family.one_stream:
         raise UserError(
-            f"stand-in 'linear' is not offered for {host.family.title}, where more than a norm "
+            f"replacement 'linear' is not offered for {host.family.title}, where more than a norm "
             "stands between some branches and the stream; use 'affine', 'mean' or 'nothing'."
         )
-    if stand_in in ("scalar", "affine", "linear"):
+    if replacement in ("scalar", "affine", "linear"):
         behind = [b.id for b in host.anatomy.branches if not host.writes_linearly(b)]
         if behind:
-            where = "needs the norm before" if stand_in == "linear" else "is folded into writers"
+            where = "needs the norm before" if replacement == "linear" else "is folded into writers"
             raise UserError(
-                f"stand-in '{stand_in}' {where}, but a norm stands behind that of "
+                f"replacement '{replacement}' {where}, but a norm stands behind that of "
                 f"{behind[0]}; use 'mean' or 'nothing'."
             )
 
@@ -108,7 +108,7 @@ def check_replacement(host: Host, stand_in: Replacement, groups: set[str]) -> No
 def drop_(
     host: Host,
     shapes: Shapes,
-    stand_in: Replacement,
+    replacement: Replacement,
     statistics: Statistics | None,
     anchors: Mapping[str, Sums],
 ) -> None:
@@ -119,21 +119,21 @@ def drop_(
     """
     model, family, anatomy = host.model, host.family, host.anatomy
     dropped = {branch.id for branch in anatomy.branches if shapes.get(branch.id) is None}
-    if stand_in == "merge":
+    if replacement == "merge":
         _merge_(host, dropped)
-    gaps = gaps_of(anatomy, shapes) if stand_in == "linear" else {}
+    gaps = gaps_of(anatomy, shapes) if replacement == "linear" else {}
     for first in gaps:
         found = linear_map(anchors[first], first)
         family.put_linear_(model, anatomy.branch(first), found.w_DS, found.b_D)
     family.drop_(model, dropped - set(gaps))
-    if stand_in == "scalar":
+    if replacement == "scalar":
         _shorten_(host, dropped, statistics)
     done: set[str] = set()
-    if stand_in == "affine":
+    if replacement == "affine":
         for anchor, run in runs_of(anatomy, shapes).items():
             _fold_(host, anatomy.branch(anchor), anchors[anchor])
             done.update(run)
-    if stand_in in ("mean", "affine"):
+    if replacement in ("mean", "affine"):
         for branch in anatomy.branches:
             if branch.id in dropped - done:
                 family.add_constant_(model, branch, mean_update(statistics, branch))
@@ -248,7 +248,7 @@ def _merge_(host: Host, dropped: set[str]) -> None:
             if {k: p.shape for k, p in own.items()} != {k: p.shape for k, p in base.items()}:
                 raise UserError(
                     f"{block.id} cannot be merged into {kept}, whose parameters have other "
-                    "shapes; use another stand-in."
+                    "shapes; use another replacement."
                 )
             for name, parameter in model.get_submodule(kept).named_parameters():
                 parameter.add_(own[name] - base[name])

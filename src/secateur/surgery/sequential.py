@@ -37,7 +37,7 @@ from secateur.surgery.streams import Streams, advance, advance_, advance_seen, e
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialSettings:
     """`token_weights[branch]` (N,) says how much each position matters there (None: equally);
-    `metrics[branch]` (D, D) whitens a branch's output when units are ranked. With `stand_in`, a
+    `metrics[branch]` (D, D) whitens a branch's output when units are ranked. With `affine`, a
     branch right before dropped ones is refitted to the dense stream behind them. A writer without
     bias gets one, unless `new_biases` is off."""
 
@@ -45,7 +45,7 @@ class SequentialSettings:
     token_weights: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     refit_unchanged: bool = True
-    stand_in: bool = False
+    affine: bool = False
     new_biases: bool = True
 
 
@@ -61,7 +61,7 @@ def cut_front_to_back_(
     """Shrink `model`, a copy or shell of `dense`, in place to `shapes`.
 
     Branches after the first cut that keep their shape are refitted too, unless the settings say
-    otherwise. A dropped branch leaves the mean of what the stream lacks there; with a stand-in the
+    otherwise. A dropped branch leaves the mean of what the stream lacks there; with `affine` the
     writer before it has learned the best affine map to what it gave, as far as that generalises.
     """
     host = host_of(model)
@@ -70,7 +70,7 @@ def cut_front_to_back_(
     run.dense_streams = _enough_batches(embed_all(source, batches))
     run.streams = list(run.dense_streams)
     constants: list[tuple[Branch, Tensor]] = []
-    behind = runs_of(anatomy, shapes) if settings.stand_in else {}
+    behind = runs_of(anatomy, shapes) if settings.affine else {}
     stood_in: set[str] = set()
     touched = False
     for number, branch in enumerate(anatomy.branches):

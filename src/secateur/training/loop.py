@@ -102,23 +102,17 @@ def fit_(
     """
     items = items_of(images, settings.augment)
     _check(model, items, settings)
-    home = next(model.parameters()).device
-    machine = machine_for(settings, folder, training_device(home, device))
+    where = training_device(next(model.parameters()).device, device)
+    machine = machine_for(settings, folder, where)
     _check_parts(settings, machine.processes)
     known = identity_of(model, images, len(items), settings, about or {})
     state = None if folder is None or restart else checkpoint.read(folder)
     if state is not None and folder is not None:
         refuse_other_run(state["identity"], known, folder)
-    with (
-        _training(model, machine),
-        stochastic_depth(model, settings.drop_path),
-        fast_attention(model, machine.accelerator.device, settings.precision),
-        muon_in_fp32(emulates_bf16(machine.accelerator.device)),
-    ):
-        room = Classroom(model, objective, hooks)
+    with _training(model, machine, settings):
         run = Run(
             model=model,
-            room=room,
+            room=Classroom(model, objective, hooks),
             hooks=list(hooks),
             settings=settings,
             length=settings.length(len(items)),
@@ -132,19 +126,24 @@ def fit_(
             run.restore_(state)
         machine.require_same_step(run.step)
         machine.track(settings)
+        dtype = next(model.parameters()).dtype
+        prepare = preparer(settings, classes, labelled, machine.process, dtype)
         with deferred_signals(folder is not None) as pending:
-            if not run.finished:
-                dtype = next(model.parameters()).dtype
-                prepare = preparer(settings, classes, labelled, machine.process, dtype)
-                _train(run, items, prepare, judge, pending)
-            run.choose_(judge is not None)
-            if pending.waits:
-                pending.deliver()
+            _train(run, items, prepare, judge, pending)
     machine.close()
     return _report(run, len(items))
 
 
 def _train(run: Run, items: Items, prepare: Prepare, judge: Judge | None, pending: Pending) -> None:
+    """Step until the budget is used up or a signal is pending, then choose the weights."""
+    if not run.finished:
+        _steps(run, items, prepare, judge, pending)
+    run.choose_(judge is not None)
+    if pending.waits:
+        pending.deliver()
+
+
+def _steps(run: Run, items: Items, prepare: Prepare, judge: Judge | None, pending: Pending) -> None:
     """Step until the budget is used up, or a signal is pending: then with a checkpoint."""
     settings, machine = run.settings, run.machine
     if judge is not None and not run.scores:
@@ -245,17 +244,21 @@ def _check_parts(settings: TrainSettings, processes: int) -> None:
 
 
 @contextmanager
-def _training(model: nn.Module, machine: Machine) -> Iterator[None]:
+def _training(model: nn.Module, machine: Machine, settings: TrainSettings) -> Iterator[None]:
     """On the machine's device in train mode, then back; after an error with the old weights.
 
     What was drawn at random meanwhile does not show outside.
     """
-    device = next(model.parameters()).device
+    home, device = next(model.parameters()).device, machine.accelerator.device
     before = checkpoint.copy_of(model)
-    cuda = machine.accelerator.device.type == "cuda"
-    model.to(machine.accelerator.device).train()
+    model.to(device).train()
     try:
-        with torch.random.fork_rng(enabled=True, devices=None if cuda else []):
+        with (
+            torch.random.fork_rng(enabled=True, devices=None if device.type == "cuda" else []),
+            stochastic_depth(model, settings.drop_path),
+            fast_attention(model, device, settings.precision),
+            muon_in_fp32(emulates_bf16(device)),
+        ):
             yield
     except BaseException:
         model.load_state_dict(before)
@@ -264,7 +267,7 @@ def _training(model: nn.Module, machine: Machine) -> Iterator[None]:
     finally:
         # WHY: a compiled forward would follow the model into copies and other devices.
         model.__dict__.pop("_compiled_call_impl", None)
-        model.to(device).eval().zero_grad(set_to_none=True)
+        model.to(home).eval().zero_grad(set_to_none=True)
 
 
 def _report(run: Run, images: int) -> FitReport:

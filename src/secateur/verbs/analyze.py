@@ -1,4 +1,4 @@
-"""The redundancy of one model: observe, leave out, make smaller, compare; a record of it all.
+"""The redundancy of one model: observe, remove, reduce and compare each part; write the record.
 
 found = secateur.analyze(model, "images/")
 found.save("redundancy/")      # analysis.html and analysis.json
@@ -62,7 +62,7 @@ EFFORTS = {
 
 @dataclass(slots=True, kw_only=True)
 class Analysis:
-    """What was found, as plain data: `secateur.report.analysis_record` describes the fields."""
+    """The result as plain data; `secateur.report.analysis_record` describes the fields."""
 
     record: dict[str, object]
 
@@ -82,8 +82,8 @@ class Analysis:
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write analysis.html and analysis.json into `out`, both or none.
 
-        An earlier analysis there is replaced only with `overwrite`, and returned in words; files
-        beside it stay. UserError for a directory with anything but an analysis.
+        An earlier analysis there is replaced only with `overwrite`; the returned sentence describes
+        it. Other files in `out` remain. UserError for a directory that holds anything else.
         """
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         files = {PAGE: self.html(), DATA: text + "\n"}
@@ -91,12 +91,14 @@ class Analysis:
 
 
 def check_analysis(request: AnalyzeRequest) -> None:
-    """UserError for a request that cannot work, before anything is opened."""
+    """UserError for an invalid request; opens nothing."""
     if request.effort not in EFFORTS:
         raise UserError(unknown("effort", request.effort, list(EFFORTS)))
     check_timing(request.runtime, request.latency_batch)
     if request.tolerance is not None and not request.tolerance >= 0:
-        raise UserError(f"the tolerance must be a damage of at least 0, not {request.tolerance:g}.")
+        raise UserError(
+            f"the tolerance must be a degradation of at least 0, not {request.tolerance:g}."
+        )
 
 
 def check_place(out: str | Path, overwrite: bool) -> None:
@@ -106,20 +108,20 @@ def check_place(out: str | Path, overwrite: bool) -> None:
 
 @takes(AnalyzeRequest)
 def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
-    """Measure what `model` could do without, on images that need no labels.
+    """Measure the redundancy of `model`, on images without labels.
 
-    `images` is a path or data string, or anything else that `prune` takes. `tolerance` is the
-    degradation (in the unit of the loss) within which layers count as droppable. `loss` compares
-    outputs: see `secateur.prune`. The model is left as it was, and memory
-    does not grow with `limit`; docs/methods/analysis.md says what is measured and what it costs.
-    Raises UserError for wrong options, unknown models and images that cannot be read.
+    `images` is a path or data string, or any other input of `prune`. `tolerance` is the largest
+    degradation (in the unit of the loss) at which layers count as droppable. `loss` compares
+    outputs: see `secateur.prune`. The model is not changed, and memory does not grow with `limit`;
+    docs/methods/analysis.md lists the measurements and their cost. Raises UserError for invalid
+    options, unknown models and unreadable images.
     """
     check_analysis(request)
     return analyze_checked(model, images, request)
 
 
 def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
-    """The same for a request that is checked already, as before the model is opened."""
+    """`analyze` for a request that was checked before the model was opened."""
     model = observable(model)
     if has_shared(model):
         # WHY: hooks on a module that is used twice cannot tell one use from the other.
@@ -163,7 +165,7 @@ def _measured(
     timing: Callable[..., Times] | None,
     loss: LossName,
 ) -> dict[str, object]:
-    """Observe, score, remove and time, with what each stage cost."""
+    """Observe, score, remove and time, with the cost of each stage."""
     seconds, passes = dict[str, float](), dict[str, float]()
     chosen = branch_criteria(host.anatomy)
     effort, progress = EFFORTS[request.effort], request.progress

@@ -1,4 +1,4 @@
-"""The whole path, offline: the bundled model and digits, pruned, saved, loaded and compared."""
+"""All steps offline, on the bundled model and digits: prune, save, load and compare."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ SAME = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """The pruning run, what its saved model gives once loaded again, and what that replaced."""
+    """The pruning run, the accuracy of its model after loading, and the model that was replaced."""
 
     result: Result
     reloaded: Accuracy
@@ -41,8 +41,8 @@ def demo(request: DemoRequest) -> Demo:
 
     `limit` training digits calibrate it, `test_limit` (None: all) test digits score it, on
     `device`. The model of an earlier demo in `out` is replaced, any other only with `overwrite`.
-    Raises UserError when `out` cannot be written, RuntimeError when the loaded model is another
-    one.
+    Raises UserError when `out` cannot be written, RuntimeError when the outputs of the loaded model
+    differ from those of the saved one.
     """
     out, device, progress = Path(request.out), request.device, request.progress
     overwrite = request.overwrite or _is_demo(out)
@@ -80,7 +80,7 @@ def demo(request: DemoRequest) -> Demo:
 
 
 def _is_demo(out: Path) -> bool:
-    """Whether a demo made the model in `out`, and nothing was done to it since."""
+    """Whether the model in `out` is the unchanged result of a demo."""
     mend_model(out)
     try:
         known = read_spec(out).provenance

@@ -1,4 +1,4 @@
-"""Measure what a pruned model lost and gained, beside the dense one."""
+"""Measure accuracy and latency of a pruned model beside the dense one."""
 
 from collections.abc import Callable
 
@@ -24,16 +24,16 @@ SECONDS = 2.0
 def evaluate(model: nn.Module, images: object, request: EvaluateRequest) -> Accuracy:
     """Top-1 and top-5 accuracy, and agreement and KL divergence with `reference`.
 
-    `images` is a path or data string, or anything else that `prune` takes; `limit` keeps that
-    many images, spread over the classes. Without labels only the comparison is made. Raises
-    UserError for images that cannot be read or whose classes are not those of the head.
+    `images` is a path or data string, or any other input of `prune`; `limit` keeps that many
+    images, spread over the classes. Without labels only the models are compared. Raises UserError
+    for unreadable images and for classes other than those of the head.
     """
     batches, _ = open_data(model, images, **request.reading())
     return score(model, batches, "evaluate", request.progress, reference=request.reference)
 
 
 def require_classifier(model: nn.Module) -> None:
-    """UserError for a model whose outputs are features, of which there is no accuracy."""
+    """UserError for a model without a classifier, whose features have no accuracy."""
     if not read(model).num_classes:
         raise UserError(
             "the model has no classifier, so there is no accuracy on images for evaluation; leave "
@@ -82,7 +82,7 @@ def measure_(
     latency: bool,
     progress: Progress | None = None,
 ) -> None:
-    """Fill in the accuracy on `images`, if any, and the latency, if wanted, of both models."""
+    """Add the accuracy of both models on `images`, if any, and their latency, if requested."""
     if images is not None:
         counted = _counter("evaluate", images.images, progress)
         both = evaluate_both(result.model, dense, images, on_batch=counted)
@@ -93,8 +93,8 @@ def measure_(
         rows = bench(
             models,
             result.before.input_size,
-            runtimes=(result.task.options.runtime,),
-            batch_sizes=(result.task.options.latency_batch,),
+            runtimes=(result.task.request.runtime,),
+            batch_sizes=(result.task.request.latency_batch,),
             max_seconds=SECONDS,
             device=device,
         )

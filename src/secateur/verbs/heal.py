@@ -1,4 +1,4 @@
-"""Heal a pruned model: it learns from the dense one, with or without labels."""
+"""Heal a pruned model: distillation from the dense model, with or without labels."""
 
 from pathlib import Path
 
@@ -19,13 +19,12 @@ from secateur.storage.spec import Spec
 from secateur.training.distillation.objectives import Distil, require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.head import refit_head_
+from secateur.training.heal_and_train import HealSettings
 from secateur.training.identity import digest
-from secateur.training.judgement import judgement
 from secateur.training.loop import FitReport
 from secateur.training.machine import training_device
 from secateur.training.session import Session, on_device, plain_items
 from secateur.training.updates.lora import attach_, merge_
-from secateur.training.verbs import HealSettings
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.requests import HealRequest
 from secateur.verbs.result import Result
@@ -35,20 +34,20 @@ from secateur.verbs.training_result import Trained
 
 @takes(HealRequest)
 def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Trained:
-    """Return a copy of `model` that has learned from `reference`, its dense original.
+    """Train a copy of `model` towards the outputs of `reference`, its dense original; return it.
 
-    `model` is a pruned model or what `prune` returned. Without a reference, the dense model of a
-    bundled one is found. A reference of another family or with other preprocessing sees the same
-    images in its own way; then only its outputs can be learned. `images` are a path or data string,
-    or a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of images or
-    batches; labels are used only if `labels`, or a `label_weight` in the settings, says so. `loss`
-    compares outputs with the reference's, see `secateur.prune`. With a `folder`, the run can be
-    stopped and goes on from its checkpoint there; see `secateur.training.loop.fit_`. `judge`
-    'held_out' judges weights by a share of the images, which are then not trained on; 'eval_data'
-    by `eval_images`, whose accuracy then flatters where the best weights are kept. `device` is
-    where to train: unless given, where the model is, or on the accelerator found for a model on the
-    CPU; the model that comes out is where the one given was. Everything that can be wrong with the
-    request raises UserError before training begins.
+    `model` is a pruned model or the result of `prune`. The default reference of a bundled model is
+    its dense original. A reference of another family, or with other preprocessing, receives the
+    same images in its own preprocessing; then only its outputs can be learned. `images` are a path
+    or data string, a tensor, a pair of tensors, a map-style data set, a loader of one, or a list of
+    images or batches. Labels are used only with `labels` or with a `label_weight` in the settings.
+    `loss` compares outputs with those of the reference, see `secateur.prune`. With a `folder`, an
+    interrupted run resumes from its checkpoint; see `secateur.training.loop.fit_`. `judge`
+    'held_out' judges weights by a share of the images, which is then excluded from training;
+    'eval_data' by `eval_images`, whose accuracy is then biased upwards where the best weights are
+    kept. The default `device` is that of the model, or the accelerator of the machine for a model
+    on the CPU; the returned model is on the device of the one given. An invalid request raises
+    UserError before training begins.
     """
     settings = with_labels(request.settings or HealSettings(), request.labels)
     student, base, earlier = copy_to_train(model)
@@ -84,9 +83,6 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         seconds["heal"] = report.seconds
         with timed(seconds, "measure"):
             accuracy |= evaluation("pruned", "own", student)
-    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "heal")
-    if judged is not None and judged.worse:
-        notes.append(judged.note())
     return Trained(
         verb="heal",
         model=student,
@@ -96,7 +92,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         about={"reference": _name(request.reference, base), "head_ridge": ridge},
         earlier=earlier,
         accuracy=accuracy,
-        judged=judged,
+        judge=request.judge,
         seconds=seconds,
         notes=notes + more,
     )
@@ -105,7 +101,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
 def _fit_(
     student: nn.Module, session: Session, objective: Distil, settings: HealSettings
 ) -> tuple[FitReport, float | None]:
-    """Refit the head if wanted, then train; returns the ridge that was chosen for the head."""
+    """Refit the head if requested, then train; returns the chosen ridge of the head."""
     teacher, ridge = objective.teacher, None
     about = {"teacher": digest(teacher.model)}
     if session.judge_labels is not None:
@@ -130,7 +126,7 @@ def _fit_(
 
 
 def open_reference(model: nn.Module, name: str, checkpoint: Path | None = None) -> nn.Module:
-    """The model called `name`, built and shown images as `model` was where it is its base.
+    """The model called `name`, with the size and preprocessing of `model` where it is its base.
 
     Raises UserError as `secateur.load` does.
     """
@@ -165,7 +161,7 @@ def with_labels(settings: HealSettings, labels: bool | None) -> HealSettings:
 def _reference(
     student: nn.Module, reference: nn.Module | str | Path | None, notes: list[str]
 ) -> nn.Module:
-    """The dense model to learn from; a note where it is not the one that was pruned."""
+    """The dense model to learn from; adds a note where another model was pruned."""
     if reference is None:
         found, why = dense_of(student)
         if found is None:

@@ -1,4 +1,4 @@
-"""Describe a model: what it costs, branch by branch, and what can be made smaller."""
+"""Describe a model: the cost and the prunable groups of every branch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +18,8 @@ class BranchRow:
     """One branch: its cost, its share of the model's MACs and parameters in percent.
 
     `ms` is the time of the branch alone, None where it was not measured.
-    `shape` gives the units of each group (`qk` and `vo` per head), `groups` those that can be made
-    smaller, `refusals` why the others cannot.
+    `shape` gives the units of each group (`qk` and `vo` per head), `groups` the prunable ones,
+    `refusals` the reasons against the others.
     """
 
     id: str
@@ -37,7 +37,7 @@ class BranchRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedTime:
-    """Milliseconds of one pass of the whole model, and of what is no branch, and how measured."""
+    """Milliseconds of one pass of the whole model and of its stem and head, and their setting."""
 
     ms: float
     ends_ms: float
@@ -49,10 +49,10 @@ class InspectedTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """A whole model. `ends` is what is no branch: embedding, final norm, heads.
+    """A whole model. `ends` is the cost of its stem and head: embedding, final norm, classifier.
 
-    `streams` gives the width of each residual stream that can be made narrower, `stand_ins` what
-    linear layers in place of dropped branches cost.
+    `streams` gives the width of each prunable residual stream, `stand_ins` the cost of the linear
+    layers in place of dropped branches.
 
     MACs are those of matrix products for one image, with QK^T and AV.
     """
@@ -81,8 +81,8 @@ class Inspection:
 def inspect(model: nn.Module, request: InspectRequest) -> Inspection:
     """Read a model without changing it; UserError for one of no known family.
 
-    With `latency`, its branches are timed alone in turns with the whole, in `runtime` with
-    `latency_batch` images at a time; otherwise it is not run either.
+    With `latency`, each branch is timed alone, in turns with the whole model, in `runtime` with
+    `latency_batch` images at a time; otherwise the model is not run.
     """
     host = host_of(model)
     anatomy = host.anatomy

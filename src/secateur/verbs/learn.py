@@ -37,23 +37,22 @@ from secateur.verbs.training_inputs import open_session
 
 @takes(LearnRequest)
 def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
-    """Return a smaller copy of `model` within `budget`, its masks learned with its weights.
+    """Return a smaller copy of `model` within `budget`, with masks learned with the weights.
 
-    `sharing` says which units share a mask, `gates` how a score becomes one, `criterion` in which
-    order scores start, `loss` how outputs are compared with the teacher's (see `secateur.prune`).
-    The images are those of `secateur.heal`; their labels are used where there
-    are any, and a teacher, both as `settings.distil` says. The teacher is the model given, unless
-    there is a `reference`: any model of the same classes, such as the dense one where the model
-    given was pruned before. With a `folder` a run can be stopped and goes on from there, unless
-    `restart`. `device` is as for `secateur.heal`. `on_note` is told before
-    training what the strategy can remove. Everything that can be wrong with the request raises
+    `sharing` is the granularity of the masks, `gates` the gate estimator, `criterion` the order of
+    the initial scores, and `loss` compares outputs with those of the teacher (see
+    `secateur.prune`). The images are those of `secateur.heal`; `settings.distil` weights their
+    labels, if any, and the teacher. The teacher is the given model or a `reference`: any model of
+    the same classes, such as the dense original of a model that was pruned before. With a `folder`,
+    an interrupted run resumes, unless `restart`. `device` is that of `secateur.heal`. `on_note`
+    receives, before training, the units that the granularity can remove. An invalid request raises
     UserError before training begins.
     """
     return learn_checked(model, images, check_learning(request))
 
 
 def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> Learned:
-    """The same for a request that is checked already, as before the model is opened."""
+    """`learn` for a request that was checked before the model was opened."""
     request, settings, progress = asked.request, asked.settings, asked.request.progress
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
@@ -130,7 +129,7 @@ def _open(
 def _result(
     job: LearnJob, model: nn.Module, dense: nn.Module, shrunk: Shrunk, used: DataUsed
 ) -> Result:
-    """The run in the words of `prune`."""
+    """The run as a result of `prune`."""
     found = shrunk.timed
     return Result(
         model=shrunk.model,
@@ -151,7 +150,7 @@ def _result(
 
 
 def _claims(shrunk: Shrunk) -> list[str]:
-    """What the masks claim and what is gone, side by side."""
+    """Masked beside removed parameters."""
     own, kept = shrunk.searched, shrunk.kept
     found = [
         f"Masked: {kept.masked_percent:.1f} % of the parameters; removed: "

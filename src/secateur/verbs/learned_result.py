@@ -1,4 +1,4 @@
-"""What learning masks gives back: the smaller model, how its masks came about, how to save it."""
+"""The result of learned masks: the smaller model, the record of its masks, the saved form."""
 
 import json
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from secateur.verbs.result import Result
 
 @dataclass(slots=True, kw_only=True)
 class Learned:
-    """`result` is what `prune` would give: model, plan, costs, accuracy, notes.
+    """`result` is that of `prune`: model, plan, costs, accuracy, notes.
 
-    `reference` is the name of a teacher other than the dense model, where it has one.
-    `removability` was known before training; `searched` is what the masks claimed, and would have
-    removed, when the search ended, `compression` the same after projection onto the budget;
-    `phases` are the training runs in their order.
+    `reference` is the name of a teacher other than the dense model, if any. `removability` was
+    computed before training; `searched` are the masked and the removable parameters at the end of
+    the search, `compression` those after the projection onto the budget; `phases` are the training
+    runs in order.
     """
 
     result: Result
@@ -38,13 +38,13 @@ class Learned:
         return self.result.model
 
     def record(self) -> dict[str, Any]:
-        """Everything about the run as plain JSON data; `masks` is added to what `prune` says."""
+        """Everything about the run as plain JSON data; `masks` extends that of `prune`."""
         return {**self.result.record(), "learning": self._learning()}
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write the ordinary saved form, with training.json and curves in the report, or nothing.
 
-        `overwrite` and what is returned are those of `Result.save`.
+        `overwrite` and the returned sentence are those of `Result.save`.
         """
         from secateur.verbs.saving import save_result
 
@@ -62,11 +62,11 @@ class Learned:
         )
 
     def _learning(self) -> dict[str, Any]:
-        options = self.task.options
+        request = self.task.request
         return {
-            "sharing": options.sharing,
-            "gates": options.gates,
-            "criterion": options.criterion,
+            "sharing": request.sharing,
+            "gates": request.gates,
+            "criterion": request.criterion,
             "reference": self.reference,
             "scores": self.removability.scores,
             "removability": self.removability.to_json(),

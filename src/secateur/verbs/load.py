@@ -1,4 +1,4 @@
-"""Open models and images as users name them, with the preprocessing that belongs to both."""
+"""Open models and images by name, with their common preprocessing."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from secateur.verbs.requests import LoadRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataUsed:
-    """Which images a run saw. `classes` is what labels count over, 0 without or if not known."""
+    """The images of a run. `classes` is the number of classes, 0 if there are none or not known."""
 
     source: str
     images: int
@@ -40,9 +40,9 @@ def load(source: str | Path | nn.Module, request: LoadRequest) -> nn.Module:
     """A model in eval mode, ready to be pruned or used; see `secateur.storage.load` for sources.
 
     `mean`, `std` (one value or one per channel), `crop_pct` and `interpolation` replace those of
-    the model's configuration; they are saved with what is pruned from it. `pretrained` False leaves
-    the weights of a named model at random. Raises UserError for unknown names, weights that do not
-    fit or hold NaN, damaged directories.
+    the model's configuration; they are saved with every model pruned from it. `pretrained` False
+    leaves the weights of a named model random. Raises UserError for unknown names, weights that do
+    not fit or hold NaN, damaged directories.
     """
     model = load_model(
         source,
@@ -65,9 +65,9 @@ def load_shape(
     img_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A model of which only the sizes matter: untrained where its weights would be downloaded.
+    """A model for its sizes alone: untrained where its weights would be downloaded.
 
-    On the meta device such a model costs neither time nor memory.
+    On the meta device, an untrained model takes neither time nor memory.
     """
     named = ":" in source and not source.startswith(("hub:", "zoo:"))
     untrained = named and not (Path(source) / SPEC).is_file()
@@ -93,13 +93,13 @@ def open_data(
     own_labels: bool = False,
     labels_needed: bool = True,
 ) -> tuple[Batches, DataUsed]:
-    """Batches of images for `model`, on its device and in its type, and where they came from.
+    """Batches of images for `model`, on its device and in its type, and their origin.
 
-    `images` is a path or data string, or anything `as_batches` takes. The options up to
-    `skip_unreadable` concern the former: see `secateur.data.images.open_images`. With
-    `own_labels`, labels are those of the images, whatever the model's head is for. Where labels
-    are not `labels_needed`, images may be of other classes or come with targets of any kind, which
-    are then left out. UserError for images that the model does not take.
+    `images` is a path or data string, or any input of `as_batches`. The options up to
+    `skip_unreadable` concern the former: see `secateur.data.images.open_images`. With `own_labels`,
+    labels are numbered by the classes of the images, independently of the head. Without
+    `labels_needed`, images may be of other classes or have targets of any kind, which are then left
+    out. UserError for images that the model cannot process.
     """
     if isinstance(images, str | Path):
         images = open_images(
@@ -129,9 +129,9 @@ def open_data(
 
 
 def refuse_other_images(model: nn.Module, shape: Shape) -> None:
-    """UserError when `model` does not take images of this shape, found by showing it one.
+    """UserError when `model` cannot process images of this shape, found by a forward pass.
 
-    An image of the model's own size is not shown. None must have more or fewer channels.
+    An image of the model's own size is not tried; one of other channels is refused.
     """
     try:
         takes: Shape | None = Preprocessing.of(model).input_size
@@ -162,7 +162,7 @@ def unreadable_note(names: tuple[str, ...]) -> str:
 
 
 def refuse_missing(source: str | Path) -> None:
-    """UserError when images are to come from a path that does not exist; opens nothing."""
+    """UserError for images at a path that does not exist; opens nothing."""
     text = str(source).removeprefix("wds/")
     if isinstance(source, str) and (source in DIGITS or is_named(source)):
         return
@@ -175,7 +175,7 @@ def refuse_missing(source: str | Path) -> None:
 
 
 def give_preprocessing_(model: nn.Module, images: Preprocessing) -> None:
-    """Put it where `Preprocessing.of`, timm and a later save look for it."""
+    """Store it where `Preprocessing.of`, timm and a later save find it."""
     own = {k: tuple(v) if isinstance(v, list) else v for k, v in images.to_json().items()}
     config = {**(getattr(model, "pretrained_cfg", None) or {}), **own}
     model.__dict__.update(pretrained_cfg=config, default_cfg=config)

@@ -1,4 +1,4 @@
-"""Measure metrics of features on images as users name them."""
+"""Measure metrics of features on named images."""
 
 from torch import nn
 
@@ -16,9 +16,9 @@ Found = dict[str, dict[str, object]]
 def evaluate_metrics(model: nn.Module, images: object, request: MetricsRequest) -> Found:
     """Values of the metrics named, by metric; `secateur.measurement.metrics` lists them.
 
-    `images` and `train` are paths or data strings, or anything else that `prune` takes; their
-    labels need not be those of the model's head. Raises UserError for unknown metrics and for
-    what they lack, before any image is looked at.
+    `images` and `train` are paths or data strings, or any other input of `prune`; their labels need
+    not be those of the model's head. Raises UserError for unknown metrics and for missing inputs,
+    before any image is read.
     """
     train, reference, progress = request.train, request.reference, request.progress
     which = chosen(request.metrics, train=train is not None, reference=reference is not None)

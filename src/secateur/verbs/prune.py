@@ -1,4 +1,4 @@
-"""Prune a model: observe → weigh → plan → cut → measure, in one call."""
+"""Prune a model: observe → score → plan → cut → measure, in one call."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -39,29 +39,29 @@ from secateur.verbs.result import Result
 
 @takes(PruneRequest)
 def prune(model: nn.Module, images: object, request: PruneRequest) -> Result:
-    """Return a smaller copy of `model` within a budget; the model given is left as it is.
+    """Return a smaller copy of `model` within a budget; the given model is not changed.
 
-    Instead of a budget, a `recipe` says what is kept layer by layer: one that ships by its name, or
-    a YAML or JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
+    A `recipe` replaces the budget by sizes layer by layer: the name of one that ships, or a YAML or
+    JSON file (see `secateur.recipes`). The preset's criterion then chooses the units.
 
     `images` are calibration images: a path or data string, a tensor (n, C, H, W), a dataset or a
     loader; they need no labels. Of a path or data string, `limit` images are used (None: all).
-    `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels, to
-    give the dense outputs on the calibration images; without it nothing is trained. `stand_in`
-    ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of dropped layers.
-    `loss` compares outputs where they decide: 'kl' between class distributions, 'mse', squared
-    error, 'bce' between the probabilities of several labels, 'cosine'; without it 'mse' for one
-    output, 'cosine' for features, 'bce' with multi-hot labels, else 'kl'. See
-    `secateur.allocation.budget` for budgets. On `eval_images`, with labels, dense and pruned model
-    are evaluated; with `latency` they are timed in turns. Times count in `runtime` with
-    `latency_batch` images at a time, also those of a budget in ms. Everything that can be wrong
-    with the request raises UserError before the pass over the images begins.
+    `polish`, such as '5min' or '200 steps', trains the smaller model briefly, without labels,
+    towards the dense outputs on the calibration images; by default nothing is trained.
+    `replacement` ('nothing', 'mean', 'scalar', 'affine', 'linear', 'merge') takes the place of
+    dropped layers. `loss` compares outputs wherever a choice depends on them: 'kl' between class
+    distributions, 'mse', squared error, 'bce' between the probabilities of several labels,
+    'cosine'; the default is 'mse' for one output, 'cosine' for features, 'bce' with multi-hot
+    labels, else 'kl'. See `secateur.allocation.budget` for budgets. On `eval_images`, with labels,
+    dense and pruned model are evaluated; with `latency` they are timed in turns. Latency, that of a
+    budget in ms included, is measured in `runtime` with `latency_batch` images at a time. An
+    invalid request raises UserError before the pass over the images begins.
     """
     return prune_checked(model, images, check(request))
 
 
 def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
-    """The same for a request that is checked already, as before the model is opened."""
+    """`prune` for a request that was checked before the model was opened."""
     request, scored, used = asked.request, None, None
     if request.eval_images is not None:
         require_classifier(model)
@@ -78,7 +78,7 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
 
 
 def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
-    """The smaller model, not measured yet."""
+    """The smaller model, before any measurement."""
     request = asked.request
     host = host_of(observable(model))
     classes = host.anatomy.num_classes
@@ -99,10 +99,10 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
 
 
 def _check(host: Host, task: Task, loss: LossName) -> None:
-    """UserError for what cannot be done, before any image is read."""
+    """UserError for a task that cannot be carried out; reads no image."""
     model, anatomy = host.model, host.anatomy
     refuse_shared(host, task.groups)
-    if task.options.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
+    if task.request.polish is not None and "width" in task.groups and len(anatomy.streams) > 1:
         raise UserError(
             "a polish compares the streams of both models, which it cannot do where several stages "
             "become narrower; leave out the polish, or 'width'."
@@ -113,8 +113,8 @@ def _check(host: Host, task: Task, loss: LossName) -> None:
         criterion = task.preset.criterion_for(group)
         check_output_criterion(criterion, anatomy.num_classes, loss)
     check_reachable(anatomy, task.demand)
-    if task.preset.stand_in is not None:
-        check_replacement(host, task.preset.stand_in, set(task.groups))
+    if task.preset.replacement is not None:
+        check_replacement(host, task.preset.replacement, set(task.groups))
     if task.preset.rotate:
         host.family.require_rotatable(model)
     refuse_not_finite(model.state_dict(), "the model")
@@ -125,7 +125,7 @@ def _check(host: Host, task: Task, loss: LossName) -> None:
 
 def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     """Prepare, plan, cut and polish, as the task asks."""
-    source, options, task, images = job.model, job.task.options, job.task, job.images
+    source, request, task, images = job.model, job.task.request, job.task, job.images
     with job.timed("time") if times_count(task) else nullcontext():
         target = latency_target(job, task, images.progress)
     method = method_of(task)
@@ -137,8 +137,8 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     else:
         found = cut_to_latency(job.with_model(prepared.dense), task, target, plan_for, cut)
         smaller, plan = found.model, found.plan
-    with job.timed("polish") if options.polish else nullcontext():
-        report = _polish(smaller, prepared.dense, options, plan, images)
+    with job.timed("polish") if request.polish else nullcontext():
+        report = _polish(smaller, prepared.dense, request, plan, images)
     after = job.family.read(smaller)
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
@@ -163,22 +163,22 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
 def _polish(
     smaller: nn.Module,
     dense: nn.Module,
-    options: PruneRequest,
+    request: PruneRequest,
     plan: Plan,
     images: Images,
 ) -> PolishReport | None:
-    if options.polish is None:
+    if request.polish is None:
         return None
 
     def on_step(done: int, total: int) -> None:
         images.say("polish", done, total)
 
-    budget = parse_run_length(options.polish)
+    budget = parse_run_length(request.polish)
     kept = [units["width"] for units in plan.units.values() if "width" in units]
     channels = [int(index) for index in kept[0]] if len(kept) == 1 else None  # type: ignore[arg-type]
     loss = images.loss or "kl"
     return polish_(
-        smaller, dense, images.batches, budget, options.seed, on_step, channels=channels, loss=loss
+        smaller, dense, images.batches, budget, request.seed, on_step, channels=channels, loss=loss
     )
 
 

@@ -1,4 +1,4 @@
-"""What may be asked of the verbs that read, judge and train a model; see also
+"""The requests of the verbs that read, evaluate and train a model; see also
 `secateur.methods.request` for pruning and `secateur.masks.request` for learning masks."""
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from secateur.training.verbs import FineTuneSettings, HealSettings
+    from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 
 ANALYSIS, FEATURES = "Analysis", "Features"
 LIMIT = 256
@@ -26,7 +26,7 @@ LIMIT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class LoadRequest(ModelPart):
-    """How a named model is opened, and where it then is."""
+    """How a named model is opened, and on which device."""
 
     pretrained: bool | None = None
     device: "torch.device | str" = "cpu"
@@ -84,7 +84,7 @@ class AnalyzeRequest(TimingPart, ImagesPart):
     tolerance: Annotated[
         float | None,
         Say(
-            "Damage within which layers count as droppable; 0.1 unless given.",
+            "Degradation within which layers count as droppable; 0.1 unless given.",
             ANALYSIS,
             metavar="NATS",
         ),
@@ -108,7 +108,7 @@ class AnalyzeRequest(TimingPart, ImagesPart):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(ImagesPart):
-    """How a model is judged, and beside which."""
+    """How a model is evaluated, and beside which reference."""
 
     limit: Annotated[
         int | None, Say("Images to score; 0 for all.", IMAGES, read=all_if_zero, default=0)
@@ -119,7 +119,7 @@ class EvaluateRequest(ImagesPart):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsRequest(EvaluateRequest):
-    """What is measured of the features before the classifier."""
+    """Which metrics of the features before the classifier are measured."""
 
     metrics: Annotated[
         Sequence[str],
@@ -147,7 +147,7 @@ class MetricsRequest(EvaluateRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class HealRequest(TrainingPart):
-    """How a pruned model learns from its dense original."""
+    """How a pruned model is trained towards its dense original."""
 
     labels: Annotated[
         bool | None,

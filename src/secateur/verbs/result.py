@@ -1,4 +1,4 @@
-"""What a pruning run gives back: the smaller model and the record of how it came about."""
+"""The result of a pruning run: the smaller model and the record of the run."""
 
 import platform
 import sys
@@ -28,7 +28,7 @@ PROVENANCE = (
     "budget",
     "groups",
     "repair",
-    "stand_in",
+    "replacement",
     "allocation",
     "seed",
     "polish",
@@ -42,10 +42,10 @@ PROVENANCE = (
 class Result:
     """A pruned model with its plan, costs, timings and, where measured, accuracy and latency.
 
-    `seconds` has one entry per stage. `before` is the anatomy of the dense model, `base` what it
-    can be rebuilt from, or why it cannot; `dense_logits` are its first logits for a fixed input,
-    by which it can be told from others (see `secateur.storage.fingerprint`). `polish` is None
-    where nothing was trained; `latency_rounds` are those of a latency budget, `latency_best` the
+    `seconds` has one entry per stage. `before` is the anatomy of the dense model, `base` the
+    named model from which it can be rebuilt, or the reason why it cannot; `dense_logits` are its
+    first logits for a fixed input, which identify it (see `secateur.storage.fingerprint`). `polish`
+    is None without training; `latency_rounds` are those of a latency budget, `latency_best` the
     one whose model was kept.
     """
 
@@ -69,8 +69,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """OverBudgetError for a model above its budget: no way of pruning hands one over."""
-        require_within(self.model, self.before, self.task.budget, self.task.options.goal)
+        """OverBudgetError for a model above its budget, which no method may return."""
+        require_within(self.model, self.before, self.task.budget, self.task.request.goal)
         if isinstance(self.base, Base):
             record = self.record()
             remember_(self.model, self.base, {key: record[key] for key in PROVENANCE})
@@ -87,7 +87,7 @@ class Result:
 
     @property
     def budget_use(self) -> BudgetUse | None:
-        """Target and what was reached, for a budget in MACs, parameters or milliseconds."""
+        """Target and result, for a budget in MACs, parameters or milliseconds."""
         if (best := self.latency_best) is not None:
             return BudgetUse(
                 unit="ms",
@@ -106,13 +106,13 @@ class Result:
             "preset": self.task.preset.name,
             "preset_title": self.task.preset.title,
             "preset_source": self.task.preset.source,
-            "budget": self.task.options.goal,
+            "budget": self.task.request.goal,
             "target": None if self.budget_use is None else asdict(self.budget_use),
             "groups": list(self.task.groups),
             "repair": self.task.preset.repair,
-            "stand_in": self.task.preset.stand_in,
+            "replacement": self.task.preset.replacement,
             "allocation": self.task.preset.allocation,
-            "seed": self.task.options.seed,
+            "seed": self.task.request.seed,
             "macs": {"dense": self.cost_dense.macs, "pruned": self.cost.macs},
             "params": {"dense": self.cost_dense.params, "pruned": self.cost.params},
             "width": {"dense": self.before.width, "pruned": self.after.width},
@@ -156,8 +156,8 @@ class Result:
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write spec.json, model.safetensors, README.md and report.html into `out`, or nothing.
 
-        A model saved there is replaced only with `overwrite`; what it was is returned in words,
-        and files beside it stay. Raises UserError when `out` exists and was not written by
+        A model saved there is replaced only with `overwrite`; the returned sentence describes it.
+        Other files in `out` remain. Raises UserError when `out` exists and was not written by
         secateur.
         """
         from secateur.verbs.saving import save_result

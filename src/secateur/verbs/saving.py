@@ -1,4 +1,4 @@
-"""Write a result as one directory that loads tomorrow: weights, spec, card and report."""
+"""Write a result as one directory: weights, spec, card and report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +19,12 @@ from secateur.verbs.result import PROVENANCE, Result, environment
 def save(model: nn.Module, out: str | Path, *, overwrite: bool = False) -> str | None:
     """Save a model as a directory that `secateur.load` opens: dense or pruned, trained or not.
 
-    So a pruned model is kept that was trained further in a loop of one's own, also with another
-    head (`reset_classifier`) or image size (`set_input_size`). What is known of how it came about,
-    and of the dense model, is kept, so that `secateur.heal` can go on from it. A model saved in
-    `out` is replaced only with `overwrite`, and returned in words; files beside it stay. Raises
-    UserError, with nothing written, for models that cannot be rebuilt, weights that are not finite,
-    and where `out` cannot be written.
+    The model may have been trained in a loop of one's own, and may have another head
+    (`reset_classifier`) or image size (`set_input_size`). Its provenance and its dense original
+    are saved with it, so that `secateur.heal` can continue from it. A model saved in `out` is
+    replaced only with `overwrite`; the returned sentence describes it. Other files in `out` remain.
+    Raises UserError, with nothing written, for models that cannot be rebuilt, weights that are not
+    finite, and a place that cannot be written.
     """
     check_out(out, overwrite=overwrite)
     base = base_of(model)
@@ -54,11 +54,10 @@ def save_result(
 ) -> str | None:
     """Save the pruned model and its report in `out`, whole or not at all.
 
-    `base` is what the dense model can be rebuilt from, found out unless given; `more` is added to
-    the provenance, `files` are further files; `shown` is the record of the report where it is
-    more than the result's. Returns in words the model that was replaced, which
-    needs `overwrite`. UserError when the model cannot be rebuilt, and where `out` cannot be
-    written.
+    `base` is the named dense model, by default that of the model; `more` is added to the
+    provenance, `files` are further files; `shown` is the record of the report where it differs
+    from that of the result. The returned sentence describes the model that was replaced, which
+    requires `overwrite`. UserError when the model cannot be rebuilt or `out` cannot be written.
     """
     known = base or result.base or base_of(result.model)
     if isinstance(known, str):
@@ -77,7 +76,7 @@ def save_result(
 
 
 def _results(record: Mapping[str, Any]) -> dict[str, object]:
-    """What was measured, dense beside pruned, as the card and the spec show it."""
+    """The measurements, dense beside pruned, for the card and the spec."""
     found = {key: record[key] for key in ("macs", "params", "predicted_loss")}
     dense, pruned = record["accuracy"]["dense"], record["accuracy"]["pruned"]
     if dense is not None and pruned is not None:

@@ -1,4 +1,4 @@
-"""Fine-tune a dense model on labelled images, saved so that every other verb can load it."""
+"""Fine-tune a dense model on labelled images, in a form that every other verb can load."""
 
 from pathlib import Path
 
@@ -13,10 +13,9 @@ from secateur.request.takes import takes
 from secateur.storage.adapt import load_to_train
 from secateur.storage.spec import SPEC
 from secateur.training.distillation.objectives import supervised
-from secateur.training.judgement import judgement
+from secateur.training.heal_and_train import FineTuneSettings
 from secateur.training.machine import training_device
 from secateur.training.session import on_device, require_labels
-from secateur.training.verbs import FineTuneSettings
 from secateur.verbs.load import give_preprocessing_, load_shape
 from secateur.verbs.requests import ToTrainRequest, TrainRequest
 from secateur.verbs.training_inputs import (
@@ -30,9 +29,9 @@ from secateur.verbs.training_result import Trained
 
 @takes(TrainRequest)
 def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
-    """Return a copy of `model` that has learned the labels of `images`.
+    """Train a copy of `model` on the labels of `images`; return it.
 
-    The model must have a head for their classes: `open_to_train` makes one ready. For images,
+    The model must have a head for their classes, such as one from `open_to_train`. For images,
     `folder`, `judge`, `device` and errors see `secateur.heal`.
     """
     settings = request.settings or FineTuneSettings()
@@ -61,9 +60,6 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         seconds["train"] = report.seconds
         with timed(seconds, "measure"):
             accuracy = evaluation("pruned", "own", student)
-    judged = judgement(report, used.source, used.fingerprint, earlier, request.judge, "train")
-    if judged is not None and judged.worse:
-        notes.append(judged.note())
     return Trained(
         verb="train",
         model=student,
@@ -73,7 +69,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         about={},
         earlier=earlier,
         accuracy=accuracy,
-        judged=judged,
+        judge=request.judge,
         seconds=seconds,
         notes=notes,
     )
@@ -116,7 +112,7 @@ def open_to_train(
 
 
 def _classes(source: str, shape: nn.Module, wanted: int, named: int | None) -> int | None:
-    """The size of the new head; None where the model must keep the one it has."""
+    """The size of the new head; None where the model keeps its own."""
     has = read(shape).num_classes
     if source.startswith("timm:"):
         return wanted

@@ -1,4 +1,4 @@
-"""What `heal`, `train` and `learn` open before they train: model, images, images for evaluation."""
+"""The inputs of `heal`, `train` and `learn`: model, images, images for evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,9 +36,9 @@ from secateur.verbs.result import Result
 def copy_to_train(
     model: nn.Module | Result,
 ) -> tuple[nn.Module, Base | str, dict[str, JsonValue]]:
-    """A copy to train, what its dense original can be rebuilt from, and how it came about.
+    """A copy to train, the named model of its dense original, and its provenance.
 
-    UserError for weights that are not finite, and a model that its family does not describe.
+    UserError for weights that are not finite, and for another forward pass than that of the family.
     """
     found, base, earlier = _origin(model)
     refuse_not_finite(found.state_dict(), "the model")
@@ -77,12 +77,12 @@ def open_session(
     progress: Progress | None = None,
     on_log: OnLog | None = None,
 ) -> tuple[Session, DataUsed, list[str]]:
-    """Images to train `model` on, a share of them held out, where they came from, and notes.
+    """Images to train `model` on, a share of them held out, their origin, and notes.
 
     With the judge `eval_data`, nothing is held out: the images for evaluation judge the weights.
     Their labels are learned if `labels` and there are any. UserError where labels are `required`
     and missing, of a head of one output, or wanted and of other classes than the head's; for images
-    that cannot be read, or that the model does not take; and for too few.
+    that cannot be read or that the model cannot process; and for too few.
     """
     check_judge(judge, eval_images)
     classes = read(model).num_classes
@@ -156,8 +156,8 @@ def open_training_images(
     """Images to train on, as `secateur.data.items.as_items` gives them, their source, and notes.
 
     Where labels are not `labels_needed`, images may be of other classes than the `num_classes` of
-    the head, or come with targets of any kind. UserError for what cannot be trained on, also
-    because `model` does not take it.
+    the head, or come with targets of any kind. UserError for images that cannot be trained
+    on, those that `model` cannot process included.
     """
     kind = type(images).__name__
     if isinstance(images, str | Path):
@@ -193,7 +193,7 @@ def open_training_images(
 
 
 class Evaluation:
-    """Images for evaluation, opened and checked before training, as each model wants them.
+    """Images for evaluation, opened and checked before training, in each model's preprocessing.
 
     Raises UserError for images that cannot be read or are of other classes.
     """

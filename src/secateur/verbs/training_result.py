@@ -1,4 +1,4 @@
-"""What healing and fine-tuning give back: a model, the record of its training, how to save it."""
+"""The result of healing and fine-tuning: a model, the record of its training, the saved form."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from secateur.report.training_page import render_training
 from secateur.storage.base import Base, build
 from secateur.storage.identify import remember_
 from secateur.storage.save import save
-from secateur.training.judgement import Judgement
+from secateur.training.judgement import Judgement, judgement
 from secateur.training.loop import FitReport
 from secateur.verbs.load import DataUsed
 from secateur.verbs.result import environment
@@ -26,16 +26,17 @@ CHECKPOINTS = ".training"
 
 
 def training_folder(out: Path) -> Path:
-    """Where checkpoints and logs of a run lie whose output goes to `out`."""
+    """The folder of checkpoints and logs of a run with the output `out`."""
     return out.with_name(out.name + CHECKPOINTS)
 
 
 @dataclass(slots=True, kw_only=True)
 class Trained:
-    """A trained model. `earlier` is what is known of the model before, `about` of this training.
+    """A trained model. `earlier` is the provenance before this training, `about` this training.
 
-    `accuracy` has, where it was measured, `before`, `pruned` (the model that comes out) and, where
-    there is a reference, `dense`. `judged` compares the saved weights with those before training.
+    `accuracy` has, where it was measured, `before`, `pruned` (the trained model) and, with a
+    reference, `dense`. `judged` compares the saved weights with those before training,
+    by the images that `judge` names.
     """
 
     verb: str
@@ -46,13 +47,20 @@ class Trained:
     about: dict[str, Any]
     earlier: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Accuracy] = field(default_factory=dict)
-    judged: Judgement | None = None
+    judge: str = "held_out"
+    judged: Judgement | None = field(init=False)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     command: str | None = None
 
     def __post_init__(self) -> None:
-        """Let the model tell a later save what it is."""
+        """Compare the weights with those before; keep the provenance in the model."""
+        source, fingerprint = self.data.source, self.data.fingerprint
+        self.judged = judgement(
+            self.report, source, fingerprint, self.earlier, self.judge, self.verb
+        )
+        if self.judged is not None and self.judged.worse:
+            self.notes = [self.judged.note(), *self.notes]
         if isinstance(self.base, Base):
             remember_(self.model, self.base, {**self.earlier, self.verb: self._told()})
 
@@ -93,7 +101,7 @@ class Trained:
         return f"{self.base.library}:{self.base.name}" if isinstance(self.base, Base) else None
 
     def _told(self) -> dict[str, Any]:
-        """What the spec says of this training."""
+        """The entry of this training in the spec."""
         training = self.report.to_json()
         kept = ("budget", "steps", "seconds", "images", "processes", "best_step", "averaged")
         return {
@@ -117,9 +125,9 @@ class Trained:
     def save(self, out: str | Path, *, overwrite: bool = False) -> str | None:
         """Write the model, report.html and training.json into `out`, whole or not at all.
 
-        The spec tells the settings that are not the defaults, training.json everything. A model
-        saved there is replaced only with `overwrite`; what it was is returned in words, and files
-        beside it stay.
+        The spec lists the settings that differ from the defaults, training.json all. A model saved
+        there is replaced only with `overwrite`; the returned sentence describes it. Other files in
+        `out` remain.
 
         UserError when `out` cannot be written or holds something else, and when the model cannot
         be rebuilt.
@@ -143,7 +151,7 @@ class Trained:
 
 
 def _results(record: Mapping[str, Any], verb: str) -> dict[str, object]:
-    """What was measured, as the card and the spec show it."""
+    """The measurements, for the card and the spec."""
     found: dict[str, object] = {key: record[key] for key in ("macs", "params")}
     accuracy = record["accuracy"] or {}
     for key in ("top1", "top5", "stderr"):

@@ -13,6 +13,7 @@ from torch import nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import Advice, UserError
 from secateur.measurement.counting import counted
+from secateur.models.caches import observable
 from secateur.models.family import read
 from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import require_walk
@@ -106,6 +107,9 @@ ALL: dict[str, dict[str, Any]] = {
     "SiglipVisionModel": {},
     "SiglipForImageClassification": {},
     "Aimv2VisionModel": {},
+    "DINOv3ViTModel": {"num_register_tokens": 2, "use_gated_mlp": True},
+    "BeitForImageClassification": {"use_relative_position_bias": True},
+    "BeitModel": {"use_shared_relative_position_bias": True},
 }
 
 
@@ -123,7 +127,8 @@ def test_directories_of_every_class(name: str, tmp_path: Path) -> None:
     require_walk(model)
     anatomy = read(model)
     assert anatomy.cost() == counted(model, anatomy.input_size)
-    cut_(model, plan_for(anatomy, "everything"), None, "none")
+    model = observable(model)
+    cut_(model, plan_for(read(model), "everything"), None, "none")
     save(model, tmp_path / "ours", base=base_of(model), provenance={}, results={})
     again = load(tmp_path / "ours")
     assert type(again) is type(dense)

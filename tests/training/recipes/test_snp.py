@@ -40,7 +40,7 @@ def test_unknown_recipes_are_refused_by_name() -> None:
 
 
 def test_a_dry_run_of_a_few_steps_on_real_images(shared_dir: Path) -> None:
-    verbs = pytest.importorskip("secateur.training.verbs")
+    verbs = pytest.importorskip("secateur.training.heal_and_train")
     settings = pytest.importorskip("secateur.training.settings")
     from secateur import heal, prune
 

@@ -2,7 +2,7 @@
 
 The takeover (`secateur.masks.removal.takeover`) sees every layer by itself, on the stream that it
 had; errors of all layers then add up. Here each writer also makes up for what the layers before it
-lack, as in the `spectral` engine (`secateur.surgery.sequential`), but no unit is chosen anew.
+lack, as in the `spectral` method (`secateur.surgery.sequential`), but no unit is chosen anew.
 """
 
 import torch

@@ -1,9 +1,9 @@
-"""Scores that start where the `spectral` engine would cut: nested plans for falling budgets.
+"""Scores that start where the `spectral` method would cut: nested plans for falling budgets.
 
-The engine's candidates are measured once. Planned for falling shares κ of the dense cost, they give
+The method's candidates are measured once. Planned for falling shares κ of the dense cost, they give
 the size of every group at every κ; within a group, dims go in the order of their axes and neurons
 in that of their elimination. A unit is worth 1 - 2 κ with the least κ at which it is still kept, so
-that the projection of these scores onto a budget is about the engine's own plan for it.
+that the projection of these scores onto a budget is about the method's own plan for it.
 
 Letters: R rows, U units per row, H heads, K query/key dims, V value dims, F hidden neurons.
 """

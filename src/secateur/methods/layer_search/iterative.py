@@ -75,7 +75,7 @@ def iterative(
                 group,
                 owner,
                 statistics,
-                seed=task.options.seed,
+                seed=task.request.seed,
                 settings=preset.settings_for(group),
                 numbered=host.anatomy,
             )

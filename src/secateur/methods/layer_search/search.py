@@ -24,7 +24,7 @@ from secateur.surgery.replace import mean_update
 IMAGES = {"quick": 32, "full": 128}
 """Images on which degradations are measured, by effort."""
 FILLED = ("mean", "affine", "linear")
-"""Stand-ins for which a search leaves the mean in place of what it drops."""
+"""Replacements for which a search leaves the mean in place of what it drops."""
 GENERATIONS = {"quick": 4, "full": 12}
 
 
@@ -45,7 +45,7 @@ class LayerSearch:
         preset = task.preset
         asked = {"window_similarity"} if preset.search == "window" else set()
         return asked | repair_needs(
-            preset.repair, set(task.groups), preset.stand_in, rotated=preset.rotate
+            preset.repair, set(task.groups), preset.replacement, rotated=preset.rotate
         )
 
     def prepare(self, job: Job) -> Searchable:
@@ -54,7 +54,7 @@ class LayerSearch:
         statistics = job.images.observe(job.model, self.needs(job.task))
         candidates = unweighed(anatomy, job.task.demand)
         fills: dict[str, Tensor] = {}
-        if (preset.stand_in or default_replacement(preset.repair)) in FILLED:
+        if (preset.replacement or default_replacement(preset.repair)) in FILLED:
             fills = {b.id: mean_update(statistics, b) for b in anatomy.branches}
         return Searchable(
             candidates=candidates,
@@ -81,7 +81,7 @@ class LayerSearch:
 
 def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
     task, batches, loss = job.task, job.images.batches, job.images.loss
-    preset, effort, units, fills = task.preset, task.options.effort, prepared.units, prepared.fills
+    preset, effort, units, fills = task.preset, task.request.effort, prepared.units, prepared.fills
 
     def on_step(done: int, total: int) -> None:
         job.images.say("search", done, total)
@@ -101,7 +101,7 @@ def _find(job: Job, prepared: Searchable, wanted: Quota) -> Found:
         wanted,
         found.units,
         generations=GENERATIONS[effort],
-        seed=task.options.seed,
+        seed=task.request.seed,
         on_step=on_step,
     )
 

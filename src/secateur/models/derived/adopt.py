@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.layout import attention_weights, our_attention, position_biases
+from secateur.models.derived.blocks import PartialBlock
+from secateur.models.derived.layout import our_attention, position_biases
 from secateur.models.derived.names import is_fused, optional
-from secateur.models.derived.steps import Step, steps_of
+from secateur.models.derived.steps import Step, residuals_of, steps_of
 from secateur.models.statement import AttentionLayer, Statement, TabulatedBias
 
 
@@ -40,7 +41,7 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
                 "weights past the modules that hold them, so its queries, keys and values cannot "
                 "be observed."
             )
-        weights, biases = attention_weights(module, layer), layer.position_bias
+        weights, biases = step.attention, layer.position_bias
         if isinstance(biases, TabulatedBias) and (common := optional(model, biases.shared)):
             table_HT, places_NN = position_biases(common, biases)
             if table_HT is not None and weights.table_HT is not None:
@@ -48,9 +49,35 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
             weights = replace(weights, table_HT=table_HT, places_NN=places_NN)
             shared.add(str(biases.shared))
         fused = is_fused(module, stated.fused)
-        put_(stated, model, step.path, our_attention(module, layer, weights, fused=fused))
+        replace_attention_(stated, model, step, our_attention(module, layer, weights, fused=fused))
+    _part_(stated, model)
     for path in shared:
-        setattr(model, path, None)
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, None)
+
+
+def _part_(stated: Statement, model: nn.Module) -> None:
+    """Put a block of ours in place of each whose updates pass no module of their own.
+
+    Those are scaled by a bare parameter and pass a dropout that serves several steps.
+    """
+    steps = [step for step in steps_of(stated, model) if step.is_branch]
+    for path in {step.block: None for step in steps if step.residual.drop_shared}:
+        own = [step for step in steps if step.block == path]
+        bare = [step for step in own if step.scale is not None and step.scale_module is None]
+        if bare and not any(step.unseen for step in own):
+            residuals = residuals_of(stated, path, own[0].owner)
+            kept = [step.residual.path for step in own]
+            put_(stated, model, path, PartialBlock(own[0].owner, residuals, kept))
+
+
+def replace_attention_(stated: Statement, model: nn.Module, step: Step, new: nn.Module) -> None:
+    """Put a layer in place of a host's attention; biases that stood beside that go with it."""
+    layer, biases = step.layer, step.biases
+    put_(stated, model, step.path, new)
+    if biases is not None and isinstance(layer, AttentionLayer):
+        assert isinstance(layer.position_bias, TabulatedBias)
+        setattr(step.owner, str(layer.position_bias.beside), None)
 
 
 def put_(stated: Statement, model: nn.Module, path: str, new: nn.Module) -> None:

@@ -35,9 +35,15 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
+        for residual in self.steps:
+            self.add_module(self.passed(residual), nn.Identity())
         found = {residual.path: windows_of(residual, block) for residual in self.steps}
         self.windows = {path: own for path, own in found.items() if own is not None}
         self.training = block.training
+
+    def passed(self, residual: Residual) -> str:
+        """The name of a module that does nothing but be passed by the update of a step."""
+        return f"update_{self.residuals.index(residual)}"
 
     def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
         """The steps at these paths."""
@@ -76,8 +82,10 @@ class PartialBlock(nn.Module):
                 y = self.get_submodule(owner)(y)
             elif (scale := getattr(self, residual.scale, None)) is not None:
                 y = y * scale
-        update: Tensor = y if residual.drop is None else self.get_submodule(residual.drop)(y)
-        return windows.join(update) if windows is not None and residual.inside else update
+        y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        y = windows.join(y) if windows is not None and residual.inside else y
+        update: Tensor = self.get_submodule(self.passed(residual))(y)
+        return update
 
 
 def windows_of(residual: Residual, block: nn.Module) -> Windows | None:

@@ -10,7 +10,6 @@ from math import prod
 
 from torch import nn
 
-from secateur.models.derived.layout import attention_weights
 from secateur.models.derived.members import heads_of, members_of, start_of
 from secateur.models.derived.names import names_in, optional, parameter, present
 from secateur.models.derived.steps import Step
@@ -20,13 +19,22 @@ from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransi
 
 def parameters(*modules: nn.Module | None) -> int:
     """Number of parameters, each counted once."""
-    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+    return sum(sum(_sizes(module).values()) for module in modules if module is not None)
+
+
+def _sizes(module: nn.Module) -> dict[int, int]:
+    """The elements of every parameter; torch's own walk also makes names, which takes longer."""
+    found = {id(p): p.numel() for p in module._parameters.values() if p is not None}
+    for child in module._modules.values():
+        if child is not None:
+            found |= _sizes(child)
+    return found
 
 
 def step_parameters(step: Step) -> int:
     """Parameters of a step: layer, norm and LayerScale."""
     scale = 0 if step.scale is None else step.scale.numel()
-    return parameters(step.module, step.norm) + scale
+    return parameters(step.module, step.norm, step.biases) + scale
 
 
 def prices_of(step: Step) -> dict[str, Rate]:
@@ -48,14 +56,14 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
         pairs = n * windows.tokens
     relative = [parameter(attn, path) for path in names_in(layer.relative)]
     more = n * sum(sides) if any(table is not None for table in relative) else 0
-    weights = attention_weights(attn, layer)
+    weights = step.attention
     gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
     in_qk = sum(bias is not None for bias in (weights.qb_HK, weights.kb_HK))
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
-    inner = parameters(attn) - weights.numel - norms - gates * weights.o_DHV.shape[0]
+    inner = parameters(attn, step.biases) - weights.numel - norms - gates * weights.o_DHV.shape[0]
     per_dim = Cost(params=2, macs=2 * n)
     return {
         "fixed": Rate(

@@ -79,12 +79,14 @@ def attention_shape(attn: nn.Module, layer: AttentionLayer) -> AttentionShape:
     return AttentionShape(heads=heads, qk=(rows - all_vo) // 2 // heads, vo=all_vo // heads)
 
 
-def attention_weights(attn: nn.Module, layer: AttentionLayer) -> AttentionWeights:
-    """The layer in canonical layout; views of its parameters where it packs them by head."""
+def attention_weights(
+    attn: nn.Module, layer: AttentionLayer, holder: nn.Module | None = None
+) -> AttentionWeights:
+    """The layer in canonical layout, views where it can; `holder` has the biases of its logits."""
     shape, out = attention_shape(attn, layer), linear(attn, layer.out)
     weights = _parts(attn, layer.qkv, "weight", shape)
     biases = _parts(attn, layer.qkv, "bias", shape)
-    table, places = position_biases(attn, layer.position_bias)
+    table, places = position_biases(holder or attn, layer.position_bias)
     return AttentionWeights(
         q_HKD=weights[0],
         k_HKD=weights[1],
@@ -154,15 +156,13 @@ def our_attention(
         context_norm=optional(attn, layer.context_norm),
         entries=0 if table is None else table.shape[1],
         places_NN=weights.places_NN,
-        # WHY: under the host's own name, a rebuild of the host has these numbers.
         index=getattr(layer.position_bias, "index", "position_index").rpartition(".")[2],
         attn_drop=_chance(attn, layer.dropout),
         proj_drop=_chance(attn, layer.dropout_behind),
         fused_attn=fused,
         call=layer.call,
         rotary=None if rotary is None else (rotary.argument, partial(rotary.apply, **settings)),
-        relative=layer.relative,
-        tables=attn,
+        relative=None if layer.relative is None else (layer.relative, attn),
         device=torch.device("meta"),
         dtype=like.dtype,
     )

@@ -10,7 +10,9 @@ from torch import nn
 from secateur.errors import UserError
 
 MISSING = object()
-NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply", "shared", "windows")
+NO_NAMES = (
+    "layers", "path", "classes", "call", "argument", "apply", "shared", "windows", "beside",
+)  # fmt: skip
 """Fields that name nothing in the module that the others are relative to."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from secateur.models.derived.blocks import PartialBlock
 from secateur.models.derived.layout import attention_shape, held_in
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Step
@@ -29,7 +30,7 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
     assert isinstance(step.layer, AttentionLayer)
     if step.windows is not None:
         sites["input"] = HookPoint(sites["stream"].module, "output" if before else "input", view)
-        if residual.inside:
+        if residual.inside and not isinstance(step.owner, PartialBlock):
             sites["update"] = replace(sites["update"], windows=step.windows)
     if step.unseen:
         return sites
@@ -39,11 +40,13 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
 def _update(step: Step) -> str:
     """The last module that an update passes."""
     residual = step.residual
+    if isinstance(step.owner, PartialBlock):
+        return f"{step.block}.{step.owner.passed(residual)}"
     if residual.drop is not None and not residual.drop_shared:
         return f"{step.block}.{residual.drop}"
     if residual.norm_behind and step.norm is not None:
         return f"{step.block}.{residual.norm}"
-    if step.scale is not None and residual.scale is not None and "." in residual.scale:
+    if step.scale is not None and residual.scale is not None and step.scale_module is not None:
         return f"{step.block}.{residual.scale.rpartition('.')[0]}"
     if isinstance(step.layer, AttentionLayer) and residual.layers[0].call.pair:
         return f"{step.path}.{step.layer.out}"

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens, windows_of
-from secateur.models.derived.layout import held_in, ours
+from secateur.models.derived.layout import attention_weights, held_in, ours
 from secateur.models.derived.names import linear, member, optional, parameter, stands_at
 from secateur.models.derived.windows import Windows
 from secateur.models.hook_points import View, whole
@@ -26,6 +26,7 @@ from secateur.models.statement import (
     Statement,
     TabulatedBias,
 )
+from secateur.models.weights import AttentionWeights
 
 Kind = Literal["attention", "mlp", "fixed", "linear", "transition"]
 Grid = tuple[int, int]
@@ -73,6 +74,25 @@ class Step:
         paths = (*held_in(layer.qkv, "weight"), *held_in(layer.qkv, "bias"))
         own = any("." not in path and parameter(module, path) is not None for path in paths)
         return own or isinstance(layer.position_bias, TabulatedBias)
+
+    @property
+    def scale_module(self) -> nn.Module | None:
+        """The module that applies LayerScale, where it is no bare parameter of the block."""
+        path = (self.residual.scale or "").rpartition(".")[0]
+        return optional(self.owner, path or None)
+
+    @property
+    def biases(self) -> nn.Module | None:
+        """The module of the block that gives an attention layer its biases of the logits."""
+        stated = self.layer.position_bias if isinstance(self.layer, AttentionLayer) else None
+        beside = stated.beside if isinstance(stated, TabulatedBias) else None
+        return optional(self.owner, beside)
+
+    @property
+    def attention(self) -> AttentionWeights:
+        """The weights of an attention layer."""
+        assert isinstance(self.layer, AttentionLayer)
+        return attention_weights(self.module, self.layer, self.biases)
 
     @property
     def block(self) -> str:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.derived.adopt import put_
+from secateur.models.derived.adopt import replace_attention_
 from secateur.models.derived.fold import writer_scale
 from secateur.models.derived.layout import (
-    attention_weights,
     held_in,
     mlp_weights,
     our_attention,
@@ -39,10 +38,10 @@ def narrow_(
     """
     for step in steps_of(stated, model):
         if step.stage == stage and step.held_whole and isinstance(step.layer, AttentionLayer):
-            weights = attention_weights(step.module, step.layer)
+            weights = step.attention
             fused = is_fused(step.module, stated.fused)
             new = our_attention(step.module, step.layer, weights, fused=fused)
-            put_(stated, model, step.path, new)
+            replace_attention_(stated, model, step, new)
     members = members_of(stated, model, stage)
     if members.following is None:
         _narrow_tail_(model, members, kept_D, held.get(END))
@@ -76,7 +75,7 @@ def stream_weights(stated: Statement, model: nn.Module, stage: int) -> StreamWei
         readers[step.path] = weight.transpose(0, 1).flatten(1)
     for step in members.steps:
         if isinstance(step.layer, AttentionLayer):
-            own = attention_weights(step.module, step.layer)
+            own = step.attention
             read = [part.flatten(0, 1) for part in (own.q_HKD, own.k_HKD, own.v_HVD)]
             writer_DF = own.o_DHV.flatten(1)
         elif isinstance(step.layer, MlpLayer):

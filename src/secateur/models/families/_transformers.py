@@ -26,7 +26,8 @@ class Kind:
     """What the classes of one type of model have in common; paths are in its encoder.
 
     `norm` goes over the last state, `prefix(config)` counts the tokens before the patches; an
-    encoder that `resizes` its positions takes images of any size.
+    encoder that `resizes` its positions takes images of any size. `given(encoder, image, block)`
+    are the arguments of a block beside the stream, for images of a size (C, H, W).
     """
 
     type: str
@@ -37,6 +38,7 @@ class Kind:
     prefix: Callable[[Model], int] = lambda _config: 1
     norm: str = "layernorm"
     resizes: bool = False
+    given: Callable[[Model, tuple[int, int, int], int], Mapping[str, object]] | None = None
 
 
 def square(size: Any) -> tuple[int, int]:
@@ -102,6 +104,10 @@ def stated(
         size = image(kind, encoder(model), model)[1:]
         return (size[0] // patch[0], size[1] // patch[1])
 
+    def given(model: Model, index: int) -> Mapping[str, object]:
+        size = image(kind, encoder(model), model)
+        return {} if kind.given is None else kind.given(encoder(model), size, index)
+
     tail = inside(base, Tail(norms=(kind.norm,)) if tail is None else tail)
     if (pool_macs := tail.pool_macs) is not None:
         tail = replace(tail, pool_macs=lambda model: pool_macs(encoder(model)))
@@ -121,6 +127,7 @@ def stated(
             grid=grid,
             prefix=lambda model: kind.prefix(encoder(model).config),
             classes=classes,
+            given=None if kind.given is None else given,
             fused="config._attn_implementation",
             record=record,
         )

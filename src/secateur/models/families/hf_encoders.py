@@ -155,9 +155,9 @@ def features(norm: str, encoder: Model, stream_BND: Tensor) -> dict[str, Tensor 
     return {"tokens": last_BND, "pooled": None if pool is None else pool(last_BND)}
 
 
-def class_token(encoder: Model, stream_BND: Tensor) -> dict[str, Tensor]:
-    """DINOv2: the last state, and its first token once more."""
-    last_BND = encoder.layernorm(stream_BND)
+def class_token(norm: str, encoder: Model, stream_BND: Tensor) -> dict[str, Tensor]:
+    """DINO: the last state, and its first token once more."""
+    last_BND = encoder.get_submodule(norm)(stream_BND)
     return {"tokens": last_BND, "pooled": last_BND[:, 0]}
 
 
@@ -248,9 +248,10 @@ classify(MSN, "ViTMSN", "vit", first)
 stated(MSN, "ViTMSNModel", "", lambda msn, x_BND: msn.layernorm(x_BND), classes=None)
 
 for _kind, _name in ((DINO, "Dinov2"), (REGISTERS, "Dinov2WithRegisters")):
+    _token = partial(class_token, "layernorm")
     _example = f"facebook/{_kind.type.replace('_', '-')}-base"
     classify(_kind, _name, _kind.type, beside)
-    stated(_kind, f"{_name}Model", "", class_token, classes=None, example=_example)
+    stated(_kind, f"{_name}Model", "", _token, classes=None, example=_example)
 
 classify(CLIP_VISION, "CLIP", "vision_model", patches, tail=Tail(unread=("post_layernorm",)))
 stated(CLIP_VISION, "CLIPVisionModel", "", bare, classes=None)

@@ -1,4 +1,4 @@
-"""Settings of the two verbs: a training run, and what is particular to healing and fine-tuning."""
+"""The settings of healing and of fine-tuning: those of every training run, with other defaults."""
 
 from typing import Annotated, Literal
 

@@ -1,0 +1,78 @@
+"""Models of transformers in the verbs, from a directory of the host's own to an exported file."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from secateur.training.verbs import HealSettings
+from torch import nn
+
+import secateur
+from secateur.errors import Advice
+from secateur.export import export
+from secateur.masks.settings import LearnSettings
+from secateur.models.outputs import outputs_of
+from tests.hosts import as_made, images_for
+
+FINE = {"width": 1, "qk": 2, "vo": 2, "hidden": 4, "heads": 1}
+QUIET = {"steps": 4, "batch_size": 8, "trackers": ()}
+
+
+def opened(name: str, folder: Path) -> nn.Module:
+    """A host as `secateur.load` finds it in a directory that its library wrote."""
+    as_made(name).save_pretrained(folder)
+    with pytest.warns(Advice, match="how its images are prepared"):
+        return secateur.load(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "hf_dinov2_registers", "hf_beit"])
+def test_classifiers_in_all_verbs(name: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path / "host")
+    before = copy.deepcopy(model.state_dict())
+    x = images_for(model, 24)
+    data = (x, torch.arange(24) % 10)
+    result = secateur.prune(model, x, "70% macs", align=FINE, minimum=FINE)
+    accuracy = secateur.evaluate(result.model, data, reference=model)
+    assert accuracy.kl is not None and accuracy.kl > 0
+    healed = secateur.heal(
+        result, data, reference=model, settings=HealSettings.model_validate(QUIET)
+    )
+    healed.save(tmp_path / "healed")
+    again = secateur.load(tmp_path / "healed")
+    with torch.no_grad():
+        expected = outputs_of(healed.model(x))
+        assert torch.equal(outputs_of(again(x)), expected)
+    parity = export(again, "onnx", tmp_path / "model.onnx")
+    assert parity.any_batch and parity.max_rel < 1e-4
+    assert secateur.analyze(model, x, limit=8).findings
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_learned_masks_on_a_classifier(tmp_path: Path) -> None:
+    model = opened("hf_clip", tmp_path / "host")
+    x = images_for(model, 24)
+    settings = LearnSettings.model_validate(
+        {"epochs": 2, "batch_size": 8, "workers": 0, "trackers": ()}
+    )
+    data = (x, torch.arange(24) % 10)
+    found = secateur.learn(model, data, "70% macs", settings=settings, reference=model, align=FINE)
+    found.save(tmp_path / "small")
+    again = secateur.load(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(outputs_of(again(x)), outputs_of(found.model(x)))
+
+
+@pytest.mark.parametrize("preset", ["spectral", "greedy_drop"])
+def test_features_decide_where_there_are_no_classes(preset: str, tmp_path: Path) -> None:
+    model = opened("hf_siglip_features", tmp_path / "host")
+    x = images_for(model, 16)
+    budget = "drop 2 attention" if preset == "greedy_drop" else "75% macs"
+    result = secateur.prune(model, x, budget, preset=preset)
+    result.save(tmp_path / "small")
+    again = secateur.load(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(outputs_of(again(x)), outputs_of(result.model(x)))
+    assert type(again) is type(model)
