@@ -50,6 +50,7 @@ REFUSED = {
     "hf_aimv2_features": "no classifier",
     "hf_dinov3_features": "no classifier",
     "vit_post_norm": "norms stand behind the branches",
+    "swin": "norms between its stages",
     "efficientformer": "one per stage",
     "efficientformer_grids": "one per stage",
 }

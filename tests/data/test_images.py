@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 from tests.data.made_up import SMALL, jpeg, make_folder, png
 
 WORDNET = {"n01440764": 2, "n01443537": 1, "n15075141": 3}
@@ -67,6 +67,30 @@ def test_wordnet_folders_are_not_scored_by_position_when_the_head_is_unknown(
 def test_wordnet_folders_of_another_head_keep_their_position(tmp_path: Path) -> None:
     images = open_images(make_folder(tmp_path / "d", WORDNET), SMALL, num_classes=3)
     assert images.labels == (0, 0, 1, 2, 2, 2)
+
+
+@pytest.mark.parametrize("dog", ["golden retriever", "Golden_Retriever", "golden-retriever"])
+def test_folders_named_like_imagenet_classes_are_matched(dog: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "d", {"Carassius auratus": 1, dog: 2, "n01440764": 1})
+    with pytest.warns(Advice, match="matched to ImageNet's by their names: .*auratus is 1"):
+        images = open_images(folder, SMALL, num_classes=1000)
+    assert sorted(images.labels) == [0, 1, 207, 207] and images.label_count == 1000
+    by_position = open_images(folder, SMALL, num_classes=3)
+    assert set(by_position.labels) == {0, 1, 2}
+    assert open_images(folder, SMALL).label_count == 3
+
+
+@pytest.mark.parametrize("other", ["crane", "my dog"])
+def test_names_of_several_or_no_classes_are_not_matched(other: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "d", {"tench": 1, other: 1})
+    with pytest.raises(UserError, match=r"2 classes .*1000 outputs.* such as n01440764 or tench"):
+        open_images(folder, SMALL, num_classes=1000)
+
+
+def test_images_of_the_same_content_are_counted(tmp_path: Path) -> None:
+    for number, content in enumerate((1, 1, 2, 1)):
+        (tmp_path / f"{number}.png").write_bytes(png(content))
+    assert open_images(tmp_path, SMALL).repeated == 2
 
 
 def test_a_wordnet_folder_that_imagenet_has_not_is_named(tmp_path: Path) -> None:

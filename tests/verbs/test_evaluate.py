@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import secateur
@@ -75,3 +76,19 @@ def test_other_weights_are_no_dense_original(model: nn.Module, tmp_path: Path) -
     assert dense is None
     assert "other weights" in note
     assert dense_of(model) == (None, "no reference: name one with --reference.")
+
+
+def test_images_of_the_same_content_are_told_where_models_are_compared(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    for number in range(10):
+        (tmp_path / str(number)).mkdir()
+        for copy in range(2):
+            image = Image.new("L", (8, 8), 20 * number)
+            image.save(tmp_path / str(number) / f"{copy}.png")
+    how = {"preset": "magnitude", "limit": 16}
+    given = (model, "digits/train", "40% hidden")
+    told = secateur.prune(*given, eval_images=tmp_path, **how).notes
+    assert any("Evaluation: 10 of 20 images have the content of another" in note for note in told)
+    told = secateur.prune(*given, eval_images="digits/test", **how).notes
+    assert not any("content of another" in note for note in told)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from secateur.training.verbs import HealSettings
 from torch import nn
 
 import secateur
@@ -13,6 +12,7 @@ from secateur.errors import Advice
 from secateur.export import export
 from secateur.masks.settings import LearnSettings
 from secateur.models.outputs import outputs_of
+from secateur.training.heal_and_train import HealSettings
 from tests.hosts import as_made, images_for
 
 FINE = {"width": 1, "qk": 2, "vo": 2, "hidden": 4, "heads": 1}

@@ -1,8 +1,7 @@
 """What an analysis removes, and the degradation of each removal, measured on the whole model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from secateur.ablation.probe_runner import ProbeRunner
 from secateur.ablation.refitted import Refitted, reduced
 from secateur.allocation.candidates import Limits, allowed_sizes
 from secateur.allocation.types import shape_of
+from secateur.analysis.expected import steps_of
 from secateur.models.host import Host
 from secateur.models.types import Anatomy, Branch, GroupName, Shape, Shapes
 from secateur.progress import Progress
@@ -91,25 +91,35 @@ def measure_removals(
     work = ProbeRunner.of(host, images_PCHW, means, loss)
     passes: dict[str, float] = {}
 
+    groups = offered(anatomy)
+    points = sum(len(_points(anatomy, group, effort.all_shares)) for group in groups)
+    steps = steps_of(anatomy, groups, effort.shares, points, effort.pairs_of, _counts)
+    each = len(images_PCHW) / len(work.runner)
+
     def account(stage: str) -> None:
-        passes[stage] = work.steps_run / len(work.runner) * len(images_PCHW)
+        passes[stage] = work.steps_run * each
         work.steps_run = 0.0
 
-    layers = without_each(work, {name: (name,) for name in work.names}, _on("layers", progress))
+    def tell(*_: int) -> None:
+        done = sum(passes.values()) + work.steps_run * each
+        if progress is not None:
+            progress("remove", round(min(done, steps * each)), round(steps * each))
+
+    layers = without_each(work, {name: (name,) for name in work.names}, tell)
     whole = {block.id: block.branches for block in anatomy.blocks if block.branches}
-    blocks = without_each(work, whole, _on("blocks", progress))
+    blocks = without_each(work, whole, tell)
     account("layers and blocks")
     series = _depth_series(work, anatomy, layers, blocks)
+    tell()
     account("more and more layers")
-    pairs = in_pairs(work, _least(layers, effort.pairs_of), _on("pairs", progress))
+    pairs = in_pairs(work, _least(layers, effort.pairs_of), tell)
     account("pairs of layers")
-    groups = offered(anatomy)
     reducer = Refitted(statistics, Limits())
-    sizes = _on("sizes", progress)
-    probed = measure_candidates(work, reducer, groups, Limits(), effort.shares, sizes)
+    probed = measure_candidates(work, reducer, groups, Limits(), effort.shares, tell)
     account("sizes of one layer")
     for group in groups:
         series += _width_series(work, anatomy, statistics, group, effort.all_shares)
+        tell()
     account("sizes of all layers")
     return Removals(
         images=len(images_PCHW),
@@ -189,20 +199,10 @@ def _width_series(
     shares: Sequence[float],
 ) -> list[Series]:
     """One group at the same share in every layer that offers it, repaired from the statistics."""
-    limits = Limits()
     points: list[tuple[str, Shapes, Degradation]] = []
-    known: set[tuple[int, ...]] = set()
-    for share in shares:
-        sizes = {
-            branch.id: _nearest(branch, group, share, limits)
-            for branch in anatomy.branches
-            if group in branch.groups
-        }
+    for sizes in _points(anatomy, group, shares):
         smaller = {b.id: b for b in anatomy.branches if b.id in sizes}
         smaller = {k: b for k, b in smaller.items() if sizes[k] < b.shape.size(group)}
-        if not smaller or tuple(sizes.values()) in known:
-            continue
-        known.add(tuple(sizes.values()))
         weights = {
             name: reduced(
                 work.runner.weights(branch),
@@ -227,11 +227,15 @@ def _width_series(
     return [Series(structure=group, what=what, shapes=left, degradation=degradation)]
 
 
+def _points(anatomy: Anatomy, group: GroupName, shares: Sequence[float]) -> list[dict[str, int]]:
+    """Sizes of a group in all branches that offer it, nearest to each share below the whole."""
+    own = [branch for branch in anatomy.branches if group in branch.groups]
+    whole = tuple(branch.shape.size(group) for branch in own)
+    found = {tuple(_nearest(b, group, share, Limits()) for b in own): None for share in shares}
+    names = [branch.id for branch in own]
+    return [dict(zip(names, sizes, strict=True)) for sizes in found if sizes != whole]
+
+
 def _nearest(branch: Branch, group: GroupName, share: float, limits: Limits) -> int:
     wanted = share * branch.shape.size(group)
     return min(allowed_sizes(branch, group, limits), key=lambda size: abs(size - wanted))
-
-
-def _on(stage: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    """Progress of one stage, in steps."""
-    return None if progress is None else partial(progress, stage)

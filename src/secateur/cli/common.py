@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
+from secateur.cli.progress import progress_bar
 from secateur.errors import Advice, UserError
-from secateur.progress import Progress
 from secateur.request.say import Option, Say, option, options_of, said
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def verb(function: Callable[..., Answer]) -> Callable[..., None]:
         output: OutputOptions = _take(OutputOptions, given, {})
         with _errors_as_sentences(output.debug), _terminating():
             quiet = redirect_stdout(sys.stderr) if output.json else nullcontext()
-            with quiet, progress_bar() as progress:
+            with quiet, progress_bar(silent=not is_first_process()) as progress:
                 more = {"progress": progress}
                 values = {name: _take(kind, given, more) for name, kind in bundles.items()}
                 values |= {one.name: one.value(given.pop(one.name)) for one in own}
@@ -226,40 +226,3 @@ def _complain(sentence: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     typer.echo(f"error: {' '.join(sentence.splitlines())}", err=True)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Progress on stderr with images per second and the time left; silent off a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal or not is_first_process(),
-        transient=True,
-        expand=True,
-    )
-    tasks: dict[str, Any] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        # WHY here: until something is measured, others may show bars of their own.
-        bars.start()
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, rate="")
-        speed = bars.tasks[bars.task_ids.index(tasks[stage])].speed
-        rate = f"{speed:.0f}/s" if speed else ""
-        bars.update(tasks[stage], completed=done, total=total, rate=rate)
-
-    try:
-        yield report
-    finally:
-        if tasks:
-            bars.stop()

@@ -57,6 +57,7 @@ def evaluate(
             "n": used.images,
             "metrics": measured,
             "unreadable": list(used.unreadable),
+            "repeated": used.repeated,
             "model": model,
             "data": used.source,
             "train_data": request.train,
@@ -121,7 +122,6 @@ def _show(
     prepared: dict[str, object],
 ) -> None:
     from secateur.cli.tables import plain_table, share, top1
-    from secateur.verbs.load import unreadable_note
 
     table = plain_table(model, f"{used.images} images")
     if found.n:
@@ -141,7 +141,7 @@ def _show(
     console.print(table)
     if found.n and found.top1 is None:
         console.print("The images have no labels, so there is no accuracy.")
-    if used.unreadable:
-        console.print(unreadable_note(used.unreadable))
+    for told in used.notes():
+        console.print(told)
     console.print(note[0].upper() + note[1:])
     console.print("Images: " + ", ".join(f"{key} {value}" for key, value in prepared.items()) + ".")

@@ -24,7 +24,7 @@ Model = Annotated[
 ]
 DATA_HELP = (
     "Image folder, parquet files, tar shards, hfds/NAME:SPLIT, or digits (bundled). Folders named "
-    "by WordNet id go to ImageNet's classes."
+    "by WordNet id, or like an ImageNet class, go to ImageNet's classes."
 )
 
 

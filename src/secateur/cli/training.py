@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.common import DONE, Answer, is_first_process
+from secateur.cli.progress import clock, turn
 from secateur.errors import UserError
 from secateur.request.say import TRAINING, Say
 from secateur.textfiles import parse_json, read_text
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 LARGEST_TOLD = 64 * 2**20
 """In bytes, of a training.json; it holds the curves of the run."""
 
-SPEAK_EVERY = 30.0
-"""Seconds between lines of a run that is not watched on a terminal."""
+EARLY = 5.0
+"""Seconds by which a row of the log comes before a line of mere progress would."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,34 +64,29 @@ def speak(row: Mapping[str, float]) -> None:
         if key == "images_per_second":
             words.append(f"{value:.0f} images/s")
         elif key == "seconds_left":
-            words.append(f"{_clock(value)} left")
+            words.append(f"{clock(value)} left")
         elif key not in ("step", "share"):
             words.append(f"{key.replace('_', ' ')} {value:.4g}")
     typer.echo(", ".join(words), err=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 class Speaker:
     """Says a row now and then where no progress bar is seen, and every look at held-out images."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic() - SPEAK_EVERY
+        self._first = True
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Called for each row of the log."""
         if sys.stderr.isatty():
             return
         judged = any(key.startswith("held_out") for key in row)
-        if judged:
-            speak(row)
-        elif time.monotonic() - self._last >= SPEAK_EVERY:
-            self._last = time.monotonic()
-            speak(row)
+        if judged or self._first:
+            turn.taken()
+        elif not turn.comes(EARLY):
+            return
+        self._first = self._first and judged
+        speak(row)
 
 
 def alone(function: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -237,7 +232,7 @@ def _show(console: "Console", result: "Trained", out: Path, replaced: str | None
     report, record = result.report, result.record()
     dense, kept = record["params"]["dense"], record["params"]["pruned"]
     table = plain_table(result.verb, "")
-    table.add_row("trained", f"{report.budget}: {report.steps} steps, {_clock(report.seconds)}")
+    table.add_row("trained", f"{report.budget}: {report.steps} steps, {clock(report.seconds)}")
     table.add_row("images", f"{report.images}, {report.processes} processes")
     table.add_row("parameters", f"{kept:,} of {dense:,}")
     if (judged := result.judged) is not None:

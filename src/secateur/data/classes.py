@@ -1,12 +1,13 @@
 """From the names of classes to the outputs of a head."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-from secateur.errors import UserError
+from secateur.errors import Advice, UserError
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IMAGENET_1K = 1000
@@ -26,14 +27,37 @@ def wordnet_indices(num_classes: int) -> Mapping[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
+@cache
+def name_indices(num_classes: int) -> Mapping[str, int]:
+    """Return English or Latin name, as `_plain` has it → output of an ImageNet head.
+
+    Names that several classes share, such as "crane", are left out. Source: as `wordnet_indices`.
+    """
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        return {}
+    found: dict[str, set[int]] = {}
+    for index, described in enumerate(ImageNetInfo(subset).label_descriptions()):
+        for name in (described, *described.split(",")):
+            found.setdefault(_plain(name), set()).add(index)
+    return {name: min(own) for name, own in found.items() if len(own) == 1}
+
+
+def _plain(name: str) -> str:
+    """Letters and digits in lower case, with single spaces: "Golden_Retriever" is a dog, too."""
+    return " ".join(re.findall(r"[^\W_]+", name.lower()))
+
+
 def class_indices(
     names: Sequence[str], num_classes: int | None, *, order_given: bool, where: str
 ) -> tuple[list[int], int]:
     """Return the head's output for each class in `names`, and how many outputs are counted over.
 
     WordNet ids go to their ImageNet outputs, also where only some classes are present and, for
-    want of other knowledge, where `num_classes` is None. Other classes keep their position, and
-    their number must then be that of the head's outputs.
+    want of other knowledge, where `num_classes` is None. So do names of ImageNet's classes, such as
+    "golden retriever", where the head has them all and the classes come in no order of their own;
+    Advice says so. Other classes keep their position, and their number must then be that of the
+    head's outputs.
 
     Raises UserError when the classes cannot be those of the head.
     """
@@ -41,6 +65,18 @@ def class_indices(
     unknown = [name for name in names if name not in indices]
     if names and not unknown:
         return [indices[name] for name in names], num_classes or _IMAGENET_1K
+    if num_classes is not None and unknown and not (order_given and len(names) == num_classes):
+        known = {**name_indices(num_classes), **indices}
+        matched = [known.get(name, known.get(_plain(name))) for name in names]
+        if None not in matched:
+            shown = ", ".join(f"{n} is {i}" for n, i in zip(names[:3], matched, strict=False))
+            more = ", ..." if len(names) > 3 else ""
+            warnings.warn(
+                f"the classes of {where} are matched to ImageNet's by their names: {shown}{more}.",
+                Advice,
+                stacklevel=4,
+            )
+            return [index for index in matched if index is not None], num_classes
     by_position = list(range(len(names))), len(names)
     if num_classes is None:
         return by_position
@@ -53,13 +89,18 @@ def class_indices(
         raise UserError(
             f"{where} has {len(names)} classes ({_some(names)}) but the head has {num_classes} "
             "outputs; use images of the classes that the model was trained on"
-            + (" in folders named by WordNet id, such as n01440764." if indices else ".")
+            + (
+                " in folders named by WordNet id or by the name of an ImageNet class, such as "
+                "n01440764 or tench."
+                if indices
+                else "."
+            )
         )
     if indices and not order_given:
         raise UserError(
             f"{where} has {len(names)} classes, but its folders ({_some(names)}) are not named by "
-            f"WordNet id, so they cannot be matched to the head's {num_classes} ImageNet outputs; "
-            "name them n01440764, n01443537, ...."
+            f"WordNet id or by ImageNet's names, so they cannot be matched to the head's "
+            f"{num_classes} ImageNet outputs; name them n01440764, n01443537, ...."
         )
     return by_position
 

@@ -26,6 +26,7 @@ from secateur.errors import Advice, UserError
 
 DIGITS = {"digits": "test", "digits/test": "test", "digits/train": "train"}
 _VERIFIED_AT_ONCE = 4096
+Content = tuple[int, bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     `labels` has one entry per image, -1 where it is not known; `label_count` is the number of
     classes the labels count over, 0 without labels. `unreadable` names the images that were left
-    out. `fingerprint` is a SHA-256 over names, sizes in bytes and labels: the same images give
-    the same fingerprint on every machine. `dataclasses.replace(images, transform=...)` gives
-    the same images with another transform, such as one that augments.
+    out, `repeated` counts those whose content an earlier one has. `fingerprint` is a SHA-256 over
+    names, sizes in bytes and labels: the same images give the same fingerprint on every machine.
+    `dataclasses.replace(images, transform=...)` gives the same images with another transform, such
+    as one that augments.
     """
 
     source: str
@@ -44,6 +46,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     labels: tuple[int, ...]
     label_count: int
     unreadable: tuple[str, ...]
+    repeated: int
     fingerprint: str
     preprocessing: Preprocessing
     transform: Transform = field(repr=False)
@@ -116,7 +119,7 @@ def open_images(
         reason = str(error).rpartition("; ")[0] or str(error).rstrip(".")
         warnings.warn(f"the labels of {where} are not used: {reason}.", Advice, stacklevel=3)
     chosen = _choose(found.names, labels, limit, seed)
-    sizes, reasons = _verify(found, chosen, mode)
+    contents, reasons = _verify(found, chosen, mode)
     if reasons and (not skip_unreadable or len(reasons) == len(chosen)):
         raise UserError(_unreadable_sentence(where, reasons, len(chosen)))
     kept = [index for index in chosen if found.names[index] not in reasons]
@@ -128,7 +131,8 @@ def open_images(
         labels=kept_labels,
         label_count=label_count,
         unreadable=tuple(reasons),
-        fingerprint=_fingerprint(names, [sizes[index] for index in kept], kept_labels),
+        repeated=len(kept) - len({contents[index] for index in kept}),
+        fingerprint=_fingerprint(names, [contents[index][0] for index in kept], kept_labels),
         preprocessing=preprocessing,
         transform=preprocessing.transform(),
         read=partial(_read_kept, found.read, kept),
@@ -232,31 +236,31 @@ def _choose(
 
 def _verify(
     found: Source, chosen: Sequence[int], mode: str
-) -> tuple[dict[int, int], dict[str, str]]:
-    """Decode each chosen image; return sizes in bytes and, by name, why some cannot be read."""
-    sizes: dict[int, int] = {}
+) -> tuple[dict[int, Content], dict[str, str]]:
+    """Decode each chosen image; return what is in them and, by name, why some cannot be read."""
+    contents: dict[int, Content] = {}
     reasons: dict[str, str] = {}
     check = partial(_check, found.read, mode)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(chosen), _VERIFIED_AT_ONCE):
             part = chosen[start : start + _VERIFIED_AT_ONCE]
             for index, result in zip(part, pool.map(check, part), strict=True):
-                if isinstance(result, int):
-                    sizes[index] = result
-                else:
+                if isinstance(result, str):
                     reasons[found.names[index]] = result
-    return sizes, reasons
+                else:
+                    contents[index] = result
+    return contents, reasons
 
 
-def _check(read: Callable[[int], bytes], mode: str, index: int) -> int | str:
-    """The size of an image in bytes, or why it cannot be read."""
+def _check(read: Callable[[int], bytes], mode: str, index: int) -> Content | str:
+    """The size of an image in bytes and its hash, or why it cannot be read."""
     try:
         content = read(index)
         decode(content, mode, small=True)
     # Decoders fail on damaged files with errors of every kind.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return len(content)
+    return len(content), hashlib.blake2b(content, digest_size=8).digest()
 
 
 def _unreadable_sentence(where: str, reasons: dict[str, str], total: int) -> str:

@@ -94,7 +94,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         accuracy=accuracy,
         judge=request.judge,
         seconds=seconds,
-        notes=notes + more,
+        notes=notes + more + evaluation.notes,
     )
 
 

@@ -63,7 +63,10 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     require_walk(host.model)
     if request.eval_images is not None:
         require_classifier(model)
-    scored = None if request.eval_images is None else open_data(model, request.eval_images)[0]
+    scored, seen = None, list[str]()
+    if request.eval_images is not None:
+        scored, own = open_data(model, request.eval_images)
+        seen = [f"Evaluation: {note}" for note in own.notes()]
     session, used, notes = _open(model, images, settings, device=device, **request.session())
     reference = request.reference
     teaches = None if reference is None else reference_of(reference)
@@ -85,7 +88,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     with session.alone():
         dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
-    result.notes = [*notes, before.text(), *result.notes]
+    result.notes = [*notes, *seen, before.text(), *result.notes]
     if scored is not None or request.latency:
         with timed(job.seconds, "measure"):
             missing = request.latency and not result.latency

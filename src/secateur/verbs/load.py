@@ -26,13 +26,27 @@ from secateur.verbs.requests import LoadRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataUsed:
-    """The images of a run. `classes` is the number of classes, 0 if there are none or not known."""
+    """The images of a run. `classes` is the number of classes, 0 if there are none or not known.
+
+    `repeated` images have the content of an earlier one.
+    """
 
     source: str
     images: int
     fingerprint: str | None = None
     unreadable: tuple[str, ...] = ()
     classes: int = 0
+    repeated: int = 0
+
+    def notes(self) -> list[str]:
+        """What to know of a comparison of models on these images."""
+        found = [unreadable_note(self.unreadable)] if self.unreadable else []
+        if self.repeated:
+            found.append(
+                f"{self.repeated} of {self.images} images have the content of another one; they "
+                "count each time, so that the standard errors are too small."
+            )
+        return found
 
 
 @takes(LoadRequest)
@@ -125,6 +139,7 @@ def open_data(
         fingerprint=images.fingerprint,
         unreadable=images.unreadable,
         classes=images.label_count,
+        repeated=images.repeated,
     )
 
 

@@ -68,8 +68,8 @@ def prune_checked(model: nn.Module, images: object, asked: Checked) -> Result:
         reading = request.reading() | {"limit": None, "seed": 0}
         scored, used = open_data(model, request.eval_images, **reading)
     result = _pruned(model, images, asked)
-    if used is not None and used.unreadable:
-        result.notes.append(f"Evaluation: {unreadable_note(used.unreadable)}")
+    if used is not None:
+        result.notes += [f"Evaluation: {note}" for note in used.notes()]
     if scored is not None or request.latency:
         with timed(result.seconds, "measure"):
             missing = request.latency and not result.latency

@@ -71,7 +71,7 @@ def train(model: nn.Module, images: object, request: TrainRequest) -> Trained:
         accuracy=accuracy,
         judge=request.judge,
         seconds=seconds,
-        notes=notes,
+        notes=notes + evaluation.notes,
     )
 
 

@@ -204,11 +204,15 @@ class Evaluation:
         self._dense_N: Tensor | None = None
         for model in models.values() if images is not None else ():
             require_classifier(model)
-        self._opened = {
-            key: open_data(model, images, skip_unreadable=skip)[0]
+        opened = {
+            key: open_data(model, images, skip_unreadable=skip)
             for key, model in models.items()
             if images is not None
         }
+        self._opened = {key: batches for key, (batches, _) in opened.items()}
+        self.notes = [
+            f"Evaluation: {note}" for _, used in [*opened.values()][:1] for note in used.notes()
+        ]
 
     def __call__(self, name: str, key: str, model: nn.Module) -> dict[str, Accuracy]:
         """Accuracy of a model on the images opened under `key`, filed as `name`; empty without."""

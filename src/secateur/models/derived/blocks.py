@@ -35,10 +35,10 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
-        for residual in self.steps:
-            self.add_module(self.passed(residual), nn.Identity())
         found = {residual.path: windows_of(residual, block) for residual in self.steps}
         self.windows = {path: own for path, own in found.items() if own is not None}
+        for residual in self.steps:
+            self.add_module(self.passed(residual), nn.Identity())
         self.training = block.training
 
     def passed(self, residual: Residual) -> str:

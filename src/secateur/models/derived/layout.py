@@ -41,7 +41,7 @@ def ours(layer: AttentionLayer, own: SlimAttention) -> AttentionLayer:
         qk_norm=("q_norm", "k_norm"),
         context_norm="norm",
         gate=None,
-        position_bias=table if own.position_table is not None else None,
+        position_bias=None if own.position_table is None else table,
         holds=Holds.ALL,
     )
 

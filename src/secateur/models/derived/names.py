@@ -10,9 +10,7 @@ from torch import nn
 from secateur.errors import UserError
 
 MISSING = object()
-NO_NAMES = (
-    "layers", "path", "classes", "call", "argument", "apply", "shared", "windows", "beside",
-)  # fmt: skip
+NO_NAMES = ("layers", "path", "classes", "call", "argument", "apply", "shared", "beside", "windows")
 """Fields that name nothing in the module that the others are relative to."""
 
 
