@@ -1,8 +1,8 @@
-"""How the blocks of hosts call their layers, and functions of hosts that ours call in turn."""
+"""How the blocks of hosts call their layers, and where these have the positions of tokens from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,15 @@ class Call:
         """x and all that was given beside it, by name."""
         named = {**dict(zip(self.by_position, args[1:], strict=False)), **given}
         return (args[0] if args else named.pop(self.by_name or "")), named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionBias:
+    """Biases of the attention logits: parameter (H, T), or (T, H) if `heads` is 1."""
+
+    table: str
+    index: str
+    heads: Literal[0, 1] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
