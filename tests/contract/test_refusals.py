@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
-from secateur.models.derived.refused import REASONS
+from secateur.models.checks.refused import REASONS
 from secateur.models.family import family_of, read
 from secateur.models.types import GroupName
 from secateur.verbs.prune import prune

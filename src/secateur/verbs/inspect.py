@@ -7,8 +7,8 @@ from torch import nn
 
 from secateur.errors import UserError
 from secateur.measurement.timing import Times, time_branches
-from secateur.models.derived.draft import draft_of
-from secateur.models.family import UnknownFamilyError
+from secateur.models.checks.draft import draft_of
+from secateur.models.checks.wrapped import UnknownFamilyError
 from secateur.models.host import host_of
 from secateur.models.sharing import has_shared, parameters_outside
 from secateur.models.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName

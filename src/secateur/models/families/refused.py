@@ -1,6 +1,6 @@
 """Vision transformers that no statement describes, each with the reason of its mathematics."""
 
-from secateur.models.derived.refused import refuse
+from secateur.models.checks.refused import refuse
 
 TIMM, HF = "timm.models.", "transformers.models."
 

@@ -33,13 +33,14 @@ def rotate(
     q_BHNK: Tensor, k_BHNK: Tensor, rope: Tensor, *, num_prefix_tokens: int, rotate_half: bool
 ) -> tuple[Tensor, Tensor]:
     """Turn all but the prefix tokens, as the host's layers do."""
+    q = turned(q_BHNK, rope, num_prefix_tokens, rotate_half)
+    return q, turned(k_BHNK, rope, num_prefix_tokens, rotate_half)
 
-    def turned(t: Tensor) -> Tensor:
-        prefix, patches = t[:, :, :num_prefix_tokens], t[:, :, num_prefix_tokens:]
-        patches = apply_rot_embed_cat(patches, rope, half=rotate_half)
-        return torch.cat([prefix, patches], dim=2).type_as(t)
 
-    return turned(q_BHNK), turned(k_BHNK)
+def turned(t: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
+    """One of both."""
+    patches = apply_rot_embed_cat(t[:, :, prefix:], rope, half=half)
+    return torch.cat([t[:, :, :prefix], patches], dim=2).type_as(t)
 
 
 def given(eva: Eva, index: int) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Mapping
 
-from torch import nn
-
 REASONS: dict[str, str] = {}
 
 
@@ -13,7 +11,7 @@ def refuse(reasons: Mapping[str, str]) -> None:
     REASONS.update(reasons)
 
 
-def why_refused(model: nn.Module) -> str:
+def why_refused(model: object) -> str:
     """The reason for the class of a model or a base of it after a colon, if one is noted."""
     for name, reason in REASONS.items():
         module, _, cls = name.partition(":")
