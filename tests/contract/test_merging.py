@@ -123,12 +123,28 @@ def test_tome_is_within_its_budget_and_saved(tmp_path: Path) -> None:
     assert both.cost == counted(both.model, both.before.input_size)
 
 
+def test_weights_and_tokens_share_a_budget(tmp_path: Path) -> None:
+    model = secateur.load("digits_vit")
+    images = images_for(model, 24)
+    options = {"preset": "spectral+tome", "effort": "quick", "groups": ("qk", "tokens")}
+    found = secateur.prune(model, images, "55% macs", **options)  # type: ignore[arg-type]
+    assert 0.5 * found.cost_dense.macs < found.cost.macs <= 0.55 * found.cost_dense.macs
+    assert found.cost == counted(found.model, found.before.input_size)
+    assert merges_of(found.model) == found.plan.merges != {}
+    assert {shape for shape in found.plan.shapes.values()} != set(found.before.shapes.values())
+    found.save(tmp_path / "both")
+    with torch.no_grad():
+        again = secateur.load(tmp_path / "both")
+        assert apart(again(images[:2]), found.model(images[:2])) <= 1e-6
+
+
 @pytest.mark.parametrize(
     ("budget", "options", "words"),
     [
         ("60% params", {"preset": "tome"}, "counted in MACs"),
-        ("60% macs", {"preset": "energy", "groups": ("tokens", "qk")}, "a preset of their own"),
-        ("60% macs", {"preset": "tome", "groups": ("qk",)}, "a preset of their own"),
+        ("60% params", {"preset": "spectral+tome"}, "counted in MACs"),
+        ("60% macs", {"preset": "energy", "groups": ("tokens", "qk")}, "cannot merge tokens"),
+        ("60% macs", {"preset": "tome", "groups": ("qk",)}, "prunes no weights"),
         ("5% macs", {"preset": "tome"}, "out of reach by merging"),
     ],
 )

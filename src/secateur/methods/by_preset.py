@@ -4,7 +4,7 @@ from typing import Any
 
 from secateur.methods.by_score import ByScore
 from secateur.methods.layer_search.search import LayerSearch
-from secateur.methods.merging import ConstantMerging
+from secateur.methods.merging import ConstantMerging, WeightsAndTokens
 from secateur.methods.method import Method
 from secateur.methods.rotated import Rotated
 from secateur.methods.spectral import Spectral
@@ -22,8 +22,8 @@ def method_of(task: Task) -> Method[Any]:
 def _unrotated(task: Task) -> Method[Any]:
     if not task.groups:
         return TailOnly()
-    if task.preset.method == "merging":
-        return ConstantMerging()
+    if "tokens" in task.groups:
+        return WeightsAndTokens(Spectral()) if len(task.groups) > 1 else ConstantMerging()
     if is_staged(task):
         return TwoStage(ByScore())
     if task.preset.search != "one_shot":

@@ -1,16 +1,31 @@
-"""Merge tokens: as many in every block, as few as the budget allows."""
+"""Merge tokens: as many in every block, as few as the budget allows, alone or behind smaller weights.
 
+Legend: B images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
 from torch import nn
 
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.target import Target, counted_target
 from secateur.allocation.types import Plan
+from secateur.data.batches import Batches
+from secateur.data.split import fit_and_held
 from secateur.errors import OutOfReach
-from secateur.methods.method import Job, Prepared
+from secateur.methods.method import Job, Method, Prepared
 from secateur.methods.task import Task
-from secateur.models.caches import copy_of
+from secateur.models.caches import copy_of, evaluating
 from secateur.models.derived.tokens.merge import pairs_of
+from secateur.models.outputs import outputs_of
 from secateur.models.types import Anatomy
+from secateur.statistics.divergence import loss_for, per_image
+
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""What pruning the weights may leave of the MACs before tokens merge."""
 
 
 class ConstantMerging:
@@ -70,3 +85,85 @@ def _macs(job: Job, merges: dict[str, int]) -> float:
     task = job.task
     anatomy = job.family.read(job.model, exact_tail=task.exact_tail, merges=merges)
     return float(anatomy.cost().macs)
+
+
+class WeightsAndTokens:
+    """A method for weights, then merging by the constant schedule down to the budget.
+
+    How much each of the two takes is chosen among a few shares by the divergence of whole models
+    from the dense one, on images held out of the cut.
+    """
+
+    def __init__(self, weights: Method[Any]) -> None:
+        self.weights = weights
+
+    def needs(self, task: Task) -> set[str]:
+        """What the method for weights needs."""
+        return self.weights.needs(_of_weights(task))
+
+    def prepare(self, job: Job) -> Prepared:
+        """The method's own look at the images."""
+        found: Prepared = self.weights.prepare(replace(job, task=_of_weights(job.task)))
+        return found
+
+    def plan(self, job: Job, prepared: Prepared, target: Target | None = None) -> Plan:
+        """The whole plan nearest to the dense model on held-out images; OutOfReach without any."""
+        budget = job.task.budget
+        assert isinstance(budget, CostBudget)
+        goal = target or counted_target(job.anatomy, job.task.demand, budget)
+        fit, held = fit_and_held(job.images.batches)
+        trial = replace(job, images=replace(job.images, batches=fit))
+        tried = (
+            (_apart(job, smaller, held), plan)
+            for plan, smaller in self._tried(trial, prepared, goal)
+        )
+        best = min(tried, key=lambda one: one[0], default=None)
+        if best is None:
+            raise OutOfReach(
+                f"budget '{job.task.request.goal}' is out of reach, with smaller weights and with "
+                "merged tokens; raise the budget, or name more groups."
+            )
+        return best[1]
+
+    def cut(self, job: Job, prepared: Prepared, plan: Plan) -> nn.Module:
+        """The method's cut, which then merges."""
+        weights = replace(plan, merges={})
+        smaller = self.weights.cut(replace(job, task=_of_weights(job.task)), prepared, weights)
+        job.family.put_merges_(smaller, plan.merges)
+        return smaller
+
+    def _tried(
+        self, job: Job, prepared: Prepared, goal: Target
+    ) -> Iterator[tuple[Plan, nn.Module]]:
+        """A whole plan for every share of the MACs that weights may keep, and its model."""
+        task, last = _of_weights(job.task), goal.limit / goal.dense
+        for share in (*(share for share in SHARES if share > last), last):
+            limit = replace(goal, limit=share * goal.dense)
+            weights_job = replace(job, task=task)
+            try:
+                weights = self.weights.plan(weights_job, prepared, limit)
+                smaller = self.weights.cut(weights_job, prepared, weights)
+                light = replace(job, model=smaller, anatomy=job.family.read(smaller))
+                merges = ConstantMerging().plan(light, prepared, goal).merges
+            except OutOfReach:
+                continue
+            job.family.put_merges_(smaller, merges)
+            yield replace(weights, merges=merges), smaller
+
+
+def _of_weights(task: Task) -> Task:
+    """The task without its tokens."""
+    return replace(task, groups=tuple(group for group in task.groups if group != "tokens"))
+
+
+@torch.inference_mode()
+def _apart(job: Job, smaller: nn.Module, held: Batches) -> float:
+    """Mean divergence of a smaller model from the dense one on held-out images."""
+    total, loss = 0.0, job.images.loss
+    with evaluating(job.model), evaluating(smaller):
+        for batch in held:
+            dense_BC = outputs_of(job.model(batch.images_BCHW))
+            small_BC = outputs_of(smaller(batch.images_BCHW))
+            chosen = loss or loss_for(job.anatomy.num_classes)
+            total += float(per_image(dense_BC, small_BC, chosen).sum())
+    return total

@@ -138,19 +138,25 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
 def check_merging(
     preset: Preset, groups: tuple[GroupName, ...], budget: Budget, anatomy: Anatomy
 ) -> None:
-    """Refuse merging with other groups or budgets, and anything behind merging."""
+    """Refuse merging by other methods or under other budgets, and anything behind merging."""
     if anatomy.merges:
         raise UserError(
             "this model merges tokens already, and what is behind that cannot be pruned; prune the "
             "model that it was made from first, and merge tokens last."
         )
-    merging = preset.method == "merging"
-    if merging != ("tokens" in groups) or (merging and len(groups) > 1):
+    if preset.method == "merging" and groups != ("tokens",):
         raise UserError(
-            "tokens are merged by a preset of their own, tome, and no other group with them; prune "
+            f"preset '{preset.name}' merges tokens and prunes no weights; leave out other groups, "
+            "or take the preset spectral+tome."
+        )
+    if "tokens" not in groups:
+        return
+    if preset.method not in ("merging", "spectral"):
+        raise UserError(
+            f"preset '{preset.name}' cannot merge tokens; take tome or spectral+tome, or prune "
             "the weights first, and then the result with --preset tome."
         )
-    if merging and not (isinstance(budget, CostBudget) and budget.unit == "macs"):
+    if not (isinstance(budget, CostBudget) and budget.unit == "macs"):
         raise UserError(
             f"preset '{preset.name}' merges tokens, which is counted in MACs; give a budget such "
             "as '60% macs'."
