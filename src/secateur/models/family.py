@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.checks.wrapped import no_family, refuse_changed
+from secateur.models.checks.wrapped import UnknownFamilyError, no_family, refuse_changed
 from secateur.models.derived import adopt, anatomy, basis, fold, width
 from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
@@ -284,6 +284,19 @@ def family_of(model: nn.Module) -> Family:
             return family
     titles = [family.title for family in known]
     raise no_family(model, lambda module: any(one.matches(module) for one in known), titles)
+
+
+def require_plain(model: nn.Module) -> None:
+    """UserError, as `read` raises it, for what is no model, or is one in the hands of other tools.
+
+    A plain module of no known family passes.
+    """
+    try:
+        family_of(model)
+    except UnknownFamilyError:
+        if not isinstance(model, nn.Module):
+            raise
+    refuse_changed(model)
 
 
 def read(model: nn.Module) -> Anatomy:
