@@ -1,6 +1,5 @@
 """Hugging Face classifiers, where transformers is installed; and the advice where it is not."""
 
-import copy
 import json
 import sys
 from dataclasses import replace
@@ -209,7 +208,7 @@ def test_modules_made_from_a_configuration_are_saved_however_they_were_cut(
     model = hf(name, **ALL[name]).eval()
     base = base_of(model)
     family = family_of(model)
-    model = copy.deepcopy(model)
+    model = observable(model)
     branch = next(b for b in family.read(model).branches if b.kind == "attention")
     whole = family.weights(model, branch)
     assert isinstance(whole, AttentionWeights)
