@@ -5,6 +5,7 @@ Legend: B batch, N tokens, D residual width.
 
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -286,15 +287,10 @@ def family_of(model: nn.Module) -> Family:
 
 
 def require_plain(model: nn.Module) -> None:
-    """UserError, as `read` raises it, for what is no model, or is one in the hands of other tools.
-
-    A plain module of no known family passes.
-    """
-    try:
+    """UserError, as `read` raises it, for no module, or one in the hands of other tools."""
+    # WHY: a plain module of no known family can be measured.
+    with suppress(*[UnknownFamilyError] if isinstance(model, nn.Module) else []):
         family_of(model)
-    except UnknownFamilyError:
-        if not isinstance(model, nn.Module):
-            raise
     refuse_changed(model)
 
 
