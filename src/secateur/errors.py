@@ -1,7 +1,12 @@
 """What is said to users: the input was wrong, or something is worth knowing."""
 
+import re
+
 QUOTED = 200
 """Characters of a user's text that a message quotes."""
+FROM_WORKER = re.compile(
+    r"Caught \w+ in DataLoader worker .*\nsecateur\.errors\.\w+: (.*)", re.DOTALL
+)
 
 
 def short(text: object) -> str:
@@ -17,6 +22,11 @@ class UserError(Exception):
 
     The command line prints the sentence alone and exits with code 2.
     """
+
+    def __init__(self, sentence: str) -> None:
+        # WHY: torch raises a worker's error again with its traceback around the sentence.
+        found = FROM_WORKER.match(sentence)
+        super().__init__(found[1].strip() if found else sentence)
 
 
 class OutOfReach(UserError):

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import secateur
 from secateur import UserError
+from secateur.export import export
 from secateur.models.family import read
 from tests.hosts import build, images_for
 
@@ -100,6 +102,11 @@ WRAPPED: dict[str, tuple[Make, str]] = {
     "trainer": (lambda: SimpleNamespace(model=build("vit")), r"give what it holds: its \.model\."),
     "peft": (PeftModel, r"model\.merge_and_unload\(\)\."),
     "traced": (lambda: torch.fx.symbolic_trace(build("vit")), "the model that it was made from"),
+    "exported": (
+        lambda: torch.export.export(build("vit"), (images_for(build("vit"), 1),)).module(),
+        "the model that it was made from",
+    ),
+    "scripted": (lambda: torch.jit.script(nn.Identity()), "the model that it was made from"),
     "class": (lambda: type(build("vit")), r"an instance, VisionTransformer\(\.\.\.\)"),
     "name": (lambda: "timm:vit_tiny_patch16_224", r"secateur\.load\('timm:vit_tiny_patch16_224'\)"),
     "state_dict": (lambda: build("vit").state_dict(), "weights alone are no model"),
@@ -161,17 +168,22 @@ def test_every_verb_says_it_before_any_work(verb: str, case: str) -> None:
         VERBS[verb](make(), images_for(build("vit"), 8))
 
 
-@pytest.mark.parametrize("case", ["trainer", "class", "state_dict", "nothing"])
-def test_verbs_that_measure_any_module_refuse_what_is_none(case: str) -> None:
-    made, sentence = WRAPPED[case][0](), WRAPPED[case][1]
-    images = images_for(build("vit"), 4)
-    for measure in (
-        lambda: secateur.evaluate(made, (images, torch.arange(4))),
-        lambda: secateur.bench({"a": made}, (3, 32, 32)),
-        lambda: secateur.load(made),
-    ):
+@pytest.mark.parametrize("case", {**WRAPPED, **CHANGED})
+def test_verbs_that_take_any_module_say_the_same(case: str, tmp_path: Path) -> None:
+    make, sentence = {**WRAPPED, **CHANGED}[case]
+    made, plain, images = make(), build("vit"), images_for(build("vit"), 4)
+    calls: dict[str, Callable[[], object]] = {
+        "evaluate": lambda: secateur.evaluate(made, (images, torch.arange(4))),
+        "reference": lambda: secateur.evaluate(plain, images, reference=made),
+        "bench": lambda: secateur.bench({"a": made}, (3, 32, 32)),
+        "export": lambda: export(made, "torch", tmp_path / "it.pt2", (3, 32, 32)),
+        "load": lambda: secateur.load(made),
+    }
+    left_out = {"name": ["load"], "nothing": ["reference"]}
+    for name in calls.keys() - set(left_out.get(case, [])):
         with pytest.raises(UserError, match=sentence):
-            measure()
+            calls[name]()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("case", ["compile_in_place", "inference_weights"])

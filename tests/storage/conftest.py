@@ -8,17 +8,24 @@ from typing import Any
 
 import pytest
 
-from secateur.storage.identify import base_of
+from secateur.data.preprocessing import Preprocessing
+from secateur.storage.base import Base
 from secateur.storage.save import save
 from secateur.storage.spec import checksum_of
-from tests.storage.tiny import host, shrink_
+from tests.storage.tiny import SIZES, host, shrink_
 
 
 @pytest.fixture(scope="session")
 def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "small"
     dense = host("vit")
-    base = base_of(dense)
+    # WHY: timm below 1.0.31 keeps no arguments by which a model is told by its name.
+    base = Base(
+        library="timm",
+        name="vit_tiny_patch16_224",
+        arguments=dict(SIZES),
+        preprocessing=Preprocessing.of(dense),
+    )
     save(shrink_(dense), folder, base=base, provenance={"preset": "spectral"}, results={})
     return folder
 

@@ -60,6 +60,12 @@ def test_pixels_given_in_other_ways(value: float) -> None:
         secateur.learn(model, x, "85% macs", settings=LearnSettings(steps=1))
     with pytest.raises(UserError, match="NaN or infinite pixels"):
         secateur.heal(model, x, reference=vit().eval(), settings=HealSettings(steps=1))
+    quick = HealSettings(steps=1, batch_size=40, held_out=0.0)
+    for given in (TensorDataset(x, labels), DataLoader(TensorDataset(x), 16), OneByOne(x)):
+        for workers in (0, 1):
+            settings = quick.model_copy(update={"workers": workers})
+            with pytest.raises(UserError, match=r"^image number 37, .* NaN or infinite pixels"):
+                secateur.heal(model, given, reference=vit().eval(), settings=settings)
 
 
 ZEROS = {

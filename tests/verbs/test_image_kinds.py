@@ -24,6 +24,8 @@ from secateur.data.items import as_items, count_of, has_labels
 from secateur.data.preprocessing import Preprocessing
 from secateur.data.sources.named import copy_stream
 from secateur.errors import Advice, UserError
+from secateur.masks.settings import LearnSettings
+from secateur.training.heal_and_train import HealSettings
 from secateur.verbs.load import open_data
 from tests.data.made_up import SMALL, make_folder, png
 
@@ -390,3 +392,33 @@ def test_learning_counts_images_and_leaves_out_other_targets() -> None:
     )
     assert learned.result.data.images == N
     assert any("no labels" in note for note in learned.result.notes)
+
+
+@pytest.mark.parametrize("verb", ["prune", "evaluate", "heal", "learn"])
+@pytest.mark.parametrize("kind", [np.float64, np.uint8, object])
+def test_arrays_are_taken_as_tensors_are(verb: str, kind: type) -> None:
+    model, images = model_of(), images_of(n=24).numpy().astype(kind)
+    call: dict[str, Callable[[Any], Any]] = {
+        "prune": lambda x: secateur.prune(model, x, "80% macs", preset="energy"),
+        "evaluate": lambda x: secateur.evaluate(model, x, reference=model),
+        "heal": lambda x: secateur.heal(model, x, reference=model, settings=HealSettings(steps=1)),
+        "learn": lambda x: secateur.learn(model, x, "80% macs", settings=LearnSettings(steps=1)),
+    }
+    for given in (images, (images, np.arange(24) % CLASSES)):
+        if kind is np.float64:
+            call[verb](given)
+        else:
+            with pytest.raises(UserError, match=r"(array of object|images are torch.uint8)"):
+                call[verb](given)
+
+
+def test_a_model_of_any_size_is_healed_by_a_teacher_of_any_size_or_told() -> None:
+    student, x = model_of(dynamic_img_size=True), images_of(height=48, width=40, n=24)
+    settings = HealSettings(steps=1, batch_size=8)
+    loader = DataLoader(TensorDataset(x), 8)
+    secateur.heal(student, loader, reference=model_of(dynamic_img_size=True), settings=settings)
+    with pytest.raises(UserError, match=r"the reference cannot see these images: .*\[3, 48, 40\]"):
+        secateur.heal(student, loader, reference=model_of(), settings=settings)
+    outputs = {"token_weight": 0.0, "feature_weight": 0.0, "layerwise": 0.0}
+    alone = settings.model_copy(update={"distil": settings.distil.model_copy(update=outputs)})
+    secateur.heal(student, loader, reference=model_of(img_size=64), settings=alone)

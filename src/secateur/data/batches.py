@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from secateur.data.examples import (
     ACCEPTED,
     Shape,
+    as_tensors,
     labelled,
     refuse_mixed_shapes,
     refuse_not_finite_images,
@@ -137,7 +138,7 @@ def as_batches(
 ) -> Batches:
     """Turn `images` into batches on `device` (where they are, if None), in their own order.
 
-    `images` is a tensor [n, C, H, W], alone or in a tuple with its labels [n]; a map-style
+    `images` is a tensor or array [n, C, H, W], alone or in a tuple with its labels [n]; a map-style
     Dataset that gives tensors [C, H, W] or (tensor, label); a DataLoader that does not shuffle; a
     list of images [C, H, W] or of batches [B, C, H, W], each alone or in a tuple with its labels;
     or what an earlier call returned. Lists of batches and loaders keep their batch sizes. A label
@@ -149,6 +150,7 @@ def as_batches(
     """
     if batch_size < 1:
         raise UserError(f"the batch size must be at least 1, not {batch_size}.")
+    images = as_tensors(images)
     if isinstance(images, Batches):
         if device is None and dtype is None:
             return images

@@ -6,6 +6,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ Shape = tuple[int, int, int]
 """Channels, height and width of every image."""
 
 ACCEPTED = (
-    "give a tensor [n, C, H, W], a Dataset of image tensors or (image, label) pairs, "
+    "give a tensor or array [n, C, H, W], a Dataset of image tensors or (image, label) pairs, "
     "a DataLoader that does not shuffle, or a list of tensors"
 )
 
@@ -27,7 +28,7 @@ def split(item: object, *, any_targets: bool = False) -> tuple[Tensor, Tensor | 
     numbers to regress on, boxes or masks, are passed over. UserError for them otherwise, and for
     whatever is no image.
     """
-    images, targets = _parts(item, any_targets)
+    images, targets = _parts(as_tensors(item), any_targets)
     if isinstance(images, list | tuple) and images and all(map(_is_image, images)):
         refuse_mixed_shapes([shape_of(image) for image in images])
         images = torch.stack(list(images))
@@ -49,6 +50,20 @@ def split(item: object, *, any_targets: bool = False) -> tuple[Tensor, Tensor | 
             "number per image."
         )
     return images, numbers
+
+
+def as_tensors(images: object) -> object:
+    """Arrays of numpy, alone or in a pair with labels, as tensors; anything else as it is."""
+    if isinstance(images, tuple) and len(images) == 2:
+        return tuple(map(as_tensors, images)) if isinstance(images[0], np.ndarray) else images
+    if not isinstance(images, np.ndarray):
+        return images
+    try:
+        return torch.from_numpy(np.ascontiguousarray(images))
+    except TypeError as error:
+        raise UserError(
+            f"cannot read images from an array of {images.dtype}; {ACCEPTED}."
+        ) from error
 
 
 def class_numbers(targets: object, shape: Sequence[int]) -> Tensor | None:

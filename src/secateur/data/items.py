@@ -25,6 +25,7 @@ from torch.utils.data import (
 from secateur.data.batches import Batches, is_whole_set
 from secateur.data.examples import (
     Shape,
+    as_tensors,
     labelled,
     refuse_mixed_shapes,
     refuse_not_finite_images,
@@ -39,7 +40,10 @@ Collate = Callable[[list[Any]], Any]
 
 
 class ByNumber(Dataset[Any]):
-    """Some images of a data set, as its loader would collate them, or without their targets."""
+    """Some images of a data set, as its loader would collate them, or without their targets.
+
+    UserError, naming the image, where its pixels are not finite.
+    """
 
     def __init__(
         self,
@@ -60,10 +64,14 @@ class ByNumber(Dataset[Any]):
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Any:
-        item = self.dataset[self.numbers[index]]
+        number = self.numbers[index]
+        item = self.dataset[number]
         if self.collate is not None:
             images_BCHW, labels_B = split(self.collate([item]), any_targets=self.any_targets)
             item = images_BCHW[0] if labels_B is None else (images_BCHW[0], int(labels_B[0]))
+        image = as_tensors(item[0] if isinstance(item, list | tuple) and item else item)
+        if isinstance(image, Tensor):
+            refuse_not_finite_images(image, number)
         return item[0] if self.alone and isinstance(item, list | tuple) else item
 
 
@@ -75,6 +83,7 @@ def as_items(images: object, *, labels_needed: bool) -> object:
     `labels_needed`, targets that are not one class number per image are left out. UserError for
     anything else, for targets of another kind that are needed, and for images of several sizes.
     """
+    images = as_tensors(images)
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, DataLoader):
@@ -119,8 +128,8 @@ def shape_of_items(images: object) -> Shape:
 
 
 _ACCEPTED = (
-    "give a path, a tensor [n, C, H, W], alone or in a tuple with its labels, a map-style Dataset, "
-    "a DataLoader of one, or a list of images or batches"
+    "give a path, a tensor or array [n, C, H, W], alone or in a tuple with its labels, a map-style "
+    "Dataset, a DataLoader of one, or a list of images or batches"
 )
 
 
@@ -182,8 +191,7 @@ def _of_dataset(
     refuse_mixed_shapes([shape_of(image), shape_of(last)])
     if labels is None:
         return chosen(alone=True)
-    whole = collate is None and len(numbers) == len(dataset) and isinstance(dataset, Dataset)
-    return dataset if whole else items
+    return items
 
 
 def _example(items: Any, index: int, *, any_targets: bool = True) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from secateur.export.parity import Parity, check_file
-from secateur.models.family import read
+from secateur.models.family import read, require_plain
 from secateur.registry import Registry
 
 Exporter = Callable[[nn.Module, Path, tuple[int, int, int]], Parity]
@@ -33,5 +33,6 @@ def export(
     that cannot be written; RuntimeError, and no file, if the outputs differ.
     """
     exporter = exporters.get(to)
+    require_plain(model)
     check_file(Path(out), overwrite=overwrite)
     return exporter(model, Path(out), input_size or read(model).input_size)

@@ -34,7 +34,8 @@ class LearnJob(Host):
     def batches(self, model: nn.Module) -> Batches:
         """The training images that give statistics, spread over all of them, unaugmented."""
         chosen = self.session.spread(self.task.settings.observe)
-        return as_batches(chosen, 32, 0, next(model.parameters()).device)
+        like = next(model.parameters())
+        return as_batches(chosen, 32, 0, like.device, dtype=like.dtype)
 
     def observe(self, model: nn.Module, needs: set[str]) -> Statistics:
         """Statistics of these images; none where nothing is needed."""

@@ -5,12 +5,13 @@ Legend: B batch, N tokens, D residual width.
 
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
-from secateur.models.checks.wrapped import no_family, refuse_changed
+from secateur.models.checks.wrapped import UnknownFamilyError, no_family, refuse_changed
 from secateur.models.derived import adopt, anatomy, basis, fold, width
 from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
@@ -283,6 +284,14 @@ def family_of(model: nn.Module) -> Family:
             return family
     titles = [family.title for family in known]
     raise no_family(model, lambda module: any(one.matches(module) for one in known), titles)
+
+
+def require_plain(model: nn.Module) -> None:
+    """UserError, as `read` raises it, for no module, or one in the hands of other tools."""
+    # WHY: a plain module of no known family can be measured.
+    with suppress(*[UnknownFamilyError] if isinstance(model, nn.Module) else []):
+        family_of(model)
+    refuse_changed(model)
 
 
 def read(model: nn.Module) -> Anatomy:

@@ -9,7 +9,7 @@ from secateur.errors import UserError
 from secateur.measurement.accuracy import Accuracy, Predictions, evaluate_both, predict
 from secateur.measurement.accuracy import evaluate as measure_accuracy
 from secateur.measurement.latency import bench
-from secateur.models.family import read
+from secateur.models.family import read, require_plain
 from secateur.progress import Progress
 from secateur.request.takes import takes
 from secateur.verbs.load import open_data
@@ -28,6 +28,8 @@ def evaluate(model: nn.Module, images: object, request: EvaluateRequest) -> Accu
     images, spread over the classes. Without labels only the models are compared. Raises UserError
     for unreadable images and for classes other than those of the head.
     """
+    if request.reference is not None:
+        require_plain(request.reference)
     batches, _ = open_data(model, images, **request.reading())
     return score(model, batches, "evaluate", request.progress, reference=request.reference)
 

@@ -28,7 +28,12 @@ from secateur.training.updates.lora import attach_, merge_
 from secateur.verbs.load import give_preprocessing_, load
 from secateur.verbs.requests import HealRequest
 from secateur.verbs.result import Result
-from secateur.verbs.training_inputs import Evaluation, copy_to_train, open_session
+from secateur.verbs.training_inputs import (
+    Evaluation,
+    copy_to_train,
+    open_session,
+    refuse_for_teacher,
+)
 from secateur.verbs.training_result import Trained
 
 
@@ -71,6 +76,7 @@ def heal(model: nn.Module | Result, images: object, request: HealRequest) -> Tra
         device=device,
         **request.session(),
     )
+    refuse_for_teacher(teacher, session)
     objective = session.distillation(teacher, settings.distil, settings)
     seconds: dict[str, float] = {}
     with on_device(device, student, dense):

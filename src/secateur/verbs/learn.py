@@ -35,7 +35,7 @@ from secateur.verbs.evaluate import measure_, require_classifier
 from secateur.verbs.learned_result import Learned
 from secateur.verbs.load import DataUsed, open_data
 from secateur.verbs.result import Result
-from secateur.verbs.training_inputs import open_session
+from secateur.verbs.training_inputs import open_session, refuse_for_teacher
 
 
 @takes(LearnRequest)
@@ -77,7 +77,9 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     reference = request.reference
     teaches = None if reference is None else reference_of(reference)
     if teaches is not None:
-        require_streams(teacher_for(model, teaches), settings.distil)
+        teacher = teacher_for(model, teaches)
+        require_streams(teacher, settings.distil)
+        refuse_for_teacher(teacher, session)
     before = removability(task.sharing, task.gates, host.anatomy, task.task.limits)
     if request.on_note is not None:
         request.on_note(before.text())

@@ -15,7 +15,7 @@ from secateur.data.sources.named import is_named
 from secateur.errors import UserError
 from secateur.measurement.modes import example_images
 from secateur.models.caches import evaluating
-from secateur.models.family import read
+from secateur.models.family import read, require_plain
 from secateur.models.statement import Statement
 from secateur.models.walk_check import bind_
 from secateur.request.takes import takes
@@ -61,6 +61,8 @@ def load(source: str | Path | nn.Module, request: LoadRequest) -> nn.Module:
     (`secateur.models.statement.Statement`), says how a model of your own is built. Raises UserError
     for unknown names, weights that do not fit or hold NaN, damaged directories.
     """
+    if isinstance(source, nn.Module) and request.family is None:
+        require_plain(source)
     model = load_model(
         source,
         checkpoint=request.checkpoint,
@@ -121,8 +123,7 @@ def open_data(
     `labels_needed`, images may be of other classes or have targets of any kind, which are then left
     out. UserError for images that the model cannot process.
     """
-    if not isinstance(model, nn.Module):
-        read(model)  # Raises; any module can be measured, of a known family or not.
+    require_plain(model)
     if isinstance(images, str | Path):
         images = open_images(
             images,

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from secateur.data.classes import refuse_labels_beyond
+from secateur.data.examples import as_tensors
 from secateur.data.images import ImageSet, open_images
 from secateur.data.items import as_items, count_of, has_labels, shape_of_items
 from secateur.data.preprocessing import Preprocessing
@@ -24,6 +25,7 @@ from secateur.statistics.divergence import loss_for
 from secateur.storage.base import Base
 from secateur.storage.identify import base_of, provenance_of
 from secateur.storage.weights import refuse_not_finite
+from secateur.training.distillation.teacher import Teacher
 from secateur.training.images.held_out import hold_out
 from secateur.training.judgement import check_judge
 from secateur.training.run import OnLog
@@ -87,6 +89,7 @@ def open_session(
     that cannot be read or that the model cannot process; and for too few.
     """
     check_judge(judge, eval_images)
+    images = as_tensors(images)
     classes = read(model).num_classes
     compared = loss_for(classes, loss, multi_label=multi_hot(images))
     if classes == 1 and (labels and required):
@@ -125,6 +128,15 @@ def open_session(
         on_log=on_log,
     )
     return session, used, notes
+
+
+def refuse_for_teacher(teacher: Teacher, session: Session) -> None:
+    """UserError where a teacher that sees the student's images as they are does not take them."""
+    if teacher.view is None or not teacher.view.scales:
+        try:
+            refuse_other_images(teacher.model, shape_of_items(session.train))
+        except UserError as error:
+            raise UserError(f"the reference cannot see these images: {error}") from error
 
 
 def _judges(

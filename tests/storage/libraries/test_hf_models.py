@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from secateur.data.preprocessing import Preprocessing
 from secateur.errors import Advice, UserError
 from secateur.measurement.counting import counted
 from secateur.models.caches import observable
-from secateur.models.family import read
+from secateur.models.family import family_of, read
 from secateur.models.outputs import outputs_of
 from secateur.models.walk_check import require_walk
+from secateur.models.weights import AttentionWeights
 from secateur.storage.base import build
 from secateur.storage.identify import base_of
 from secateur.storage.library import libraries
@@ -195,3 +197,31 @@ def test_wrapped_models_of_timm_are_models_of_timm(tmp_path: Path) -> None:
     model = load(f"hf:{tmp_path}")
     x = images_for(model)
     assert torch.equal(model(x), dense(x).logits)
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_modules_made_from_a_configuration_are_saved_however_they_were_cut(
+    name: str, tmp_path: Path
+) -> None:
+    """Attention that was cut unevenly on its way to an even shape is ours, and stays so."""
+    model = hf(name, **ALL[name]).eval()
+    base = base_of(model)
+    family = family_of(model)
+    model = observable(model)
+    branch = next(b for b in family.read(model).branches if b.kind == "attention")
+    whole = family.weights(model, branch)
+    assert isinstance(whole, AttentionWeights)
+    half = whole.v_HVD.shape[1] // 2
+    values = replace(
+        whole,
+        v_HVD=whole.v_HVD[:, :half],
+        o_DHV=whole.o_DHV[:, :, :half],
+        vb_HV=None if whole.vb_HV is None else whole.vb_HV[:, :half],
+    )
+    for weights in (values, whole):
+        family.assign_(model, branch, weights)
+    save(model, tmp_path / "saved", base=base, provenance={}, results={})
+    images_BCHW = images_for(model, 2)
+    expected = outputs_of(model(images_BCHW))
+    assert torch.equal(outputs_of(load(tmp_path / "saved")(images_BCHW)), expected)

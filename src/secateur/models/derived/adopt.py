@@ -26,16 +26,16 @@ def unseen_in(stated: Statement, model: nn.Module) -> list[Step]:
 
 @torch.no_grad()
 def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = None) -> None:
-    """Put ours in place of each such layer, or of those whose own tensors are not all in `names`.
+    """Put ours in place of each such layer, or, where `names` are given, of those that they call
+    for: layers of which some tensors are not among them, and ours would be.
 
     UserError for a layer that ours cannot take the place of.
     """
     shared: set[str] = set()
-    for step in unseen_in(stated, model):
+    found = unseen_in(stated, model) if names is None else _named_ours(stated, model, names)
+    for step in found:
         layer, module = step.layer, step.module
         assert isinstance(layer, AttentionLayer)
-        if names is not None and all(f"{step.path}.{key}" in names for key in module.state_dict()):
-            continue
         if optional(module, layer.gate) is not None:
             raise UserError(
                 f"{step.path} is a {type(module).__name__} with a gate that multiplies with its "
@@ -55,6 +55,24 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
     for path in shared:
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, None)
+
+
+def _named_ours(stated: Statement, model: nn.Module, names: Collection[str]) -> list[Step]:
+    """The attention layers that a model with tensors of these `names` does not have as its host."""
+    return [
+        step
+        for step in steps_of(stated, model)
+        if isinstance(step.layer, AttentionLayer)
+        and not all(f"{step.path}.{key}" in names for key in step.module.state_dict())
+        # WHY: a layer that hooks see into became ours when it was cut unevenly, and stays so.
+        and (step.unseen or _renamed(step, names))
+    ]
+
+
+def _renamed(step: Step, names: Collection[str]) -> bool:
+    """Whether a layer has ours in its place, under names that its own lacks."""
+    ours = "qkv.weight"
+    return f"{step.path}.{ours}" in names and ours not in step.module.state_dict()
 
 
 def _part_(stated: Statement, model: nn.Module) -> None:

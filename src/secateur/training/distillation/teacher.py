@@ -34,8 +34,16 @@ class View:
     before: Preprocessing
     after: Preprocessing
 
+    @property
+    def scales(self) -> bool:
+        """Whether the two are for images of different sizes."""
+        return self.before.input_size[1:] != self.after.input_size[1:]
+
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """Normalise anew and scale; nothing at all where both want the same."""
+        """Normalise anew and scale; nothing at all where both want the same.
+
+        Where both are for images of one size and are shown another, they see the same.
+        """
         one, other = self.before, self.after
         if (one.mean, one.std) != (other.mean, other.std):
             columns = [images_BCHW.new_tensor(v)[:, None, None] for v in (one.mean, one.std)]
@@ -43,7 +51,7 @@ class View:
             columns = [images_BCHW.new_tensor(v)[:, None, None] for v in (other.mean, other.std)]
             images_BCHW = (images_BCHW - columns[0]) / columns[1]
         size = other.input_size[1:]
-        if images_BCHW.shape[-2:] != size:
+        if self.scales and images_BCHW.shape[-2:] != size:
             images_BCHW = F.interpolate(
                 images_BCHW, size, mode="bicubic", antialias=True, align_corners=False
             )
