@@ -10,12 +10,13 @@ A new model family registers one builder per kind of member and gets the whole s
 import copy
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import timm
 import torch
 import transformers
-from timm.layers import Attention, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.layers import Attention, HybridEmbed, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientformer import Attention as BiasedAttention
 from timm.models.efficientformer import EfficientFormer, MetaBlock1d
@@ -146,6 +147,21 @@ def gated() -> nn.Module:
     return model
 
 
+def hybrid() -> nn.Module:
+    """A ViT on the feature map of a convolutional network with groups and an own normalisation."""
+    stem = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4),
+        nn.ReLU(),
+    )
+    return VisionTransformer(
+        **SIZES | {"patch_size": 2, "pre_norm": True},
+        embed_layer=partial(HybridEmbed, backbone=stem),
+    )
+
+
 def efficientformer(num_vit: int = 2, **changes: Any) -> nn.Module:
     """An EfficientFormer of two stages on 56 x 56 pixels, with smaller attention."""
     sizes: dict[str, Any] = {"depths": (2, 3), "embed_dims": (16, 24), "mlp_ratios": 2}
@@ -177,6 +193,7 @@ TIMM_VITS: dict[str, Callable[[], nn.Module]] = {
     "dinov2_swiglu_packed": partial(
         named, "vit_small_patch14_reg4_dinov2", mlp_layer=SwiGLUPacked, act_layer=nn.SiLU
     ),
+    "hybrid": hybrid,
     "clip": partial(named, "vit_base_patch16_clip_quickgelu_224.openai"),
     "aimv2": partial(
         vit,
@@ -229,6 +246,13 @@ TORCHVISION: dict[str, Any] = {
     "num_classes": 10,
 }
 host("torchvision_vit")(partial(TorchvisionViT, **TORCHVISION))
+if find_spec("open_clip") is not None:
+    from open_clip.transformer import VisionTransformer as Tower
+
+    TOWER: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3}
+    host("open_clip_vit")(
+        partial(Tower, **TOWER, heads=4, mlp_ratio=2, output_dim=10, ls_init_value=0.1)
+    )
 
 host("efficientformer")(partial(efficientformer, depths=(2, 4), num_vit=3))
 host("efficientformer_grids")(partial(efficientformer, depths=(1, 2, 2), embed_dims=(8, 16, 24)))
@@ -267,22 +291,41 @@ def hf(cls: str, **changes: Any) -> nn.Module:
     return host(config)
 
 
+@cache
+def _giving_tensors(cls: type[Any]) -> type[Any]:
+    def forward(model: Any, *args: Any, **given: Any) -> Any:
+        found = cls.forward(model, *args, **given)
+        return found if given else outputs_of(found)
+
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+
+
+def hf_tensors(cls: str, **changes: Any) -> nn.Module:
+    """The same with tensors for outputs, like all other hosts, unless more is asked for."""
+    model = hf(cls, **changes)
+    model.__class__ = _giving_tensors(type(model))
+    return model
+
+
 DINO: dict[str, Any] = {"mlp_ratio": 2, "num_register_tokens": 2, "use_swiglu_ffn": True}
 TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
-    "hf_vit": partial(hf, "ViTForImageClassification"),
-    "hf_deit_teacher": partial(hf, "DeiTForImageClassificationWithTeacher"),
-    "hf_dinov2_registers": partial(hf, "Dinov2WithRegistersForImageClassification", **DINO),
-    "hf_clip": partial(hf, "CLIPForImageClassification"),
-    "hf_siglip_features": partial(hf, "SiglipVisionModel"),
-    "hf_aimv2_features": partial(hf, "Aimv2VisionModel"),
+    "hf_vit": partial(hf_tensors, "ViTForImageClassification"),
+    "hf_deit_teacher": partial(hf_tensors, "DeiTForImageClassificationWithTeacher"),
+    "hf_dinov2_registers": partial(hf_tensors, "Dinov2WithRegistersForImageClassification", **DINO),
+    "hf_clip": partial(hf_tensors, "CLIPForImageClassification"),
+    "hf_siglip_features": partial(hf_tensors, "SiglipVisionModel"),
+    "hf_aimv2_features": partial(hf_tensors, "Aimv2VisionModel"),
     "hf_dinov3_features": partial(
-        hf, "DINOv3ViTModel", num_register_tokens=2, pos_embed_rescale=None
+        hf_tensors, "DINOv3ViTModel", num_register_tokens=2, pos_embed_rescale=None
     ),
     "hf_beit": partial(
-        hf, "BeitForImageClassification", use_relative_position_bias=True, drop_path_rate=0.0
+        hf_tensors,
+        "BeitForImageClassification",
+        use_relative_position_bias=True,
+        drop_path_rate=0.0,
     ),
     "hf_beit_shared": partial(
-        hf,
+        hf_tensors,
         "BeitForImageClassification",
         use_shared_relative_position_bias=True,
         use_mean_pooling=False,

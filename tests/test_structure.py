@@ -135,7 +135,7 @@ OUR_NAMES = frozenset(
     """
     attn mlp norm head gate scale proj qkv weight bias num_heads q_norm k_norm attn_drop proj_drop
     fused_attn num_classes num_features gamma blocks stages stem embed model encoder layers layer
-    q k v 0 1 2 3 Sequential attention classifier dense dropout drop_path heads class_token
+    q k v 0 1 2 3 Sequential attention classifier dense dropout drop_path heads class_token backbone
     """.split()  # noqa: SIM905
 )
 """Names in statements that are also plain words, torch's, or those of our own modules."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @verb
 def export(
     model: Model,
-    to: Annotated[str, Say("onnx, openvino or torch.")],
-    out: Annotated[Path, Say("Where to write it.", metavar="FILE")],
+    to: Annotated[str, Say("onnx, openvino, torch, or plain (a directory of its own library).")],
+    out: Annotated[Path, Say("Where to write it.", metavar="PATH")],
     host: ModelPart,
     overwrite: Overwrite = False,
 ) -> Answer:

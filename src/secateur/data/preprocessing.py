@@ -56,7 +56,8 @@ class Preprocessing:
         """
         config = getattr(model, "pretrained_cfg", None) or {}
         named = {key: getattr(model, f"image_{key}", None) for key in ("mean", "std")}
-        config = {key: value for key, value in named.items() if value is not None} | config
+        named = {key: value for key, value in named.items() if value is not None}
+        config = named | ({"crop_pct": 1.0} if named else {}) | config
         input_size = _input_size(model, config)
         resolved = resolve_data_config(pretrained_cfg={**config, "input_size": input_size})
         return cls(
@@ -167,7 +168,8 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
     """(channels, height, width) of the patch embedding, or else of the configuration."""
     configured = config.get("input_size")
     patch_embed = getattr(model, "patch_embed", None)
-    projection = getattr(patch_embed, "proj", None)
+    layers = patch_embed.modules() if isinstance(patch_embed, nn.Module) else ()
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
     image_size = getattr(patch_embed, "img_size", None) or getattr(model, "image_size", None)
     images = getattr(model, "config", None)
     images = getattr(images, "vision_config", images)
@@ -182,8 +184,8 @@ def _input_size(model: nn.Module, config: Mapping[str, object]) -> tuple[int, in
             f"cannot tell the image size of {type(model).__name__}: it has neither a timm "
             "configuration nor an image_size; give the preprocessing explicitly."
         )
-    if isinstance(projection, nn.Conv2d):
-        channels = projection.in_channels
+    if first is not None:
+        channels = first.in_channels
     if isinstance(image_size, int):
         height = width = image_size
     elif image_size is not None:

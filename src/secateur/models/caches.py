@@ -9,11 +9,25 @@ import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Literal
 
 from torch import nn
 
-from secateur.models.family import family_of, stated_names
+from secateur.models.family import families, family_of
 from secateur.models.modules import SlimAttention
+
+
+def stated_names(kind: Literal["caches", "fused", "positions"]) -> frozenset[str]:
+    """Attributes that hosts of any known family have for this.
+
+    `caches` hold dictionaries of what was worked out from weights, `fused` say whether a layer
+    takes a fused kernel for its attention, `positions` are tables that follow the image size.
+    """
+    stated = [family.statement for _, family in families.items()]
+    if kind == "caches":
+        return frozenset(name for one in stated for name in one.caches)
+    found = [one.fused if kind == "fused" else one.stem.positions for one in stated]
+    return frozenset(name for name in found if name is not None)
 
 
 def forget_cached_(model: nn.Module) -> None:

@@ -6,7 +6,6 @@ Legend: B batch, N tokens, D residual width.
 import sys
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class Family:
 
     def __init__(self, statement: Statement) -> None:
         self.statement = statement
-        self.name, self.title = statement.name, statement.title
+        self.name, self.title = statement.name, statement.title or statement.name
         self.examples = statement.examples
 
     @property
@@ -262,6 +261,10 @@ class Family:
         return as_tokens(x) if x.ndim == 4 and self.statement.grids == "BDHW" else as_rows(x)
 
 
+class UnknownFamilyError(UserError):
+    """A model that no statement describes."""
+
+
 families: Registry[Family] = Registry("model family", "secateur.models.families")
 
 
@@ -272,27 +275,17 @@ def state(statement: Statement) -> None:
 
 def family_of(model: nn.Module) -> Family:
     """The family that reads `model`; UserError listing the known families if there is none."""
+    if isinstance(own := model.__dict__.get("secateur_family"), Family):
+        return own
     for _, family in families.items():
         if family.matches(model):
             return family
     known = "; ".join(dict.fromkeys(family.title for _, family in families.items()))
-    raise UserError(
+    raise UnknownFamilyError(
         f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
-        f"that secateur can read; known families: {known}."
+        f"that secateur can read; known families: {known}. For a model of your own, pass a "
+        "statement to secateur.load(model, family=...); secateur.inspect drafts one."
     )
-
-
-def stated_names(kind: Literal["caches", "fused", "positions"]) -> frozenset[str]:
-    """Attributes that hosts of any known family have for this.
-
-    `caches` hold dictionaries of what was worked out from weights, `fused` say whether a layer
-    takes a fused kernel for its attention, `positions` are tables that follow the image size.
-    """
-    stated = [family.statement for _, family in families.items()]
-    if kind == "caches":
-        return frozenset(name for one in stated for name in one.caches)
-    found = [one.fused if kind == "fused" else one.stem.positions for one in stated]
-    return frozenset(name for name in found if name is not None)
 
 
 def read(model: nn.Module) -> Anatomy:

@@ -217,8 +217,9 @@ class Stem:
     the patches in this order; `positions` (1, N', D) are added to the patches and to the first of
     them, as far as N' goes, or to the first `positioned`. `unused` are tables that are not read for
     plain images, such as a mask token. `earlier` are layers that hold no channels of the stream,
-    with how many products per weight and token each takes. `classes` names the classes that modules
-    must have.
+    with how many products per weight and token each takes; `before` is a network that images pass
+    first, whose products are counted by its shapes. `classes` names the classes that modules must
+    have.
     """
 
     writer: str
@@ -230,6 +231,7 @@ class Stem:
     tokens: Names = ()
     unused: Names = ()
     earlier: Mapping[str, int] = field(default_factory=dict)
+    before: str | None = None
     classes: Mapping[str, Names] = field(default_factory=dict)
 
 
@@ -239,7 +241,7 @@ class Tail:
 
     A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
     but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
-    `pool_macs(model)` prices it.
+    `pool_macs(model)` prices it. A parameter (D, C), `matrix`, makes features of the last state.
     """
 
     norms: Names = ()
@@ -247,6 +249,7 @@ class Tail:
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
+    matrix: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,8 +257,8 @@ class Statement:
     """A family of models.
 
     `hosts` are "module:Class", looked at only if the module is loaded; of their models the family
-    is for those that `applies` holds for. `blocks` is the path of the
-    blocks, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
+    is for those that `applies` holds for; a statement bound to one model needs none. `blocks` is
+    their path, such as "blocks.*" or "stages.*.blocks.*", whose first star then is the stage.
     `residuals` says for each block class which steps it takes, in order.
     `embed(model, images)` gives the stream as the first block sees it, `head(model, stream)` the
     model's outputs from the stream that the last one leaves. `image` is (C, H, W), `grid` the
@@ -272,8 +275,8 @@ class Statement:
     """
 
     name: str
-    title: str
-    hosts: Names
+    title: str = ""
+    hosts: Names = ()
     blocks: str
     residuals: Mapping[str, tuple[Residual, ...]]
     stem: Stem

@@ -13,6 +13,7 @@ from secateur.models.family import Family
 from secateur.models.host import host_of
 from secateur.models.outputs import outputs_of
 from secateur.models.runner import Runner
+from secateur.models.statement import Statement
 from secateur.models.types import Anatomy
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2}
@@ -49,6 +50,26 @@ def require_walk(model: nn.Module) -> None:
     apart = float((own - walked).abs().nan_to_num(0.0).max()) if own.numel() else 0.0
     if apart > TOLERANCES.get(own.dtype, 0.05) * max(largest, 1e-6):
         _refuse(model, family, f"on two random images their outputs differ by {apart:.2g}")
+
+
+def bind_(model: nn.Module, statement: Statement) -> None:
+    """Let a model, and copies of it, be read by a statement of its own.
+
+    UserError for a statement with gaps, and one that is not the model's forward pass.
+    """
+    family = Family(statement)
+    before = model.__dict__.get("secateur_family")
+    model.__dict__["secateur_family"] = family
+    try:
+        require_walk(model)
+    except Exception as error:
+        model.__dict__["secateur_family"] = before
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the statement of family '{family.name}' cannot be followed ({error}); fill in "
+            "what it lacks."
+        ) from error
 
 
 def noise_for(model: nn.Module, anatomy: Anatomy) -> Tensor | None:

@@ -9,7 +9,8 @@ from torch import nn
 
 from secateur.devices import usable_device
 from secateur.errors import UserError
-from secateur.models.family import families, stated_names
+from secateur.models.caches import stated_names
+from secateur.models.family import families
 from secateur.models.head import give_head_
 from secateur.storage.base import build
 from secateur.storage.directories.existing import mend_model

@@ -16,6 +16,8 @@ from secateur.errors import UserError
 from secateur.measurement.modes import example_images
 from secateur.models.caches import evaluating
 from secateur.models.family import read
+from secateur.models.statement import Statement
+from secateur.models.walk_check import bind_
 from secateur.request.takes import takes
 from secateur.storage.base import Base
 from secateur.storage.load import load as load_model
@@ -55,8 +57,9 @@ def load(source: str | Path | nn.Module, request: LoadRequest) -> nn.Module:
 
     `mean`, `std` (one value or one per channel), `crop_pct` and `interpolation` replace those of
     the model's configuration; they are saved with every model pruned from it. `pretrained` False
-    leaves the weights of a named model random. Raises UserError for unknown names, weights that do
-    not fit or hold NaN, damaged directories.
+    leaves the weights of a named model random. `family`, a statement
+    (`secateur.models.statement.Statement`), says how a model of your own is built. Raises UserError
+    for unknown names, weights that do not fit or hold NaN, damaged directories.
     """
     model = load_model(
         source,
@@ -66,6 +69,9 @@ def load(source: str | Path | nn.Module, request: LoadRequest) -> nn.Module:
         pretrained=request.pretrained,
         device=request.device,
     )
+    if request.family is not None:
+        statement: Statement = request.family
+        bind_(model, statement)
     wanted = request.preparation()
     if any(value is not None for value in wanted.values()):
         give_preprocessing_(model, Preprocessing.of(model).override(**wanted))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from secateur.models.statement import Statement
     from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 
 ANALYSIS, FEATURES = "Analysis", "Features"
@@ -30,6 +31,7 @@ class LoadRequest(ModelPart):
 
     pretrained: bool | None = None
     device: "torch.device | str" = "cpu"
+    family: "Statement | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,22 +10,31 @@ from secateur.errors import UserError
 from secateur.models.family import read
 from secateur.report import render
 from secateur.storage.base import Base, build
+from secateur.storage.directories.plain import save_plain
 from secateur.storage.identify import base_of, provenance_of
 from secateur.storage.save import check_out
 from secateur.storage.save import save as write
 from secateur.verbs.result import PROVENANCE, Result, environment
 
 
-def save(model: nn.Module, out: str | Path, *, overwrite: bool = False) -> str | None:
+def save(
+    model: nn.Module, out: str | Path, *, overwrite: bool = False, plain: bool = False
+) -> str | None:
     """Save a model as a directory that `secateur.load` opens: dense or pruned, trained or not.
 
     The model may have been trained in a loop of one's own, and may have another head
     (`reset_classifier`) or image size (`set_input_size`). Its provenance and its dense original
     are saved with it, so that `secateur.heal` can continue from it. A model saved in `out` is
     replaced only with `overwrite`; the returned sentence describes it. Other files in `out` remain.
+    With `plain` a directory of the model's own library is written instead, which opens without
+    secateur, where all layers have one shape that the library knows: for `from_pretrained` of
+    transformers, or `timm.create_model("local-dir:…")`; `out` must then be new or empty.
     Raises UserError, with nothing written, for models that cannot be rebuilt, weights that are not
     finite, and a place that cannot be written.
     """
+    if plain:
+        save_plain(model, out)
+        return None
     check_out(out, overwrite=overwrite)
     base = base_of(model)
     kept, dense = (read(each).cost() for each in (model, build(base)))

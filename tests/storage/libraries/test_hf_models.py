@@ -145,8 +145,25 @@ def test_incomplete_and_foreign_directories(tmp_path: Path) -> None:
         vision_config=SMALL, text_config={**SMALL, "vocab_size": 99, "projection_dim": 8}
     )
     transformers.CLIPModel(config).save_pretrained(tmp_path / "both")
-    with pytest.raises(UserError, match=r"image tower .CLIPForImageClassification, CLIPVisionMod"):
+    with pytest.raises(UserError, match=r"'#vision_model' behind it \(CLIPVisionModel, "):
         load(f"hf:{tmp_path / 'both'}")
+    with pytest.raises(UserError, match="no part 'text_model'"):
+        load(f"hf:{tmp_path / 'both'}#text_model")
+
+
+@pytest.mark.filterwarnings("ignore::secateur.errors.Advice")
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_image_towers_of_models_with_text(name: str, tmp_path: Path) -> None:
+    text = {**SMALL, "vocab_size": 99, "projection_dim": 8}
+    config = getattr(transformers, f"{name}Config")(vision_config=SMALL, text_config=text)
+    whole = getattr(transformers, f"{name}Model")(config).eval()
+    whole.save_pretrained(tmp_path / "both")
+    tower = load(f"hf:{tmp_path / 'both'}#vision_model")
+    x = images_for(tower)
+    with torch.no_grad():
+        assert torch.equal(tower(x).last_hidden_state, whole.vision_model(x).last_hidden_state)
+    save(tower, tmp_path / "ours", base=base_of(tower), provenance={}, results={})
+    assert type(load(tmp_path / "ours")) is type(whole.vision_model)
 
 
 def test_labels_and_the_size_of_images_are_kept(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _classes_of(stated: Statement, model: nn.Module) -> int:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
-    if stated.classes is None:
+    if stated.classes is None and not heads_of(stated, model):
         return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
@@ -102,10 +102,11 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
         found = member(model, path)
         if not {cls.__name__ for cls in type(found).__mro__} & set(classes):
             raise UserError(
-                f"{path} is a {type(found).__name__}, a stem of more than one layer, whose cost "
-                f"secateur cannot count; only {', '.join(classes)} is supported."
+                f"{path} is a {type(found).__name__}, where secateur knows only "
+                f"{' or '.join(classes)}, so it cannot tell which layer writes the stream."
             )
-    classes = () if stated.classes is None else (stated.classes,)
+    named = stated.classes is None or heads_of(stated, model)
+    classes = () if named else (str(stated.classes),)
     for path in (*names_in(stated.stem), *names_in(stated.tail), *stated.sizes, *classes):
         member(model, path)
     steps = steps_of(stated, model)

@@ -6,9 +6,12 @@ Legend: D residual width, N tokens, H heads, K query/key dims, V value dims, F h
 """
 
 from collections import Counter
+from itertools import chain
 from math import prod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from secateur.models.derived.members import heads_of, members_of, start_of
 from secateur.models.derived.names import optional, present
@@ -101,6 +104,8 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
     for path, times in {stated.stem.writer: 1, **stated.stem.earlier}.items():
         if times:
             macs += patches * times * model.get_parameter(f"{path}.weight").numel()
+    if (before := optional(model, stated.stem.before)) is not None:
+        macs += _macs_by_shapes(before, stated.image(model))
     for step in steps:
         if step.kind == "transition":
             macs += step.tokens * start_of(stated, model, step.stage).writer.weight.numel()
@@ -110,6 +115,27 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
     if optional(model, stated.tail.pool) is not None and stated.tail.pool_macs is not None:
         macs += stated.tail.pool_macs(model)
     return Cost(params=params, macs=macs)
+
+
+@torch.no_grad()
+def _macs_by_shapes(module: nn.Module, image: tuple[int, int, int]) -> int:
+    """Products of the convolutions and linear layers of a network that takes one image."""
+    counts: list[int] = []
+
+    def count(layer: nn.Conv2d | nn.Linear, _args: object, output: Tensor) -> None:
+        counts.append(layer.weight.numel() * output.numel() // layer.weight.shape[0])
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        held = chain(module.named_parameters(), module.named_buffers())
+        tensors = {name: tensor.detach().to("meta") for name, tensor in held}
+        like = next(t for t in tensors.values() if t.is_floating_point())
+        functional_call(module, tensors, (like.new_zeros(1, *image),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
 
 
 def streams_of(stated: Statement, model: nn.Module, steps: list[Step]) -> tuple[Stream, ...]:

@@ -93,6 +93,8 @@ def reading_once(heads: dict[str, nn.Linear], width: int) -> Iterator[list[nn.Li
     once = [_stacked(head, width) for head in heads.values()]
     yield once
     for head, stacked in zip(heads.values(), once, strict=True):
+        if isinstance(head, Projection):
+            head.put_back_()
         if stacked is head:
             continue
         times = stacked.out_features // head.out_features
@@ -117,7 +119,27 @@ def _stacked(head: nn.Linear, width: int) -> nn.Linear:
     return new
 
 
+class Projection(nn.Linear):
+    """A parameter (D, C) of a model as a linear layer, while it is read or changed."""
+
+    def __init__(self, model: nn.Module, path: str, matrix_DC: nn.Parameter) -> None:
+        width, rows = matrix_DC.shape
+        super().__init__(width, rows, bias=False, device="meta")
+        self.weight = nn.Parameter(matrix_DC.detach().T, matrix_DC.requires_grad)
+        self.__dict__.update(owner=model, path=path)
+
+    def put_back_(self) -> None:
+        """Give the model what the layer has become."""
+        weight = self.weight
+        matrix_DC = nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad)
+        setattr(self.__dict__["owner"], self.__dict__["path"], matrix_DC)
+
+
 def heads_of(stated: Statement, model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that read the last stream, by path."""
+    """What reads the last stream as linear layers, by path."""
     found = present(model, *stated.tail.classifiers)
-    return {path: head for path, head in found.items() if isinstance(head, nn.Linear)}
+    heads = {path: head for path, head in found.items() if isinstance(head, nn.Linear)}
+    path = stated.tail.matrix
+    if path is not None and (matrix_DC := parameter(model, path)) is not None:
+        heads[path] = Projection(model, path, matrix_DC)
+    return heads

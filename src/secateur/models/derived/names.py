@@ -68,6 +68,12 @@ def parameter(owner: nn.Module, path: str | None) -> nn.Parameter | None:
     return found if isinstance(found, nn.Parameter) else None
 
 
+def is_fused(attn: nn.Module, switch: str | None) -> bool:
+    """Whether a host's attention takes a fused kernel, by the attribute that says so."""
+    found = stands_at(attn, switch)
+    return found != "eager" if isinstance(found, str) else found is None or bool(found)
+
+
 def linear(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
     """A linear layer or 1 × 1 convolution; UserError for other kinds, say, quantised."""
     found = stands_at(module, path)
@@ -79,12 +85,6 @@ def linear(module: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
         f"'{path}' of a {type(module).__name__} is a {type(found).__name__}, not a Linear; "
         "prune before quantising, adapting or otherwise wrapping the layers."
     )
-
-
-def is_fused(attn: nn.Module, switch: str | None) -> bool:
-    """Whether a host's attention takes a fused kernel, by the attribute that says so."""
-    found = stands_at(attn, switch)
-    return found != "eager" if isinstance(found, str) else found is None or bool(found)
 
 
 @cache

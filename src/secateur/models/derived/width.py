@@ -17,7 +17,7 @@ from secateur.models.derived.layout import (
     mlp_weights,
     our_attention,
 )
-from secateur.models.derived.members import Members, members_of, reading_once, start_of
+from secateur.models.derived.members import Members, Projection, members_of, reading_once, start_of
 from secateur.models.derived.names import is_fused
 from secateur.models.derived.steps import Step, steps_of
 from secateur.models.norms import can_hold, held_norm, is_norm, removed
@@ -96,11 +96,16 @@ def stream_readers(stated: Statement, model: nn.Module, stage: int) -> StreamRea
     found = {**members.vectors, **norms, **members.tail}
     readers = [path for step in members.steps for path in _paths_read(step)]
     readers += [step.path for step in (members.following,) if step is not None]
-    # WHY: of several states side by side, the norm before them has masked each.
-    wide = {p for p, head in members.heads.items() if head.in_features != members.width}
+    # WHY: of several states side by side, the norm before them has masked each; a parameter that
+    # reads the stream is no module.
+    masked = {
+        path
+        for path, head in members.heads.items()
+        if head.in_features != members.width or isinstance(head, Projection)
+    }
     return StreamReaders(
         norms=tuple(path for path, norm in found.items() if norm is not None and is_norm(norm)),
-        readers=(*readers, *(path for path in members.heads if path not in wide)),
+        readers=(*readers, *(path for path in members.heads if path not in masked)),
     )
 
 

@@ -1,4 +1,4 @@
-"""timm's plain VisionTransformer: ViT, DeiT (also distilled), DeiT-III, DINOv2 with registers."""
+"""timm's plain VisionTransformer: ViT, DeiT, DeiT-III, DINOv2, hybrids with a network as stem."""
 
 from dataclasses import replace
 
@@ -40,6 +40,13 @@ def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     return x_BND
 
 
+def image(vit: VisionTransformer) -> tuple[int, int, int]:
+    """Channels, height and width; of a hybrid, its convolutional network sees the channels."""
+    first = next(m for m in vit.patch_embed.modules() if isinstance(m, nn.Conv2d))
+    height, width = vit.patch_embed.img_size
+    return first.in_channels, height, width
+
+
 def head(vit: VisionTransformer, stream_BND: Tensor) -> Tensor:
     """Final norm, pooling and classifiers."""
     return vit.forward_head(vit.norm(stream_BND))
@@ -75,6 +82,7 @@ state(
             "timm:vit_base_patch14_reg4_dinov2",
             "timm:vit_giant_patch14_dinov2",
             "timm:vit_base_patch16_siglip_224",
+            "timm:vit_small_r26_s32_224",
         ),
         hosts=("timm.models.vision_transformer:VisionTransformer",),
         blocks="blocks.*",
@@ -90,11 +98,12 @@ state(
         },
         stem=Stem(
             writer="patch_embed.proj",
-            patch_norm="patch_embed.norm",
+            patch_norm="patch_embed.norm?",
             norm="norm_pre",
             positions="pos_embed",
             tokens=("cls_token", "dist_token?", "reg_token"),
-            classes={"patch_embed": ("PatchEmbed",)},
+            before="patch_embed.backbone?",
+            classes={"patch_embed": ("PatchEmbed", "HybridEmbed"), "patch_embed.proj": ("Conv2d",)},
         ),
         tail=Tail(
             norms=("norm", "fc_norm"),
@@ -104,7 +113,7 @@ state(
         ),
         embed=embed,
         head=head,
-        image=lambda vit: (vit.patch_embed.proj.in_channels, *vit.patch_embed.img_size),
+        image=image,
         grid=lambda vit: tuple(vit.patch_embed.grid_size),
         prefix=lambda vit: int(vit.num_prefix_tokens),
         sizes=("embed_dim", "num_features", "head_hidden_size"),

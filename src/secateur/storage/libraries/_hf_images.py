@@ -1,9 +1,12 @@
 """How the image processors of transformers prepare images, in timm's terms."""
 
+import json
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from secateur.data.preprocessing import Preprocessing
 from secateur.errors import Advice
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -86,3 +89,22 @@ def _normalisation(found: Processor) -> dict[str, object]:
     if abs(scale - 1.0) < 1e-6:
         scale = 1.0
     return {"mean": tuple(m / scale for m in mean), "std": tuple(s / scale for s in std)}
+
+
+def write_processor(folder: Path, images: Preprocessing) -> None:
+    """Write how images are prepared, for AutoImageProcessor."""
+    _, height, width = images.input_size
+    cropped = images.crop_mode == "center"
+    edge = round(min(height, width) / images.crop_pct)
+    settings = {
+        "image_processor_type": "BitImageProcessor" if cropped else "ViTImageProcessor",
+        "size": {"shortest_edge": edge} if cropped else {"height": height, "width": width},
+        "resample": RESAMPLING.index(images.interpolation),
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
+    }
+    if cropped:
+        settings |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")

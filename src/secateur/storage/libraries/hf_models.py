@@ -1,6 +1,7 @@
 """Vision models of Hugging Face transformers: `hf:NAME_OR_DIR`. Needs `transformers`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -13,14 +14,15 @@ from torch import nn
 
 from secateur.errors import UserError, short
 from secateur.models.family import families, family_of
-from secateur.storage.libraries._hf_images import preprocessing_of
-from secateur.storage.library import Argument, Arguments, is_argument, libraries
+from secateur.storage.base import Base
+from secateur.storage.directories.plain import Uniform, filled
+from secateur.storage.libraries._hf_config import flat, nested, plain_arguments
+from secateur.storage.libraries._hf_images import preprocessing_of, write_processor
+from secateur.storage.library import Argument, Arguments, libraries
+from secateur.storage.meta import on_meta
 from secateur.storage.network import hub_is_out_of_reach
 from secateur.storage.untrusted.bounds import UNBUILDABLE
 
-NOT_ARGUMENTS = {
-    "transformers_version", "architectures", "model_type", "label2id", "dtype", "text_config",
-}  # fmt: skip
 ALIASES = {"num_classes": "num_labels", "img_size": "image_size"}
 """What the rest of the program calls them."""
 
@@ -43,7 +45,7 @@ class HfModels:
     Never with code from the hub.
     """
 
-    title = "hf:NAME_OR_DIR"
+    title = "hf:NAME_OR_DIR, hf:NAME_OR_DIR#vision_model"
     by_name = True
 
     def open(
@@ -51,13 +53,19 @@ class HfModels:
     ) -> nn.Module:
         """The model of a directory or repository, with the preprocessing of its image processor."""
         transformers = _transformers()
+        name, _, part = name.partition("#")
         if not Path(name).is_dir():
             _check_reachable(name)
         try:
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             if config.model_type == "timm_wrapper" and pretrained:
                 return _of_timm(transformers, config, name)
-            cls = _class_of(transformers, config, (config.architectures or [""])[0])
+            try:
+                named = (config.architectures or [""])[0]
+                cls = _tower(config, part) if part else _class_of(transformers, config, named)
+            except UserError as error:
+                raise UserError(f"{name} cannot be read: {error}.") from error
+            config = config.vision_config if part else config
             if pretrained:
                 model = _pretrained(cls, name, config, num_classes, img_size)
             else:
@@ -76,7 +84,7 @@ class HfModels:
         config: Config = getattr(model, "config", None)
         if not type(model).__module__.startswith("transformers.models."):
             return
-        arguments: dict[str, Argument] = dict(_flat(config.to_diff_dict()))
+        arguments: dict[str, Argument] = dict(flat(config.to_diff_dict()))
         arguments["num_labels"] = int(config.num_labels)
         labels = [str(config.id2label[i]) for i in range(len(config.id2label))]
         if labels != [f"LABEL_{i}" for i in range(len(labels))]:
@@ -99,7 +107,7 @@ class HfModels:
                 raise UserError(f"'{key}' is no setting of a configuration that a file may make.")
         transformers = _transformers()
         try:
-            config = transformers.AutoConfig.for_model(name, **_nested(values))
+            config = transformers.AutoConfig.for_model(name, **nested(values))
             if isinstance(labels, list) and len(labels) == config.num_labels:
                 config.id2label = {i: str(label) for i, label in enumerate(labels)}
                 config.label2id = {str(label): i for i, label in enumerate(labels)}
@@ -116,6 +124,17 @@ class HfModels:
             model.__dict__["pretrained_cfg"] = {"input_size": tuple(size)}
         return model
 
+    def plain(self, model: nn.Module, base: Base, shape: Uniform, folder: Path) -> str:
+        """Write a directory for `from_pretrained`, weights and image processor included."""
+        arguments = plain_arguments(model, base, shape)
+        with on_meta():
+            stock = self.skeleton(base.name, arguments)
+        stock = filled(model, stock, shape, lambda: self.skeleton(base.name, arguments))
+        host: Any = stock
+        host.save_pretrained(folder)
+        write_processor(folder, base.preprocessing)
+        return str(folder)
+
 
 def _transformers() -> ModuleType:
     try:
@@ -131,32 +150,46 @@ def _class_of(transformers: ModuleType, config: Config, name: str) -> Any:
 
     UserError for other classes, with those that could be read instead.
     """
-    hosts = [host for _, f in families.items() for host in f.statement.hosts]
-    stated = {cls: module for module, _, cls in (host.partition(":") for host in hosts)}
-    classifiers = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    stated, classifiers = _stated(), transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     known = classifiers.get(type(config), ())
     for cls in known if isinstance(known, tuple) else (known,):
         if cls.__name__ == name or not name:
             return cls
-    if (module := stated.get(name, "")).startswith("transformers.models."):
+    if (module := stated.get(name)) is not None:
         cls = getattr(import_module(module), name)
         if isinstance(config, cls.config_class):
             return cls
+    towers = ", ".join(_towers(config))
+    advice = f"; its image tower can be read: write '#vision_model' behind it ({towers})"
     raise UserError(
         f"it holds a {name or config.model_type}, which is neither an image classifier nor an "
-        f"image encoder that secateur reads{_towers(stated, config)}"
+        f"image encoder that secateur reads{advice if towers else ''}"
     )
 
 
-def _towers(stated: Mapping[str, str], config: Config) -> str:
-    """What could be read of a model that is made of several."""
-    tower = getattr(config, "vision_config", None)
-    if tower is None:
-        return ""
-    package = f"transformers.models.{config.model_type}."
-    found = sorted(cls for cls, module in stated.items() if module.startswith(package))
-    names = ", ".join(found) if found else f"a {tower.model_type}"
-    return f"; load and save its image tower ({names}) by transformers, and prune that"
+def _stated() -> dict[str, str]:
+    """The classes of transformers that families state, with their modules."""
+    hosts = [host.partition(":") for _, f in families.items() for host in f.statement.hosts]
+    return {cls: module for module, _, cls in hosts if module.startswith("transformers.models.")}
+
+
+def _towers(config: Config) -> dict[str, Any]:
+    """The classes by which the image tower of a model of several can be read, the barest first."""
+    tower = type(getattr(config, "vision_config", None))
+    found = {name: getattr(import_module(module), name) for name, module in _stated().items()}
+    own = (name for name, cls in found.items() if cls.config_class is tower)
+    return {name: found[name] for name in sorted(own, key=len)}
+
+
+def _tower(config: Config, part: str) -> Any:
+    """The class of a part: `vision_model`, or the name of the class; UserError for others."""
+    towers = _towers(config)
+    if towers and part == "vision_model":
+        return next(iter(towers.values()))
+    if part in towers:
+        return towers[part]
+    known = ", ".join(["vision_model", *towers]) if towers else "no part that secateur reads"
+    raise UserError(f"a {config.model_type} has no part '{short(part)}'; it has: {known}")
 
 
 def _pretrained(
@@ -168,19 +201,35 @@ def _pretrained(
             "leave out --num-classes and --img-size, or pass --checkpoint FILE."
         )
     # WHY: calibration and repair need full precision, whatever the weights were stored in.
-    loaded = cls.from_pretrained(
-        name,
-        config=config,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with _quiet():
+        loaded = cls.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     model: nn.Module = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
             f"'{name}' is no trained {cls.__name__}: its weights lack {', '.join(missing[:3])}."
         )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither bars nor tables of tensors that are left out; those that lack are told apart."""
+    logging = import_module("transformers.utils.logging")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _of_timm(transformers: ModuleType, config: Config, name: str) -> nn.Module:
@@ -208,29 +257,6 @@ def _give_images_(model: nn.Module, found: dict[str, object]) -> None:
 def _images_of(config: Config) -> Config:
     """The part of a configuration that tells of images."""
     return getattr(config, "vision_config", config)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Argument]]:
-    """Settings that are plain data, those of parts of a configuration under dotted names."""
-    for key, value in values.items():
-        if key in NOT_ARGUMENTS or key == "id2label":
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        plain = list(value) if isinstance(value, tuple) else value
-        if is_argument(plain):
-            yield f"{prefix}{key}", plain
-
-
-def _nested(values: Mapping[str, Argument]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        *parts, last = key.split(".")
-        place = found
-        for part in parts:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
 
 
 def _check_reachable(name: str) -> None:

@@ -1,6 +1,7 @@
 """Models that timm builds by name: `timm:NAME`, `timm:hf_hub:ORG/NAME`, `timm:local-dir:PATH`."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 
 import timm
 from huggingface_hub import try_to_load_from_cache
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from secateur.errors import UserError, short
+from secateur.storage.base import Base
+from secateur.storage.directories.plain import Uniform, filled
 from secateur.storage.libraries._pooling import changed_pooling
 from secateur.storage.library import Argument, Arguments, is_argument, libraries, tuples
 from secateur.storage.meta import on_meta
@@ -86,6 +90,31 @@ class TimmModels:
                 raise UserError(f"'{min(special)}' is no argument of the constructor of '{name}'.")
         check_types(arguments, known)
         return _create(name, arguments)
+
+    def plain(self, model: nn.Module, base: Base, shape: Uniform, folder: Path) -> str:
+        """Write a directory for `timm.create_model("local-dir:…")`."""
+        changes: dict[str, Argument] = {
+            "embed_dim": shape.width,
+            "depth": len(shape.blocks),
+            "num_heads": shape.heads,
+            "mlp_ratio": (shape.hidden + 0.5) / shape.width,
+        }
+        arguments = {**base.arguments, **changes}
+        with on_meta():
+            stock = self.skeleton(base.name, arguments)
+        stock = filled(model, stock, shape, lambda: self.skeleton(base.name, arguments))
+        images = {k: v for k, v in base.preprocessing.to_json().items() if k != "input_size"}
+        classes = getattr(stock, "num_classes", 0)
+        config = {
+            "architecture": base.name.partition(".")[0],
+            "num_classes": classes,
+            "model_args": arguments,
+            "pretrained_cfg": {**getattr(stock, "pretrained_cfg", {}), **images},
+        }
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        save_file(dict(stock.state_dict()), folder / "model.safetensors")
+        return f"local-dir:{folder}"
 
 
 def _create(name: str, arguments: Arguments, *, pretrained: bool = False) -> nn.Module:

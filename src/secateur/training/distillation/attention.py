@@ -6,8 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from secateur.models.caches import unfused
-from secateur.models.family import stated_names
+from secateur.models.caches import stated_names, unfused
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from secateur.models.runner import Runner, Trace
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits (B, C) in what a model returns."""
+    """The logits (B, C), or features (B, T, C), in what a model returns."""
     found = outputs_of(output)
-    if found.ndim != 2:
+    if found.ndim not in (2, 3):
         raise UserError(
             f"a model returns outputs of shape {tuple(found.shape)} where logits [images, classes] "
             "were expected; give a model with a classification head."
