@@ -5,6 +5,7 @@ Legend: D residual width.
 
 from math import prod
 
+import torch
 from torch import nn
 
 from secateur.errors import UserError
@@ -14,6 +15,7 @@ from secateur.models.derived.members import heads_of, start_of
 from secateur.models.derived.names import linear, member, names_in, optional, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.modules import SlimAttention
+from secateur.models.outputs import features_in
 from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
@@ -65,7 +67,7 @@ def _classes_of(stated: Statement, model: nn.Module) -> int:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
-    if stated.classes is None and not heads_of(stated, model):
+    if stated.classes is None and _shows_its_stream(stated, model):
         return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
@@ -94,6 +96,17 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
             "stream"
         )
     return None
+
+
+@torch.no_grad()
+def _shows_its_stream(stated: Statement, model: nn.Module) -> bool:
+    """Whether some features of a model without classes come out past its linear heads."""
+    heads = list(heads_of(stated, model).values())
+    if not heads:
+        return True
+    tokens = stated.prefix(model) + prod(stated.grid(model))
+    stream_BND = heads[0].weight.new_zeros(1, tokens, start_of(stated, model, 0).width)
+    return len(list(features_in(stated.head(model, stream_BND)))) > len(heads)
 
 
 def check(stated: Statement, model: nn.Module) -> list[Step]:
