@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/storage/test_saved.py tests/data tests/cli/test_verbs.py \
+	tests/verbs/test_load.py tests/presets tests/request
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs benchmark zoo clean distclean
+.PHONY: demo test test-oldest lint docs benchmark zoo clean distclean
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -15,6 +18,12 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m standin -n 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone and not standin' -n 2
+
+# Run part of the tests with the lowest versions of all dependencies, in an environment of their own.
+# It downloads a second torch, so continuous integration leaves it out.
+test-oldest: $(OLDEST)/.installed
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) \
+		-m 'not alone and not standin and not slow and not gpu'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -47,6 +56,15 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[dev,export,data,train,hf]'
 	@touch $@
 
+# The requirements with each lower bound as the version.
+$(OLDEST)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(OLDEST)
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))\
+	['project']['dependencies'], sep='\n')" | sed 's/>=/==/' > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install -r $(OLDEST)/requirements.txt \
+		'pytest==8.3.*' 'hypothesis==6.100.*'
+	@touch $@
+
 # Apart from the others, since nobody else needs a site generator.
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install -e '.[docs]'
@@ -57,4 +75,4 @@ clean:
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)

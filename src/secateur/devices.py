@@ -1,4 +1,7 @@
-"""The device that a user names: looked up before any work, refused in a sentence."""
+"""The device that a user names: looked up before any work, refused in a sentence; torch's modes."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -51,3 +54,29 @@ def same_device(one: torch.device | str, other: torch.device | str) -> bool:
     """Whether both are one device; without a number, any of its type."""
     a, b = torch.device(one), torch.device(other)
     return a.type == b.type and (a.index == b.index or None in (a.index, b.index))
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """torch as it starts, whatever the caller has set around: every verb works alike.
+
+    Gradients can be taken, tensors made without a device or type are float32 on the CPU, and
+    operations run in the type of their tensors. All is set back at the end.
+    """
+    kind = torch.accelerator.current_accelerator()
+    kinds = ["cpu"] if kind is None else ["cpu", kind.type]
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for name in kinds:
+            if torch.amp.is_autocast_available(name) and torch.is_autocast_enabled(name):
+                stack.enter_context(torch.autocast(name, enabled=False))
+        # WHY only then: such a context runs Python at every operation.
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        try:
+            torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

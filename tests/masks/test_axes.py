@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from secateur.data.batches import as_batches
+from secateur.masks.granularity import gates_of, granularities
 from secateur.masks.start.axes import axes_needs, turn_attention_
 from secateur.models.family import family_of
 from secateur.models.host import host_of
 from secateur.models.outputs import outputs_of
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import observe
+from tests.device.hosts import model_of
 from tests.hosts import anatomy_of, build, images_for
-from tests.masks.cases import CASES, gates_for
+from tests.masks.cases import CASES, gates_for, scope_of
 
 TURNED = [case for case in CASES if axes_needs(gates_for(*case))]
 
@@ -48,3 +50,16 @@ def test_outputs_stay_and_last_dims_carry_least(name: str, sharing: str) -> None
             assert isinstance(old, AttentionWeights) and isinstance(new, AttentionWeights)
             changed += not torch.allclose(old.v_HVD, new.v_HVD, atol=1e-3)
     assert changed
+
+
+@torch.no_grad()
+def test_more_value_dims_than_channels_and_few_images_lose_nothing() -> None:
+    """Then covariances have eigenvalues of zero, which sums in single precision put below it."""
+    host = host_of(model_of("efficientformer_least"))
+    model, x = host.model, images_for(host.model)
+    before = model(x)
+    gates = tuple(gates_of(granularities.get("independent"), scope_of(model, host.anatomy)))
+    needs = axes_needs(gates)
+    assert "context_moments" in needs
+    turn_attention_(host, gates, observe(model, as_batches(x, 8), needs))
+    assert torch.allclose(model(x), before, rtol=0, atol=1e-4)

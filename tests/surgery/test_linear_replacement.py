@@ -51,6 +51,12 @@ def cut_with(model: nn.Module, gone: set[str], images: Tensor) -> nn.Module:
     return smaller
 
 
+def own(name: str, gone: set[str]) -> set[str]:
+    """The branches of a host that stand where these do in `vit`."""
+    ids = [[branch.id for branch in anatomy_of(host).branches] for host in ("vit", name)]
+    return {mine for there, mine in zip(*ids, strict=True) if there in gone}
+
+
 def stream_after(model: nn.Module, branch_id: str, images: Tensor) -> Tensor:
     """The stream of a dense model after a branch."""
     family = family_of(model)
@@ -77,14 +83,17 @@ def test_a_window_is_guessed_as_well_as_a_line_can(name: str) -> None:
     """The layer gives the least squares guess of all that the run adds, from behind the norm."""
     model = build(name)
     images = images_for(model, 40)
-    smaller = cut_with(model, {"blocks.1.attn", "blocks.1.mlp"}, images)
-    before, after = (stream_after(model, f"blocks.{i}.mlp", images) for i in (0, 1))
+    blocks = anatomy_of(name).blocks
+    smaller = cut_with(model, set(blocks[1].branches), images)
+    before, after = (stream_after(model, blocks[i].branches[1], images) for i in (0, 1))
     target_TD = (after - before).flatten(0, 1).double()
-    seen_TD = model.get_submodule("blocks.1.norm1")(before).flatten(0, 1).double()
+    first = anatomy_of(name).branch(blocks[1].branches[0])
+    norm = model.get_submodule(family_of(model).hook_points(model, first)["stream"].module)
+    seen_TD = norm(before).flatten(0, 1).double()
     x_TD = torch.cat([seen_TD, torch.ones_like(seen_TD[:, :1])], 1)
     least = torch.linalg.lstsq(x_TD, target_TD, driver="gelsd").solution
     residual = float((target_TD - x_TD @ least).square().sum())
-    family, kept = family_of(smaller), read(smaller).branch("blocks.2.attn")
+    family, kept = family_of(smaller), read(smaller).branch(blocks[2].branches[0])
     found = (family.arrive(smaller, kept, before) - after).double().square().sum()
     assert residual * (1 - 1e-6) <= float(found) <= residual * 1.1
     assert float(found) < 0.9 * float((target_TD - target_TD.mean(0)).square().sum())
@@ -160,13 +169,14 @@ def test_moments_do_not_depend_on_batches() -> None:
 def test_it_stands_in_the_way_of_the_stream_and_is_counted(name: str, gone: set[str]) -> None:
     model = build(name)
     images = images_for(model, 16)
+    count, gone = len(gone) - (gone is RUN) * 2, own(name, gone)
     smaller = cut_with(model, gone, images)
     family, anatomy = family_of(smaller), read(smaller)
     assert [b.id for b in anatomy.branches] == [
         b.id for b in anatomy_of(name).branches if b.id not in gone
     ]
     layers = [m for m in smaller.modules() if isinstance(m, LinearStandIn)]
-    assert len(layers) == len(anatomy.stand_ins) == (1 if gone is ONE else 2)
+    assert len(layers) == len(anatomy.stand_ins) == count
     x_BND = family.embed(smaller, images)
     for branch in anatomy.branches:
         arrived_BND = family.arrive(smaller, branch, x_BND)
@@ -183,17 +193,19 @@ def test_it_stands_in_the_way_of_the_stream_and_is_counted(name: str, gone: set[
 def test_models_with_one_can_be_pruned_again(name: str) -> None:
     model = build(name)
     images = images_for(model, 16)
-    smaller = cut_with(model, RUN - {"blocks.2.mlp"}, images)
+    smaller = cut_with(model, own(name, RUN - {"blocks.2.mlp"}), images)
     anatomy = read(smaller)
+    first, last_attention = anatomy.blocks[0].id, anatomy_of(name).branches[4].id
+    (stand_in,) = own(name, {"blocks.0.mlp"})
     if any("hidden" in branch.groups for branch in anatomy.branches):
         again = prune(smaller, images, "50% hidden", preset="energy", repair="none", align=FINE)
         assert again.cost == again.before.cost(again.plan.shapes)
         assert counted(again.model, anatomy.input_size) == again.cost
         assert [s.id for s in again.after.stand_ins] == [s.id for s in anatomy.stand_ins]
     # The mean of what is dropped behind a stand-in goes into its bias.
-    last = prune(smaller, images, "drop 1 attention", preset="layer_drop", protect=["blocks.0"])
-    assert "blocks.2.attn" not in read(last.model).shapes
-    bias = [model.get_submodule("blocks.0.mlp").bias for model in (smaller, last.model)]
+    last = prune(smaller, images, "drop 1 attention", preset="layer_drop", protect=[first])
+    assert last_attention not in read(last.model).shapes
+    bias = [model.get_submodule(stand_in).bias for model in (smaller, last.model)]
     assert not torch.equal(*bias)
     if anatomy.streams:
         narrow = prune(smaller, images, "50% width", preset="magnitude", repair="mean")

@@ -11,6 +11,7 @@ import secateur
 from secateur.data.images import open_images
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
+from secateur.masks.settings import LearnSettings
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.heal_and_train import FineTuneSettings, HealSettings
 from secateur.training.images.held_out import HeldOut
@@ -122,3 +123,23 @@ def test_a_judge_without_images_is_refused(saved: Path) -> None:
         secateur.heal(model, Untouched(), judge="eval_data")
     with pytest.raises(UserError, match=r"unknown judge 'held'.*held_out"):
         secateur.heal(model, Untouched(), judge="held")
+
+
+def test_learning_masks_is_judged_by_images_for_evaluation() -> None:
+    asked = {"settings": LearnSettings(steps=12, batch_size=16, checks=1, observe=64), "limit": 100}
+    dense = secateur.load("digits_vit")
+    with pytest.raises(UserError, match="are to judge the weights, but there are none"):
+        secateur.learn(dense, "digits/train", "40% params", judge="eval_data", **asked)
+    found = secateur.learn(
+        dense,
+        "digits/train",
+        "40% params",
+        judge="eval_data",
+        eval_images="digits/test",
+        **asked,
+    )
+    tuned = found.phases["tune"]
+    # None of the images to learn is held out, and the score is that of the accuracy told.
+    assert tuned.images == 100 and tuned.saved is not None
+    assert found.result.accuracy is not None
+    assert 100 - tuned.saved.value == pytest.approx(found.result.accuracy.top1)

@@ -1,4 +1,4 @@
-"""Models of transformers in the verbs, from a directory of the host's own to an exported file."""
+"""Models of several libraries in the verbs, as modules or from a directory, to an exported file."""
 
 import copy
 from pathlib import Path
@@ -13,20 +13,22 @@ from secateur.export import export
 from secateur.masks.settings import LearnSettings
 from secateur.models.outputs import outputs_of
 from secateur.training.heal_and_train import HealSettings
-from tests.hosts import as_made, hf, images_for, settled
+from tests.hosts import HOSTS, as_made, hf, images_for, settled
 
 FINE = {"width": 1, "qk": 2, "vo": 2, "hidden": 4, "heads": 1}
 QUIET = {"steps": 4, "batch_size": 8, "trackers": ()}
 
 
 def opened(name: str, folder: Path) -> nn.Module:
-    """A host as `secateur.load` finds it in a directory that its library wrote."""
+    """A module, or one of transformers as it is loaded from the directory that it wrote."""
+    if not name.startswith("hf_"):
+        return copy.deepcopy(as_made(name))
     as_made(name).save_pretrained(folder)
     with pytest.warns(Advice, match="how its images are prepared"):
         return secateur.load(f"hf:{folder}")
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "hf_dinov2_registers", "hf_beit"])
+@pytest.mark.parametrize("name", ["hf_vit", "hf_dinov2_registers", "hf_beit", "torchvision_vit"])
 def test_classifiers_in_all_verbs(name: str, tmp_path: Path) -> None:
     model = opened(name, tmp_path / "host")
     before = copy.deepcopy(model.state_dict())
@@ -51,8 +53,9 @@ def test_classifiers_in_all_verbs(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_learned_masks_on_a_classifier(tmp_path: Path) -> None:
-    model = opened("hf_clip", tmp_path / "host")
+@pytest.mark.parametrize("name", ["hf_clip", "beitv2_shared"])
+def test_learned_masks_on_a_classifier(name: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path / "host")
     x = images_for(model, 24)
     settings = LearnSettings.model_validate(
         {"epochs": 2, "batch_size": 8, "workers": 0, "trackers": ()}
@@ -65,9 +68,13 @@ def test_learned_masks_on_a_classifier(tmp_path: Path) -> None:
         assert torch.equal(outputs_of(again(x)), outputs_of(found.model(x)))
 
 
+FEATURES = [name for name in ("hf_siglip_features", "open_clip_vit") if name in HOSTS]
+
+
+@pytest.mark.parametrize("name", FEATURES)
 @pytest.mark.parametrize("preset", ["spectral", "greedy_drop"])
-def test_features_decide_where_there_are_no_classes(preset: str, tmp_path: Path) -> None:
-    model = opened("hf_siglip_features", tmp_path / "host")
+def test_features_decide_where_there_are_no_classes(name: str, preset: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path / "host")
     x = images_for(model, 16)
     budget = "drop 2 attention" if preset == "greedy_drop" else "75% macs"
     result = secateur.prune(model, x, budget, preset=preset)

@@ -102,6 +102,13 @@ def parse_budget(text: str) -> Budget:
 
 def _parse_cost(text: str) -> CostBudget | None:
     lowered = text.lower()
+    if match := re.fullmatch(rf"{_NUMBER}\s*(%|[kmgt]?)\s*flops?", lowered):
+        what = "% macs" if match[2] == "%" else f" {match[2].upper()}MACs"
+        half = "" if match[2] == "%" else ", or half of it"
+        raise UserError(
+            f"budget '{text}' is in FLOPs, which some count as multiply-adds and others as twice "
+            f"as many; name multiply-adds: '{match[1]}{what}'{half}."
+        )
     if match := re.fullmatch(rf"{_NUMBER}\s*%\s*(macs|params|ms)", lowered):
         share = _share(float(match[1]), text)
         return CostBudget(unit=_unit(match[2]), amount=share, relative=True)

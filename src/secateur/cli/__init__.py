@@ -1,5 +1,8 @@
 """The command line: one file per verb; heavy libraries are imported when a verb runs."""
 
+import codecs
+import sys
+
 import typer
 
 from secateur.cli.analyze import analyze
@@ -36,6 +39,31 @@ for _verb in (inspect, analyze, prune, learn, heal, train, evaluate, bench, expo
     app.command()(_verb)
 
 
+PLAIN: dict[str, str | int | None] = {
+    "\xa0": " ",
+    "·": "-",
+    "–": "-",
+    "−": "-",
+    "─": "-",
+    "×": "x",
+    "→": "->",
+    "±": "+-",
+}
+PLAIN |= {"…": "...", "‖": "||", "≤": "<=", "≥": ">="}
+"""What a terminal without these characters is shown."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Characters that an encoding lacks, in those that it has."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(str.maketrans(PLAIN))
+    return text.encode("ascii", "replace").decode("ascii"), error.end
+
+
 def main() -> None:
     """Entry point of the program."""
+    codecs.register_error("secateur", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="secateur")
     app()

@@ -38,7 +38,7 @@ def analyze(
 ) -> Answer:
     """Measure the redundancy of a model: the degradation without each layer, head and dim.
 
-    Takes about 15 forward passes over 256 images for a model of 12 blocks; the page says how many.
+    Takes about 100 forward passes over 256 images for a model of 12 blocks; the page says how many.
     """
     from secateur.verbs.analyze import analyze_checked, check_analysis, check_place
 

@@ -85,7 +85,7 @@ def _input_size(models: dict[str, "nn.Module"]) -> tuple[int, int, int]:
 
 def _show(console: "Console", rows: "Sequence[Row]") -> None:
     from secateur.cli.tables import plain_table
-    from secateur.report.words import milliseconds, percent
+    from secateur.report.words import milliseconds, percent, plural
 
     several = len({(row.latency.runtime, row.latency.batch_size) for row in rows}) < len(rows)
     wide = console.width >= WIDE
@@ -105,6 +105,6 @@ def _show(console: "Console", rows: "Sequence[Row]") -> None:
     console.print(table)
     first = rows[0].latency
     console.print(
-        f"{first.device}, {first.threads} threads; {first.runs} passes or more of each model, in "
-        "turns. Ratio: the time as a share of the first model's."
+        f"{first.device}, {plural(first.threads, 'thread')}; {first.runs} passes or more of each "
+        "model, in turns. Ratio: the time as a share of the first model's."
     )

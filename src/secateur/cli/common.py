@@ -176,6 +176,8 @@ def _errors_as_sentences(debug: bool) -> Iterator[None]:
             yield
     except UserError as error:
         _complain(str(error), debug)
+        for note in _notes(error):
+            typer.echo(note, err=True)
         raise typer.Exit(WRONG_INPUT) from None
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)

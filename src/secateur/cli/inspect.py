@@ -97,7 +97,8 @@ def _show_time(console: "Console", found: "Inspection") -> None:
 
     time = found.latency
     if time is not None:
-        threads = f", {time.threads} threads" if time.device == "cpu" else ""
+        several = "" if time.threads == 1 else "s"
+        threads = f", {time.threads} thread{several}" if time.device == "cpu" else ""
         console.print(
             f"The whole model takes {milliseconds(time.ms)} ({time.runtime} on {time.device}, "
             f"batch {time.batch_size}{threads}). Layers are timed alone, in turns with it."

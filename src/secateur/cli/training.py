@@ -233,7 +233,8 @@ def _show(console: "Console", result: "Trained", out: Path, replaced: str | None
     dense, kept = record["params"]["dense"], record["params"]["pruned"]
     table = plain_table(result.verb, "")
     table.add_row("trained", f"{report.budget}: {report.steps} steps, {clock(report.seconds)}")
-    table.add_row("images", f"{report.images}, {report.processes} processes")
+    several = "process" if report.processes == 1 else "processes"
+    table.add_row("images", f"{report.images}, {report.processes} {several}")
     table.add_row("parameters", f"{kept:,} of {dense:,}")
     if (judged := result.judged) is not None:
         name = judged.measure.replace("_", " ")

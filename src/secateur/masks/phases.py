@@ -201,10 +201,12 @@ def _phase(
     settings, session = job.phases.get(phase), job.session.stage(phase)
     if settings is None:
         return
-    judge = None
-    if phase != "search":
-        judge = session.judge(settings, None if session.labels else teacher)
+    judge, by_labels = None, session.judged_by_labels
+    if phase != "search" and (by_labels or teacher is not None):
+        judge = session.judge(settings, None if by_labels else teacher)
     about = {**job.task.about(), "phase": phase}
+    if session.judge_labels is not None:
+        about["judge"] = "eval_data"
     if teacher is not None:
         about["teacher"] = digest(teacher.model)
     with timed(job.seconds, phase):

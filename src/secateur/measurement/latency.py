@@ -19,6 +19,7 @@ from secateur.measurement.modes import example_images
 from secateur.measurement.request import BenchRequest, Clock
 from secateur.measurement.runtimes import Run, require, runtimes
 from secateur.models.caches import copy_of, evaluating
+from secateur.models.family import family_of
 from secateur.request.takes import takes
 
 WARM_UPS = 3
@@ -134,6 +135,9 @@ def take_turns(
 def _check(models: Mapping[str, nn.Module], request: BenchRequest) -> None:
     if not models:
         raise UserError("there is no model to measure; name at least one.")
+    for model in models.values():
+        if not isinstance(model, nn.Module):
+            family_of(model)  # Raises; any module can be measured.
     if any(batch < 1 for batch in request.batch_sizes):
         raise UserError(f"batch sizes must be at least 1, not {min(request.batch_sizes)}.")
     if request.min_runs < 2:

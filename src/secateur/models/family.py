@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError
+from secateur.models.checks.wrapped import no_family, refuse_changed
 from secateur.models.derived import adopt, anatomy, basis, fold, width
 from secateur.models.derived.blocks import OnTokens, PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
@@ -57,7 +58,8 @@ class Family:
         return False
 
     def read(self, model: nn.Module) -> Anatomy:
-        """Describe `model`; UserError for members that cannot be supported or are not there."""
+        """Describe `model`; UserError for members that are not there, or cannot be supported."""
+        refuse_changed(model)
         return anatomy.read(self.statement, model)
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
@@ -261,10 +263,6 @@ class Family:
         return as_tokens(x) if x.ndim == 4 and self.statement.grids == "BDHW" else as_rows(x)
 
 
-class UnknownFamilyError(UserError):
-    """A model that no statement describes."""
-
-
 families: Registry[Family] = Registry("model family", "secateur.models.families")
 
 
@@ -274,18 +272,17 @@ def state(statement: Statement) -> None:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family that reads `model`; UserError listing the known families if there is none."""
-    if isinstance(own := model.__dict__.get("secateur_family"), Family):
+    """The family that reads `model`; UserError if there is none, with what to give instead."""
+    if isinstance(model, nn.Module) and isinstance(
+        own := model.__dict__.get("secateur_family"), Family
+    ):
         return own
-    for _, family in families.items():
-        if family.matches(model):
+    known = [family for _, family in families.items()]
+    for family in known:
+        if isinstance(model, nn.Module) and family.matches(model):
             return family
-    known = "; ".join(dict.fromkeys(family.title for _, family in families.items()))
-    raise UnknownFamilyError(
-        f"model class {type(model).__module__}.{type(model).__qualname__} belongs to no family "
-        f"that secateur can read; known families: {known}. For a model of your own, pass a "
-        "statement to secateur.load(model, family=...); secateur.inspect drafts one."
-    )
+    titles = [family.title for family in known]
+    raise no_family(model, lambda module: any(one.matches(module) for one in known), titles)
 
 
 def read(model: nn.Module) -> Anatomy:

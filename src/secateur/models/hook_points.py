@@ -88,3 +88,57 @@ def watch_gradient(
     if hook_point.at == "output":
         return module.register_forward_hook(lambda _module, _args, output: register(output))
     return module.register_forward_pre_hook(lambda _module, args: register(args[0]))
+
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+"""Where torch keeps what users have registered on a module."""
+
+
+def keep_hooks_(new: nn.Module, old: nn.Module) -> None:
+    """Let a module that takes the place of another have its hooks, and those of its parts.
+
+    Those of secateur, which watch a model for the time of a pass, stay where they are.
+    """
+    own = dict(new.named_modules())
+    for path, module in old.named_modules():
+        if path not in own or own[path] is module or not _hooked(module):
+            continue
+        for name in HOOKS:
+            kept = vars(module)[name]
+            if isinstance(kept, dict):
+                vars(own[path])[name].update(
+                    {key: hook for key, hook in kept.items() if not _is_ours(hook)}
+                )
+            else:
+                setattr(own[path], name, kept)
+
+
+def lost_hooks(dense: nn.Module, smaller: nn.Module) -> list[str]:
+    """Paths of modules whose hooks are in `dense` only, since their place is gone."""
+    kept = {path for path, module in smaller.named_modules() if _hooked(module)}
+    return [p for p, module in dense.named_modules() if _hooked(module) and p not in kept]
+
+
+def lost_hooks_note(dense: nn.Module, smaller: nn.Module) -> list[str]:
+    """A sentence about them, if there are any."""
+    lost = lost_hooks(dense, smaller)
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return [f"Hooks are gone with what was removed: {', '.join(lost[:3])}{more}."] if lost else []
+
+
+def _is_ours(hook: object) -> bool:
+    source = getattr(getattr(hook, "func", hook), "__module__", None)
+    return str(source).startswith("secateur.")
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(isinstance(vars(module).get(name), dict) and vars(module)[name] for name in HOOKS)

@@ -9,40 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, compiler, nn
+from torch.fx import Proxy
 
+from secateur.models.derived.keyless import KeylessLinear as KeylessLinear
+from secateur.models.derived.scripting import write_attention_, write_linear_
 from secateur.models.statement import Call
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
-
-
-class KeylessLinear(nn.Linear):
-    """Queries, keys and values in one product, with a bias for queries and values only.
-
-    A constant of all keys changes no softmax, unless keys are `turned` by a norm or rotary
-    embeddings.
-    """
-
-    turned = False
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """The product; between its two parts, the bias is zero for the keys."""
-        keys = self.out_features - self.bias.numel()
-        query, value = self.bias[:keys], self.bias[keys:]
-        return F.linear(x_BND, self.weight, torch.cat([query, torch.zeros_like(query), value]))
-
-
-def carries(layer: nn.Linear | nn.Conv2d) -> bool:
-    """Whether a bias of this layer can do for any constant in all of its rows."""
-    if layer.bias is None:
-        return False
-    return len(layer.bias) == len(layer.weight) or not getattr(layer, "turned", False)
-
-
-def rows_with_bias(layer: nn.Linear | nn.Conv2d, rows_R: Tensor) -> Tensor:
-    """Of one value per row of a layer that has a bias, those of the rows that have one."""
-    assert layer.bias is not None
-    keys = rows_R.numel() - layer.bias.numel()
-    return torch.cat([rows_R[:keys], rows_R[2 * keys :]]) if keys else rows_R
 
 
 class SlimAttention(nn.Module):
@@ -106,27 +79,45 @@ class SlimAttention(nn.Module):
         With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
         """
         x_BND, given = self.call.bound(args, given)
-        qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
-        parts = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
-        q_BHNK, k_BHNK, v_BHNV = (
-            p.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in parts
-        )
-        q_BHNK, k_BHNK = self.q_norm(q_BHNK), self.k_norm(k_BHNK)
+        q_BHNK, k_BHNK, v_BHNV = self.project(x_BND)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
-        mask = self._added(None if self.call.mask is None else given.get(self.call.mask), x_BND)
-        attend = self._fused if self.fused_attn else self._attend
+        mask = None if self.call.mask is None else given.get(self.call.mask)
         causal = bool(given.get("is_causal", False))
-        out_BHNV, weights = attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
-        context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
-        out_BND = self.proj_drop(self.proj(context_BND))
+        out_BND, weights = self.attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
         return (out_BND, weights) if self.call.pair else out_BND
 
-    def _added(self, mask: Tensor | None, x_BND: Tensor) -> Tensor | None:
+    def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by head, normed."""
+        qk, vo = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
+        q, k, v = self.qkv(x_BND).split([qk, qk, vo], dim=-1)
+        q_BHNK = q.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2)
+        k_BHNK = k.unflatten(-1, (self.num_heads, self.qk_dim)).transpose(1, 2)
+        v_BHNV = v.unflatten(-1, (self.num_heads, self.v_dim)).transpose(1, 2)
+        return self.q_norm(q_BHNK), self.k_norm(k_BHNK), v_BHNV
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The update of the stream (B, N, D), and the weights where they are worked out."""
+        mask = self._added(mask, q)
+        weights: Tensor | None = None
+        if self.fused_attn:
+            out_BHNV = self._fused(q, k, v, mask, is_causal)
+        else:
+            out_BHNV, weights = self._attend(q, k, v, mask, is_causal)
+        context_BND = self.norm(out_BHNV.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(context_BND)), weights
+
+    def _added(self, mask: Tensor | None, q: Tensor) -> Tensor | None:
         """Position biases and the mask as one; that of windows (W, N, N) is for each image."""
-        if by_window := mask is not None and mask.ndim == 3:
-            assert mask is not None
-            mask = mask[:, None]
+        by_window = False
+        if mask is not None:
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
+                by_window = mask.ndim == 3
+            else:
+                by_window = not isinstance(mask, Proxy) and mask.ndim == 3
+            mask = mask[:, None] if by_window else mask
         if self.position_table is not None:
             bias_HNN = self.position_table[:, self.get_buffer(self.index)]
             if mask is None:
@@ -136,32 +127,36 @@ class SlimAttention(nn.Module):
             else:
                 mask = bias_HNN + mask
         if by_window and mask is not None:
-            mask = mask.repeat(x_BND.shape[0] // mask.shape[0], 1, 1, 1)
+            mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
         return mask
 
     def _fused(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
-    ) -> tuple[Tensor, None]:
+    ) -> Tensor:
         # WHY: on the CPU torch has a fast kernel for equal widths only; zeros change no product.
-        # An exported graph goes to other devices and runtimes, where they would only be work.
+        # A graph goes to other devices and runtimes, where they would only be work.
         missing = self.qk_dim - self.v_dim
-        if missing and q.device.type == "cpu" and not compiler.is_exporting():
-            if missing > 0:
-                v = F.pad(v, (0, missing))
-            else:
-                q, k = F.pad(q, (0, -missing)), F.pad(k, (0, -missing))
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            pads = q.device.type == "cpu"
+        else:
+            traced = compiler.is_exporting() or isinstance(q, Proxy)
+            pads = not traced and q.device.type == "cpu"
+        if pads and missing > 0:
+            v = F.pad(v, (0, missing))
+        elif pads and missing < 0:
+            q, k = F.pad(q, (0, -missing)), F.pad(k, (0, -missing))
         chance = self.attn_drop.p if self.training else 0.0
         out_BHNV = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, dropout_p=chance, is_causal=is_causal, scale=self.scale
         )
-        return (out_BHNV[..., : self.v_dim] if missing > 0 else out_BHNV), None
+        return out_BHNV[..., : self.v_dim] if pads and missing > 0 else out_BHNV
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> tuple[Tensor, Tensor]:
         logits_BHNN = (q * self.scale) @ k.transpose(-2, -1)
         if is_causal:
-            future = logits_BHNN.new_full(logits_BHNN.shape[-2:], float("-inf")).triu_(1)
+            future = torch.full_like(logits_BHNN[0, 0], float("-inf")).triu_(1)
             logits_BHNN = logits_BHNN + future
         elif attn_mask is not None and attn_mask.dtype == torch.bool:
             logits_BHNN = logits_BHNN.masked_fill(~attn_mask, float("-inf"))
@@ -169,6 +164,10 @@ class SlimAttention(nn.Module):
             logits_BHNN = logits_BHNN + attn_mask
         weights_BHNN: Tensor = self.attn_drop(logits_BHNN.softmax(dim=-1))
         return weights_BHNN @ v, weights_BHNN
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script."""
+        return write_attention_(self, self.call, self.rotary)
 
 
 class LinearStandIn(nn.Linear):
@@ -186,6 +185,10 @@ class LinearStandIn(nn.Linear):
         x_BND, _ = self.call.bound(args, given)
         out_BND = F.linear(x_BND, self.weight, self.bias)
         return (out_BND, None) if self.call.pair else out_BND
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script."""
+        return write_linear_(self, self.call)
 
 
 class ShiftedReLU(nn.ReLU):

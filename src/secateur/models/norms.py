@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UserError, short
-from secateur.models.modules import rows_with_bias
+from secateur.models.derived.keyless import rows_with_bias
 from secateur.models.stream import Held
 
 EPSILONS = ("eps", "variance_epsilon")

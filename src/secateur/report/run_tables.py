@@ -160,7 +160,8 @@ def provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Repair", f"{run.repair}: {REPAIRS.get(run.repair, run.repair)}"
     if run.replacement is not None:
         yield "Replacement", f"{run.replacement}, for dropped layers"
-    yield "Polish", _polish(run.polish)
+    if run.learning is None:
+        yield "Polish", _polish(run.polish)
     yield "Seed", str(run.seed)
     yield "Calibration", f"{plural(run.data.images, 'image')} from {run.data.source}"
     if run.data.fingerprint:

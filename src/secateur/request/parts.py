@@ -161,6 +161,13 @@ class TrainingPart:
             read=text,
         ),
     ] = None
+    judge: Annotated[
+        str,
+        Say(
+            "By what weights are judged while training: held_out, a share of --data, or eval_data.",
+            TRAINING,
+        ),
+    ] = "held_out"
     restart: Annotated[
         bool, Say("Begin anew where a run was stopped, instead of going on.", TRAINING)
     ] = False
@@ -171,6 +178,6 @@ class TrainingPart:
 
     def session(self) -> dict[str, Any]:
         """What a training session takes of these fields."""
-        kept = ("limit", "skip_unreadable", "folder", "restart", "progress", "on_log")
-        some = [name for name in ("loss", "judge") if hasattr(self, name)]
+        kept = ("limit", "skip_unreadable", "folder", "restart", "progress", "on_log", "judge")
+        some = [name for name in ("loss",) if hasattr(self, name)]
         return {name: getattr(self, name) for name in (*kept, *some, "eval_images")}

@@ -37,8 +37,8 @@ def takes(request: Callable[P, R]) -> Taking[P, R]:
 
     `takes(PruneRequest)` of `prune(model, images, request)` is called as
     `prune(model, images, "50% macs", preset="energy")`. Signature, type hints and the parameters
-    in the docstring follow from the fields. TypeError for an argument that is none, with the
-    nearest name.
+    in the docstring follow from the fields. It runs with torch as it starts, see
+    `secateur.devices.plain_torch`. TypeError for an argument that is none, with the nearest name.
     """
     make: Any = request
 
@@ -57,7 +57,10 @@ def takes(request: Callable[P, R]) -> Taking[P, R]:
             except TypeError as error:
                 raise TypeError(f"{function.__name__}: {error}") from None
             before = [values.pop(one.name) for one in first]
-            return function(*before, make(**values))
+            from secateur.devices import plain_torch  # Here, so that help needs no torch.
+
+            with plain_torch():
+                return function(*before, make(**values))
 
         kinds = {one.name: one.annotation for one in signature.parameters.values()}
         hints = {**kinds, "return": function.__annotations__["return"]}

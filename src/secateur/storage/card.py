@@ -48,7 +48,11 @@ def card(title: str, spec: Spec) -> str:
         pipeline_tag="image-classification",
         tags=["secateur", *_pruned(spec), "vision-transformer", "image-classification"],
     )
-    told = {key: value for key, value in spec.provenance.items() if key not in FOR_MACHINES}
+    told = {
+        key: value
+        for key, value in spec.provenance.items()
+        if key not in FOR_MACHINES and value is not None
+    }
     how = "".join(
         f" {word} `{spec.provenance[key]}`"
         for word, key in (("with preset", "preset"), ("to", "budget"))

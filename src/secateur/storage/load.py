@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from secateur.devices import usable_device
+from secateur.devices import plain_torch, usable_device
 from secateur.errors import UserError
 from secateur.models.caches import stated_names
-from secateur.models.family import families
+from secateur.models.family import families, family_of
 from secateur.models.head import give_head_
 from secateur.storage.base import build
 from secateur.storage.directories.existing import mend_model
@@ -29,6 +29,7 @@ from secateur.storage.weights import (
 )
 
 
+@plain_torch()
 def load(
     source: str | Path | nn.Module,
     *,
@@ -50,6 +51,8 @@ def load(
     Raises UserError for a device that is not there, unknown names, weights that do not fit
     or hold NaN, damaged directories.
     """
+    if not isinstance(source, str | Path | nn.Module):
+        family_of(source)  # Raises.
     options: dict[str, object] = {
         "checkpoint": checkpoint,
         "num_classes": num_classes,

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from secateur.devices import plain_torch
 from secateur.errors import UserError
 from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
@@ -25,6 +26,7 @@ from secateur.storage.directories.existing import (
     refuse_replacing,
     require_place,
 )
+from secateur.storage.directories.places import names_of_places, without_places
 from secateur.storage.fingerprint import SEED, agree, probe, tolerance
 from secateur.storage.identify import resized_like
 from secateur.storage.saved import complete_, sha256
@@ -72,6 +74,7 @@ def check_out(out: str | Path, *, overwrite: bool = False) -> str | None:
     return what
 
 
+@plain_torch()
 def save(
     model: nn.Module,
     out: str | Path,
@@ -87,13 +90,17 @@ def save(
     The files are written to a hidden directory, the model is rebuilt from them and must give the
     outputs of `model`; only then they take their places in `out`. A model saved there is replaced
     only with `overwrite`, and returned in words; files of others beside it stay. `provenance` and
-    `results` are made plain JSON; `extra_files` maps further file names, such as report.html, to
-    their contents. Raises UserError, leaving all as it was, when the directory cannot be written,
-    the disk is full, weights are not finite, or the rebuild differs.
+    `results` are made plain JSON, and of the paths in them the last name is kept; `extra_files`
+    maps further file names, such as report.html, to their contents. Raises UserError, leaving all
+    as it was, when the directory cannot be written, the disk is full, weights are not finite, or
+    the rebuild differs.
     """
     out = Path(out)
     replaced = check_out(out, overwrite=overwrite)
-    extra = dict(extra_files or {})
+    known: dict[str, str] = {}
+    provenance = names_of_places({"": provenance}, known)[""]
+    results = names_of_places({"": results}, known)[""]
+    extra = {name: without_places(text, known) for name, text in (extra_files or {}).items()}
     for name in extra:
         if Path(name).name != name or name in ("", "..", SPEC, WEIGHTS, CARD):
             raise UserError(f"'{name}' is no name for a further file of a saved model.")

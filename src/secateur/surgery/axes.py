@@ -16,10 +16,12 @@ from torch import Tensor
 from secateur.models.weights import AttentionWeights
 from secateur.statistics import Sums
 from secateur.statistics.moments import moments
-from secateur.surgery.rotate import matrix_roots
+from secateur.surgery.rotate import FLOOR, matrix_roots
 
 RIDGE = 1e-6
-"""Share of the mean variance added to each dim, so that dims that never vary can be turned too."""
+"""Share of the mean variance added to each dim, so that dims that never vary can be turned too.
+
+It is more where the smallest would stay below the `FLOOR` of the largest."""
 
 
 def turn_query_key(weights: AttentionWeights, logits: Sums) -> AttentionWeights:
@@ -68,8 +70,12 @@ def turn_value(weights: AttentionWeights, context: Sums) -> AttentionWeights:
 def _regular(gram_HKK: Tensor) -> Tensor:
     gram_HKK = gram_HKK.double()
     mean_H = gram_HKK.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-30)
+    # WHY: a dim below the floor has no inverse, and what it carries would be gone. Sums in single
+    # precision may end below zero.
+    values_HK = torch.linalg.eigvalsh((gram_HKK + gram_HKK.mT) / 2)
+    ridge_H = torch.maximum(RIDGE * mean_H, 2 * FLOOR * values_HK[:, -1] - values_HK[:, 0])
     eye_KK = torch.eye(gram_HKK.shape[-1], dtype=torch.float64, device=gram_HKK.device)
-    return gram_HKK + RIDGE * mean_H[:, None, None] * eye_KK
+    return gram_HKK + ridge_H[:, None, None] * eye_KK
 
 
 def _balanced(

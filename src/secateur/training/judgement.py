@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from secateur.errors import UserError
@@ -102,4 +103,5 @@ def _origin(
         return "unknown"
     if fingerprint == known["fingerprint"]:
         return "same"
-    return "source" if source == known.get("source") else "new"
+    # WHY: a saved model keeps the name of a folder only.
+    return "source" if known.get("source") in (source, PurePath(source).name) else "new"

@@ -59,13 +59,18 @@ class Session:
     progress: Progress | None = None
     on_log: OnLog | None = None
 
+    @property
+    def judged_by_labels(self) -> bool:
+        """Whether the held-out images have labels."""
+        return self.labels if self.judge_labels is None else self.judge_labels
+
     def judge(self, settings: TrainSettings, teacher: Teacher | None) -> HeldOut | None:
         """The judge on the held-out images; None where none are held out."""
         if self.held is None:
             return None
         return HeldOut(
             items=plain_items(self.held),
-            labels=self.labels if self.judge_labels is None else self.judge_labels,
+            labels=self.judged_by_labels,
             teacher=teacher,
             batch_size=settings.batch_size,
             workers=settings.workers,

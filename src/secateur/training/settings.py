@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from secateur.errors import UserError, short
 from secateur.registry import unknown
@@ -107,6 +107,12 @@ class TrainSettings(Strict):
     kept_views: Path | None = None
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_in_yaml(cls, value: object) -> object:
+        # WHY: YAML reads a bare no as false.
+        return "no" if value is False else value
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         given = [key for key in ("steps", "epochs", "time") if getattr(self, key) is not None]
@@ -130,10 +136,14 @@ class TrainSettings(Strict):
         if self.time is not None:
             return parse_run_length(self.time, "time")
         if self.steps is not None:
-            return RunLength(text=f"{self.steps} steps", steps=self.steps)
+            return RunLength(text=_counted(self.steps, "step"), steps=self.steps)
         epochs = self.epochs or 10
         steps = max(1, -(-round(epochs * images) // self.batch_size))
-        return RunLength(text=f"{epochs:g} epochs", steps=steps)
+        return RunLength(text=_counted(epochs, "epoch"), steps=steps)
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -122,6 +122,7 @@ def analyze(model: nn.Module, images: object, request: AnalyzeRequest) -> Analys
 
 def analyze_checked(model: nn.Module, images: object, request: AnalyzeRequest) -> Analysis:
     """`analyze` for a request that was checked before the model was opened."""
+    host_of(model)  # Raises, before the model is looked into.
     model = observable(model)
     if has_shared(model):
         # WHY: hooks on a module that is used twice cannot tell one use from the other.

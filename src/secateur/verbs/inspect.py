@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
-from secateur.errors import UserError
 from secateur.measurement.timing import Times, time_branches
-from secateur.models.derived.draft import draft_of
-from secateur.models.family import UnknownFamilyError
+from secateur.models.checks.draft import draft_of
+from secateur.models.checks.wrapped import UnknownFamilyError
 from secateur.models.host import host_of
 from secateur.models.sharing import has_shared, parameters_outside
 from secateur.models.types import ATTENTION_GROUPS, MLP_GROUPS, Anatomy, Branch, GroupName
@@ -84,15 +83,17 @@ class Inspection:
 def inspect(model: nn.Module, request: InspectRequest) -> Inspection:
     """Read a model without changing it.
 
-    For a model of no known family, the UserError says what was recognised and what is missing, and
-    drafts a statement for `secateur.load(model, family=...)` as Python text.
+    For a model of no known family, a note of the UserError says what was recognised and what is
+    missing, and drafts a statement for `secateur.load(model, family=...)` as Python text.
     With `latency`, each branch is timed alone, in turns with the whole model, in `runtime` with
     `latency_batch` images at a time; otherwise the model is not run.
     """
     try:
         host = host_of(model)
     except UnknownFamilyError as error:
-        raise UserError(f"{error}\n\n{draft_of(model).text()}") from error
+        if (draft := draft_of(model)).lines:
+            error.add_note(draft.text())
+        raise
     anatomy = host.anatomy
     times = None
     if request.latency:

@@ -15,6 +15,7 @@ from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
 from secateur.methods.to_latency import latency_target
 from secateur.models.caches import observable
+from secateur.models.hook_points import lost_hooks_note
 from secateur.models.host import host_of
 from secateur.models.sharing import refuse_shared
 from secateur.models.walk_check import require_walk
@@ -26,6 +27,7 @@ from secateur.training.distillation.cached_logits import LOGITS
 from secateur.training.distillation.objectives import require_streams
 from secateur.training.distillation.teacher import teacher_for
 from secateur.training.images.views import VIEWS, views_of
+from secateur.training.judgement import judgement
 from secateur.training.machine import training_device
 from secateur.training.session import Session, plain_items
 from secateur.verbs.evaluate import measure_, require_classifier
@@ -44,8 +46,9 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
     `secateur.prune`). The images are those of `secateur.heal`; `settings.distil` weights their
     labels, if any, and the teacher. The teacher is the given model or a `reference`: any model of
     the same classes, such as the dense original of a model that was pruned before. With a `folder`,
-    an interrupted run resumes, unless `restart`. `device` is that of `secateur.heal`. `on_note`
-    receives, before training, the units that the granularity can remove. An invalid request raises
+    an interrupted run resumes, unless `restart`. `judge` and `device` are those of `secateur.heal`.
+    `on_note` receives, before training, the units that the granularity can remove. An invalid
+    request raises
     UserError before training begins.
     """
     return learn_checked(model, images, check_learning(request))
@@ -54,6 +57,7 @@ def learn(model: nn.Module, images: object, request: LearnRequest) -> Learned:
 def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> Learned:
     """`learn` for a request that was checked before the model was opened."""
     request, settings, progress = asked.request, asked.settings, asked.request.progress
+    host_of(model)  # Raises, before the model is looked into.
     device = training_device(next(model.parameters()).device, request.device)
     require_double(device, "learning masks")
     refuse_not_finite(model.state_dict(), "the model")
@@ -89,6 +93,9 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
         dense, shrunk = run(job)
     result = _result(job, model, dense, shrunk, used)
     result.notes = [*notes, *seen, before.text(), *result.notes]
+    if (tuned := job.reports.get("tune")) is not None:
+        judged = judgement(tuned, used.source, used.fingerprint, {}, request.judge, "train")
+        result.notes += [judged.note()] if judged is not None and judged.worse else []
     if scored is not None or request.latency:
         with timed(job.seconds, "measure"):
             missing = request.latency and not result.latency
@@ -148,7 +155,7 @@ def _result(
         latency=[] if found is None else found.rows,
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
-        notes=_claims(shrunk),
+        notes=[*_claims(shrunk), *lost_hooks_note(model, shrunk.model)],
     )
 
 

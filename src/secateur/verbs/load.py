@@ -121,6 +121,8 @@ def open_data(
     `labels_needed`, images may be of other classes or have targets of any kind, which are then left
     out. UserError for images that the model cannot process.
     """
+    if not isinstance(model, nn.Module):
+        read(model)  # Raises; any module can be measured, of a known family or not.
     if isinstance(images, str | Path):
         images = open_images(
             images,

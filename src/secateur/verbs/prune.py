@@ -18,6 +18,7 @@ from secateur.methods.request import PruneRequest
 from secateur.methods.task import Task, resolve
 from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
 from secateur.models.caches import evaluating, observable
+from secateur.models.hook_points import lost_hooks_note
 from secateur.models.host import Host, host_of
 from secateur.models.rotation_check import require_rotatable
 from secateur.models.sharing import refuse_shared
@@ -156,7 +157,7 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
         latency_rounds=[] if found is None else list(found.rounds),
         latency_best=None if found is None else found.best,
         polish=report,
-        notes=notes + ([] if found is None else [found.note]),
+        notes=[*notes, *lost_hooks_note(source, smaller), *([] if found is None else [found.note])],
     )
 
 

@@ -166,13 +166,6 @@ class HealRequest(TrainingPart):
             TRAINING,
         ),
     ] = None
-    judge: Annotated[
-        str,
-        Say(
-            "By what weights are judged while training: held_out, a share of --data, or eval_data.",
-            TRAINING,
-        ),
-    ] = "held_out"
     reference: "nn.Module | str | Path | None" = None
     settings: "HealSettings | None" = None
 
@@ -181,13 +174,6 @@ class HealRequest(TrainingPart):
 class TrainRequest(TrainingPart):
     """How a dense model is fine-tuned."""
 
-    judge: Annotated[
-        str,
-        Say(
-            "By what weights are judged while training: held_out, a share of --data, or eval_data.",
-            TRAINING,
-        ),
-    ] = "held_out"
     settings: "FineTuneSettings | None" = None
 
 

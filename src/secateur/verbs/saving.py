@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.devices import plain_torch
 from secateur.errors import UserError
 from secateur.models.family import read
 from secateur.report import render
@@ -17,6 +18,7 @@ from secateur.storage.save import save as write
 from secateur.verbs.result import PROVENANCE, Result, environment
 
 
+@plain_torch()
 def save(
     model: nn.Module, out: str | Path, *, overwrite: bool = False, plain: bool = False
 ) -> str | None:

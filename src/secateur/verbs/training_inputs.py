@@ -40,6 +40,8 @@ def copy_to_train(
 
     UserError for weights that are not finite, and for another forward pass than that of the family.
     """
+    if not isinstance(model, Result):
+        read(model)
     found, base, earlier = _origin(model)
     refuse_not_finite(found.state_dict(), "the model")
     require_walk(found)

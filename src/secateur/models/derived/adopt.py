@@ -15,6 +15,7 @@ from secateur.models.derived.blocks import PartialBlock
 from secateur.models.derived.layout import our_attention, position_biases
 from secateur.models.derived.names import is_fused, optional
 from secateur.models.derived.steps import Step, residuals_of, steps_of
+from secateur.models.hook_points import keep_hooks_
 from secateur.models.statement import AttentionLayer, Statement, TabulatedBias
 
 
@@ -81,13 +82,8 @@ def replace_attention_(stated: Statement, model: nn.Module, step: Step, new: nn.
 
 
 def put_(stated: Statement, model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put a module in place of another, with the hooks by which the host records outputs."""
+    """Put a module in place of another, with its hooks, also those by which the host records."""
     if stated.record is not None:
         stated.record(model, path)
-        hooks = model.get_submodule(path)._forward_hooks
-        new._forward_hooks.update({key: hook for key, hook in hooks.items() if not _is_ours(hook)})
+    keep_hooks_(new, model.get_submodule(path))
     model.set_submodule(path, new)
-
-
-def _is_ours(hook: object) -> bool:
-    return str(getattr(hook, "__module__", "secateur")).startswith("secateur")

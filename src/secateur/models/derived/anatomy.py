@@ -16,7 +16,7 @@ from secateur.models.derived.names import linear, member, names_in, optional, pr
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.modules import SlimAttention
 from secateur.models.outputs import features_in
-from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Statement
+from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Separate, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
@@ -136,7 +136,20 @@ def check(stated: Statement, model: nn.Module) -> list[Step]:
                 member(owner, path)
         if isinstance(step.layer, MlpLayer):
             _check_mlp(step, step.layer)
+        if isinstance(step.layer, AttentionLayer):
+            _check_attention(step, step.layer)
     return steps
+
+
+def _check_attention(step: Step, layer: AttentionLayer) -> None:
+    if not isinstance(layer.qkv, Separate):
+        return
+    query, key = (linear(step.module, name).weight.shape[0] for name in (layer.qkv.q, layer.qkv.k))
+    if query != key:
+        raise UserError(
+            f"{step.path} has {query} rows for queries and {key} for keys: heads that share keys "
+            "and values (grouped-query attention) cannot be read."
+        )
 
 
 def _check_mlp(step: Step, layer: MlpLayer) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from secateur.errors import UserError
 from secateur.models.derived.anatomy import why_not_narrow
+from secateur.models.derived.keyless import carries, rows_with_bias
 from secateur.models.derived.members import Members, members_of, reading_once
 from secateur.models.derived.names import optional
 from secateur.models.derived.steps import Linears, steps_of
-from secateur.models.modules import carries, rows_with_bias
 from secateur.models.norms import HeldNorm, affine, can_hold, centres, uncentred_norm
 from secateur.models.statement import Statement
 

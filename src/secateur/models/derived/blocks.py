@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from secateur.models.derived.scripting import write_steps_
 from secateur.models.derived.windows import Windows
 from secateur.models.statement import Residual
 
@@ -84,6 +85,11 @@ class PartialBlock(nn.Module):
         y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
         update: Tensor = self.get_submodule(self.passed(residual))(y)
         return update
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """For torch.jit.script."""
+        passed = {residual.path: self.passed(residual) for residual in self.steps}
+        return self if self.windows else write_steps_(self, self.residuals, self.steps, passed)
 
 
 def windows_of(residual: Residual, block: nn.Module) -> Windows | None:

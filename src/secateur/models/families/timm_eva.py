@@ -33,13 +33,14 @@ def rotate(
     q_BHNK: Tensor, k_BHNK: Tensor, rope: Tensor, *, num_prefix_tokens: int, rotate_half: bool
 ) -> tuple[Tensor, Tensor]:
     """Turn all but the prefix tokens, as the host's layers do."""
+    q = turned(q_BHNK, rope, num_prefix_tokens, rotate_half)
+    return q, turned(k_BHNK, rope, num_prefix_tokens, rotate_half)
 
-    def turned(t: Tensor) -> Tensor:
-        prefix, patches = t[:, :, :num_prefix_tokens], t[:, :, num_prefix_tokens:]
-        patches = apply_rot_embed_cat(patches, rope, half=rotate_half)
-        return torch.cat([prefix, patches], dim=2).type_as(t)
 
-    return turned(q_BHNK), turned(k_BHNK)
+def turned(t: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
+    """One of both."""
+    patches = apply_rot_embed_cat(t[:, :, prefix:], rope, half=half)
+    return torch.cat([t[:, :, :prefix], patches], dim=2).type_as(t)
 
 
 def given(eva: Eva, index: int) -> dict[str, Any]:
@@ -72,6 +73,7 @@ ROPE = replace(
     sizes={"attn_dim": "all_vo", "num_kv_heads": "heads", "kv_dim": "all_vo"},
     holds=Holds.HEADS,
 )
+SPLIT_ROPE = replace(ROPE, qkv=SPLIT.qkv, holds=Holds.NOTHING)
 
 
 def steps(*attention: AttentionLayer) -> dict[str, tuple[Residual, ...]]:
@@ -96,7 +98,7 @@ SHARED = Statement(
     hosts=("timm.models.eva:Eva",),
     applies=lambda eva: eva.rope is not None and not eva.rope_mixed,
     blocks="blocks.*",
-    residuals=steps(EVA, SPLIT, ROPE),
+    residuals=steps(EVA, SPLIT, ROPE, SPLIT_ROPE),
     stem=Stem(
         writer="patch_embed.proj",
         patch_norm="patch_embed.norm",
@@ -123,7 +125,7 @@ state(SHARED)
 
 def with_rotary(rotary: Rotary | None) -> dict[str, tuple[Residual, ...]]:
     """The steps with other rotary embeddings, or none."""
-    return steps(*[replace(layer, rotary=rotary) for layer in (EVA, SPLIT, ROPE)])
+    return steps(*[replace(layer, rotary=rotary) for layer in (EVA, SPLIT, ROPE, SPLIT_ROPE)])
 
 
 state(

@@ -55,7 +55,7 @@ def head(vit: VisionTransformer, stream_BND: Tensor) -> Tensor:
 def pool_macs(vit: VisionTransformer) -> int:
     """Products of a pooling head that attends (SigLIP)."""
     pool = vit.get_submodule("attn_pool")
-    prefix = vit.num_prefix_tokens if vit.pool_include_prefix else 0
+    prefix = vit.num_prefix_tokens if getattr(vit, "pool_include_prefix", True) else 0
     seen = int(vit.patch_embed.num_patches) + prefix
     # One latent query attends to all tokens, or (PRR) each token does.
     macs = 2 * (seen if isinstance(pool, AttentionPoolPrr) else 1) * seen * vit.embed_dim
