@@ -28,6 +28,8 @@ SHALLOW: dict[str, Any] = {**SIZES, "depth": 2, "mlp_ratio": 4}
 STAGES: dict[str, Any] = {**WINDOWS, "img_size": 32, "mlp_ratio": 4}
 """Two stages with windows of four tokens."""
 
+FEW_BLOCKS: dict[str, Any] = {"depths": (2, 3), "embed_dims": (16, 24), "num_vit": 2}
+HYBRID: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 4}
 TIMM_PLAIN = (
     "vit_base_patch16_224",
     "vit_large_patch14_clip_224",
@@ -66,9 +68,7 @@ TIMM_PLAIN = (
 )
 TIMM_STAGED = ("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224")
 TIMM_AS_PUBLISHED = (
-    "efficientformer_l1",
     "efficientformerv2_s0",
-    "vit_tiny_r_s16_p8_224",
     "vit_base_mci_224",
     "naflexvit_base_patch16_gap",
     "swin_s3_tiny_224",
@@ -241,6 +241,8 @@ def open_clip_whole() -> nn.Module:
 ARCHITECTURES: dict[str, Build] = {
     **{f"timm:{name}": partial(of_timm, name, **SHALLOW) for name in TIMM_PLAIN},
     **{f"timm:{name}": partial(of_timm, name, **STAGES) for name in TIMM_STAGED},
+    "timm:efficientformer_l1": partial(of_timm, "efficientformer_l1", **FEW_BLOCKS),
+    "timm:vit_tiny_r_s16_p8_224": partial(of_timm, "vit_tiny_r_s16_p8_224", **HYBRID),
     **{f"timm:{name}": partial(of_timm, name) for name in TIMM_AS_PUBLISHED},
     **{f"hf:{cls}": partial(of_transformers, cls, given) for cls, given in TRANSFORMERS.items()},
     "hf:TimmWrapperForImageClassification": wrapped,

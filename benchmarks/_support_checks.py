@@ -36,8 +36,7 @@ from tests.contract.cases import UNIT_GROUPS, masked, offered, plan_for
 from tests.hosts import images_for, settled
 
 Answer = dict[str, str]
-IMAGES, MORE_IMAGES, PUBLISHED = 8, 40, 100
-"""Of models this wide, whose sizes are those published, a solve takes more images."""
+IMAGES = 8
 TOLERANCE = 1e-5
 SHARES = (0.7, 0.9)
 FINE = dict.fromkeys(("qk", "vo", "heads", "hidden", "width"), 1)
@@ -55,10 +54,11 @@ class Trial:
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self.given, self.model, self.folder = model, observable(model), folder
         self.anatomy = read(self.model)
-        count = IMAGES if self.anatomy.width < PUBLISHED else MORE_IMAGES
-        self.images = images_for(self.model, count)
+        self.images = images_for(self.model, IMAGES)
         classes = self.anatomy.num_classes
-        self.data: object = (self.images, torch.arange(count) % classes) if classes else self.images
+        self.data: object = (
+            (self.images, torch.arange(IMAGES) % classes) if classes else self.images
+        )
 
     @cached_property
     def pruned(self) -> secateur.Result:
@@ -107,7 +107,7 @@ class Trial:
 
     def learn(self) -> None:
         """Two steps: one with masks, one of fine-tuning."""
-        settings = LearnSettings(**STEPS, search_share=0.5, observe=len(self.images))
+        settings = LearnSettings(**STEPS, search_share=0.5, observe=IMAGES)
         budget = f"{self.share:.0%} macs"
         learned = secateur.learn(self.given, self.data, budget, settings=settings)
         self._within(learned.model, self.share)

@@ -26,7 +26,8 @@ def unseen_in(stated: Statement, model: nn.Module) -> list[Step]:
 
 @torch.no_grad()
 def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = None) -> None:
-    """Put ours in place of each such layer, or of those whose own tensors are not all in `names`.
+    """Put ours in place of each such layer, or of those whose own tensors are not all in `names`,
+    with those of biases that layers share.
 
     UserError for a layer that ours cannot take the place of.
     """
@@ -34,7 +35,11 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
     for step in unseen_in(stated, model):
         layer, module = step.layer, step.module
         assert isinstance(layer, AttentionLayer)
-        if names is not None and all(f"{step.path}.{key}" in names for key in module.state_dict()):
+        own, biases = {step.path: module}, layer.position_bias
+        if isinstance(biases, TabulatedBias) and (common := optional(model, biases.shared)):
+            own[str(biases.shared)] = common
+        tensors = [f"{path}.{key}" for path, held in own.items() for key in held.state_dict()]
+        if names is not None and all(name in names for name in tensors):
             continue
         if optional(module, layer.gate) is not None:
             raise UserError(
@@ -42,7 +47,7 @@ def adopt_(stated: Statement, model: nn.Module, names: Collection[str] | None = 
                 "weights past the modules that hold them, so its queries, keys and values cannot "
                 "be observed."
             )
-        weights, biases = step.attention, layer.position_bias
+        weights = step.attention
         if isinstance(biases, TabulatedBias) and (common := optional(model, biases.shared)):
             table_HT, places_NN = position_biases(common, biases)
             if table_HT is not None and weights.table_HT is not None:
