@@ -71,7 +71,8 @@ def _shape(family: Family, name: str) -> nn.Module:
 def offered(found: Inspection) -> set[str]:
     """The groups that can be pruned somewhere in a model."""
     units = {group for branch in found.branches for group in branch.groups}
-    return units | {"branch", "block"} | ({"width"} if found.streams else set())
+    whole = {"branch", "block", "tokens"} | ({"width"} if found.streams else set())
+    return units | whole
 
 
 def reason_against(found: Inspection, group: str) -> str | None:

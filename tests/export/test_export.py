@@ -18,9 +18,17 @@ from secateur.measurement.modes import example_images
 from secateur.models.family import family_of
 from tests.measurement.hosts import INPUT, host, slim
 
+
+def tail() -> nn.Module:
+    model = host("deit_tiny_distilled_patch16_224")
+    family_of(model).put_tail_(model)
+    return model
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "host": lambda: host("deit_tiny_distilled_patch16_224"),
     "slim": slim,
+    "tail": tail,
 }
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 

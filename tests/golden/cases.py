@@ -73,6 +73,7 @@ def prune(host: str, preset: str, budget: str | None, count: int = 64, **options
         given = {"limit": 128} | options
     if budget is None:
         given = options
+    given = {"exact_tail": False} | given
     return secateur.prune(model, images, budget, preset=preset_of(preset), **given)
 
 
@@ -104,6 +105,7 @@ def learned(host: str, budget: str, settings: dict[str, object], **options: Any)
         options = {"limit": 128} | options
     else:
         options = {"align": FINE, "minimum": FINE} | options
+    options = {"exact_tail": False} | options
     torch.manual_seed(0)
     chosen = adapter.settings_for("learn", **LEARN | settings)
     found = secateur.learn(model, images, budget, settings=chosen, **options)
@@ -213,6 +215,16 @@ PRUNED: list[tuple[str, str, str | None, dict[str, Any]]] = [
     ("vit", "energy", "60% macs", {"polish": "8 steps"}),
     ("vit", "spectral", "60% macs", {"polish": "4 steps", "effort": "quick"}),
 ]
+TAILED: list[tuple[str, str, str | None, dict[str, Any]]] = [
+    ("vit", "energy", "50% macs", {}),
+    ("deit_distilled", "flap", "70% macs", {}),
+    ("vit_qk_norm", "energy", "70% macs", {"groups": ("vo", "hidden")}),
+    ("vit", "magnitude", "60% macs", {"allocation": "knapsack", "repair": "mean"}),
+    ("vit", "spectral", "60% macs", {"effort": "quick"}),
+    ("vit", "heads_first", "60% macs", {}),
+    ("vit", "energy", "lossless", {}),
+]
+PRUNED += [(*case, {**options, "exact_tail": True}) for *case, options in TAILED]  # type: ignore[arg-type]
 SINGULAR = {
     ("digits", "energy"): 1e-3,
     ("dinov2", "nbl"): 1e-3,
@@ -275,6 +287,15 @@ LEARNED: dict[str, Callable[[], Outcome]] = {
     ),
     "vit | learn lagrangian threshold | 60% macs": partial(
         learned, "vit", "60% macs", {"search": "lagrangian"}, sharing="per_block", gates="threshold"
+    ),
+    "vit | learn lagrangian threshold | 60% macs | exact_tail=True": partial(
+        learned,
+        "vit",
+        "60% macs",
+        {"search": "lagrangian"},
+        sharing="per_block",
+        gates="threshold",
+        exact_tail=True,
     ),
     "efficientformer | learn | 60% params": partial(learned, "efficientformer", "60% params", {}),
     "vit | heal | energy 50% macs": partial(healed, "vit", "energy", "50% macs", {}),

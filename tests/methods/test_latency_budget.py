@@ -96,6 +96,7 @@ def fixed_share(ms: float) -> float:
 
 
 def run(model: nn.Module, budget: str, preset: str = "energy", **options: object) -> Result:
+    options = {"exact_tail": False} | options
     return secateur.prune(model, IMAGES, budget, preset=preset, **options)  # type: ignore[arg-type]
 
 

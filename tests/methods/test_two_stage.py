@@ -35,7 +35,7 @@ PRESETS = ("snp+head", "snp+block")
 
 def pruned(budget: str, preset: str, **options: object) -> tuple[nn.Module, Result]:
     model = build("vit")
-    options = {"align": FINE, "minimum": FINE} | options
+    options = {"align": FINE, "minimum": FINE, "exact_tail": False} | options
     return model, prune(model, images_for(model, 6), budget, preset=preset, **options)  # type: ignore[arg-type]
 
 

@@ -46,7 +46,9 @@ def test_a_cell_is_what_prune_and_evaluate_give(write: Write, tmp_path: Path) ->
         "block": {"preset": "shortgpt", "repair": "least_squares", "replacement": "affine"},
     }
     for structure, options in same.items():
-        smaller = prune(model, "digits/train", "80% macs", seed=3, limit=24, **options)
+        smaller = prune(
+            model, "digits/train", "80% macs", seed=3, limit=24, **{"exact_tail": False} | options
+        )
         scored = evaluate(smaller.model, "digits/test", reference=model, limit=40)
         assert found[structure] == pytest.approx(scored.kl, rel=1e-4), structure
 
@@ -240,7 +242,7 @@ def test_presets_are_rows_that_prune_as_prune_does(write: Write, tmp_path: Path)
             assert status == "ok", reason
             smaller = prune(model, "digits/train", "80% macs", seed=seed, limit=24, preset=preset)
             scored = evaluate(smaller.model, "digits/test", reference=model, limit=40)
-            assert kl == pytest.approx(scored.kl, rel=1e-4), preset
+            assert kl == pytest.approx(scored.kl, rel=1e-4, abs=1e-10), preset
     assert "own" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 

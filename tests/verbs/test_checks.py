@@ -91,6 +91,6 @@ def test_how_a_budget_was_met(model: nn.Module) -> None:
 
 
 def test_a_budget_that_is_met_already_is_said_to_be(model: nn.Module) -> None:
-    result = prune(model, IMAGES, "100% macs", preset="energy")
+    result = prune(model, IMAGES, "100% macs", preset="energy", exact_tail=False)
     assert result.cost == result.cost_dense
     assert result.notes == ["The dense model is within the budget already; nothing was removed."]

@@ -3,7 +3,8 @@
 `50% macs`, `40% params`, `2.0 GMACs`, `3M params`, `6.5 ms`, `2x faster`: what is kept of a cost.
 `50% qk, 70% hidden`: that share of every such group is kept, in every layer.
 `drop 4 attention`, `drop 2 mlp`, `drop 25% blocks`, `drop 3 layers`: whole layers removed.
-Shares and drops may be combined with commas; a cost stands alone.
+Shares and drops may be combined with commas; a cost stands alone. `lossless`: only what changes no
+output.
 """
 
 import re
@@ -17,6 +18,7 @@ from secateur.registry import unknown
 CostUnit = Literal["macs", "params", "ms"]
 DropKind = Literal["attention", "mlp", "layer", "block"]
 
+LOSSLESS = "lossless"
 SHARE_GROUPS = ("qk", "vo", "heads", "hidden", "width")
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _DROPS: dict[str, DropKind] = {
@@ -33,10 +35,21 @@ _DROPS: dict[str, DropKind] = {
     "blocks": "block",
 }
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_UNITS = ["macs", "params", "ms", "faster", "attention", "mlp", "layers", "blocks", *SHARE_GROUPS]
+_UNITS = [
+    "macs",
+    "params",
+    "ms",
+    "faster",
+    "attention",
+    "mlp",
+    "layers",
+    "blocks",
+    *SHARE_GROUPS,
+    LOSSLESS,
+]
 HELP = (
     "write for example '50% macs', '3M params', '2.0 GMACs', '6.5 ms', '2x faster', "
-    "'drop 4 attention', 'drop 25% blocks' or '50% qk, 70% hidden'"
+    "'drop 4 attention', 'drop 25% blocks', '50% qk, 70% hidden' or 'lossless'"
 )
 
 
@@ -68,7 +81,10 @@ class ShapeBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizesBudget:
-    """Every size settled, by owner and group, as a recipe gives them; others stay."""
+    """Every size settled, by owner and group, as a recipe gives them; others stay.
+
+    Without sizes, only what changes no output is done.
+    """
 
     sizes: dict[tuple[str, GroupName], int] = field(default_factory=dict)
 
@@ -80,6 +96,8 @@ def parse_budget(text: str) -> Budget:
     """Parse a budget string; UserError with the known units when it cannot be understood."""
     if len(text) > QUOTED:
         raise UserError(f"budget '{short(text)}' is too long; {HELP}.")
+    if text.strip().lower() == LOSSLESS:
+        return SizesBudget()
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1:
         cost = _parse_cost(parts[0])

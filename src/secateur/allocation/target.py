@@ -20,10 +20,12 @@ from secateur.allocation.solvers import (
     solve_uniform,
     uniform_sizes,
 )
-from secateur.allocation.types import Candidates, Sizes, shapes_of
+from secateur.allocation.types import Candidates, Key, Sizes, shapes_of
 from secateur.errors import OutOfReach, UserError
 from secateur.models.types import Anatomy, Cost, GroupName
 
+NEXT_TO_NOTHING = 0.1
+"""Share of what another layer's group of the kind saves at most."""
 Solver = Literal["uniform", "ranking", "knapsack"]
 
 
@@ -48,10 +50,14 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A cost budget in absolute terms: the most that `cost_of` the chosen sizes may be."""
+    """A cost budget in absolute terms: the most that `cost_of` the chosen sizes may be.
+
+    `dense` is the cost of the dense model as it is written.
+    """
 
     cost_of: CostOf
     limit: float
+    dense: float
 
 
 def counted_target(anatomy: Anatomy, demand: Demand, budget: CostBudget) -> Target:
@@ -59,7 +65,9 @@ def counted_target(anatomy: Anatomy, demand: Demand, budget: CostBudget) -> Targ
     cost_of = cost_function(
         anatomy, budget.unit, repaired=demand.repaired, replaced=demand.replaced
     )
-    return Target(cost_of=cost_of, limit=cost_limit(anatomy, budget))
+    whole = anatomy.reference
+    dense = float(whole.macs if budget.unit == "macs" else whole.params)
+    return Target(cost_of=cost_of, limit=cost_limit(anatomy, budget), dense=dense)
 
 
 def decide(
@@ -110,7 +118,7 @@ def check_reachable(anatomy: Anatomy, demand: Demand, target: Target | None = No
     milliseconds can be checked only with a `target`, once times have been measured.
     """
     candidates = unweighed(anatomy, demand)
-    if isinstance(demand.budget, SizesBudget):
+    if isinstance(demand.budget, SizesBudget) or "tokens" in demand.groups:
         return
     if isinstance(demand.budget, ShapeBudget):
         _check_shares(candidates, demand, demand.budget)
@@ -120,7 +128,7 @@ def check_reachable(anatomy: Anatomy, demand: Demand, target: Target | None = No
         return
     target = target or counted_target(anatomy, demand, demand.budget)
     cost_of, unit = target.cost_of, demand.budget.unit
-    least, dense = cost_of({entry.key: entry.sizes[0] for entry in candidates}), cost_of({})
+    least, dense = cost_of({entry.key: entry.sizes[0] for entry in candidates}), target.dense
     if least > target.limit:
         raise OutOfReach(
             f"budget '{demand.goal}' is out of reach: with the groups "
@@ -162,7 +170,7 @@ def unweighed(anatomy: Anatomy, demand: Demand) -> list[Candidates]:
 
 def cost_limit(anatomy: Anatomy, budget: CostBudget) -> float:
     """The budget as an absolute number of MACs or parameters."""
-    dense = anatomy.cost()
+    dense = anatomy.reference
     whole = dense.macs if budget.unit == "macs" else dense.params
     return budget.amount * whole if budget.relative else budget.amount
 
@@ -171,11 +179,38 @@ def _by_cost(
     anatomy: Anatomy, candidates: list[Candidates], demand: Demand, target: Target
 ) -> Sizes:
     cost_of, limit = target.cost_of, target.limit
-    if demand.solver == "uniform":
-        return solve_uniform(anatomy, candidates, cost_of, limit)
     if demand.solver == "knapsack":
         return solve_knapsack(anatomy, candidates, cost_of, limit)
-    return solve_ranking(anatomy, candidates, cost_of, limit, per_cost=demand.per_cost)
+
+    def solved(some: list[Candidates]) -> Sizes:
+        if demand.solver == "uniform":
+            return solve_uniform(anatomy, some, cost_of, limit)
+        return solve_ranking(anatomy, some, cost_of, limit, per_cost=demand.per_cost)
+
+    free = _free(anatomy, candidates, cost_of)
+    whole = {entry.key: entry.sizes[-1] for entry in candidates if entry.key in free}
+    if not whole:
+        return solved(candidates)
+    try:
+        return solved([entry for entry in candidates if entry.key not in whole]) | whole
+    except OutOfReach:
+        return solved(candidates)
+
+
+def _free(anatomy: Anatomy, candidates: list[Candidates], cost_of: CostOf) -> set[Key]:
+    """Groups of the exact tail that cost next to nothing, so that making them smaller saves it."""
+    tail = {branch.id for branch in anatomy.branches if branch.rows is not None}
+    tail |= {block.id for block in anatomy.blocks if tail.issuperset(block.branches)}
+    saved = {
+        entry.key: cost_of.part(entry.owner, {})
+        - cost_of.part(entry.owner, {entry.key: entry.sizes[0]})
+        for entry in candidates
+    }
+    most = {
+        entry.group: max(saved[m.key] for m in candidates if m.group == entry.group)
+        for entry in candidates
+    }
+    return {key for key in saved if key[0] in tail and saved[key] < NEXT_TO_NOTHING * most[key[1]]}
 
 
 def _by_shape(anatomy: Anatomy, candidates: list[Candidates], budget: ShapeBudget) -> Sizes:

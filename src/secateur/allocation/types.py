@@ -54,7 +54,8 @@ class Plan:
     `units[branch][group]` are kept indices into the dense model: (F,) for `hidden`, (H,) for
     `heads`, one tuple per dense head for `qk` and `vo`. A group without units in a branch keeps
     everything or is rotated, as `reductions` says. `widths` are those of the streams, missing ones
-    stay; the channels that a stream keeps are `units[stream]["width"]`.
+    stay; the channels that a stream keeps are `units[stream]["width"]`. `merges` are the tokens
+    that a block merges, by its id.
     """
 
     shapes: Shapes
@@ -62,6 +63,7 @@ class Plan:
     units: dict[str, dict[GroupName, Units]] = field(default_factory=dict)
     reductions: dict[GroupName, Reduction] = field(default_factory=dict)
     predicted_loss: float = 0.0
+    merges: dict[str, int] = field(default_factory=dict)
 
 
 GROUPS_OF = {"attention": ATTENTION_GROUPS, "mlp": MLP_GROUPS}

@@ -153,6 +153,7 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: SearchStrat
             seed = job.task.settings.seed
             refit_(smaller, dense, plan, job.batches(dense), seed)
         kept = compression(job.anatomy, masks, plan)
+        _finish_(job, smaller)
         return Shrunk(model=smaller, plan=plan, searched=searched, kept=kept)
 
     if job.target is None:
@@ -174,9 +175,16 @@ def shrink(job: LearnJob, dense: nn.Module, student: nn.Module, way: SearchStrat
         job.task.task,
         job.target,
         plan_for,
-        lambda plan: remove(student, masks_of(bank.gates, kept_of(plan)), limits)[0],
+        lambda plan: _finish_(job, remove(student, masks_of(bank.gates, kept_of(plan)), limits)[0]),
     )
     return replace(taken_over(kept_of(found.plan)), timed=found)
+
+
+def _finish_(job: LearnJob, smaller: nn.Module) -> nn.Module:
+    """Give a smaller model the exact tail, if the task wants it."""
+    if job.task.task.exact_tail:
+        job.family.put_tail_(smaller)
+    return smaller
 
 
 def _distil(job: LearnJob, teacher: Teacher) -> Distil:

@@ -129,7 +129,7 @@ def _row_price(pricing: Pricing, branch: Branch, shape: Shape) -> float:
         return 0.0
     inputs = _writer_inputs(shape)
     if pricing.cost_of.unit == "macs":
-        return float(branch.tokens * inputs)
+        return float(branch.computed * inputs)
     return float(inputs + int(branch.writer_bias))
 
 
@@ -183,5 +183,5 @@ def _rows_live(dense: AttentionShape, masks: Mapping[Site, Tensor], site: str) -
 def _dead_rows(branch: Branch, dead: int, inputs: int) -> Cost:
     """What masked outputs of a writer with that many live inputs would save."""
     return Cost(
-        params=dead * (inputs + int(branch.writer_bias)), macs=dead * inputs * branch.tokens
+        params=dead * (inputs + int(branch.writer_bias)), macs=dead * inputs * branch.computed
     )

@@ -28,7 +28,7 @@ from secateur.masks.start.from_plans import SPECTRAL
 from secateur.masks.strategy import strategies
 from secateur.methods.checked import Units, check_units
 from secateur.methods.request import PruneRequest
-from secateur.methods.task import Task, check_offered
+from secateur.methods.task import Task, check_offered, has_tail, planned
 from secateur.models.host import Host
 from secateur.models.types import Anatomy, GroupName
 from secateur.presets import Preset
@@ -130,13 +130,19 @@ def resolve_learn(asked: CheckedLearning, host: Host) -> LearnTask:
     if request.criterion not in (NO_CRITERION, SPECTRAL):
         _check_criterion(criteria.get(request.criterion), groups, anatomy, gates)
     task = Task(
-        request=_described(asked), preset=preset, budget=budget, groups=groups, limits=limits
+        request=_described(asked),
+        preset=preset,
+        budget=budget,
+        groups=groups,
+        limits=limits,
+        exact_tail=has_tail(request.exact_tail, anatomy, budget),
     )
     found = LearnTask(
         request=request, settings=asked.settings, sharing=sharing, gates=gates, task=task
     )
     if budget.unit != "ms":
-        check_reachable(gates, pricing_of(found, anatomy, None), request.budget)
+        priced = planned(host, task).anatomy
+        check_reachable(gates, pricing_of(found, priced, None), request.budget)
     return found
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from scipy.interpolate import RegularGridInterpolator
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.allocation.costs import CostOf, additive_cost
 from secateur.allocation.types import GROUPS_OF, Key
+from secateur.measurement.alone import Alone, resized
 from secateur.measurement.latency import bound, take_turns, using_threads, waiting
 from secateur.measurement.modes import example_images
 from secateur.measurement.runtimes import require
@@ -29,7 +29,6 @@ from secateur.measurement.table_cache import recall, remember
 from secateur.models.caches import copy_of, evaluating
 from secateur.models.host import Host
 from secateur.models.types import Anatomy, AttentionShape, Branch, GroupName, MlpShape, Shape
-from secateur.models.weights import AttentionWeights, BranchWeights, MlpWeights
 from secateur.progress import Progress
 
 ROUNDS = 15
@@ -71,13 +70,15 @@ class Grid:
 class LayerTable:
     """Milliseconds of every shape on each grid, and of the dense model.
 
-    `kinds` says which grid prices a branch; `recalled`, whether the times are from an earlier run.
+    `kinds` says which grid prices a branch; `recalled`, whether the times are from an earlier run;
+    `tailed_ms` is the time of the dense model with the exact tail, where branches are priced so.
     """
 
     kinds: Mapping[str, int]
     grids: tuple[Grid, ...]
     ms: tuple[tuple[float, ...], ...]
     dense_ms: float
+    tailed_ms: float | None = None
     recalled: bool = field(default=False, compare=False)
 
 
@@ -101,24 +102,34 @@ def layer_table(
     kinds, grids = _grids(host, sizes)
     key = _key(host, setting, kinds, grids)
     counts = [len(grid.shapes) for grid in grids]
-    times = None if fresh else recall(key, counts)
+    tailed = int(host.anatomy.as_written is not None)
+    times = None if fresh else recall(key, [tailed, *counts])
     recalled = times is not None
     if times is None:
         times = _measure(host, setting, grids, rounds, seconds, progress)
         remember(key, times)
     dense_ms, *rest = times
+    tailed_ms = rest.pop(0) if tailed else None
     ms = []
     for count in counts:
         ms.append(tuple(rest[:count]))
         rest = rest[count:]
-    return LayerTable(kinds=kinds, grids=grids, ms=tuple(ms), dense_ms=dense_ms, recalled=recalled)
+    return LayerTable(
+        kinds=kinds,
+        grids=grids,
+        ms=tuple(ms),
+        dense_ms=dense_ms,
+        tailed_ms=tailed_ms,
+        recalled=recalled,
+    )
 
 
 def latency_cost(anatomy: Anatomy, table: LayerTable) -> CostOf:
     """Predicted milliseconds of the model as a function of sizes.
 
     Embedding and head get what the branches leave of the dense model's time; where they leave
-    nothing, all branches are scaled down, so that the dense model costs what was measured.
+    nothing, all branches are scaled down, so that the dense model costs what was measured. All
+    this is with the exact tail where the anatomy is priced so.
     """
     curves = [_curve(grid, ms) for grid, ms in zip(table.grids, table.ms, strict=True)]
 
@@ -129,8 +140,9 @@ def latency_cost(anatomy: Anatomy, table: LayerTable) -> CostOf:
         return curves[table.kinds[branch.id]](tuple(shape.size(group) for group in groups))
 
     inside = sum(alone(branch, branch.shape) for branch in anatomy.branches)
-    scale = min(1.0, table.dense_ms / max(inside, 1e-12))
-    ends = max(table.dense_ms - inside, 0.0)
+    whole = table.dense_ms if table.tailed_ms is None else table.tailed_ms
+    scale = min(1.0, whole / max(inside, 1e-12))
+    ends = max(whole - inside, 0.0)
     return additive_cost(anatomy, "ms", ends, lambda branch, shape: scale * alone(branch, shape))
 
 
@@ -190,7 +202,8 @@ def _geometry(model: nn.Module, branch: Branch) -> str:
     """All that decides how long a branch takes, as text."""
     rates = [branch.fixed, branch.per_head, branch.per_qk, branch.per_vo, branch.per_hidden]
     shape, module = branch.shape, model.get_submodule(branch.id)
-    return f"{branch.width} {branch.tokens} {shape} {rates} {module}"
+    tail = "" if branch.rows is None else f" the first {branch.rows}"
+    return f"{branch.width} {branch.tokens} {shape} {rates} {module}{tail}"
 
 
 def _key(
@@ -215,7 +228,7 @@ def _measure(
     seconds: float,
     progress: Progress | None,
 ) -> list[float]:
-    """Milliseconds of the dense model and then of every shape of every grid."""
+    """Milliseconds of the dense model, with the tail if that counts, then of all shapes."""
     model = host.model
     entries = [(grid.branch, shape) for grid in grids for shape in grid.shapes]
     prepare = require(setting.runtime, setting.device).prepare
@@ -228,10 +241,15 @@ def _measure(
         images_BCHW = example_images(model, host.anatomy.input_size, setting.batch_size)
         run = prepare(model, images_BCHW, _folder(scratch, "dense"))
         calls["dense"] = bound(run, images_BCHW)
+        if host.anatomy.as_written is not None:
+            host.family.put_tail_(whole := copy_of(model))
+            run = prepare(whole, images_BCHW, _folder(scratch, "tailed"))
+            calls["tailed"] = bound(run, images_BCHW)
         for number, (branch, shape) in enumerate(entries):
-            size = (1, branch.tokens, branch.width)
+            arrive = branch.tokens if branch.kind == "attention" else branch.computed
+            size = (1, arrive, branch.width)
             stream_B1ND = example_images(model, size, setting.batch_size)
-            alone = _Alone(_resized(host, branch, shape))
+            alone = Alone(resized(host, branch, shape))
             run = prepare(alone, stream_B1ND, _folder(scratch, str(number)))
             calls[f"{branch.id} {shape}"] = bound(run, stream_B1ND)
             if progress is not None:
@@ -240,45 +258,6 @@ def _measure(
     # WHY: what else the machine does only ever adds to a time, and meets a long run, that of the
     # dense model, more often than a short one; of many interleaved runs the least is steadiest.
     return [min(own) / 1e6 for own in times.values()]
-
-
-class _Alone(nn.Module):
-    """One branch for runtimes, which take images: the stream is an image of one channel."""
-
-    def __init__(self, branch: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, stream_B1ND: Tensor) -> Tensor:
-        out_BND: Tensor = self.branch(stream_B1ND.squeeze(1))
-        return out_BND.unsqueeze(1)
-
-
-def _resized(host: Host, branch: Branch, shape: Shape) -> nn.Module:
-    """One branch alone, in another shape, with random weights."""
-    own = host.with_model(copy_of(host.model))
-    if shape != branch.shape:
-        own.assign_(branch, _random(shape, own.weights(branch)))
-    return own.family.alone(own.model, branch).eval()
-
-
-def _random(shape: Shape, like: BranchWeights) -> BranchWeights:
-    generator = torch.Generator().manual_seed(0)
-
-    def fill_(*tensors: Tensor | None) -> None:
-        for tensor in tensors:
-            if tensor is not None:
-                tensor.copy_(0.02 * torch.randn(tensor.shape, generator=generator))
-
-    if isinstance(shape, AttentionShape) and isinstance(like, AttentionWeights):
-        a = AttentionWeights.empty(shape, like)
-        fill_(a.q_HKD, a.k_HKD, a.v_HVD, a.o_DHV, a.qb_HK, a.kb_HK, a.vb_HV)
-        return a
-    if isinstance(shape, MlpShape) and isinstance(like, MlpWeights):
-        m = MlpWeights.empty(shape, like)
-        fill_(*m.readers_FD, *m.reader_biases_F, m.w2_DF)
-        return m
-    raise TypeError(f"no {type(like).__name__} has the shape {shape}")
 
 
 def _shape(branch: Branch, sizes: tuple[int, ...]) -> Shape:

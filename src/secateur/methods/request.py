@@ -28,7 +28,7 @@ class PruneRequest(UnitsPart, ImagesPart):
         str | None,
         Say(
             "What is kept: '50% macs', '3M params', '2.0 GMACs', '50% qk, 70% hidden', '6.5 ms', "
-            "'2x faster'; or removed: 'drop 4 attention', 'drop 25% blocks'."
+            "'2x faster'; or removed: 'drop 4 attention', 'drop 25% blocks'; or 'lossless'."
         ),
     ] = field(default=None, kw_only=False)
     recipe: Annotated[

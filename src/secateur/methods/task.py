@@ -16,6 +16,7 @@ from secateur.criteria import criteria
 from secateur.errors import UserError
 from secateur.methods.checked import Checked, Units, parse_groups
 from secateur.methods.request import PruneRequest
+from secateur.models.host import Host
 from secateur.models.types import ALL_GROUPS, Anatomy, GroupName
 from secateur.presets import Preset
 from secateur.recipes import load_recipe, recipe_sizes
@@ -23,13 +24,18 @@ from secateur.recipes import load_recipe, recipe_sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A request resolved against a model: everything checked, nothing left to guess."""
+    """A request resolved against a model: everything checked, nothing left to guess.
+
+    With `exact_tail` the smaller model computes its last layers for the tokens alone that its head
+    reads, and costs are planned so.
+    """
 
     request: PruneRequest
     preset: Preset
     budget: Budget
     groups: tuple[GroupName, ...]
     limits: Limits
+    exact_tail: bool = False
 
     @property
     def demand(self) -> Demand:
@@ -53,6 +59,11 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
     request, preset, budget, units = asked.request, asked.preset, asked.budget, asked.units
     if request.recipe is not None:
         return _follow(asked, anatomy)
+    if isinstance(budget, SizesBudget):
+        limits, tail = Limits(), has_tail(True, anatomy, budget)
+        return Task(
+            request=request, preset=preset, budget=budget, groups=(), limits=limits, exact_tail=tail
+        )
     defaults = Limits()
     limits = Limits(
         align={**defaults.align, **units.align},
@@ -68,6 +79,7 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             "block only, or a budget such as 'drop 4 attention'."
         )
     check_rotation(preset, groups)
+    check_merging(preset, groups, budget, anatomy)
     if preset.replacement == "linear" and isinstance(budget, CostBudget) and budget.unit == "ms":
         raise UserError(
             "replacement 'linear' takes time that a budget in ms cannot foresee; give the budget "
@@ -78,7 +90,14 @@ def resolve(asked: Checked, anatomy: Anatomy) -> Task:
             f"preset '{preset.name}' drops one run of blocks; use the group block, or a budget "
             "such as 'drop 3 blocks'."
         )
-    return Task(request=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(
+        request=request,
+        preset=preset,
+        budget=budget,
+        groups=groups,
+        limits=limits,
+        exact_tail=has_tail(request.exact_tail, anatomy, budget),
+    )
 
 
 def _follow(asked: Checked, anatomy: Anatomy) -> Task:
@@ -106,7 +125,59 @@ def _follow(asked: Checked, anatomy: Anatomy) -> Task:
     budget = SizesBudget(sizes=sizes)
     check_rotation(preset, groups)
     check_groups(groups, preset, anatomy, budget)
-    return Task(request=request, preset=preset, budget=budget, groups=groups, limits=limits)
+    return Task(
+        request=request,
+        preset=preset,
+        budget=budget,
+        groups=groups,
+        limits=limits,
+        exact_tail=has_tail(request.exact_tail, anatomy, budget),
+    )
+
+
+def check_merging(
+    preset: Preset, groups: tuple[GroupName, ...], budget: Budget, anatomy: Anatomy
+) -> None:
+    """Refuse merging with other groups or budgets, and anything behind merging."""
+    if anatomy.merges:
+        raise UserError(
+            "this model merges tokens already, and what is behind that cannot be pruned; prune the "
+            "model that it was made from first, and merge tokens last."
+        )
+    merging = preset.method == "merging"
+    if merging != ("tokens" in groups) or (merging and len(groups) > 1):
+        raise UserError(
+            "tokens are merged by a preset of their own, tome, and no other group with them; prune "
+            "the weights first, and then the result with --preset tome."
+        )
+    if merging and not (isinstance(budget, CostBudget) and budget.unit == "macs"):
+        raise UserError(
+            f"preset '{preset.name}' merges tokens, which is counted in MACs; give a budget such "
+            "as '60% macs'."
+        )
+
+
+def has_tail(wanted: bool | None, anatomy: Anatomy, budget: Budget) -> bool:
+    """Whether the smaller model gets the exact tail: if asked for, or if the budget counts it.
+
+    A model that has it keeps it. UserError where it is asked for and cannot be had.
+    """
+    if wanted and anatomy.tail is None:
+        raise UserError(
+            "the last layers of this model cannot compute less without another output: "
+            f"{anatomy.no_tail}; leave out exact_tail, or give a budget in place of 'lossless'."
+        )
+    counts = isinstance(budget, CostBudget) and budget.unit != "params"
+    present = any(branch.rows is not None for branch in anatomy.branches)
+    return anatomy.tail is not None and (present or (counts if wanted is None else wanted))
+
+
+def planned(host: Host, task: Task) -> Host:
+    """The host of the dense model with the prices of a task."""
+    if not task.exact_tail:
+        return host
+    anatomy = host.family.read(host.model, exact_tail=True)
+    return Host(host.model, host.family, anatomy)
 
 
 def check_rotation(preset: Preset, groups: tuple[GroupName, ...]) -> None:
@@ -168,7 +239,7 @@ def check_offered(groups: tuple[GroupName, ...], anatomy: Anatomy, budget: Budge
             raise UserError(f"group '{group}' cannot be pruned here: {anatomy.refusals[group]}.")
         if group == "width":
             _check_width(anatomy, budget)
-        if group in ("branch", "block", "width"):
+        if group in ("branch", "block", "width", "tokens"):
             continue
         if any(group in branch.groups for branch in anatomy.branches):
             continue

@@ -119,7 +119,7 @@ def latency_target(
 
 def _target(anatomy: Anatomy, budget: CostBudget, table: LayerTable) -> Target:
     limit = limit_ms(budget, dense_ms=table.dense_ms)
-    return Target(cost_of=latency_cost(anatomy, table), limit=limit)
+    return Target(cost_of=latency_cost(anatomy, table), limit=limit, dense=table.dense_ms)
 
 
 def limit_ms(budget: CostBudget, dense_ms: float) -> float:

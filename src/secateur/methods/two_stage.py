@@ -14,7 +14,8 @@ from secateur.allocation.costs import with_fixed
 from secateur.allocation.target import Target, counted_target, unweighed
 from secateur.allocation.types import GROUPS_OF, Plan, Sizes, Units
 from secateur.methods.method import Job, Method, Prepared
-from secateur.methods.task import Task
+from secateur.methods.task import Task, planned
+from secateur.models.host import host_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName
 
 STEPS = 10
@@ -72,9 +73,10 @@ class TwoStage:
         before = self._first_plan(opening, prepared.first, rest, goal, first.share)
         fixed = _settled(anatomy, before, first.group)
         opened = self.method.cut(opening, prepared.first, before)
-        closing = replace(job, model=opened, anatomy=job.family.read(opened), task=rest)
+        second = planned(host_of(opened), rest)
+        closing = replace(job, model=opened, anatomy=second.anatomy, task=rest)
         ready = self.method.prepare(closing)
-        left = Target(cost_of=with_fixed(goal.cost_of, fixed), limit=goal.limit)
+        left = Target(cost_of=with_fixed(goal.cost_of, fixed), limit=goal.limit, dense=goal.dense)
         after = self.method.plan(closing, ready, left)
         prepared.candidates[:] = [*prepared.first.candidates, *ready.candidates]
         whole = _joined(anatomy, before, after)

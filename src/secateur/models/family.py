@@ -5,7 +5,6 @@ Legend: B batch, N tokens, D residual width.
 
 import sys
 from collections.abc import Collection, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import UserError
 from secateur.models.checks.wrapped import no_family, refuse_changed
 from secateur.models.derived import adopt, anatomy, basis, fold, width
-from secateur.models.derived.blocks import OnTokens, PartialBlock, as_rows, as_tokens
+from secateur.models.derived.blocks import PartialBlock, as_rows, as_tokens
 from secateur.models.derived.layout import (
     assign_attention_,
     assign_mlp_,
@@ -22,6 +21,8 @@ from secateur.models.derived.layout import (
 from secateur.models.derived.names import is_fused
 from secateur.models.derived.sites import sites_of
 from secateur.models.derived.steps import Step, residuals_of, since_branch, steps_before, steps_of
+from secateur.models.derived.tokens import put, tail
+from secateur.models.derived.tokens.alone import alone
 from secateur.models.hook_points import HookPoint
 from secateur.models.modules import LinearStandIn
 from secateur.models.outputs import outputs_of
@@ -30,6 +31,8 @@ from secateur.models.stream import Held, StreamReaders, StreamWeights
 from secateur.models.types import Anatomy, Branch, Stream
 from secateur.models.weights import AttentionWeights, BranchWeights
 from secateur.registry import Registry
+
+Asked = Mapping[str, int] | None
 
 
 class Family:
@@ -57,10 +60,19 @@ class Family:
                 return self.statement.applies(model)
         return False
 
-    def read(self, model: nn.Module) -> Anatomy:
-        """Describe `model`; UserError for members that are not there, or cannot be supported."""
+    def read(self, model: nn.Module, *, exact_tail: bool = False, merges: Asked = None) -> Anatomy:
+        """Describe `model`, or as it is after `put_tail_` and `put_merges_`; UserError for members
+        that are not there, or cannot be supported."""
         refuse_changed(model)
-        return anatomy.read(self.statement, model)
+        return anatomy.read(self.statement, model, exact_tail=exact_tail, merges=merges)
+
+    def put_merges_(self, model: nn.Module, merges: Mapping[str, int]) -> None:
+        """Merge so many tokens in the blocks at these paths; see `models.derived.tokens.merge`."""
+        put.put_(self.statement, model, merges)
+
+    def put_tail_(self, model: nn.Module) -> None:
+        """Compute the last layers for what the head reads alone; see `derived.tokens.tail`."""
+        tail.put_(self.statement, model)
 
     def weights(self, model: nn.Module, branch: Branch) -> BranchWeights:
         """The branch's weights in canonical layout (views where possible)."""
@@ -219,9 +231,9 @@ class Family:
             stream_BND = module(stream_BND)
         return stream_BND
 
-    def alone(self, model: nn.Module, branch: Branch) -> nn.Module:
-        """One branch as a module from the stream at it to that after it; shares its modules."""
-        return self._alone(model, self._step(model, branch))
+    def alone(self, model: nn.Module, branch: Branch, *, tail: bool = False) -> nn.Module:
+        """One branch as a module from stream to stream, or as in the `tail`; shares its modules."""
+        return alone(self.statement, model, self._step(model, branch), tail=tail)
 
     def through(self, model: nn.Module, branch: Branch) -> nn.Module:
         """`arrive` and `alone` in one module, from the stream after the branch before it."""
@@ -231,7 +243,7 @@ class Family:
     def head(self, model: nn.Module, stream_BND: Tensor) -> Tensor:
         """What the model makes of the stream after the last branch, with all that follows it."""
         for step in since_branch(steps_of(self.statement, model)):
-            stream_BND = self._alone(model, step)(stream_BND)
+            stream_BND = alone(self.statement, model, step)(stream_BND)
         return outputs_of(self.statement.head(model, stream_BND))
 
     def hook_points(self, model: nn.Module, branch: Branch) -> dict[str, HookPoint]:
@@ -245,18 +257,7 @@ class Family:
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""
         steps = since_branch(steps_before(self.statement, model, branch.id))
-        return [self._alone(model, step) for step in steps]
-
-    def _alone(self, model: nn.Module, step: Step) -> nn.Module:
-        """A step as a module from stream to stream, in tokens; shares the model's modules."""
-        module, given = step.owner, None
-        if step.kind != "transition":
-            residuals = residuals_of(self.statement, step.block, step.owner)
-            module = PartialBlock(step.owner, residuals, (step.residual.path,))
-            if self.statement.given is not None:
-                given = partial(self.statement.given, model, step.place[0])
-        plain = step.grid is None and given is None
-        return module if plain else OnTokens(module, grid=step.grid, last=step.last, given=given)
+        return [alone(self.statement, model, step) for step in steps]
 
     def tokens(self, x: Tensor) -> Tensor:
         """The stream at the start or end of a block, as the host holds it, as tokens (B, N, D)."""

@@ -77,12 +77,17 @@ class SlimAttention(nn.Module):
         """Attend; inputs and output as `call` says. Masks as in scaled_dot_product_attention.
 
         With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
+        `log_sizes` (B, 1, 1, N) is added to the logits; `seen` is told the mean keys of all heads.
         """
         x_BND, given = self.call.bound(args, given)
         q_BHNK, k_BHNK, v_BHNV = self.project(x_BND)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
+        if (seen := given.get("seen")) is not None:
+            seen["keys"] = k_BHNK.mean(1)
         mask = None if self.call.mask is None else given.get(self.call.mask)
+        if (log_sizes := given.get("log_sizes")) is not None:
+            mask = log_sizes if mask is None else _added(log_sizes, mask)
         causal = bool(given.get("is_causal", False))
         out_BND, weights = self.attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
         return (out_BND, weights) if self.call.pair else out_BND
@@ -120,12 +125,7 @@ class SlimAttention(nn.Module):
             mask = mask[:, None] if by_window else mask
         if self.position_table is not None:
             bias_HNN = self.position_table[:, self.get_buffer(self.index)]
-            if mask is None:
-                mask = bias_HNN
-            elif mask.dtype == torch.bool:
-                mask = bias_HNN.masked_fill(~mask, float("-inf"))
-            else:
-                mask = bias_HNN + mask
+            mask = bias_HNN if mask is None else _added(bias_HNN, mask)
         if by_window and mask is not None:
             mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
         return mask
@@ -168,6 +168,11 @@ class SlimAttention(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""
         return write_attention_(self, self.call, self.rotary)
+
+
+def _added(bias: Tensor, mask: Tensor) -> Tensor:
+    """A bias of logits and a mask, additive or boolean, as one."""
+    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else bias + mask
 
 
 class LinearStandIn(nn.Linear):

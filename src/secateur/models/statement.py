@@ -2,11 +2,9 @@
 
 Names are paths of modules or parameters as the host calls them, relative to what the docstring
 says. A name that is stated must be there, but for one that ends in "?"; where the host has None or
-an Identity under it, the model is without it. Everything else, from canonical weights to costs, is
-derived from these facts.
+an Identity under it, the model is without it. Everything else is derived from these facts.
 
-Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims, T entries of a
-table, F hidden neurons.
+Legend: B batch, N tokens, D width, H heads, K query/key, V value dims, T table entries, F neurons.
 """
 
 from collections.abc import Callable, Mapping
@@ -239,9 +237,9 @@ class Stem:
 class Tail:
     """What reads the stream behind the last block: norms, then classifiers. Paths are in the model.
 
-    A classifier of r·D inputs reads r pooled states side by side. Norms in `unread` are computed,
-    but no classifier reads them. A pooling layer with weights (`pool`) refuses width;
-    `pool_macs(model)` prices it. A parameter (D, C), `matrix`, makes features of the last state.
+    A classifier of r·D inputs reads r pooled states side by side; none reads norms in `unread`. A
+    pooling layer with weights (`pool`) refuses width; `pool_macs(model)` prices it. A parameter
+    (D, C), `matrix`, makes features. Outputs depend on the first `reads(model)` tokens, None all.
     """
 
     norms: Names = ()
@@ -249,6 +247,7 @@ class Tail:
     classifiers: Names = ()
     pool: str | None = None
     pool_macs: Callable[[Any], int] | None = None
+    reads: Callable[[Any], int | None] = lambda _model: None
     matrix: str | None = None
 
 
@@ -271,7 +270,7 @@ class Statement:
     those that hold dictionaries of what was worked out from weights. `classes` is the attribute
     with the number of classes, None for models whose outputs are features, which is what `head`
     then gives: one tensor, or several by name. `record(model, block)` installs the hooks by which a
-    host records what passes its blocks; what takes the place of a layer inherits them.
+    host records what passes its blocks. With the attribute `recomputes`, blocks run again backward.
     """
 
     name: str
@@ -298,3 +297,4 @@ class Statement:
     resized: Callable[[Any, int, int], None] | None = None
     fused: str | None = None
     caches: Names = ()
+    recomputes: str | None = None

@@ -10,12 +10,19 @@ from typing import Literal
 
 from secateur.models.derived.windows import Windows
 
-GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width"]
+GroupName = Literal["qk", "vo", "heads", "hidden", "branch", "block", "width", "tokens"]
 BranchKind = Literal["attention", "mlp"]
 
 ATTENTION_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads")
 MLP_GROUPS: tuple[GroupName, ...] = ("hidden",)
-ALL_GROUPS: tuple[GroupName, ...] = ("qk", "vo", "heads", "hidden", "branch", "block", "width")
+ALL_GROUPS: tuple[GroupName, ...] = (
+    *ATTENTION_GROUPS,
+    *MLP_GROUPS,
+    "branch",
+    "block",
+    "width",
+    "tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +88,9 @@ class Branch:
     `id` is its module path in the model. `refusals` says for each group that this branch cannot
     offer, why. The rates price it: `fixed` whenever it exists, the others per unit. Without a
     `writer_bias`, a repair that has a constant to carry adds one; without a `carrier`, an earlier
-    bias that could take on its mean, a repair that drops it adds one too. Attention in `windows`
-    sees its queries, keys, values and context in these, (B W, T, …).
+    bias that could take on its mean, a repair that drops it adds one too. Of the `tokens` it may
+    compute the first `rows` alone, since nobody reads the others. Attention in `windows` sees its
+    queries, keys, values and context in these, (B W, T, …).
     """
 
     id: str
@@ -100,6 +108,7 @@ class Branch:
     stage: int = 0
     writer_bias: bool = True
     carrier: bool = True
+    rows: int | None = None
     refusals: Mapping[GroupName, str] = field(default_factory=dict)
     windows: Windows | None = None
 
@@ -108,6 +117,11 @@ class Branch:
         """The groups of units inside this branch that can be made smaller."""
         own = ATTENTION_GROUPS if self.kind == "attention" else MLP_GROUPS
         return tuple(group for group in own if group not in self.refusals)
+
+    @property
+    def computed(self) -> int:
+        """The number of tokens whose update it computes."""
+        return self.tokens if self.rows is None else self.rows
 
     def cost(self, shape: Shape | None, width: int | None = None) -> Cost:
         """Cost of this branch, with its norm, in another shape (None: dropped)."""
@@ -125,7 +139,7 @@ class Branch:
         width = self.width if width is None else width
         bias = 0 if self.writer_bias else width
         params = self.fixed.at(width).params + bias + width * width
-        return Cost(params=params, macs=self.tokens * width * width)
+        return Cost(params=params, macs=self.computed * width * width)
 
     def added_by_repair(self, shape: Shape | None, width: int | None = None) -> Cost:
         """Cost of the bias that a repair adds, at most, where the writer has none.
@@ -195,6 +209,11 @@ class Anatomy:
     what stands between two of them, and what reads and writes one, which is part of `ends` too, as
     are
     `stand_ins`.
+
+    The head reads the first `tail` tokens alone, and the last layers can be computed for them
+    alone; where they cannot, `no_tail` says why. `merges` tells how many tokens a block merges.
+    Where branches are priced so although the model computes all tokens, `as_written` is the cost of
+    the model as it is.
     """
 
     family: str
@@ -210,6 +229,15 @@ class Anatomy:
     streams: tuple[Stream, ...] = ()
     transitions: tuple[StreamTransition, ...] = ()
     stand_ins: tuple[StandInLayer, ...] = ()
+    tail: int | None = None
+    no_tail: str = ""
+    as_written: Cost | None = None
+    merges: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> Cost:
+        """The cost of the model as it is written, of which budgets in percent are a share."""
+        return self.cost() if self.as_written is None else self.as_written
 
     def branch(self, branch_id: str) -> Branch:
         """The branch called `branch_id`; KeyError if there is none."""

@@ -34,7 +34,7 @@ class Preset(BaseModel):
     `settings` holds the choices of criteria that have some, by the name of the criterion.
 
     The method `spectral` measures its candidates and cuts front to back; it asks no criterion and
-    repairs by itself.
+    repairs by itself. The method `merging` merges the same number of tokens in every block.
 
     `groups` are the ones that compete under a cost budget unless the user names others.
     Under a cost budget, `first` removes its group before the others compete for what remains.
@@ -58,7 +58,7 @@ class Preset(BaseModel):
     title: str
     source: str
     groups: tuple[GroupName, ...]
-    method: Literal["criteria", "spectral"] = Field(
+    method: Literal["criteria", "spectral", "merging"] = Field(
         default="criteria", validation_alias=AliasChoices("method", "engine")
     )
     criterion: str = "energy"

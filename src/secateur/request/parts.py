@@ -84,8 +84,8 @@ class UnitsPart(TimingPart):
     groups: Annotated[
         Sequence[str] | None,
         Say(
-            "Touch only these: qk, vo, heads, hidden, branch, block, width; else those of the "
-            "method.",
+            "Touch only these: qk, vo, heads, hidden, branch, block, width, tokens; else those of "
+            "the method.",
             UNITS,
             metavar="A,B",
             read=names,
@@ -118,6 +118,16 @@ class UnitsPart(TimingPart):
             metavar="G=N,...",
             flag="--min-width",
             read=widths,
+        ),
+    ] = None
+    exact_tail: Annotated[
+        bool | None,
+        Say(
+            "Compute the last layers for the tokens alone that the head reads, which changes no "
+            "output. Unless given: under a budget in MACs or time, where the head reads the class "
+            "token alone.",
+            UNITS,
+            flag="--exact-tail/--no-exact-tail",
         ),
     ] = None
 

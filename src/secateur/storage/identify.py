@@ -15,6 +15,8 @@ from torch import nn
 from secateur.data.preprocessing import Preprocessing
 from secateur.errors import UserError
 from secateur.models.caches import evaluating
+from secateur.models.derived.tokens.merge import merges_of
+from secateur.models.derived.tokens.tail import tail_of
 from secateur.models.family import families, read
 from secateur.models.host import host_of
 from secateur.models.norms import held_norms, uncentred_norms
@@ -118,6 +120,10 @@ def resized_like(model: nn.Module, base: Base) -> nn.Module:
     dense = host.anatomy
     stand_ins = [layer.id for layer in read(model).stand_ins]
     resize_(host, shapes_of(model, dense), widths_of(model, dense), stand_ins)
+    if merges := merges_of(model):
+        host.family.put_merges_(host.model, merges)
+    if tail_of(model) is not None:
+        host.family.put_tail_(host.model)
     return host.model
 
 

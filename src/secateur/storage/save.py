@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from secateur.devices import plain_torch
 from secateur.errors import UserError
+from secateur.models.derived.tokens.merge import merges_of
+from secateur.models.derived.tokens.tail import tail_of
 from secateur.models.family import read
 from secateur.models.norms import held_norms, uncentred_norms
 from secateur.storage.base import Base, build_like
@@ -157,6 +159,8 @@ def _spec(
                 for key, shape in shapes.items()
             },
             "stand_ins": stand_ins,
+            "merges": merges_of(model),
+            "exact_tail": tail_of(model) is not None,
             "widths": widths,
             "held_norms": held,
             "uncentred_norms": uncentred,

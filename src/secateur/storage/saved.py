@@ -64,6 +64,10 @@ def assemble(base: Base, spec: Spec, tensors: Mapping[str, Tensor]) -> nn.Module
     host = host_of(model)
     check_input(spec.fingerprint.input_size, host.anatomy, tensors)
     resize_(host, shapes, spec.widths, spec.stand_ins)
+    if spec.merges:
+        host.family.put_merges_(model, spec.merges)
+    if spec.exact_tail:
+        host.family.put_tail_(model)
     return complete_(model, base, spec.added_biases, tensors, spec.held_norms, spec.uncentred_norms)
 
 

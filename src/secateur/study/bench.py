@@ -18,7 +18,7 @@ from secateur.errors import UserError
 from secateur.measurement.accuracy import Predictions, predict, summarize
 from secateur.methods.by_preset import method_of
 from secateur.methods.method import Job, Prepared
-from secateur.methods.task import Task
+from secateur.methods.task import Task, planned
 from secateur.models.caches import observable
 from secateur.models.host import Host, host_of
 from secateur.models.types import Anatomy, AttentionShape, GroupName, Shape, Shapes
@@ -147,7 +147,7 @@ class Bench:
 
     def job(self, task: Task) -> Job:
         """What a method needs to carry out a task on this host."""
-        host = self.host
+        host = planned(self.host, task)
         return Job(host.model, host.family, host.anatomy, task=task, images=self.images)
 
     def prepared(self, job: Job) -> Prepared:

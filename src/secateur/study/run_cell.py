@@ -10,7 +10,8 @@ from secateur.allocation.types import Plan
 from secateur.errors import OutOfReach, UserError
 from secateur.measurement.within import require_within
 from secateur.methods.by_preset import method_of
-from secateur.methods.task import Task
+from secateur.methods.tail import with_tail
+from secateur.methods.task import Task, planned
 from secateur.models.sharing import refuse_shared
 from secateur.statistics.anchors import Run
 from secateur.study.bench import Bench, finish
@@ -43,14 +44,14 @@ def _run(bench: Bench, cell: Cell, known: Callable[[str], Outcome | None]) -> Ou
     task = task_of(cell, host)
     refuse_shared(host, task.groups)
     method_of(task).needs(task)
-    check_reachable(host.anatomy, task.demand)
+    check_reachable(planned(host, task).anatomy, task.demand)
     _ = bench.statistics
     started = time.perf_counter()
     plan = _plan(bench, task)
     if task.preset.replacement == "affine" and not bench.images.known_runs:
         bench.images.learn_runs(set(_expected_runs(bench)))
     job = bench.job(task)
-    smaller = method_of(task).cut(job, bench.prepared(job), plan)
+    smaller = with_tail(job, method_of(task).cut(job, bench.prepared(job), plan))
     require_within(smaller, host.anatomy, task.budget, cell.budget)
     return finish(bench, smaller, plan.predicted_loss, started, known)
 
@@ -73,5 +74,5 @@ def _expected_runs(bench: Bench) -> Iterator[Run]:
         task = task_of(cell, host)
         if task.preset.replacement == "affine" and task.preset.search == "one_shot":
             with suppress(Exception):
-                check_reachable(host.anatomy, task.demand)
+                check_reachable(planned(host, task).anatomy, task.demand)
                 yield from runs_of(host.anatomy, _plan(bench, task).shapes).items()

@@ -13,6 +13,7 @@ from secateur.masks.removal.summary import removability
 from secateur.masks.request import LearnRequest
 from secateur.masks.settings import LearnSettings, phases
 from secateur.masks.task import CheckedLearning, check_learning, resolve_learn
+from secateur.methods.task import planned
 from secateur.methods.to_latency import latency_target
 from secateur.models.caches import observable
 from secateur.models.hook_points import lost_hooks_note
@@ -63,6 +64,7 @@ def learn_checked(model: nn.Module, images: object, asked: CheckedLearning) -> L
     refuse_not_finite(model.state_dict(), "the model")
     host = host_of(observable(model))
     task = resolve_learn(asked, host)
+    host = planned(host, task.task)
     refuse_shared(host, task.task.groups)
     require_walk(host.model)
     if request.eval_images is not None:
@@ -143,7 +145,7 @@ def _result(
     found = shrunk.timed
     return Result(
         model=shrunk.model,
-        before=job.anatomy,
+        before=job.family.read(model),
         after=job.family.read(shrunk.model),
         plan=shrunk.plan,
         candidates=[],

@@ -15,8 +15,9 @@ from secateur.methods.checked import Checked, check
 from secateur.methods.images import Images
 from secateur.methods.method import Job
 from secateur.methods.request import PruneRequest
-from secateur.methods.task import Task, resolve
-from secateur.methods.to_latency import cut_to_latency, latency_target, times_count
+from secateur.methods.tail import with_tail, with_target
+from secateur.methods.task import Task, planned, resolve
+from secateur.methods.to_latency import cut_to_latency, times_count
 from secateur.models.caches import evaluating, observable
 from secateur.models.hook_points import lost_hooks_note
 from secateur.models.host import Host, host_of
@@ -84,6 +85,7 @@ def _pruned(model: nn.Module, images: object, asked: Checked) -> Result:
     host = host_of(observable(model))
     classes = host.anatomy.num_classes
     task = resolve(asked, host.anatomy)
+    host = planned(host, task)
     loss = loss_for(classes, request.loss)
     _check(host, task, loss)
     base = base_or_advice(model)
@@ -126,12 +128,16 @@ def _check(host: Host, task: Task, loss: LossName) -> None:
 
 def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     """Prepare, plan, cut and polish, as the task asks."""
+    with job.timed("time") if times_count(job.task) else nullcontext():
+        job, target = with_target(job)
     source, request, task, images = job.model, job.task.request, job.task, job.images
-    with job.timed("time") if times_count(task) else nullcontext():
-        target = latency_target(job, task, images.progress)
     method = method_of(task)
     prepared = method.prepare(job)
-    plan_for, cut = partial(method.plan, job, prepared), partial(method.cut, job, prepared)
+    plan_for = partial(method.plan, job, prepared)
+
+    def cut(plan: Plan) -> nn.Module:
+        return with_tail(job, method.cut(job, prepared, plan))
+
     if target is None:
         found, plan = None, plan_for()
         smaller = cut(plan)
@@ -144,7 +150,7 @@ def _carried_out(job: Job, data: DataUsed, base: Base | str) -> Result:
     notes = _notes(job.anatomy, after, plan, data, report)
     return Result(
         model=smaller.eval(),
-        before=job.anatomy,
+        before=job.family.read(source),
         after=after,
         plan=plan,
         candidates=prepared.candidates,
@@ -189,8 +195,15 @@ def _notes(
     notes = []
     if data.unreadable:
         notes.append(f"Calibration: {unreadable_note(data.unreadable)}")
-    if plan.shapes == anatomy.shapes and not plan.units:
+    nothing = plan.shapes == anatomy.shapes and not plan.units
+    if nothing and anatomy.as_written is None:
         notes.append("The dense model is within the budget already; nothing was removed.")
+    if anatomy.as_written is not None:
+        notes.append(
+            "Exact tail: behind the last attention only what the head reads is computed, tokens "
+            f"1 to {after.tail} of {after.tokens}; that changes no output. The budget is a share "
+            "of the dense model as it is written."
+        )
     if after.stand_ins:
         cost = sum((layer.cost for layer in after.stand_ins), Cost())
         where = ", ".join(layer.id for layer in after.stand_ins)

@@ -142,7 +142,10 @@ class Result:
         branch = self.before.branch(branch_id)
         kept = self.plan.shapes[branch_id]
         width = self.before.width_of(branch, self.plan.widths)
-        dense_cost, kept_cost = branch.cost(branch.shape), branch.cost(kept, width)
+        dense_cost, priced = branch.cost(branch.shape), branch
+        if self.task.exact_tail and kept is not None:
+            priced = self.after.branch(branch_id)
+        kept_cost = priced.cost(kept, width)
         return {
             "id": branch_id,
             "kind": branch.kind,

@@ -44,7 +44,7 @@ class Compression:
 def compression(anatomy: Anatomy, masks: Masks, plan: Plan) -> Compression:
     """What these masks claim beside what the model of this plan lacks."""
     return Compression(
-        dense=anatomy.cost(),
+        dense=anatomy.reference,
         masked=masked_cost(anatomy, masks),
         left=anatomy.cost(plan.shapes, plan.widths),
     )

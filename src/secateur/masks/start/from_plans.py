@@ -94,7 +94,7 @@ def _least_shares(
     candidates = measured_candidates(host, groups, limits, images).candidates
     plans: list[tuple[float, Shapes]] = []
     for share in SHARES:
-        target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense)
+        target = Target(cost_of=pricing.cost_of, limit=share * pricing.dense, dense=pricing.dense)
         try:
             plans.append((share, plan_within(anatomy, candidates, target).shapes))
         except OutOfReach:  # as are all that are smaller

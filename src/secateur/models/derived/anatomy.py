@@ -3,6 +3,8 @@
 Legend: D residual width.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -14,20 +16,45 @@ from secateur.models.derived.layout import shape_of
 from secateur.models.derived.members import heads_of, start_of
 from secateur.models.derived.names import linear, member, names_in, optional, present
 from secateur.models.derived.steps import Step, blocks_of, steps_of
+from secateur.models.derived.tokens.merge import merges_of
+from secateur.models.derived.tokens.put import merged_steps, why_no_merging
+from secateur.models.derived.tokens.tail import narrowed, why_no_tail
 from secateur.models.modules import SlimAttention
 from secateur.models.outputs import features_in
 from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Separate, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
 
-def read(stated: Statement, model: nn.Module) -> Anatomy:
-    """Describe a model; UserError for members that cannot be supported or are not there."""
+def read(
+    stated: Statement,
+    model: nn.Module,
+    *,
+    exact_tail: bool = False,
+    merges: Mapping[str, int] | None = None,
+) -> Anatomy:
+    """Describe `model`; UserError for members that cannot be supported or are not there.
+
+    With `exact_tail` and `merges` layers are priced as if these were put there, see
+    `secateur.models.derived.tokens.tail` and `secateur.models.derived.tokens.merge`.
+    """
+    if exact_tail or merges:
+        plain, changed = read(stated, model), _read(stated, model, exact_tail, merges)
+        return replace(changed, as_written=plain.reference)
+    return _read(stated, model, tail=False, merges=None)
+
+
+def _read(
+    stated: Statement, model: nn.Module, tail: bool, merges: Mapping[str, int] | None
+) -> Anatomy:
     try:
         steps = check(stated, model)
     except UserError as error:
         if "is stated, but" not in str(error):
             raise
         raise UserError(f"{error}; correct the statement of family '{stated.name}'.") from None
+    tokens = steps[-1].tokens if steps else stated.prefix(model) + prod(stated.grid(model))
+    no_tail, no_merging = why_no_tail(stated, model, steps), why_no_merging(stated, model, steps)
+    steps = merged_steps(stated, model, narrowed(stated, model, steps, asked=tail), merges)
     found = [(path, type(block).__name__) for _, path, block in blocks_of(stated, model)]
     paths = [path for path, name in found if name != stated.flatten]
     branches = tuple(_branch(stated, model, step) for step in steps if step.is_branch)
@@ -37,7 +64,7 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
     return Anatomy(
         family=stated.name,
         width=start_of(stated, model, max((step.stage for step in steps), default=0)).width,
-        tokens=steps[-1].tokens if steps else prefix + prod(stated.grid(model)),
+        tokens=tokens,
         prefix_tokens=prefix,
         input_size=stated.image(model),
         num_classes=_classes_of(stated, model),
@@ -47,11 +74,20 @@ def read(stated: Statement, model: nn.Module) -> Anatomy:
         ),
         branches=branches,
         ends=Rate(base=ends_of(stated, model, steps)),
-        refusals={"width": why} if why else {},
+        refusals=_reasons(width=why, tokens=no_merging),
         streams=streams,
         transitions=() if why else joints_of(stated, model, steps, streams),
         stand_ins=tuple(stand_in(step) for step in steps if step.kind == "linear"),
+        tail=None if no_tail else stated.tail.reads(model),
+        no_tail=no_tail or "",
+        merges=merges_of(model) if merges is None else merges,
     )
+
+
+def _reasons(*, width: str | None, tokens: str | None) -> dict[GroupName, str]:
+    """The groups of the whole model that it refuses."""
+    found: dict[GroupName, str | None] = {"width": width, "tokens": tokens}
+    return {group: why for group, why in found.items() if why is not None}
 
 
 def _classes_of(stated: Statement, model: nn.Module) -> int:
@@ -186,6 +222,7 @@ def _branch(stated: Statement, model: nn.Module, step: Step) -> Branch:
         tokens=step.tokens,
         shape=shape,
         writer_bias=step.writer.bias is not None,
+        rows=step.rows,
         carrier=_carries(stated, model, step.stage),
         refusals=_refusals(step.module, layer),
         windows=step.windows,

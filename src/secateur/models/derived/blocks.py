@@ -36,6 +36,8 @@ class PartialBlock(nn.Module):
                 else:
                     self.register_parameter(name, None)
         self.steps: Final = self.present(kept)
+        # WHY by path: statements compare by value, which torch.compile cannot follow.
+        self.marks: Final = {one.path: f"update_{i}" for i, one in enumerate(residuals)}
         found = {residual.path: windows_of(residual, block) for residual in self.steps}
         self.windows = {path: own for path, own in found.items() if own is not None}
         for residual in self.steps:
@@ -44,7 +46,7 @@ class PartialBlock(nn.Module):
 
     def passed(self, residual: Residual) -> str:
         """The name of a module that does nothing but be passed by the update of a step."""
-        return f"update_{self.residuals.index(residual)}"
+        return self.marks[residual.path]
 
     def present(self, kept: Collection[str]) -> tuple[Residual, ...]:
         """The steps at these paths."""
@@ -52,14 +54,15 @@ class PartialBlock(nn.Module):
 
     def forward(self, *args: Any, **given: Any) -> Tensor:
         """Take the stream through the steps that are left."""
-        calls = [residual.layers[0].call for residual in self.residuals]
-        call = max(calls, key=lambda call: len(call.by_position))
-        bound = call.bound(args, given)
-        x: Tensor = bound[0]
-        given = bound[1]
+        x, given = self.bound(args, given)
         for residual in self.steps:
             x = x + self._update(residual, x, given)
         return x
+
+    def bound(self, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The stream, and what the host gives the block beside it, by name."""
+        calls = [residual.layers[0].call for residual in self.residuals]
+        return max(calls, key=lambda call: len(call.by_position)).bound(args, given)
 
     def _update(self, residual: Residual, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         norm = None if residual.norm is None else self.get_submodule(residual.norm)
@@ -72,7 +75,7 @@ class PartialBlock(nn.Module):
             read = windows.split(read)
             if call.mask is not None and (mask := windows.mask(read)) is not None:
                 passed[call.mask] = mask
-        y = self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
+        y = self._layer(residual, read, given, passed)
         y = y[0] if call.pair else y
         y = y if windows is None else windows.join(y)
         y = norm(y) if norm is not None and residual.norm_behind else y
@@ -85,6 +88,13 @@ class PartialBlock(nn.Module):
         y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
         update: Tensor = self.get_submodule(self.passed(residual))(y)
         return update
+
+    def _layer(
+        self, residual: Residual, read: Tensor, given: Mapping[str, Any], passed: dict[str, Any]
+    ) -> Any:
+        """What the layer of a step gives back, called as its host calls it."""
+        call = residual.layers[0].call
+        return self.get_submodule(residual.path)(*[read] * call.times, **call.fixed, **passed)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""

@@ -63,16 +63,37 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
     in_vo = int(weights.vb_HV is not None)
     table = 0 if weights.table_HT is None else weights.table_HT.shape[1]
     inner = parameters(attn, step.biases) - weights.numel - norms - gates * weights.o_DHV.shape[0]
-    per_dim = Cost(params=2, macs=2 * n)
+    head, qk, qk_dim, vo, vo_dim = _attention_macs(n, pairs, step.rows, moved=moves_keys(step))
     return {
         "fixed": Rate(
             base=Cost(params=inner), per_width=Cost(params=per_width + gates, macs=n * gates)
         ),
-        "per_head": Rate(base=Cost(params=table)),
-        "per_qk": Rate(base=Cost(params=in_qk, macs=pairs), per_width=per_dim),
-        "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk)),
-        "per_vo": Rate(base=Cost(params=in_vo, macs=pairs), per_width=per_dim),
+        "per_head": Rate(base=Cost(params=table), per_width=Cost(macs=head)),
+        "per_qk": Rate(base=Cost(params=in_qk, macs=qk), per_width=Cost(params=2, macs=qk_dim)),
+        "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk, macs=step.matches)),
+        "per_vo": Rate(base=Cost(params=in_vo, macs=vo), per_width=Cost(params=2, macs=vo_dim)),
     }
+
+
+def moves_keys(step: Step) -> bool:
+    """Whether the matrix of the keys can meet the queries instead of all tokens."""
+    layer = step.layer
+    norms = isinstance(layer, AttentionLayer) and present(step.module, *(layer.qk_norm or ()))
+    return isinstance(layer, AttentionLayer) and layer.rotary is None and not norms
+
+
+def _attention_macs(
+    n: int, pairs: int, rows: int | None, *, moved: bool
+) -> tuple[int, int, int, int, int]:
+    """Products of a head per channel, of a query/key dim and per channel, of a value dim likewise.
+
+    For n tokens in so many `pairs`, or of the first `rows` alone as in `derived.tokens.tail`.
+    """
+    if rows is None:
+        return 0, pairs, 2 * n, pairs, 2 * n
+    if moved:
+        return 2 * rows * n, 0, 2 * rows, 0, 2 * rows
+    return rows * n, rows * n, 2 * n, 0, 2 * rows
 
 
 def _mlp_prices(step: Step, layer: MlpLayer, per_width: int) -> dict[str, Rate]:
@@ -84,14 +105,14 @@ def _mlp_prices(step: Step, layer: MlpLayer, per_width: int) -> dict[str, Rate]:
         "fixed": Rate(per_width=Cost(params=per_width)),
         "per_hidden": Rate(
             base=Cost(params=(biases + inner) // hidden),
-            per_width=Cost(params=rows + 1, macs=step.tokens * (rows + 1)),
+            per_width=Cost(params=rows + 1, macs=step.computed * (rows + 1)),
         ),
     }
 
 
 def stand_in(step: Step) -> StandInLayer:
     """A linear layer in place of a branch, with its cost."""
-    macs = step.tokens * step.writer.weight.numel()
+    macs = step.computed * step.writer.weight.numel()
     cost = Cost(params=step_parameters(step), macs=macs)
     return StandInLayer(id=step.path, block=step.place[0], cost=cost)
 
@@ -173,7 +194,7 @@ def joints_of(
             pair = (step.stage - 1, step.stage)
         if step.kind in ("transition", "linear"):
             params[pair] += taps
-            macs[pair] += step.tokens * taps
+            macs[pair] += step.computed * taps
     return tuple(
         StreamTransition(
             first=streams[i].id, second=streams[j].id, per_pair=Cost(params=n, macs=macs[i, j])

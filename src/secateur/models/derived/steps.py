@@ -41,7 +41,8 @@ class Step:
     step in it (-1 for a transition before the block). `grid` are the rows and columns of what
     comes in where the host holds a grid, its channels `last` or second, and None where it holds
     tokens; `tokens` come out. `layer` are the facts of what stands there, which is ours where that
-    took the place of the host's.
+    took the place of the host's. Of the tokens it may compute the first `rows` alone. So many pairs
+    of tokens it `matches`.
     """
 
     path: str
@@ -54,6 +55,13 @@ class Step:
     last: bool = False
     residual: Residual = Residual(layers=())  # noqa: RUF009 (frozen)
     layer: Layer | None = None
+    rows: int | None = None
+    matches: int = 0
+
+    @property
+    def computed(self) -> int:
+        """The number of tokens whose update it computes."""
+        return self.tokens if self.rows is None else self.rows
 
     @property
     def is_branch(self) -> bool:

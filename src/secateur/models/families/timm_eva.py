@@ -13,7 +13,7 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import Eva
 from torch import Tensor
 
-from secateur.models.families.timm_vit import MLPS, head, pool_macs, resized
+from secateur.models.families.timm_vit import MLPS, head, pool_macs, reads, resized
 from secateur.models.family import state
 from secateur.models.statement import (
     AttentionLayer,
@@ -108,7 +108,11 @@ SHARED = Statement(
         classes={"patch_embed": ("PatchEmbed",)},
     ),
     tail=Tail(
-        norms=("norm", "fc_norm"), classifiers=("head",), pool="attn_pool", pool_macs=pool_macs
+        norms=("norm", "fc_norm"),
+        classifiers=("head",),
+        pool="attn_pool",
+        pool_macs=pool_macs,
+        reads=reads,
     ),
     embed=lambda eva, images: eva.norm_pre(eva._pos_embed(eva.patch_embed(images))[0]),
     head=head,
@@ -119,6 +123,7 @@ SHARED = Statement(
     sizes=("embed_dim", "num_features", "head_hidden_size"),
     resized=resized,
     fused="fused_attn",
+    recomputes="grad_checkpointing",
 )
 state(SHARED)
 

@@ -65,6 +65,11 @@ def pool_macs(vit: VisionTransformer) -> int:
     return macs
 
 
+def reads(vit: VisionTransformer) -> int | None:
+    """The class token, and that of distillation, unless all tokens are pooled or given out."""
+    return 1 + hasattr(vit, "head_dist") if vit.global_pool == "token" else None
+
+
 def resized(vit: VisionTransformer, _stage: int, width: int) -> None:
     """Tell timm's feature extraction the width."""
     for info in vit.feature_info:
@@ -110,6 +115,7 @@ state(
             classifiers=("head", "head_dist?"),
             pool="attn_pool",
             pool_macs=pool_macs,
+            reads=reads,
         ),
         embed=embed,
         head=head,
@@ -119,5 +125,6 @@ state(
         sizes=("embed_dim", "num_features", "head_hidden_size"),
         resized=resized,
         fused="fused_attn",
+        recomputes="grad_checkpointing",
     )
 )

@@ -65,6 +65,7 @@ state(
         tail=Tail(
             norms=("encoder.ln",),
             classifiers=("heads.head",),
+            reads=lambda _vit: 1,
         ),
         embed=embed,
         head=lambda vit, stream_BND: vit.heads(vit.encoder.ln(stream_BND)[:, 0]),

@@ -1,0 +1,1 @@
+"""Fewer tokens: merged ones, and the tail that computes only what the head reads."""
