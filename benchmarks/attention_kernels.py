@@ -14,8 +14,7 @@ import torch
 from _common import Row, Store, parser, table, versions, write_page
 from torch import nn
 
-from secateur.models.caches import unfused
-from secateur.models.family import stated_names
+from secateur.models.caches import stated_names, unfused
 from secateur.training.machine import has_bf16
 
 BATCHES = {96: 64, 224: 16}

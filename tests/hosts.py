@@ -23,6 +23,7 @@ from timm.models.efficientformer import EfficientFormer, MetaBlock1d
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
@@ -270,6 +271,16 @@ WINDOWS: dict[str, Any] = {
 }
 """Grids of 14 × 18 and 7 × 9 patches: windows hold padding, and merging pads, too."""
 host("swin")(partial(SwinTransformer, **WINDOWS))
+host("sam")(
+    partial(
+        VisionTransformerSAM,
+        **SIZES | {"img_size": (40, 56), "depth": 3, "num_heads": 2},
+        use_rel_pos=True,
+        window_size=4,
+        global_attn_indexes=(1,),
+        neck_chans=8,
+    )
+)
 HF: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,

@@ -1,5 +1,6 @@
 """What a family cannot support is refused with the reason, before any image is looked at."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import UserError
+from secateur.models.checks.refused import REASONS
 from secateur.models.family import family_of, read
 from secateur.models.types import GroupName
 from secateur.verbs.prune import prune
@@ -81,6 +83,26 @@ def test_the_trap_works() -> None:
 def test_unknown_families_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"torch\.nn\.modules\.linear\.Linear .*VisionTransformer"):
         family_of(nn.Linear(2, 2))
+
+
+def test_known_hosts_without_a_family_are_refused_with_the_reason() -> None:
+    import timm
+
+    for name, words in (
+        ("cait_xxs24_224", "talking heads mix the logits"),
+        ("pvt_v2_b0", "through a strided convolution"),
+        ("hiera_tiny_224", "pools its queries and its shortcut"),
+    ):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        with pytest.raises(UserError, match=words):
+            family_of(model)
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_hosts_without_a_family_exist(name: str) -> None:
+    module, _, cls = name.partition(":")
+    assert issubclass(getattr(importlib.import_module(module), cls), nn.Module)
 
 
 def test_members_that_cannot_be_read_are_refused_by_name() -> None:

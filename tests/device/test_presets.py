@@ -24,7 +24,7 @@ CASES = [
     for preset in preset_names()
     for family in FAMILIES
     if preset not in UNIFORM_ONLY or family == "vit"
-]
+] + [(preset, family) for preset in ("spectral", "taylor") for family in ("swin", "sam")]
 
 
 def pruned(preset: str, family: str, device: torch.device | str, **options: object) -> Result:

@@ -22,13 +22,17 @@ from secateur.surgery.cut import cut_
 from tests.contract.cases import plan_for
 from tests.hosts import anatomy_of, build, images_for, randomise_
 
-REAL = ("swin_base_patch4_window7_224",)
+REAL = ("swin_base_patch4_window7_224", "samvit_base_patch16")
 SMALL: dict[str, dict[str, object]] = {
     "swin_tiny_patch4_window7_224": {
         "img_size": 40, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
     },
+    "samvit_base_patch16_224": {
+        "img_size": 96, "embed_dim": 32, "depth": 3, "num_heads": 2, "window_size": 4,
+        "global_attn_indexes": (1,),
+    },
 }  # fmt: skip
-WINDOWED = ("swin",)
+WINDOWED = ("swin", "sam")
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (2, 1)])

@@ -251,8 +251,7 @@ class Family:
         return sites_of(self._step(model, branch))
 
     def _step(self, model: nn.Module, branch: Branch) -> Step:
-        own = steps_of(self.statement, model, at=branch.id)
-        return {step.path: step for step in own}[branch.id]
+        return {s.path: s for s in steps_of(self.statement, model, at=branch.id)}[branch.id]
 
     def _between(self, model: nn.Module, branch: Branch) -> list[nn.Module]:
         """What stands since the branch before: transitions, fixed and linear steps."""

@@ -17,6 +17,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateur.models.derived.windows import Windows
+
 View = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -28,11 +30,20 @@ def whole(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class HookPoint:
-    """Where one quantity of a branch passes by."""
+    """Where one quantity of a branch passes by.
+
+    What passes in `windows` is seen as tokens of the grid, a copy.
+    """
 
     module: str
     at: Literal["input", "output"]
     view: View = whole
+    windows: Windows | None = None
+
+    def see(self, carrier: Tensor) -> Tensor:
+        """The quantity in canonical layout."""
+        seen = self.view(carrier)
+        return seen if self.windows is None else self.windows.in_order(seen)
 
 
 def attach(model: nn.Module, hook_point: HookPoint, edit: Edit) -> RemovableHandle:
@@ -44,9 +55,11 @@ def attach(model: nn.Module, hook_point: HookPoint, edit: Edit) -> RemovableHand
     module = model.get_submodule(hook_point.module)
 
     def changed(carrier: Tensor) -> Tensor | None:
-        new = edit(hook_point.view(carrier))
+        new = edit(hook_point.see(carrier))
         if new is None:
             return None
+        if (windows := hook_point.windows) is not None:
+            return windows.split(new.unflatten(1, windows.grid)).reshape(carrier.shape)
         if hook_point.view is whole:
             return new
         copy = carrier.clone()
@@ -83,7 +96,7 @@ def watch_gradient(
     def register(carrier: Tensor) -> None:
         if carrier.requires_grad:
             kept = carrier.detach()
-            carrier.register_hook(lambda grad: see(hook_point.view(kept), hook_point.view(grad)))
+            carrier.register_hook(lambda grad: see(hook_point.see(kept), hook_point.see(grad)))
 
     if hook_point.at == "output":
         return module.register_forward_hook(lambda _module, _args, output: register(output))

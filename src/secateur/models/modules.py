@@ -3,6 +3,7 @@
 Legend: B batch, N tokens, D residual width, H heads, K query/key dims, V value dims per head.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.fx import Proxy
 
 from secateur.models.derived.keyless import KeylessLinear as KeylessLinear
 from secateur.models.derived.scripting import write_attention_, write_linear_
-from secateur.models.statement import Call
+from secateur.models.statement import Call, RelativeVectors
 
 Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -24,8 +25,10 @@ class SlimAttention(nn.Module):
     One fused product gives queries, keys and values; the softmax scale is the dense model's and
     is passed explicitly, since the default of scaled_dot_product_attention would follow the
     pruned width. `call` says how the host calls it. `places_NN` says which of the `entries` of a
-    table of position biases belongs to which pair of tokens, in a buffer called `index`. Gated
-    hosts are refused when a model is read, so gates do not exist here.
+    table of position biases belongs to which pair of tokens, in a buffer called `index`: under the
+    host's own name, a rebuild of the host has these numbers. Of `relative` position vectors the
+    module beside them has the parameters. Gated hosts are refused when a model is read, so gates do
+    not exist here.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class SlimAttention(nn.Module):
         fused_attn: bool = True,
         call: Call = Call(),  # noqa: B008 (frozen)
         rotary: tuple[str, Rotate] | None = None,
+        relative: tuple[RelativeVectors, nn.Module] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -56,6 +60,11 @@ class SlimAttention(nn.Module):
         self.num_heads, self.qk_dim, self.v_dim = num_heads, qk_dim, v_dim
         self.scale, self.fused_attn = scale, fused_attn
         self.call, self.rotary, self.index = call, rotary, index
+        self.relative = None
+        if relative is not None and (stated := relative[0].present(relative[1])) is not None:
+            self.relative = stated
+            for name in (stated.rows, stated.columns):
+                self.register_parameter(name, copy.deepcopy(getattr(relative[1], name)))
         inner = num_heads * (2 * qk_dim + v_dim)
         packed = nn.Linear if key_bias else KeylessLinear
         self.qkv = packed(dim, inner, device=device, dtype=dtype)
@@ -79,18 +88,32 @@ class SlimAttention(nn.Module):
         With `pair`, weights (B, H, N, N) are given beside the output unless the kernel is fused.
         `log_sizes` (B, 1, 1, N) is added to the logits; `seen` is told the mean keys of all heads.
         """
-        x_BND, given = self.call.bound(args, given)
-        q_BHNK, k_BHNK, v_BHNV = self.project(x_BND)
+        x, given = self.call.bound(args, given)
+        sides = x.shape[1:3]
+        q_BHNK, k_BHNK, v_BHNV = self.project(x.flatten(1, 2) if self.call.grid else x)
         if self.rotary is not None and given.get(self.rotary[0]) is not None:
             q_BHNK, k_BHNK = self.rotary[1](q_BHNK, k_BHNK, given[self.rotary[0]])
         if (seen := given.get("seen")) is not None:
             seen["keys"] = k_BHNK.mean(1)
         mask = None if self.call.mask is None else given.get(self.call.mask)
+        if self.relative is not None:
+            mask = self._relative(self.relative, q_BHNK, sides[0], sides[1])
         if (log_sizes := given.get("log_sizes")) is not None:
             mask = log_sizes if mask is None else _added(log_sizes, mask)
         causal = bool(given.get("is_causal", False))
         out_BND, weights = self.attend(q_BHNK, k_BHNK, v_BHNV, mask, causal)
+        out_BND = out_BND.unflatten(1, sides) if self.call.grid else out_BND
         return (out_BND, weights) if self.call.pair else out_BND
+
+    def _relative(self, stated: RelativeVectors, q_BHNK: Tensor, rows: int, columns: int) -> Tensor:
+        """q · R of rows and columns, for each pair of tokens (B, H, N, N)."""
+        r_RRK = stated.vectors(rows, rows, getattr(self, stated.rows))
+        c_CCK = stated.vectors(columns, columns, getattr(self, stated.columns))
+        q_BHRCK = q_BHNK.unflatten(2, (rows, columns))
+        by_row = torch.einsum("bhrck,rsk->bhrcs", q_BHRCK, r_RRK)
+        by_column = torch.einsum("bhrck,cdk->bhrcd", q_BHRCK, c_CCK)
+        bias = by_row[..., :, None] + by_column[..., None, :]
+        return bias.flatten(4, 5).flatten(2, 3)
 
     def project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values by head, normed."""
@@ -167,7 +190,8 @@ class SlimAttention(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """For torch.jit.script."""
-        return write_attention_(self, self.call, self.rotary)
+        own = self.call.grid or self.relative is not None
+        return self if own else write_attention_(self, self.call, self.rotary)
 
 
 def _added(bias: Tensor, mask: Tensor) -> Tensor:

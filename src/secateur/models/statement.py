@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from secateur.models.derived.call import Call as Call
 from secateur.models.derived.call import Names as Names
+from secateur.models.derived.call import PositionBias as PositionBias
+from secateur.models.derived.call import RelativeVectors as RelativeVectors
 from secateur.models.derived.windows import Windows
 
 
@@ -42,15 +44,6 @@ class Separate:
     k: str
     v: str
     by_head: ClassVar[bool] = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionBias:
-    """Biases of the attention logits: parameter (H, T), or (T, H) if `heads` is 1."""
-
-    table: str
-    index: str
-    heads: Literal[0, 1] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +92,8 @@ class AttentionLayer:
 
     `path` leads to the layer from its block, `classes` are the host classes that these facts hold
     for. `heads` and `scale` are attributes (scale None: K^-½); `sizes` says which attributes follow
-    which size: heads, qk, vo, all_qk (H·K), all_vo (H·V). Facts refuse groups: `qk_norm` and
-    `rotary` qk; `gate` (a reader of the stream) and `context_norm` all three.
+    which size: heads, qk, vo, all_qk (H·K), all_vo (H·V). Facts refuse groups: `qk_norm`, `rotary`
+    and `relative` qk; `gate` (a reader of the stream) and `context_norm` all three.
     """
 
     path: str
@@ -115,6 +108,7 @@ class AttentionLayer:
     gate: str | None = None
     position_bias: PositionBias | TabulatedBias | None = None
     rotary: Rotary | None = None
+    relative: RelativeVectors | None = None
     dropout: str | None = None
     dropout_behind: str | None = None
     call: Call = Call()  # noqa: RUF009 (frozen)
@@ -157,8 +151,8 @@ class Residual:
     """x + drop(scale · layer(norm(x))), or with `norm_behind` norm(layer(x)). Paths are in a block.
 
     `layers` are alternatives at the same path, told apart by class. `scale` is a parameter (D,).
-    A layer that works in windows of the grid behind the norm has `windows(block)`, and takes their
-    mask, if the windows are shifted, under its call's keyword.
+    A layer that works in `windows(block)` of the grid behind the norm takes the mask of shifted
+    ones under its call's keyword. With `inside` scale and drop act in them, too.
     With `drop_shared` one dropout serves several steps of the block.
     """
 
@@ -168,6 +162,7 @@ class Residual:
     scale: str | None = None
     drop: str | None = None
     windows: Callable[[Any], Windows | None] | None = None
+    inside: bool = False
     drop_shared: bool = False
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from secateur.errors import UserError
+from secateur.models.checks.refused import why_refused
 
 Matches = Callable[[nn.Module], bool]
 
@@ -33,8 +34,9 @@ def no_family(given: object, matches: Matches, titles: Sequence[str]) -> UserErr
         return UserError(f"{kind.__name__} is itself no model of a known family; {instead}.")
     return UnknownFamilyError(
         f"model class {kind.__module__}.{kind.__qualname__} belongs to no family that secateur can "
-        f"read; known families: {'; '.join(dict.fromkeys(titles))}. For a model of your own, pass "
-        "a statement to secateur.load(model, family=...); secateur.inspect drafts one."
+        f"read{why_refused(given)}; known families: {'; '.join(dict.fromkeys(titles))}. For a "
+        "model of your own, pass a statement to secateur.load(model, family=...); secateur.inspect "
+        "drafts one."
     )
 
 

@@ -14,7 +14,14 @@ from secateur.errors import UserError
 from secateur.models.derived.costs import ends_of, joints_of, prices_of, stand_in, streams_of
 from secateur.models.derived.layout import shape_of
 from secateur.models.derived.members import heads_of, start_of
-from secateur.models.derived.names import linear, member, names_in, optional, present
+from secateur.models.derived.names import (
+    linear,
+    member,
+    names_in,
+    optional,
+    parameter,
+    present,
+)
 from secateur.models.derived.steps import Step, blocks_of, steps_of
 from secateur.models.derived.tokens.merge import merges_of
 from secateur.models.derived.tokens.put import merged_steps, why_no_merging
@@ -248,6 +255,10 @@ def _refusals(module: nn.Module, layer: Layer | None) -> dict[GroupName, str]:
         refusals["qk"] = "rotary position embeddings turn pairs of dims, each at its own frequency"
         if layer.rotary.per_head:
             refusals["heads"] = "each head has rotary position embeddings of its own"
+    if any(parameter(module, path) is not None for path in names_in(layer.relative)):
+        refusals["qk"] = (
+            "position biases are products of the queries with vectors that all heads share"
+        )
     if optional(module, layer.gate) is not None:
         refusals |= dict.fromkeys(every, "the attention output is gated")
     if optional(module, layer.context_norm) is not None:

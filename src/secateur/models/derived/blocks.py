@@ -73,11 +73,12 @@ class PartialBlock(nn.Module):
         if (windows := self.windows.get(residual.path)) is not None:
             windows = windows.on((read.shape[1], read.shape[2]))
             read = windows.split(read)
+            read = read.unflatten(1, windows.size) if call.grid else read
             if call.mask is not None and (mask := windows.mask(read)) is not None:
                 passed[call.mask] = mask
         y = self._layer(residual, read, given, passed)
         y = y[0] if call.pair else y
-        y = y if windows is None else windows.join(y)
+        y = y if windows is None or residual.inside else windows.join(y)
         y = norm(y) if norm is not None and residual.norm_behind else y
         if residual.scale is not None:
             owner, _, _ = residual.scale.rpartition(".")
@@ -86,6 +87,7 @@ class PartialBlock(nn.Module):
             elif (scale := getattr(self, residual.scale, None)) is not None:
                 y = y * scale
         y = y if residual.drop is None else self.get_submodule(residual.drop)(y)
+        y = windows.join(y) if windows is not None and residual.inside else y
         update: Tensor = self.get_submodule(self.passed(residual))(y)
         return update
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.models.derived.members import heads_of, members_of, start_of
-from secateur.models.derived.names import optional, present
+from secateur.models.derived.names import names_in, optional, parameter, present
 from secateur.models.derived.steps import Step
 from secateur.models.statement import AttentionLayer, MlpLayer, Statement
 from secateur.models.types import Cost, Rate, StandInLayer, Stream, StreamTransition
@@ -52,10 +52,14 @@ def prices_of(step: Step) -> dict[str, Rate]:
 
 
 def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict[str, Rate]:
-    n, pairs, attn, weights = step.tokens, step.tokens**2, step.module, step.attention
+    n, pairs, attn = step.tokens, step.tokens**2, step.module
+    sides = step.grid or (0, 0)
     if (windows := step.windows) is not None:
-        n = windows.count * windows.tokens
+        n, sides = windows.count * windows.tokens, windows.size
         pairs = n * windows.tokens
+    relative = [parameter(attn, path) for path in names_in(layer.relative)]
+    more = n * sum(sides) if any(table is not None for table in relative) else 0
+    weights = step.attention
     gate = optional(attn, layer.gate)
     gates = gate.get_parameter("weight").shape[0] if gate is not None else 0
     norms = parameters(*present(attn, *(layer.qk_norm or ())).values())
@@ -69,7 +73,9 @@ def _attention_prices(step: Step, layer: AttentionLayer, per_width: int) -> dict
             base=Cost(params=inner), per_width=Cost(params=per_width + gates, macs=n * gates)
         ),
         "per_head": Rate(base=Cost(params=table), per_width=Cost(macs=head)),
-        "per_qk": Rate(base=Cost(params=in_qk, macs=qk), per_width=Cost(params=2, macs=qk_dim)),
+        "per_qk": Rate(
+            base=Cost(params=in_qk, macs=qk + more), per_width=Cost(params=2, macs=qk_dim)
+        ),
         "per_qk_layer": Rate(base=Cost(params=norms // weights.shape.qk, macs=step.matches)),
         "per_vo": Rate(base=Cost(params=in_vo, macs=vo), per_width=Cost(params=2, macs=vo_dim)),
     }
@@ -133,8 +139,9 @@ def ends_of(stated: Statement, model: nn.Module, steps: list[Step]) -> Cost:
         if step.kind == "linear":
             macs += stand_in(step).cost.macs
     macs += sum(head.weight.numel() for head in heads_of(stated, model).values())
-    if optional(model, stated.tail.pool) is not None and stated.tail.pool_macs is not None:
-        macs += stated.tail.pool_macs(model)
+    pool, pool_macs = stated.tail.pool, stated.tail.pool_macs
+    if pool_macs is not None and (pool is None or optional(model, pool) is not None):
+        macs += pool_macs(model)
     return Cost(params=params, macs=macs)
 
 

@@ -156,13 +156,13 @@ def our_attention(
         context_norm=optional(attn, layer.context_norm),
         entries=0 if table is None else table.shape[1],
         places_NN=weights.places_NN,
-        # WHY: under the host's own name, a rebuild of the host has these numbers.
         index=getattr(layer.position_bias, "index", "position_index").rpartition(".")[2],
         attn_drop=_chance(attn, layer.dropout),
         proj_drop=_chance(attn, layer.dropout_behind),
         fused_attn=fused,
         call=layer.call,
         rotary=None if rotary is None else (rotary.argument, partial(rotary.apply, **settings)),
+        relative=None if layer.relative is None else (layer.relative, attn),
         device=torch.device("meta"),
         dtype=like.dtype,
     )

@@ -3,6 +3,8 @@
 Legend: B batch, N tokens, H heads.
 """
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from secateur.models.derived.blocks import PartialBlock
@@ -28,6 +30,8 @@ def sites_of(step: Step) -> dict[str, HookPoint]:
     assert isinstance(step.layer, AttentionLayer)
     if step.windows is not None:
         sites["input"] = HookPoint(sites["stream"].module, "output" if before else "input", view)
+        if residual.inside and not isinstance(step.owner, PartialBlock):
+            sites["update"] = replace(sites["update"], windows=step.windows)
     if step.unseen:
         return sites
     return sites | _attention_sites(step.path, step.module, step.layer)
