@@ -28,8 +28,8 @@ SHALLOW: dict[str, Any] = {**SIZES, "depth": 2, "mlp_ratio": 4}
 STAGES: dict[str, Any] = {**WINDOWS, "img_size": 32, "mlp_ratio": 4}
 """Two stages with windows of four tokens."""
 
-FEW_BLOCKS: dict[str, Any] = {"depths": (2, 3), "embed_dims": (16, 24), "num_vit": 2}
-HYBRID: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 4}
+FEW_BLOCKS: dict[str, Any] = {"depths": (1, 1, 1, 2), "embed_dims": (8, 16, 24, 32), "num_vit": 1}
+HYBRID: dict[str, Any] = {"embed_dim": 96, "depth": 6, "num_heads": 4}
 WINDOWED: dict[str, Any] = {
     **SHALLOW,
     "num_heads": 2,

@@ -31,8 +31,9 @@ published member (`benchmarks/_support_architectures.py`), and passes through th
   model equals the dense one with the same units held at zero, to 1e-5 (of the largest output where
   that exceeds 1).
 - **prune**: preset `energy` to 70 % of the MACs, or to 90 % where the groups offered allow no more;
-  the counted cost is the predicted one and within the budget.
-- **rotate**: preset `slicegpt` to 70 % of the MACs.
+  the counted cost is the predicted one and within the budget, which units alone meet (without the
+  exact tail).
+- **rotate**: preset `slicegpt` to 80 % of the MACs.
 - **learn**: masks learned for one step and one step of fine-tuning, to the budget of **prune**.
 - **heal**: two steps of the pruned model towards the dense outputs.
 - **save**: the pruned model, saved and loaded, gives the same outputs (to 1e-6 of the largest).

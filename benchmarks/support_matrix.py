@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any
@@ -33,17 +34,26 @@ def fingerprint() -> str:
     found = hashlib.sha256("".join(version(name) for name in HOSTS).encode())
     files = [*sorted((SOURCE / "models").rglob("*.py"))]
     files += sorted((SOURCE / "storage" / "libraries").rglob("*.py"))
-    for path in (*files, *sorted(HERE.glob("_support_[ac]*.py"))):
+    for path in (*files, HERE / "_support_checks.py"):
         found.update(str(path.relative_to(HERE.parent)).encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
+def recipe(name: str) -> str:
+    """How an architecture is built, in words."""
+    build = ARCHITECTURES[name]
+    if isinstance(build, partial):
+        return f"{build.func.__qualname__} {build.args} {build.keywords}"
+    return build.__qualname__
+
+
 def stored(key: str) -> dict[str, dict[str, Any]]:
-    """Rows that were tried under this key, by name."""
+    """Rows that were tried under this key and are still built alike, by name."""
     if not STORE.is_file():
         return {}
     rows = map(json.loads, STORE.read_text(encoding="utf-8").splitlines())
-    return {row["name"]: row for row in rows if row["key"] == key}
+    known = (row for row in rows if row["key"] == key and row["name"] in ARCHITECTURES)
+    return {row["name"]: row for row in known if row["recipe"] == recipe(row["name"])}
 
 
 def fresh(names: list[str], key: str, jobs: int) -> Iterator[dict[str, Any]]:
@@ -51,7 +61,8 @@ def fresh(names: list[str], key: str, jobs: int) -> Iterator[dict[str, Any]]:
     STORE.parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         for done in as_completed([pool.submit(tried, name) for name in names]):
-            row = {**done.result(), "key": key}
+            row = done.result()
+            row |= {"key": key, "recipe": recipe(row["name"])}
             with STORE.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             yield row
