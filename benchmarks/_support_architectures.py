@@ -114,7 +114,7 @@ LEVELS: dict[str, Any] = {
     "depths": [2, 2],
     "num_heads": [2, 4],
     "window_size": 4,
-    "mlp_ratio": 4,
+    "mlp_ratio": 4.0,
 }
 REGISTERS: dict[str, Any] = {"num_register_tokens": 2}
 TEXT: dict[str, Any] = {
@@ -170,7 +170,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "MobileViTForImageClassification": {},
     "LevitForImageClassification": {},
     "PoolFormerForImageClassification": {},
-    "CvtForImageClassification": {"embed_dim": [16, 32, 64], "depth": [1, 1, 1]},
+    "CvtForImageClassification": {},
     "DPTForDepthEstimation": PLAIN
     | {
         "num_hidden_layers": 4,
@@ -197,8 +197,9 @@ def of_transformers(cls: str, settings: dict[str, Any]) -> nn.Module:
 
 def wrapped() -> nn.Module:
     """A model of timm in the wrapper of transformers."""
+    sizes = {key: value for key, value in SHALLOW.items() if key != "num_classes"}
     config = transformers.TimmWrapperConfig(
-        architecture="vit_tiny_patch16_224", model_args=SHALLOW, num_labels=SIZES["num_classes"]
+        architecture="vit_tiny_patch16_224", model_args=sizes, num_labels=SIZES["num_classes"]
     )
     return transformers.TimmWrapperForImageClassification(config)
 
