@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from _readme_measured import measured_table
+from _support_page import PAGE, summary_of
 from torch import nn
 
 import secateur
@@ -74,16 +75,20 @@ def offered(found: Inspection) -> set[str]:
     return units | whole
 
 
+def reason_against(found: Inspection, group: str) -> str | None:
+    """Why no layer of a model offers a group; None where one does."""
+    if group in found.refusals:
+        return found.refusals[group]
+    if group in offered(found):
+        return None
+    told = (branch.refusals[group] for branch in found.branches if group in branch.refusals)
+    return next(told, "no layer has such units")
+
+
 def _cell(found: Inspection, group: str, reasons: dict[str, int]) -> str:
     """Whether a group can be pruned, with the number of the reason if it cannot."""
-    if group in found.refusals:
-        reason = found.refusals[group]
-    elif group in offered(found):
-        return YES
-    else:
-        told = (b.refusals[group] for b in found.branches if group in b.refusals)
-        reason = next(told, "no layer has such units")
-    return f"{NO} {reasons.setdefault(reason, len(reasons) + 1)}"
+    reason = reason_against(found, group)
+    return YES if reason is None else f"{NO} {reasons.setdefault(reason, len(reasons) + 1)}"
 
 
 def presets_table() -> str:
@@ -100,9 +105,15 @@ def presets_table() -> str:
     return "\n".join(lines)
 
 
+def support_table() -> str:
+    """The summary of the support matrix, as its page has it."""
+    return summary_of(PAGE.read_text(encoding="utf-8"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "measured": measured_table,
     "families": families_table,
+    "support": support_table,
     "presets": presets_table,
 }
 

@@ -108,8 +108,8 @@ def write_report(store: Store, args: argparse.Namespace) -> None:
         "`spectral` prunes the weights of ViT-Tiny/16 to a share of its MACs (quick effort, with "
         "the exact class-token tail), then `tome` merges as many tokens in every block as the rest "
         "of the budget asks; nothing is trained, and nothing is fitted again after merging. The "
-        "first column merges tokens alone, the published schedule. Where a column has the share of its "
-        "row, nothing merges. Top-1 in % with one standard error on "
+        "first column merges tokens alone, the published schedule. Where a column has the share of "
+        "its row, nothing merges. Top-1 in % with one standard error on "
         f"{args.limit_eval or 'all 650'} validation images (dense: 82.8 %); in bold the share that "
         "is nearest to the dense model on 128 calibration images apart from the "
         f"{args.images - 128} that `spectral` saw. The last column is paired.",

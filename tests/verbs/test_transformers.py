@@ -13,7 +13,7 @@ from secateur.export import export
 from secateur.masks.settings import LearnSettings
 from secateur.models.outputs import outputs_of
 from secateur.training.heal_and_train import HealSettings
-from tests.hosts import HOSTS, as_made, images_for
+from tests.hosts import HOSTS, as_made, hf, images_for, settled
 
 FINE = {"width": 1, "qk": 2, "vo": 2, "hidden": 4, "heads": 1}
 QUIET = {"steps": 4, "batch_size": 8, "trackers": ()}
@@ -83,3 +83,23 @@ def test_features_decide_where_there_are_no_classes(name: str, preset: str, tmp_
     with torch.no_grad():
         assert torch.equal(outputs_of(again(x)), outputs_of(result.model(x)))
     assert type(again) is type(model)
+
+
+@pytest.mark.parametrize("to", {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}.items())
+def test_files_hold_all_features(to: tuple[str, str], tmp_path: Path) -> None:
+    model = settled(hf("ViTModel", num_hidden_layers=1), "features")
+    assert export(model, to[0], tmp_path / f"model{to[1]}").max_rel < 1e-4
+    assert outputs_of(model(images_for(model, 1))).shape[1] == 18
+
+
+@pytest.mark.parametrize(
+    ("cls", "shows"),
+    [
+        ("ViTModel", True),
+        ("CLIPVisionModelWithProjection", True),
+        ("ViTForImageClassification", False),
+    ],
+)
+def test_features_of_the_stream_keep_its_width(cls: str, shows: bool) -> None:
+    found = secateur.inspect(hf(cls, num_hidden_layers=1))
+    assert ("outputs have the channels" in found.refusals.get("width", "")) is shows

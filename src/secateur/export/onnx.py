@@ -13,6 +13,6 @@ from secateur.measurement.runtimes.onnxruntime import session
 
 @exporters.register("onnx")
 def export_onnx(model: nn.Module, out: Path, input_size: tuple[int, int, int]) -> Parity:
-    """Write `model` to an .onnx file with input "images" and output "logits"."""
+    """Write `model` to an .onnx file with input "images" and output "logits" or "features"."""
     installed("export to onnx", (*PACKAGES, "onnxruntime"))
     return written(model, out, input_size, suffix=".onnx", write=to_onnx, load=session)

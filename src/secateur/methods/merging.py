@@ -1,4 +1,4 @@
-"""Merge tokens: as many in every block, as few as the budget allows, alone or behind smaller weights.
+"""Merge tokens: as many in every block, alone or behind smaller weights.
 
 Legend: B images.
 """

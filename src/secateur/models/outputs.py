@@ -29,7 +29,7 @@ def outputs_of(output: object) -> Tensor:
     logits = getattr(output, "logits", None) if logits is None else logits
     if isinstance(logits, Tensor):
         return logits
-    found = list(_features(output))
+    found = list(features_in(output))
     if not found:
         raise UserError(
             f"a model gives a {type(output).__name__}, in which there are neither logits nor "
@@ -42,16 +42,17 @@ def outputs_of(output: object) -> Tensor:
     return torch.cat([F.pad(t_BTC, (0, widest - t_BTC.shape[-1])) for t_BTC in tokens], dim=1)
 
 
-def _features(output: object) -> Iterator[Tensor]:
+def features_in(output: object) -> Iterator[Tensor]:
+    """All features in what a model returns, one after the other."""
     if isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 1:
         yield output
     elif isinstance(output, Mapping):
         for name, part in output.items():
             if name not in RECORDED:
-                yield from _features(part)
+                yield from features_in(part)
     elif isinstance(output, tuple | list):
         for part in output:
-            yield from _features(part)
+            yield from features_in(part)
 
 
 def _as_tokens(features: Tensor) -> Tensor:

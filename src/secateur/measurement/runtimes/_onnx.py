@@ -1,5 +1,6 @@
 """From a model to an ONNX file: the way to every runtime that is not torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,9 +10,10 @@ from torch.export import Dim, ExportedProgram
 from secateur.errors import UserError
 from secateur.measurement.runtimes._quiet import quiet
 from secateur.models.caches import evaluating
+from secateur.models.outputs import outputs_of
 
 PACKAGES = ("onnx", "onnxscript")
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+INPUT, OUTPUT, FEATURES, BATCH = "images", "logits", "features", "batch"
 
 
 def traced(model: nn.Module, images_BCHW: Tensor) -> tuple[ExportedProgram, bool]:
@@ -32,7 +34,8 @@ def traced(model: nn.Module, images_BCHW: Tensor) -> tuple[ExportedProgram, bool
 def to_onnx(model: nn.Module, images_BCHW: Tensor, path: Path) -> bool:
     """Write `model` to an ONNX file and return whether it takes any number of images.
 
-    Input and output are called "images" and "logits". Weights beyond the 2 GB that a file can
+    Input and output are called "images" and "logits", the first output of a model that gives
+    features of tokens "features". Weights beyond the 2 GB that a file can
     hold go to a second file beside it, called like it with ".data" added. UserError for
     types other than fp32 and fp16.
     """
@@ -42,19 +45,26 @@ def to_onnx(model: nn.Module, images_BCHW: Tensor, path: Path) -> bool:
             "model.float() first."
         )
     program, dynamic = traced(model, images_BCHW)
+    with evaluating(model), torch.no_grad():
+        rows = outputs_of(model(images_BCHW)).ndim == 2
     with torch.no_grad(), quiet():
         converted = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT if rows else FEATURES],
             dynamic_shapes=({0: BATCH},) if dynamic else None,
         )
         if converted is None:
             raise RuntimeError("torch.onnx.export returned no model")
         converted.save(path, external_data=False)
     return dynamic
+
+
+def joined(first: str, outputs: Sequence[Tensor]) -> Tensor:
+    """What `outputs_of` makes of the outputs of a model, from those of its file."""
+    return outputs[0] if first == OUTPUT else outputs_of(tuple(outputs))
 
 
 def shared_onnx(model: nn.Module, images_BCHW: Tensor, folder: Path) -> Path:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.measurement.runtimes import Run, Runtime, runtimes
-from secateur.measurement.runtimes._onnx import BATCH, INPUT, PACKAGES, shared_onnx
+from secateur.measurement.runtimes._onnx import BATCH, INPUT, PACKAGES, joined, shared_onnx
 
 
 def prepare(model: nn.Module, images_BCHW: Tensor, folder: Path) -> Run:
@@ -27,8 +27,11 @@ def session(path: Path, batch: int | None = None) -> Run:
         options.add_free_dimension_override_by_name(BATCH, batch)
     engine = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
+    first = engine.get_outputs()[0].name
+
     def run(images_BCHW: Tensor) -> Tensor:
-        return torch.from_numpy(engine.run(None, {INPUT: images_BCHW.numpy(force=True)})[0])
+        outputs = engine.run(None, {INPUT: images_BCHW.numpy(force=True)})
+        return joined(first, [torch.from_numpy(output) for output in outputs])
 
     return run
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.measurement.runtimes import Run, Runtime, runtimes
-from secateur.measurement.runtimes._onnx import PACKAGES, shared_onnx
+from secateur.measurement.runtimes._onnx import PACKAGES, joined, shared_onnx
 
 
 def prepare(model: nn.Module, images_BCHW: Tensor, folder: Path) -> Run:
@@ -39,11 +39,12 @@ def compiled(path: Path, shape: list[int] | None = None) -> Run:
         # WHY: the default may compute in half precision, which no other runtime here does.
         "INFERENCE_PRECISION_HINT": "f32",
     }
+    first = model.outputs[0].any_name
     request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def run(images_BCHW: Tensor) -> Tensor:
         outputs = request.infer([images_BCHW.numpy(force=True)], share_inputs=True)
-        return torch.from_numpy(outputs[0])
+        return joined(first, [torch.from_numpy(outputs[i]) for i in range(len(outputs))])
 
     return run
 

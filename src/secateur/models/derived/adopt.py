@@ -63,10 +63,18 @@ def _named_ours(stated: Statement, model: nn.Module, names: Collection[str]) -> 
         step
         for step in steps_of(stated, model)
         if isinstance(step.layer, AttentionLayer)
-        and not all(f"{step.path}.{key}" in names for key in step.module.state_dict())
+        and not _tensors(model, step) <= set(names)
         # WHY: a layer that hooks see into became ours when it was cut unevenly, and stays so.
         and (step.unseen or _renamed(step, names))
     ]
+
+
+def _tensors(model: nn.Module, step: Step) -> set[str]:
+    """Names of a layer's tensors, and of those of biases that it shares with others."""
+    held, biases = {step.path: step.module}, getattr(step.layer, "position_bias", None)
+    if isinstance(biases, TabulatedBias) and (common := optional(model, biases.shared)):
+        held[str(biases.shared)] = common
+    return {f"{path}.{key}" for path, module in held.items() for key in module.state_dict()}
 
 
 def _renamed(step: Step, names: Collection[str]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
+import torch
 from torch import nn
 
 from secateur.errors import UserError
@@ -26,6 +27,7 @@ from secateur.models.derived.tokens.merge import merges_of
 from secateur.models.derived.tokens.put import merged_steps, why_no_merging
 from secateur.models.derived.tokens.tail import narrowed, why_no_tail
 from secateur.models.modules import SlimAttention
+from secateur.models.outputs import features_in
 from secateur.models.statement import AttentionLayer, Layer, MlpLayer, Names, Separate, Statement
 from secateur.models.types import Anatomy, Block, Branch, GroupName, Rate
 
@@ -108,7 +110,7 @@ def _classes_of(stated: Statement, model: nn.Module) -> int:
 def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> str | None:
     """Why the streams of this model cannot be made narrower; None if they can."""
     tail = stated.tail
-    if stated.classes is None and not heads_of(stated, model):
+    if stated.classes is None and _shows_its_stream(stated, model):
         return "it has no classifier, and its outputs have the channels of its stream"
     if (pool := optional(model, tail.pool)) is not None:
         return (
@@ -137,6 +139,17 @@ def why_not_narrow(stated: Statement, model: nn.Module, steps: list[Step]) -> st
             "stream"
         )
     return None
+
+
+@torch.no_grad()
+def _shows_its_stream(stated: Statement, model: nn.Module) -> bool:
+    """Whether some features of a model without classes come out past its linear heads."""
+    heads = list(heads_of(stated, model).values())
+    if not heads:
+        return True
+    tokens = stated.prefix(model) + prod(stated.grid(model))
+    stream_BND = heads[0].weight.new_zeros(1, tokens, start_of(stated, model, 0).width)
+    return len(list(features_in(stated.head(model, stream_BND)))) > len(heads)
 
 
 def check(stated: Statement, model: nn.Module) -> list[Step]:
