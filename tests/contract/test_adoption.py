@@ -52,7 +52,8 @@ def test_what_is_pruned_is_saved_loaded_and_exported(
 ) -> None:
     model = MODELS[name]
     x = images_for(model, 16)
-    result = prune(model, x, "85% macs", preset=preset, groups=["vo", "hidden"])
+    groups = ["vo", "hidden"]
+    result = prune(model, x, "85% macs", preset=preset, groups=groups, exact_tail=False)
     result.save(tmp_path / "small")
     again = load(tmp_path / "small")
     with torch.no_grad():

@@ -43,8 +43,7 @@ def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
 def image(vit: VisionTransformer) -> tuple[int, int, int]:
     """Channels, height and width; of a hybrid, its convolutional network sees the channels."""
     first = next(m for m in vit.patch_embed.modules() if isinstance(m, nn.Conv2d))
-    height, width = vit.patch_embed.img_size
-    return first.in_channels, height, width
+    return (first.in_channels, *vit.patch_embed.img_size)
 
 
 def head(vit: VisionTransformer, stream_BND: Tensor) -> Tensor:
