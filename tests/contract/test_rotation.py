@@ -45,6 +45,9 @@ REFUSED = {
     "vit_refined_pool": "pooling head",
     "vit_no_positions": "a norm writes its embedding",
     "clip": "a norm writes its embedding",
+    "hybrid": "a norm writes its embedding",
+    "open_clip_vit": "a norm writes its embedding",
+    "sam": "how its 'neck' uses the stream",
     "hf_clip": "a norm writes its embedding",
     "hf_siglip_features": "no classifier",
     "hf_aimv2_features": "no classifier",
@@ -198,7 +201,7 @@ def test_costs_are_as_predicted_and_gradients_flow(name: str) -> None:
     x = images_for(model, 8)
     result = prune(
         model, x, "50% macs", preset="slicegpt", groups=["width", "hidden"],
-        align=FINE, minimum=FINE,
+        align=FINE, minimum=FINE, exact_tail=False,
     )  # fmt: skip
     assert result.cost == result.before.cost(result.plan.shapes, result.plan.widths)
     found = counted(result.model, result.before.input_size)

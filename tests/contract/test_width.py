@@ -197,7 +197,7 @@ def test_width_competes_with_all_other_groups(allocation: str, unit: str) -> Non
     model = build("deit3")
     result = prune(
         model, images_for(model, 8), f"55% {unit}", preset="magnitude", allocation=allocation,
-        groups=["width", "hidden", "qk", "vo", "heads"], align=FINE, minimum=FINE,
+        groups=["width", "hidden", "qk", "vo", "heads"], align=FINE, minimum=FINE, exact_tail=False,
     )  # fmt: skip
     amount = getattr(result.cost, unit) / getattr(result.before.cost(), unit)
     assert 0.5 < amount <= 0.55

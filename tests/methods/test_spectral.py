@@ -156,7 +156,7 @@ def test_the_writer_before_a_dropped_layer_stands_in_for_it() -> None:
 
     def error(*, replacement: bool) -> float:
         smaller = copy.deepcopy(model)
-        settings = SequentialSettings(replacement=replacement)
+        settings = SequentialSettings(affine=replacement)
         cut_front_to_back_(smaller, model, shapes, as_batches(images, 8), settings)
         assert sum(p.numel() for p in smaller.parameters()) == anatomy.cost(shapes).params
         with torch.no_grad():

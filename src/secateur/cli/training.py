@@ -100,6 +100,7 @@ def alone(function: Callable[..., Answer]) -> Callable[..., Answer]:
     def held(*, out: Path, overwrite: bool, **given: Any) -> Answer:
         from secateur.locks import sole
         from secateur.storage.directories.existing import mend_model, require_place
+        from secateur.storage.directories.places import COMMAND, names_of_places
         from secateur.storage.save import check_out
         from secateur.verbs.training_result import training_folder
 
@@ -107,9 +108,10 @@ def alone(function: Callable[..., Answer]) -> Callable[..., Answer]:
         folder = training_folder(out)
         with sole(folder) if is_first_process() else nullcontext(), _one_voice(out):
             mend_model(out)
-            if (told := _saved_before(out, folder)) is not None and told.get(
-                "command"
-            ) == command():
+            told = _saved_before(out, folder)
+            # WHY: what is saved names folders in the place of paths.
+            asked = names_of_places({COMMAND: command()}, {})
+            if told is not None and told.get(COMMAND) == asked[COMMAND]:
                 return _again(out, folder, told)
             check_out(out, overwrite=overwrite)
             return function(out=out, overwrite=overwrite, **given)
