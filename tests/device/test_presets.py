@@ -15,6 +15,8 @@ FINE = {"qk": 1, "vo": 1, "hidden": 2, "heads": 1, "width": 4}
 UNFIT = {
     ("nbl", "efficientformer_least"): "replacement 'linear' is not offered",
     ("slicegpt", "efficientformer_least"): "one stream through the whole model",
+    ("spectral+tome", "efficientformer_least"): "its head reads every token",
+    ("tome", "efficientformer_least"): "its head reads every token",
 }
 """Presets that refuse a family on any device."""
 UNIFORM_ONLY = ("replaceme", "uidl")
