@@ -29,7 +29,7 @@ import secateur
 from secateur.measurement.counting import counted
 from secateur.models.family import read
 
-WEIGHTS = (100, 90, 80, 70, 60)
+WEIGHTS = (100, 80)
 """Percent of the MACs that pruning of weights leaves before tokens merge."""
 BUDGETS = (80, 70, 60, 50, 40, 30)
 HELD_OUT = 2
