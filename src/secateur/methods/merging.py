@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.allocation.budget import CostBudget
 from secateur.allocation.target import Target, counted_target
@@ -22,7 +22,7 @@ from secateur.models.caches import copy_of, evaluating
 from secateur.models.derived.tokens.merge import pairs_of
 from secateur.models.outputs import outputs_of
 from secateur.models.types import Anatomy
-from secateur.statistics.divergence import loss_for, per_image
+from secateur.statistics.divergence import LossName, loss_for, per_image
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """What pruning the weights may leave of the MACs before tokens merge."""
@@ -113,8 +113,10 @@ class WeightsAndTokens:
         goal = target or counted_target(job.anatomy, job.task.demand, budget)
         fit, held = fit_and_held(job.images.batches)
         trial = replace(job, images=replace(job.images, batches=fit))
+        dense = _outputs(job.model, held)
+        loss = job.images.loss or loss_for(job.anatomy.num_classes)
         tried = (
-            (_apart(job, smaller, held), plan)
+            (_apart(dense, _outputs(smaller, held), loss), plan)
             for plan, smaller in self._tried(trial, prepared, goal)
         )
         best = min(tried, key=lambda one: one[0], default=None)
@@ -156,14 +158,13 @@ def _of_weights(task: Task) -> Task:
     return replace(task, groups=tuple(group for group in task.groups if group != "tokens"))
 
 
-@torch.inference_mode()
-def _apart(job: Job, smaller: nn.Module, held: Batches) -> float:
-    """Mean divergence of a smaller model from the dense one on held-out images."""
-    total, loss = 0.0, job.images.loss
-    with evaluating(job.model), evaluating(smaller):
-        for batch in held:
-            dense_BC = outputs_of(job.model(batch.images_BCHW))
-            small_BC = outputs_of(smaller(batch.images_BCHW))
-            chosen = loss or loss_for(job.anatomy.num_classes)
-            total += float(per_image(dense_BC, small_BC, chosen).sum())
-    return total
+@torch.no_grad()
+def _outputs(model: nn.Module, batches: Batches) -> list[Tensor]:
+    with evaluating(model):
+        return [outputs_of(model(batch.images_BCHW)) for batch in batches]
+
+
+def _apart(dense: list[Tensor], smaller: list[Tensor], loss: LossName) -> float:
+    """Mean divergence of outputs (B, C) from the dense ones, batch by batch."""
+    pairs = zip(dense, smaller, strict=True)
+    return float(torch.cat([per_image(d_BC, s_BC, loss) for d_BC, s_BC in pairs]).mean())
