@@ -91,7 +91,7 @@ def counts(name: str) -> Row:
 def latency(bench: Bench) -> Row:
     """Dense and pruned in turns, eager."""
     result = secateur.prune(
-        bench.model, bench.calibration, BUDGET, preset="energy", seed=bench.seed
+        bench.model, bench.calibration, BUDGET, preset="energy", seed=bench.seed, exact_tail=False
     )
     rows = secateur.bench(
         {"dense": bench.model, "pruned": result.model},
@@ -116,6 +116,7 @@ def whole(bench: Bench, changes: dict[str, str]) -> Row:
             bench.calibration_path,
             BUDGET,
             seed=bench.seed,
+            exact_tail=False,
             limit=bench.images,
             preset=changes["preset"],
             effort=changes.get("effort", "full"),

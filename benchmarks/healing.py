@@ -72,7 +72,9 @@ def pruned(bench: Bench, images: ImageSet, name: str = "", effort: str = "full")
     """The model to heal, made once."""
     out = HERE / "out" / f"healing_pruned{name}_n{bench.images}_seed{bench.seed}"
     if not out.is_dir():
-        secateur.prune(bench.model, images, BUDGET, seed=bench.seed, effort=effort).save(out)
+        secateur.prune(
+            bench.model, images, BUDGET, seed=bench.seed, effort=effort, exact_tail=False
+        ).save(out)
     return secateur.load(out)
 
 

@@ -83,7 +83,13 @@ def measure(cell: tuple[str, ...], args: argparse.Namespace, folder: Path) -> Ro
     given = str(folder / file) if file.endswith(".yaml") else file
     with probing(where):
         found = secateur.prune(
-            bench.model, "digits/train", budget, preset=given, limit=own.images, seed=own.seed
+            bench.model,
+            "digits/train",
+            budget,
+            preset=given,
+            limit=own.images,
+            seed=own.seed,
+            exact_tail=False,
         )
     return bench.scored(found.model)
 

@@ -128,7 +128,9 @@ def _gone(bench: Bench, statistics: Statistics, drop: str, criterion: str) -> se
 
 def _pruned(bench: Bench, budget: str, how: Replacement) -> Row:
     images_NCHW = torch.cat([images for images, _ in bench.calibration])
-    result = prune(bench.model, images_NCHW, budget, preset="layer_drop", replacement=how)
+    result = prune(
+        bench.model, images_NCHW, budget, preset="layer_drop", replacement=how, exact_tail=False
+    )
     gone = sorted(key for key, shape in result.plan.shapes.items() if shape is None)
     return _scored(bench, result.model) | {"gone": gone}
 

@@ -75,7 +75,7 @@ def measure(images: int) -> Row:
     model = timm.create_model(MODEL).eval()
     data = torch.utils.data.DataLoader(_RandomImages(images), batch_size=32)
     begin = time.perf_counter()
-    secateur.prune(model, data, BUDGET, effort="quick")
+    secateur.prune(model, data, BUDGET, effort="quick", exact_tail=False)
     return {
         "images": images,
         "model_bytes": 4 * sum(p.numel() for p in model.parameters()),

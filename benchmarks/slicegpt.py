@@ -75,7 +75,7 @@ def _pruned(bench: Bench, width: int, preset: str, repair: str) -> Row:
     # WHY the small part more: a share that is rounded down would be a width less.
     budget = f"{100 * width / read(model).width + 1e-5:.6f}% width"
     images_NCHW = torch.cat([images for images, _ in bench.calibration])
-    smaller = prune(model, images_NCHW, budget, preset=preset, repair=repair)
+    smaller = prune(model, images_NCHW, budget, preset=preset, repair=repair, exact_tail=False)
     assert smaller.after.width == width
     whole = smaller.cost_dense
     return _scored(

@@ -61,7 +61,14 @@ def measured(bench: Bench, chosen: int, budget: str, way: str) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         preset = Path(folder) / "snp.yaml"
         preset.write_text("\n".join(lines), encoding="utf-8")
-        result = prune(bench.model, images[:chosen], budget, preset=str(preset), seed=bench.seed)
+        result = prune(
+            bench.model,
+            images[:chosen],
+            budget,
+            preset=str(preset),
+            seed=bench.seed,
+            exact_tail=False,
+        )
     macs = result.cost.macs / result.before.cost().macs
     return {**compared(bench.model, result.model, images[chosen:]), **sizes(result), "macs": macs}
 

@@ -117,7 +117,7 @@ def pruned(bench: Bench, method: str, budget: str) -> nn.Module:
     """The model of one cell: every layer keeps the same share."""
     preset = method if method in preset_names() else str(HERE / f"{method}.yaml")
     return secateur.prune(
-        bench.model, bench.calibration, budget, preset=preset, seed=bench.seed
+        bench.model, bench.calibration, budget, preset=preset, seed=bench.seed, exact_tail=False
     ).model
 
 

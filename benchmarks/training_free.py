@@ -124,6 +124,7 @@ def _alone(bench: Bench, method: Method, budget: str) -> Callable[[], nn.Module]
             budget,
             preset=str(method.preset),
             seed=bench.seed,
+            exact_tail=False,
             **method.changes,  # type: ignore[arg-type]
         )
         return result.model
@@ -159,6 +160,7 @@ def _started(bench: Bench, method: Method, budget: str) -> Started:
         budget,
         preset=str(method.preset),
         seed=bench.seed,
+        exact_tail=False,
         **method.changes,  # type: ignore[arg-type]
     )
     task = resolve(check(request), anatomy)
