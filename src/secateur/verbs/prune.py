@@ -199,10 +199,11 @@ def _notes(
     if nothing and anatomy.as_written is None:
         notes.append("The dense model is within the budget already; nothing was removed.")
     if anatomy.as_written is not None:
+        read = "token" if after.tail == 1 else f"{after.tail} tokens"
         notes.append(
-            "Exact tail: behind the last attention only what the head reads is computed, tokens "
-            f"1 to {after.tail} of {after.tokens}; that changes no output. The budget is a share "
-            "of the dense model as it is written."
+            f"Exact tail: the head reads the first {read} of {after.tokens} alone; queries, "
+            "projection and MLP of the last block are computed for no others, which changes no "
+            "output. Percentages are shares of the dense model as it is written."
         )
     if after.stand_ins:
         cost = sum((layer.cost for layer in after.stand_ins), Cost())
